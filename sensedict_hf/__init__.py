@@ -1,0 +1,1 @@
+from .building import build_sense_dictionary

@@ -1,0 +1,148 @@
+"""Senses in the place of a model's contextual embeddings."""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .corpus import tokenizer_fingerprint
+from .modeling_sense_embedding import SenseEmbeddingModel
+
+
+class AttachedSenses:
+    """Keeps senses attached to a model until `remove()` is called or the `with` block ends.
+
+    Attributes:
+        sense_ids: `[batch, positions]`, what the last forward pass chose; None before it.
+    """
+
+    def __init__(self, base: PreTrainedModel, senses: SenseEmbeddingModel, assignment: str | None):
+        self.sense_ids: Tensor | None = None
+        self._senses, self._assignment = senses, assignment
+        self._signature = signature(base.forward)
+        source, self._call = _find_source(base, senses.config.layer, senses.config.hidden_size)
+        self._handles = [
+            base.register_forward_pre_hook(self._remember_inputs, with_kwargs=True),
+            source.register_forward_hook(self._replace),
+        ]
+
+    def _remember_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = {**given.pop("kwargs", {}), **given}
+        self._input_ids, self._mask, self._calls = given.get("input_ids"), given.get("attention_mask"), 0
+        if self._input_ids is None:
+            raise ValueError("senses are chosen by token id: call the model with input_ids, not with inputs_embeds")
+        if self._mask is not None:
+            if self._mask.dim() != 2:
+                raise ValueError(
+                    f"the attention mask has {self._mask.dim()} dimensions: attached senses need one of [batch, positions], to tell "
+                    "padding from text"
+                )
+            self._mask = self._mask[:, -self._input_ids.shape[1] :]  # with a key-value cache the mask covers past positions too
+
+    def _replace(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        self._calls += 1
+        if self._calls - 1 != self._call:
+            return None
+        hidden_states = output if isinstance(output, Tensor) else output[0]
+        result = self._senses(self._input_ids, hidden_states, self._mask, self._assignment)
+        self.sense_ids = result.sense_ids
+        return result.hidden_states if isinstance(output, Tensor) else (result.hidden_states, *output[1:])
+
+    def remove(self) -> None:
+        """Gives the model its own embeddings back."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> "AttachedSenses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def attach_senses(
+    model: PreTrainedModel,
+    senses: SenseEmbeddingModel,
+    *,
+    assignment: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> AttachedSenses:
+    """Makes a model use senses instead of its contextual embeddings, in place; all that follows (pooler, head) sees them.
+
+    Args:
+        model: any encoder or decoder of transformers, bare or with a head. Its forward pass then needs `input_ids`. No gradient
+            flows through the senses.
+        assignment: `hard`, `soft` or `none`; default: the dictionary's.
+        tokenizer: the model's. If given, it is checked against the dictionary's; without it the sizes of the vocabularies are.
+
+    Returns:
+        A handle: `remove()` undoes it, and so does the end of a `with` block.
+
+    Raises:
+        ValueError: the dictionary does not fit the model, or no module yields the vectors of the dictionary's layer.
+    """
+    if hasattr(model, "get_base_model"):  # PEFT
+        model = model.get_base_model()
+    base = model.base_model
+    if base.config.is_encoder_decoder:
+        raise ValueError(f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()")
+    if tokenizer is not None:
+        check_tokenizer(senses, tokenizer)
+    elif base.get_input_embeddings().num_embeddings != senses.config.vocab_size:
+        raise ValueError(
+            f"the model has {base.get_input_embeddings().num_embeddings} tokens, the dictionary {senses.config.vocab_size}: if both use "
+            "the same tokenizer all the same, pass it as tokenizer="
+        )
+    return AttachedSenses(base, senses, assignment)
+
+
+def check_tokenizer(senses: SenseEmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a ValueError if the dictionary was built with another tokenizer."""
+    fingerprint, expected = tokenizer_fingerprint(tokenizer), senses.config.tokenizer_fingerprint
+    if fingerprint != expected:
+        raise ValueError(
+            f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's (fingerprint {expected}, "
+            f"{senses.config.vocab_size} tokens): token ids would mean other words; build the dictionary with this tokenizer"
+        )
+
+
+def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Module, int]:
+    """The module whose output is the hidden state of `layer`, and at which of its calls in a forward pass.
+
+    Found by looking, in a forward pass over four tokens, for the first output that is that very tensor: it holds for every
+    architecture, wherever its pooler or head sits.
+    """
+    outputs: list[tuple[nn.Module, int, Tensor]] = []
+    calls: dict[nn.Module, int] = {}
+
+    def record(module: nn.Module, args: tuple, output: Any) -> None:
+        number = calls[module] = calls.get(module, -1) + 1
+        tensor = output[0] if isinstance(output, tuple) else output
+        if isinstance(tensor, Tensor):
+            outputs.append((module, number, tensor))
+
+    modes = {module: module.training for module in base.modules()}
+    handles = [module.register_forward_hook(record) for module in base.modules() if module is not base]
+    try:
+        base.eval()
+        input_ids = torch.arange(4, device=base.device)[None]
+        with torch.no_grad():
+            result = base(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), output_hidden_states=layer != -1)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    states = (result.last_hidden_state,) if layer == -1 else result.hidden_states
+    if not -len(states) <= layer < len(states):
+        raise ValueError(f"the dictionary is of layer {layer}, {type(base).__name__} has hidden states 0 to {len(states) - 1}")
+    target = states[layer]
+    if target.shape[-1] != width:
+        raise ValueError(f"{type(base).__name__} is {target.shape[-1]} wide, the dictionary {width}: it was built from another model")
+    for module, number, tensor in outputs:
+        if tensor is target or (tensor.data_ptr() == target.data_ptr() and tensor.shape == target.shape):
+            return module, number
+    raise ValueError(f"no module of {type(base).__name__} yields the hidden state of layer {layer}: senses cannot be attached to it")

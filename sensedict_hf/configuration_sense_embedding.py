@@ -1,0 +1,86 @@
+"""What a sense dictionary was made with."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+ASSIGNMENTS = ("hard", "soft", "none")
+SIMILARITIES = ("l2", "cosine", "dot")
+FORMAT_VERSION = 1
+
+
+class SenseEmbeddingConfig(PreTrainedConfig):
+    """Configuration of a [`SenseEmbeddingModel`].
+
+    Args:
+        vocab_size: tokens that the dictionary is keyed by. hidden_size: width of a sense. num_senses: senses in all.
+        senses_dtype: dtype of the stored table: `float16`, `bfloat16` or `float32`.
+        similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
+        assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
+            vector itself.
+        assignment_temperature: of the soft assignment, in units of `distortion`.
+        distortion: mean squared distance between a sample and its sense.
+        base_model_name_or_path, base_model_revision: the teacher. layer: index into the teacher's hidden states (-1: the last).
+        tokenizer_fingerprint: see [`tokenizer_fingerprint`].
+        method: `budget` or `num_senses`, and its value `method_value`.
+        max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
+        sensedict_version, format_version: what wrote it.
+    """
+
+    model_type = "sense_embedding"
+
+    def __init__(
+        self,
+        vocab_size: int = 0,
+        hidden_size: int = 1,
+        num_senses: int = 0,
+        senses_dtype: str = "float32",
+        similarity: str = "l2",
+        assignment: str = "hard",
+        assignment_temperature: float = 0.3,
+        distortion: float = 0.0,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        layer: int = -1,
+        tokenizer_fingerprint: str | None = None,
+        method: str | None = None,
+        method_value: int | None = None,
+        max_samples_per_token: int | None = None,
+        window_length: int | None = None,
+        seed: int | None = None,
+        num_texts: int | None = None,
+        num_tokens: int | None = None,
+        sensedict_version: str | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ):
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+        if assignment not in ASSIGNMENTS:
+            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+        if not assignment_temperature > 0:
+            raise ValueError(f"assignment_temperature is {assignment_temperature}: it must be above 0; hard assignment is its limit")
+        if format_version > FORMAT_VERSION:
+            raise ValueError(f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_senses = num_senses
+        self.senses_dtype = senses_dtype
+        self.similarity = similarity
+        self.assignment = assignment
+        self.assignment_temperature = assignment_temperature
+        self.distortion = distortion
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.layer = layer
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.method = method
+        self.method_value = method_value
+        self.max_samples_per_token = max_samples_per_token
+        self.window_length = window_length
+        self.seed = seed
+        self.num_texts = num_texts
+        self.num_tokens = num_tokens
+        self.sensedict_version = sensedict_version
+        self.format_version = format_version
+        super().__init__(**kwargs)

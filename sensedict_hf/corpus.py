@@ -1,0 +1,198 @@
+"""Texts -> token ids on disk -> windows that fit the model."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, IterableDataset, load_dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# A tokenizer that knows no limit reports a huge number; windows of this many tokens are used then.
+DEFAULT_MAX_LENGTH = 512
+# What a tokenizer does with case, accents, digits, white space, scripts and symbols tells it from others with the same vocabulary.
+PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
+
+Texts = Iterable[str] | Dataset | IterableDataset
+
+
+def read_dataset(source: str | list[str], split: str = "train") -> Dataset:
+    """Reads files (.jsonl, .json, .csv, .parquet or .txt, all of one kind), or the data set of that name.
+
+    Raises:
+        ValueError: a file is missing or of another kind.
+    """
+    paths = [source] if isinstance(source, str) else list(source)
+    if len(paths) == 1 and not Path(paths[0]).suffix and not Path(paths[0]).is_file():
+        return load_dataset(paths[0], split=split)
+    for path in paths:
+        if Path(path).suffix not in FILE_FORMATS:
+            raise ValueError(f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a data set")
+        if not Path(path).is_file():
+            raise ValueError(f"there is no file {path}")
+    formats = {FILE_FORMATS[Path(path).suffix] for path in paths}
+    if len(formats) > 1:
+        raise ValueError(f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind")
+    return load_dataset(formats.pop(), data_files=[os.fspath(path) for path in paths], split="train")
+
+
+def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
+    """Yields the strings of a list, an iterable, or the text column of a data set.
+
+    Raises:
+        ValueError: one string instead of many, no such column, or an entry that is not a string.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
+    for number, row in enumerate(texts):
+        if isinstance(row, dict):
+            if text_column not in row:
+                raise ValueError(f"there is no column {text_column!r}, only {', '.join(row)}: name one with text_column")
+            row = row[text_column]
+        if not isinstance(row, str):
+            raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string")
+        yield row
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of the vocabulary and of what the tokenizer makes of a probe text: equal for two copies of a tokenizer whatever the
+    version of the library, different as soon as token ids would differ."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    content = json.dumps([vocabulary, tokenizer(PROBE, truncation=False)["input_ids"]], ensure_ascii=True)
+    return sha256(content.encode()).hexdigest()[:16]
+
+
+def model_max_length(tokenizer: PreTrainedTokenizerBase, config=None) -> int:
+    """The longest input in tokens: the smaller of what the tokenizer and the model's position table say."""
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or int(1e9)]
+    if getattr(config, "model_type", None) in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet"):
+        limits[1] -= 2  # their positions start behind the padding index
+    limit = min(limits)
+    return DEFAULT_MAX_LENGTH if limit >= int(1e6) else limit
+
+
+@dataclass
+class Windows:
+    """Parts of texts that fit the model; arrays `[windows]`.
+
+    Window w shows the content tokens `start:stop` of text `text`, between the text's special tokens, and owns the positions
+    `own_start:own_stop` of that text (special tokens counted). Every position of a text is owned by exactly one window.
+    """
+
+    text: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    own_start: np.ndarray
+    own_stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass
+class TokenizedCorpus:
+    """Token ids of all texts, special tokens included, one behind the other.
+
+    Attributes:
+        input_ids: `[tokens]`, int32, a memory-mapped file. offsets: `[texts + 1]`.
+        digests: `[texts]`, uint64, of each text's token ids.
+        prefix, suffix: number of special tokens before and behind each text.
+        dropped: number of tokens cut off by truncation.
+    """
+
+    input_ids: np.ndarray
+    offsets: np.ndarray
+    digests: np.ndarray
+    prefix: int
+    suffix: int
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def windows(self, max_length: int) -> Windows:
+        """Cuts texts longer than `max_length` into windows that overlap by a quarter; the middle of an overlap divides the ownership,
+        so that an owned token has context on both sides."""
+        width = max_length - self.prefix - self.suffix
+        stride = width - width // 4
+        content = np.diff(self.offsets) - self.prefix - self.suffix
+        pieces = 1 + np.maximum(0, -(-(content - width) // stride))
+        text = np.repeat(np.arange(len(self)), pieces)
+        number = np.arange(len(text)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        is_first, is_last = number == 0, number == pieces[text] - 1
+        start = np.where(is_last, np.maximum(content[text] - width, 0), number * stride)
+        stop = np.minimum(start + width, content[text])
+        border = (start[1:] + stop[:-1] + 1) // 2 + self.prefix
+        own_start = np.where(is_first, 0, np.concatenate([[0], border]))
+        own_stop = np.where(is_last, np.diff(self.offsets)[text], np.concatenate([border, [0]]))
+        return Windows(text, start, stop, own_start, own_stop)
+
+    def window_ids(self, windows: Windows, index: int) -> np.ndarray:
+        """The token ids of one window, special tokens included; position p of the text is at `p - windows.start[index]`."""
+        begin, end = self.offsets[windows.text[index] : windows.text[index] + 2]
+        ids = self.input_ids[begin:end]
+        if windows.stop[index] - windows.start[index] == len(ids) - self.prefix - self.suffix:
+            return ids
+        content = ids[self.prefix + windows.start[index] : self.prefix + windows.stop[index]]
+        return np.concatenate([ids[: self.prefix], content, ids[len(ids) - self.suffix :]])
+
+
+def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and behind a text."""
+    plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for prefix in range(len(full) - len(plain) + 1):
+        if full[prefix : prefix + len(plain)] == plain:
+            return prefix, len(full) - len(plain) - prefix
+    raise ValueError(f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens; such tokenizers are not supported")
+
+
+def tokenize_corpus(
+    texts: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | os.PathLike,
+    *,
+    text_column: str = "text",
+    truncate_at: int | None = None,
+    batch_size: int = 1000,
+) -> TokenizedCorpus:
+    """Tokenizes a corpus into `directory`, in one pass and with memory for one batch.
+
+    Args:
+        truncate_at: longest text in tokens, special tokens included; what lies behind is dropped and counted. None: no truncation.
+
+    Raises:
+        ValueError: no texts, or a text that is not a string.
+    """
+    prefix, suffix = special_token_counts(tokenizer)
+    path = Path(directory, "input_ids.bin")
+    lengths, digests, dropped = [], [], 0
+    strings = iterate_texts(texts, text_column)
+    total = len(texts) if hasattr(texts, "__len__") else None
+    with open(path, "wb") as file, tqdm(total=total, desc="Tokenizing", unit=" texts", leave=False) as progress:
+        while batch := list(islice(strings, batch_size)):
+            # verbose=False: longer texts than the model takes are expected, windows are cut from them
+            for ids in tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]:
+                if truncate_at is not None and len(ids) > truncate_at:
+                    dropped += len(ids) - truncate_at
+                    ids = ids[: truncate_at - suffix] + ids[len(ids) - suffix :]
+                content = np.asarray(ids, dtype=np.int32).tobytes()
+                lengths.append(len(ids))
+                digests.append(int.from_bytes(blake2b(content, digest_size=8).digest(), "little"))
+                file.write(content)
+            progress.update(len(batch))
+    if not any(lengths):
+        raise ValueError("the corpus is empty: no text holds a token")
+    return TokenizedCorpus(
+        input_ids=np.memmap(path, dtype=np.int32, mode="r"),
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        digests=np.array(digests, dtype=np.uint64),
+        prefix=prefix,
+        suffix=suffix,
+        dropped=dropped,
+    )

@@ -1,0 +1,75 @@
+"""Token ids -> padded batches -> sentence vectors."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+POOLINGS = ("mean", "cls", "last", "max")
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad_token_id: int | None = None) -> tuple[Tensor, Tensor]:
+    """Pads on the right: `input_ids` and `attention_mask`, both `[rows, longest]`, int64."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    input_ids = torch.full(mask.shape, pad_token_id or 0)
+    input_ids[mask] = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
+    return input_ids, mask.long()
+
+
+def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean") -> Tensor:
+    """`[batch, positions, hidden] x [batch, positions] -> [batch, hidden]`, over the positions whose mask is not 0.
+
+    `mean` is the mean of all positions, `cls` the first of them, `last` the last of them, `max` the largest value per dimension.
+
+    Raises:
+        ValueError: unknown pooling, or a row without positions.
+    """
+    mask = attention_mask.bool()
+    if not mask.any(1).all():
+        raise ValueError(f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool")
+    if pooling == "mean":
+        return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).to(hidden_states.dtype)
+    if pooling == "max":
+        return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    if pooling in ("cls", "last"):
+        place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, mask.shape[1] if pooling == "cls" else -1)
+        place = place.amin(1) if pooling == "cls" else place.amax(1)
+        return hidden_states[torch.arange(len(place), device=place.device), place]
+    raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+
+
+def encode_texts(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    pooling: str,
+    max_length: int,
+    batch_size: int,
+    device: torch.device,
+    show_progress: bool = True,
+) -> Tensor:
+    """Sentence vectors `[texts, hidden]`, float32 on the CPU; `forward` maps ids and mask to hidden states. Longer texts are truncated.
+
+    Raises:
+        ValueError: one string instead of a list.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
+    texts = list(texts)
+    rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+    by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    vectors: list[Tensor | None] = [None] * len(rows)
+    quiet = not show_progress or len(rows) <= batch_size
+    for begin in tqdm(range(0, len(rows), batch_size), desc="Encoding", unit=" batches", leave=False, disable=quiet):
+        batch = by_length[begin : begin + batch_size]
+        input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], tokenizer.pad_token_id))
+        with torch.inference_mode():
+            pooled = pool(forward(input_ids, mask).float(), mask, pooling).cpu()
+        for i, vector in zip(batch, pooled):
+            vectors[i] = vector
+    return torch.stack(vectors) if vectors else torch.empty(0, 0)

@@ -1,0 +1,81 @@
+"""Sentence classification on frozen embeddings, by the protocol of MTEB."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+SEED = 42  # MTEB's, so that the draws are the same
+
+
+class ClassificationScores(TypedDict):
+    """Accuracies in 0..1: mean and standard deviation over few-shot draws, and of one classifier on the whole train set."""
+
+    few_shot: float
+    few_shot_std: float
+    full: float
+
+
+def few_shot_draws(labels: Sequence, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED) -> list[np.ndarray]:
+    """The rows that MTEB's classification tasks train on, in their order: one array of indices per draw.
+
+    Each draw shuffles the previous order again with the same generator state and takes the first rows of every label.
+    """
+    labels, order, draws = np.asarray(labels), np.arange(len(labels)), []
+    for _ in range(num_draws):
+        np.random.RandomState(seed).shuffle(order)
+        by_label = order[np.argsort(labels[order], kind="stable")]
+        _, starts = np.unique(labels[by_label], return_index=True)
+        chosen = np.concatenate([part[:samples_per_label] for part in np.split(by_label, starts[1:])])
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        draws.append(chosen[np.argsort(place[chosen])])
+    return draws
+
+
+def evaluate_classification(
+    train_embeddings: np.ndarray,
+    train_labels: Sequence,
+    test_embeddings: np.ndarray,
+    test_labels: Sequence,
+    *,
+    normalize: bool = True,
+    samples_per_label: int = 8,
+    num_draws: int = 10,
+    full: bool = True,
+) -> ClassificationScores:
+    """Logistic regression on embeddings: few-shot as in MTEB, and on the whole train set.
+
+    Args:
+        train_embeddings: `[n, hidden]`. test_embeddings: `[m, hidden]`. train_labels, test_labels: `n` and `m` integers or strings.
+        normalize: divide each embedding by its length.
+        full: also train on the whole train set (else `full` is NaN).
+
+    Raises:
+        ValueError: lengths differ, or a label of the test set is not in the train set.
+    """
+    sets = [("train", train_embeddings, train_labels), ("test", test_embeddings, test_labels)]
+    for name, embeddings, labels in sets:
+        if len(embeddings) != len(labels):
+            raise ValueError(f"{name}: {len(embeddings)} embeddings but {len(labels)} labels")
+    unseen = sorted(set(test_labels) - set(train_labels))
+    if unseen:
+        raise ValueError(f"the test set has labels that the train set has not: {unseen[:5]}; check that both files use the same labels")
+    train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+
+    def accuracy(rows: np.ndarray | slice, **settings: float) -> float:
+        classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], train_labels[rows])
+        return float(classifier.score(test, test_labels))
+
+    scores = [accuracy(rows, max_iter=100) for rows in few_shot_draws(train_labels, samples_per_label, num_draws)]
+    return ClassificationScores(
+        few_shot=float(np.mean(scores)),
+        few_shot_std=float(np.std(scores)),
+        full=accuracy(slice(None), C=10, max_iter=1000) if full else float("nan"),
+    )
+
+
+def _normalized(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,74 @@
+"""The model card that is saved beside every dictionary and student."""
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+USAGE = {
+    "sense_embedding": """\
+import sensedict_hf  # registers the classes
+from transformers import AutoModel
+
+senses = AutoModel.from_pretrained("{name}")
+senses.senses_of("bank")  # one row per sense""",
+    "skd_student": """\
+import sensedict_hf  # registers the classes
+from transformers import AutoModel
+
+student = AutoModel.from_pretrained("{name}")
+vectors = student.encode(["a sentence", "another one"])""",
+}
+
+
+def model_card(config: PreTrainedConfig, name: str = "path/or/repository", license: str | None = None) -> ModelCard:
+    """A card made from the config alone, so that it says nothing that was not measured or set.
+
+    Args:
+        config: of a [`SenseEmbeddingModel`] or a student. name: what `from_pretrained` takes.
+        license: an identifier of the Hub; without one the card says that the teacher's terms and those of the texts decide.
+    """
+    senses = getattr(config, "sense_config", config)
+    teacher = senses.base_model_name_or_path
+    is_student = config.model_type == "skd_student"
+    # Only what looks like a repository may stand in the metadata: the Hub resolves it.
+    repository = teacher if teacher and teacher.count("/") == 1 else None
+    data = ModelCardData(
+        license=license or "other",
+        license_name=None if license else "see-teacher",
+        base_model=repository,
+        library_name="transformers",
+        pipeline_tag="feature-extraction" if is_student else None,
+        tags=["sensedict", "sense-embeddings"] + (["knowledge-distillation"] if is_student else []),
+    )
+    rows = {
+        "teacher": teacher,
+        "revision": senses.base_model_revision,
+        "layer": senses.layer,
+        "senses": f"{senses.num_senses:,} of width {senses.hidden_size}, {senses.senses_dtype}",
+        "similarity": senses.similarity,
+        "placed by": senses.method and f"{senses.method} = {senses.method_value:,}",
+        "corpus": senses.num_texts and f"{senses.num_texts:,} texts, {senses.num_tokens:,} tokens",
+        "samples per token": senses.max_samples_per_token,
+        "mean squared distortion": f"{senses.distortion:.4g}",
+        "seed": senses.seed,
+        "tokenizer": senses.tokenizer_fingerprint,
+        "sensedict_hf": senses.sensedict_version,
+    }
+    if is_student:
+        what = (
+            f"A student with {config.text_config.num_hidden_layers} layers ({config.text_config.model_type}) distilled from {teacher}: for "
+            "each token it picks one of the senses that its teacher has for it. The dictionary of senses is inside."
+        )
+        rows |= {"pooling": config.pooling, "assignment": config.assignment, "objective": config.objective}
+    else:
+        what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
+    title = "Sense-distilled student" if is_student else "Sense dictionary"
+    licence = (
+        f"Licence: {license}."
+        if license
+        else "Licence: this is derived from the teacher's weights and from the texts it was built on; their terms apply to it."
+    )
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{USAGE[config.model_type].format(name=name)}\n```\n\n"
+        f"Needs `pip install sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\n{licence}\n"
+    )

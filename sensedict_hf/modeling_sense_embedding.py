@@ -1,0 +1,242 @@
+"""The sense dictionary as a model."""
+
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput, logging
+
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .model_card import model_card
+from .ragged import assign_senses, sense_cross_entropy
+
+logger = logging.get_logger(__name__)
+
+DICTIONARY_TENSORS = ("senses", "offsets", "usage")
+
+
+class SensePreTrainedModel(PreTrainedModel):
+    """What dictionaries and students share: a folder or repository that holds all they need, tokenizer and model card included, and
+    that is never completed with invented senses."""
+
+    # The senses are looked up, not attended to: any attention implementation of a student's backbone is fine with them.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _tokenizer: PreTrainedTokenizerBase | None = None
+    _tokenizer_source: tuple[str, dict[str, Any]] | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer whose ids the model takes, read from where the model was loaded when it is first asked for."""
+        if self._tokenizer is None:
+            if self._tokenizer_source is None:
+                raise ValueError(f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`")
+            path, options = self._tokenizer_source
+            self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but refuses a checkpoint whose senses are missing or of another size, instead of inventing some.
+
+        Raises:
+            ValueError: the checkpoint does not hold the dictionary that its config describes.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        wrong = [key for key in info["missing_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
+        wrong += [key for key, *_ in info["mismatched_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
+        if wrong:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(wrong))} in the size that its config says: senses cannot be "
+                "initialized; load it with its own config, or build the dictionary again"
+            )
+        options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        model._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """As in transformers; also saves the tokenizer and a model card."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            if self._tokenizer is not None or self._tokenizer_source is not None:
+                self.tokenizer.save_pretrained(save_directory)
+            model_card(self.config).save(f"{save_directory}/README.md")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> CommitInfo:
+        """Uploads what `save_pretrained` writes, the model card included."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            message = commit_message or f"Upload {type(self).__name__}"
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+            )
+
+
+@dataclass
+class SenseEmbeddingOutput(ModelOutput):
+    """
+    Args:
+        hidden_states: `[batch, positions, hidden]`, every vector replaced by a sense of its token.
+        sense_ids: `[batch, positions]`, int64: the best sense among the token's own, -1 where it has none or is masked.
+    """
+
+    hidden_states: Tensor | None = None
+    sense_ids: Tensor | None = None
+
+
+class SenseEmbeddingModel(SensePreTrainedModel):
+    """A sense dictionary: for every token of a vocabulary the few vectors that stand for all its contextual ones.
+
+    Attributes:
+        senses: `[total_senses, hidden]`. offsets: `[vocab + 1]`, int64: the senses of token t are the rows
+            `offsets[t]:offsets[t + 1]`. usage: `[total_senses]`, int64: how often each was the nearest in the corpus.
+    """
+
+    config: SenseEmbeddingConfig
+    config_class = SenseEmbeddingConfig
+    main_input_name = "input_ids"
+    base_model_prefix = "sense_embedding"
+
+    def __init__(self, config: SenseEmbeddingConfig):
+        super().__init__(config)
+        # An explicit dtype stays what it is under from_pretrained(dtype=...): only a table of the file's dtype is memory-mapped.
+        table = torch.zeros(config.num_senses, config.hidden_size, dtype=getattr(torch, config.senses_dtype))
+        self.register_buffer("senses", table)
+        self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64))
+        self.post_init()
+
+    @property
+    def dtype(self) -> torch.dtype:  # there are no parameters to tell it from
+        return self.senses.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.senses.device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        assignment: str | None = None,
+    ) -> SenseEmbeddingOutput:
+        """Replaces contextual vectors by senses.
+
+        Args:
+            input_ids: `[batch, positions]`. hidden_states: `[batch, positions, hidden]`, at the layer of the dictionary.
+            attention_mask: `[batch, positions]`; where it is 0, the vector stays.
+            assignment: `hard`, `soft` or `none`; default: the config's.
+
+        Raises:
+            ValueError: widths or shapes differ, a token id outside the vocabulary, or an unknown assignment.
+        """
+        assignment = assignment or self.config.assignment
+        if assignment not in ("hard", "soft", "none"):
+            raise ValueError(f"unknown assignment {assignment!r}: choose hard, soft or none")
+        tokens = self.selected_tokens(input_ids, hidden_states, attention_mask)
+        vectors, sense_ids = assign_senses(
+            hidden_states.reshape(-1, hidden_states.shape[-1]),
+            tokens,
+            self.senses,
+            self.offsets,
+            self.config.similarity,
+            self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None,
+        )
+        return SenseEmbeddingOutput(
+            hidden_states=hidden_states if assignment == "none" else vectors.view_as(hidden_states),
+            sense_ids=sense_ids.view(input_ids.shape),
+        )
+
+    def cross_entropy(
+        self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy of choosing `sense_ids`, and the choices made; see [`sense_cross_entropy`].
+
+        Args:
+            input_ids, sense_ids: `[batch, positions]`; positions with a negative sense id are not counted.
+            hidden_states: `[batch, positions, hidden]`. temperature: in units of the dictionary's distortion.
+        """
+        tokens = self.selected_tokens(input_ids, hidden_states, sense_ids >= 0)
+        loss, choices = sense_cross_entropy(
+            hidden_states.reshape(-1, hidden_states.shape[-1]),
+            tokens,
+            sense_ids.reshape(-1),
+            self.senses,
+            self.offsets,
+            self.config.similarity,
+            self.score_temperature(temperature),
+        )
+        return loss, choices.view(input_ids.shape)
+
+    def selected_tokens(self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Checks the inputs; the token ids `[batch * positions]`, -1 for those that are masked."""
+        if hidden_states.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"the vectors are {hidden_states.shape[-1]} wide, the senses {self.config.hidden_size}: the dictionary was built from a "
+                f"model of another width ({self.config.base_model_name_or_path})"
+            )
+        if hidden_states.shape[:-1] != input_ids.shape:
+            raise ValueError(f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: positions differ")
+        outside = (input_ids < 0) | (input_ids >= self.config.vocab_size)
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids are {tuple(input_ids.shape)}")
+            outside &= attention_mask.bool()
+        if outside.any():
+            raise ValueError(
+                f"token id {int(input_ids[outside][0])} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens: it "
+                "comes from another tokenizer"
+            )
+        return (input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)).reshape(-1)
+
+    def score_temperature(self, temperature: float) -> float:
+        """A temperature in units of the distortion as one in units of the score (a dictionary of exact samples has no distortion, and
+        1 as its unit)."""
+        return temperature * (self.config.distortion or 1.0)
+
+    def token_id(self, token: int | str) -> int:
+        """The id of a token given as id, as it stands in the vocabulary, or as a word that is a single token.
+
+        Raises:
+            ValueError: the token is not in the vocabulary.
+        """
+        if isinstance(token, str):
+            ids = [self.tokenizer.get_vocab().get(token)]
+            if ids[0] is None:
+                ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+                pieces = " ".join(self.tokenizer.convert_ids_to_tokens(ids))
+                raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
+            return ids[0]
+        if not 0 <= token < self.config.vocab_size:
+            raise ValueError(f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens")
+        return token
+
+    def rows_of(self, token: int | str) -> slice:
+        """The rows of `senses` and `usage` that belong to a token."""
+        first, last = self.offsets[self.token_id(token) :][:2].tolist()
+        return slice(first, last)
+
+    def senses_of(self, token: int | str) -> Tensor:
+        """The senses of a token, `[k, hidden]`; none if it was never seen."""
+        return self.senses[self.rows_of(token)]
