@@ -162,8 +162,13 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.config.similarity,
             self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None,
         )
+        vectors = vectors.view_as(hidden_states)
+        if hidden_states.requires_grad:
+            # Straight through (van den Oord et al., "Neural discrete representation learning", 2017): the choice of a sense passes
+            # its gradient on to the vector that made it. The difference is exactly zero.
+            vectors = vectors + (hidden_states - hidden_states.detach())
         return SenseEmbeddingOutput(
-            hidden_states=hidden_states if assignment == "none" else vectors.view_as(hidden_states),
+            hidden_states=hidden_states if assignment == "none" else vectors,
             sense_ids=sense_ids.view(input_ids.shape),
         )
 

@@ -1,0 +1,75 @@
+"""What a student consists of and was distilled with."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .configuration_sense_embedding import ASSIGNMENTS, SenseEmbeddingConfig
+
+
+class SKDStudentConfig(PreTrainedConfig):
+    """Configuration of a [`SKDStudentModel`] and of its task models.
+
+    Args:
+        text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
+        assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
+            own vectors.
+        pooling: how `encode` makes one vector of a text: `mean`, `cls`, `last` or `max`.
+        max_seq_length: where `encode` truncates, in tokens.
+        teacher_layers: the layers of the teacher that the student started from, if it did.
+        objective: what it was distilled with (None: not yet).
+        classifier_dropout: of the classification head.
+    """
+
+    model_type = "skd_student"
+    sub_configs = {"text_config": AutoConfig, "sense_config": SenseEmbeddingConfig}
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        sense_config: SenseEmbeddingConfig | dict[str, Any] | None = None,
+        assignment: str = "hard",
+        pooling: str = "mean",
+        max_seq_length: int = 512,
+        teacher_layers: list[int] | None = None,
+        objective: str | None = None,
+        classifier_dropout: float = 0.1,
+        **kwargs: Any,
+    ):
+        if assignment not in ASSIGNMENTS:
+            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+        if text_config is None:
+            text_config = CONFIG_MAPPING["bert"]()
+        if isinstance(text_config, dict):
+            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        if sense_config is None:
+            sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
+        if isinstance(sense_config, dict):
+            sense_config = SenseEmbeddingConfig(**sense_config)
+        text_config._name_or_path = ""  # else the path of one machine would be saved
+        self.text_config = text_config
+        self.sense_config = sense_config
+        self.assignment = assignment
+        self.pooling = pooling
+        self.max_seq_length = max_seq_length
+        self.teacher_layers = teacher_layers
+        self.objective = objective
+        self.classifier_dropout = classifier_dropout
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what the student returns, the teacher's."""
+        return self.sense_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:  # the library assigns it when embeddings are resized
+        self.text_config.vocab_size = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.text_config.num_hidden_layers

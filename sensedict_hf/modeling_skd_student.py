@@ -1,0 +1,266 @@
+"""Students: backbone -> projection to the teacher's width -> senses -> head."""
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
+
+from .attaching import check_tokenizer
+from .configuration_skd_student import SKDStudentConfig
+from .encoding import encode_texts, pool
+from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
+from .teachers import Teacher, load_teacher
+
+
+@dataclass
+class SKDStudentOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state: `[batch, positions, teacher's hidden]`, after the assignment of senses.
+        student_hidden_state: the same before it: the student's own vectors, projected to the teacher's width.
+        sense_ids: `[batch, positions]`, the best sense of each token (None for assignment `none`).
+        hidden_states, attentions: of the backbone, if asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    student_hidden_state: Tensor | None = None
+    sense_ids: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class SKDStudentPreTrainedModel(SensePreTrainedModel):
+    config: SKDStudentConfig
+    config_class = SKDStudentConfig
+    base_model_prefix = "student"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+
+
+class SKDStudentModel(SKDStudentPreTrainedModel):
+    """A small model that picks, for each token, the sense its teacher would pick."""
+
+    def __init__(self, config: SKDStudentConfig):
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.text_config)
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler = None  # the senses take the place of what it reads
+        width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
+        self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
+        self.senses = SenseEmbeddingModel(config.sense_config)
+        self.post_init()
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: str | os.PathLike | PreTrainedModel | Teacher,
+        senses: SenseEmbeddingModel,
+        num_hidden_layers: int | Sequence[int] = 2,
+        **config: Any,
+    ) -> "SKDStudentModel":
+        """A student made of layers of its teacher.
+
+        Args:
+            teacher: the model that the dictionary was built from.
+            num_hidden_layers: how many of its first layers, or the indices of the layers to keep.
+            config: fields of [`SKDStudentConfig`].
+
+        Raises:
+            ValueError: the dictionary does not fit the teacher, or there are no such layers.
+        """
+        teacher = load_teacher(teacher)
+        check_teacher(senses, teacher)
+        total = teacher.model.config.num_hidden_layers
+        layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
+        if not layers or not all(0 <= layer < total for layer in layers):
+            raise ValueError(f"num_hidden_layers={num_hidden_layers}: {teacher.name} has layers 0 to {total - 1}")
+        config = {"pooling": teacher.pooling, "max_seq_length": teacher.max_seq_length, "teacher_layers": layers} | config
+        text_config = _keep_layers(teacher.model.config, layers)
+        student = cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
+        weights = _keep_layer_weights(teacher.model, layers)
+        missing, unexpected = student.backbone.load_state_dict(weights, strict=False)
+        unexpected = [key for key in unexpected if not key.startswith("pooler.")]
+        if missing or unexpected:
+            raise ValueError(f"cannot take layers out of {type(teacher.model).__name__}: {missing[:3] + unexpected[:3]} do not match; use from_backbone")
+        return student._adopt(senses, teacher)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
+    ) -> "SKDStudentModel":
+        """A student made of another, smaller model with the teacher's tokenizer; a projection is added if its width is another.
+
+        Args:
+            backbone: a name, a path or a model. senses: the teacher's dictionary. config: fields of [`SKDStudentConfig`].
+
+        Raises:
+            ValueError: the backbone uses another tokenizer than the dictionary.
+        """
+        if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
+            backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
+        backbone = load_teacher(backbone)
+        check_tokenizer(senses, backbone.tokenizer)
+        config = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length} | config
+        text_config = copy.deepcopy(backbone.model.config)
+        student = cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
+        weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
+        student.backbone.load_state_dict(weights)
+        return student._adopt(senses, backbone)
+
+    def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
+        """Takes over the tensors of a dictionary, and the tokenizer and device of a teacher or backbone."""
+        self.senses.load_state_dict(senses.state_dict())
+        self.tokenizer = source.tokenizer
+        return self.to(source.device)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        raise ValueError("a student's vocabulary is that of its dictionary and cannot be changed: build a dictionary with the new tokenizer")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        assignment: str | None = None,
+        **kwargs: Any,
+    ) -> SKDStudentOutput:
+        """
+        Args:
+            input_ids: `[batch, positions]`. attention_mask: `[batch, positions]`.
+            assignment: `hard`, `soft` or `none`; default: the config's.
+            kwargs: for the backbone.
+        """
+        if token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        own = outputs.last_hidden_state if self.projection is None else self.projection(outputs.last_hidden_state)
+        assignment = assignment or self.config.assignment
+        assigned = None if assignment == "none" else self.senses(input_ids, own, attention_mask, assignment)
+        return SKDStudentOutput(
+            last_hidden_state=own if assigned is None else assigned.hidden_states,
+            student_hidden_state=own,
+            sense_ids=None if assigned is None else assigned.sense_ids,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def encode(
+        self, texts: Sequence[str], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
+    ) -> Tensor:
+        """One vector per text, `[texts, teacher's hidden]`, float32, not normalized; longer texts are truncated to
+        `config.max_seq_length`. Puts the model into evaluation mode."""
+        self.eval()
+        return encode_texts(
+            lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
+            self.tokenizer,
+            texts,
+            pooling=self.config.pooling,
+            max_length=self.config.max_seq_length,
+            batch_size=batch_size,
+            device=self.device,
+            show_progress=show_progress,
+        )
+
+
+class SKDStudentForSequenceClassification(SKDStudentPreTrainedModel):
+    """A student with a linear classifier on its pooled senses."""
+
+    # The loss is a mean over the batch, so that Trainer has to divide it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SKDStudentConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.student = SKDStudentModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.sense_config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.student.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        assignment: str | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """
+        Args:
+            input_ids, attention_mask: `[batch, positions]`.
+            labels: `[batch]` classes (cross-entropy), `[batch, num_labels]` floats (binary cross-entropy for each label), or, for
+                `num_labels=1`, `[batch]` numbers (squared error); `config.problem_type` decides if it is set.
+        """
+        outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, **kwargs)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = self.classifier(self.dropout(pool(outputs.last_hidden_state, mask, self.config.pooling)))
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.problem_type or (
+            "regression" if self.num_labels == 1 else "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        )
+        if kind == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view_as(logits.squeeze(-1)))
+        if kind == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels.view(-1))
+
+
+def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
+    """Raises a ValueError if a dictionary cannot have been built from a teacher."""
+    width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
+    if senses.config.hidden_size != width:
+        raise ValueError(
+            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built from "
+            f"{senses.config.base_model_name_or_path}; build one from this teacher"
+        )
+    if not -depth - 1 <= senses.config.layer <= depth:
+        raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
+    check_tokenizer(senses, teacher.tokenizer)
+
+
+def _keep_layers(config: Any, layers: list[int]) -> Any:
+    """A copy of a model's config with only some layers, in every field that has one entry per layer."""
+    config, total = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == total and not name.startswith("_"):
+            setattr(config, name, [value[layer] for layer in layers])
+    config.num_hidden_layers = len(layers)
+    return config
+
+
+def _keep_layer_weights(model: PreTrainedModel, layers: list[int]) -> dict[str, Tensor]:
+    """The state dict of a model with only some layers, renumbered."""
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    if len(stacks) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(stacks)} stacks of {model.config.num_hidden_layers} layers, not one; use from_backbone")
+    prefix, weights = stacks[0] + ".", {}
+    for key, value in model.state_dict().items():
+        if not key.startswith(prefix):
+            weights[key] = value
+            continue
+        number, rest = key[len(prefix) :].split(".", 1)
+        for new, old in enumerate(layers):
+            if old == int(number):
+                weights[f"{prefix}{new}.{rest}"] = value
+    return weights
