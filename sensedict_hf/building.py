@@ -7,13 +7,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.logging import tqdm
 
 from .clustering import cluster_samples
 from .configuration_sense_embedding import SIMILARITIES, SenseEmbeddingConfig
-from .corpus import Texts, TokenizedCorpus, Windows, tokenize_corpus, tokenizer_fingerprint
+from .corpus import Texts, TokenizedCorpus, tokenize_corpus, tokenizer_fingerprint
 from .encoding import pad_batch
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sampling import SamplingPlan, plan_samples
@@ -22,7 +22,9 @@ from .teachers import Teacher, load_teacher
 logger = logging.get_logger(__name__)
 
 DTYPES = ("float16", "bfloat16", "float32")
-DEFAULT_SENSES_PER_TOKEN = 6
+# The default budget: at most this many senses for each token in the texts, and one for this many samples.
+SENSES_PER_TOKEN = 6
+SAMPLES_PER_SENSE = 4
 
 
 def build_sense_dictionary(
@@ -50,8 +52,8 @@ def build_sense_dictionary(
         teacher: a name, a path, a model or a [`Teacher`]. texts: a list or iterable of strings, or a data set with a text column.
         tokenizer: the teacher's, if the teacher does not say where it comes from.
         num_senses: senses for every token (fewer where it has fewer distinct samples).
-        budget: senses in all, placed over the tokens where they lower the squared distance most. Without either, a budget of
-            6 senses for every token that the texts contain.
+        budget: senses in all, placed over the tokens where they lower the squared distance most. Without either, a budget of one
+            sense for every token in the texts and one more for every four samples beyond that, but at most 6 for every token.
         max_samples_per_token: occurrences of a token that are looked at, drawn uniformly from all.
         similarity: `l2`, `cosine` or `dot`; see [`assign_senses`].
         layer: index into the teacher's hidden states; -1: the last.
@@ -73,7 +75,9 @@ def build_sense_dictionary(
     if similarity not in SIMILARITIES:
         raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
     if sample_dtype not in ("float16", "float32") or senses_dtype not in DTYPES:
-        raise ValueError(f"sample_dtype={sample_dtype!r} must be float16 or float32, senses_dtype={senses_dtype!r} one of {', '.join(DTYPES)}")
+        raise ValueError(
+            f"sample_dtype={sample_dtype!r} must be float16 or float32, senses_dtype={senses_dtype!r} one of {', '.join(DTYPES)}"
+        )
     teacher = load_teacher(teacher, tokenizer=tokenizer, device=device)
     fingerprint = tokenizer_fingerprint(teacher.tokenizer)
     if tokenizer is not None and tokenizer_fingerprint(tokenizer) != fingerprint:
@@ -89,7 +93,8 @@ def build_sense_dictionary(
         truncate_at = max_length if truncation else None
         corpus = tokenize_corpus(texts, tokenizer, folder, text_column=text_column, truncate_at=truncate_at)
         if corpus.dropped:
-            logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {corpus.dropped + len(corpus.input_ids):,} tokens")
+            total = corpus.dropped + len(corpus.input_ids)
+            logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
         plan = plan_samples(corpus, vocab_size, max_samples_per_token, seed=seed, exclude=_padding(tokenizer))
         seen = int((plan.counts > 0).sum())
         if budget is not None and budget < seen:
@@ -97,8 +102,10 @@ def build_sense_dictionary(
                 f"budget={budget} is below one sense for each of the {seen:,} different tokens in the texts: give at least {seen}"
             )
         if num_senses is None and budget is None:
-            budget = DEFAULT_SENSES_PER_TOKEN * seen
-        samples = gather_samples(teacher, corpus, plan, folder, max_length=max_length, layer=layer, batch_size=batch_size, dtype=sample_dtype)
+            budget = min(SENSES_PER_TOKEN * seen, seen + (len(plan.positions) - seen) // SAMPLES_PER_SENSE)
+        samples = gather_samples(
+            teacher, corpus, plan, folder, max_length=max_length, layer=layer, batch_size=batch_size, dtype=sample_dtype
+        )
         found = cluster_samples(
             samples,
             plan.offsets,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .ragged import assign_senses
 
@@ -146,7 +146,7 @@ def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, similar
         centre). labels: `[n]`, the nearest centre. distance: `[n]`, squared (between unit vectors for cosine).
     """
     centres = x.new_zeros(int(offsets[-1]), x.shape[1])
-    for iteration in range(REFINE_ITERATIONS + 1):
+    for _ in range(REFINE_ITERATIONS + 1):
         sizes = torch.bincount(labels, minlength=len(centres))
         # Sorted segments, not scattered additions: the same sum on every run, on a GPU too.
         sums = torch.segment_reduce(x[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0, unsafe=True)

@@ -13,7 +13,7 @@ class SKDStudentConfig(PreTrainedConfig):
     Args:
         text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
         assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
-            own vectors.
+            own vectors. Default: `none` after distillation by regression alone (objective `mse`), else the dictionary's.
         pooling: how `encode` makes one vector of a text: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
         teacher_layers: the layers of the teacher that the student started from, if it did.
@@ -28,7 +28,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         sense_config: SenseEmbeddingConfig | dict[str, Any] | None = None,
-        assignment: str = "hard",
+        assignment: str | None = None,
         pooling: str = "mean",
         max_seq_length: int = 512,
         teacher_layers: list[int] | None = None,
@@ -36,7 +36,7 @@ class SKDStudentConfig(PreTrainedConfig):
         classifier_dropout: float = 0.1,
         **kwargs: Any,
     ):
-        if assignment not in ASSIGNMENTS:
+        if assignment not in (None, *ASSIGNMENTS):
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
@@ -61,6 +61,11 @@ class SKDStudentConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """Width of what the student returns, the teacher's."""
         return self.sense_config.hidden_size
+
+    @property
+    def default_assignment(self) -> str:
+        """What is assigned unless a call says otherwise."""
+        return self.assignment or ("none" if self.objective == "mse" else self.sense_config.assignment)
 
     @property
     def vocab_size(self) -> int:

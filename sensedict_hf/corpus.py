@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # A tokenizer that knows no limit reports a huge number; windows of this many tokens are used then.
@@ -149,7 +149,7 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:
             return prefix, len(full) - len(plain) - prefix
-    raise ValueError(f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens; such tokenizers are not supported")
+    raise ValueError(f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens: not supported")
 
 
 def tokenize_corpus(

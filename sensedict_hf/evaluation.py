@@ -1,10 +1,11 @@
-"""Sentence classification on frozen embeddings, by the protocol of MTEB."""
+"""Sentence classification on frozen embeddings, by the protocol of MTEB; agreement of found senses with annotated ones."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, v_measure_score
 
 SEED = 42  # MTEB's, so that the draws are the same
 
@@ -74,6 +75,34 @@ def evaluate_classification(
         few_shot=float(np.mean(scores)),
         few_shot_std=float(np.std(scores)),
         full=accuracy(slice(None), C=10, max_iter=1000) if full else float("nan"),
+    )
+
+
+class SenseAgreement(TypedDict):
+    """Means over tokens, weighted by their occurrences: 1 for the same partition, 0 for an unrelated one."""
+
+    v_measure: float
+    adjusted_rand: float
+
+
+def sense_agreement(token_ids: Sequence[int], found: Sequence[int], annotated: Sequence) -> SenseAgreement:
+    """How well found senses agree with annotated ones: V-measure (Rosenberg and Hirschberg, EMNLP 2007) and adjusted Rand index
+    (Hubert and Arabie, Journal of Classification 2, 1985) for each token that has at least two annotated senses.
+
+    Args:
+        token_ids, found, annotated: `n` occurrences: token, sense that was found for it, annotated sense.
+
+    Raises:
+        ValueError: no token has two annotated senses.
+    """
+    token_ids, found, annotated = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
+    groups = [rows for token in np.unique(token_ids) if len(set(annotated[rows := np.flatnonzero(token_ids == token)])) > 1]
+    if not groups:
+        raise ValueError(f"none of the {len(set(token_ids.tolist()))} tokens has two annotated senses: there is nothing to compare")
+    weights = [len(rows) for rows in groups]
+    return SenseAgreement(
+        v_measure=float(np.average([v_measure_score(annotated[rows], found[rows]) for rows in groups], weights=weights)),
+        adjusted_rand=float(np.average([adjusted_rand_score(annotated[rows], found[rows]) for rows in groups], weights=weights)),
     )
 
 

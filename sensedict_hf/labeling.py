@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .corpus import Texts, tokenize_corpus
 from .encoding import pad_batch

@@ -58,7 +58,7 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
             f"A student with {config.text_config.num_hidden_layers} layers ({config.text_config.model_type}) distilled from {teacher}: for "
             "each token it picks one of the senses that its teacher has for it. The dictionary of senses is inside."
         )
-        rows |= {"pooling": config.pooling, "assignment": config.assignment, "objective": config.objective}
+        rows |= {"pooling": config.pooling, "assignment": config.default_assignment, "objective": config.objective}
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)

@@ -86,9 +86,7 @@ class SensePreTrainedModel(PreTrainedModel):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             message = commit_message or f"Upload {type(self).__name__}"
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
-            )
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr)
 
 
 @dataclass
@@ -172,9 +170,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             sense_ids=sense_ids.view(input_ids.shape),
         )
 
-    def cross_entropy(
-        self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of choosing `sense_ids`, and the choices made; see [`sense_cross_entropy`].
 
         Args:

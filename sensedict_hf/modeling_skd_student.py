@@ -89,7 +89,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         missing, unexpected = student.backbone.load_state_dict(weights, strict=False)
         unexpected = [key for key in unexpected if not key.startswith("pooler.")]
         if missing or unexpected:
-            raise ValueError(f"cannot take layers out of {type(teacher.model).__name__}: {missing[:3] + unexpected[:3]} do not match; use from_backbone")
+            wrong = ", ".join((missing + unexpected)[:5])
+            raise ValueError(f"cannot take layers out of {type(teacher.model).__name__} ({wrong} do not match): use from_backbone")
         return student._adopt(senses, teacher)
 
     @classmethod
@@ -125,7 +126,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        raise ValueError("a student's vocabulary is that of its dictionary and cannot be changed: build a dictionary with the new tokenizer")
+        raise ValueError("a student's vocabulary is that of its dictionary: build a dictionary with the new tokenizer")
 
     def forward(
         self,
@@ -145,7 +146,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             kwargs["token_type_ids"] = token_type_ids
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         own = outputs.last_hidden_state if self.projection is None else self.projection(outputs.last_hidden_state)
-        assignment = assignment or self.config.assignment
+        assignment = assignment or self.config.default_assignment
         assigned = None if assignment == "none" else self.senses(input_ids, own, attention_mask, assignment)
         return SKDStudentOutput(
             last_hidden_state=own if assigned is None else assigned.hidden_states,
@@ -155,9 +156,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
-    def encode(
-        self, texts: Sequence[str], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
-    ) -> Tensor:
+    def encode(self, texts: Sequence[str], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True) -> Tensor:
         """One vector per text, `[texts, teacher's hidden]`, float32, not normalized; longer texts are truncated to
         `config.max_seq_length`. Puts the model into evaluation mode."""
         self.eval()
@@ -212,12 +211,11 @@ class SKDStudentForSequenceClassification(SKDStudentPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type or (
-            "regression" if self.num_labels == 1 else "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        )
-        if kind == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view_as(logits.squeeze(-1)))
-        if kind == "multi_label_classification":
+        kind = self.config.problem_type
+        if kind == "regression" or (kind is None and self.num_labels == 1):
+            logits = logits.squeeze(-1)
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return F.cross_entropy(logits, labels.view(-1))
 
@@ -253,7 +251,8 @@ def _keep_layer_weights(model: PreTrainedModel, layers: list[int]) -> dict[str, 
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
     ]
     if len(stacks) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(stacks)} stacks of {model.config.num_hidden_layers} layers, not one; use from_backbone")
+        total = model.config.num_hidden_layers
+        raise ValueError(f"{type(model).__name__} has {len(stacks)} stacks of {total} layers, not one: use from_backbone")
     prefix, weights = stacks[0] + ".", {}
     for key, value in model.state_dict().items():
         if not key.startswith(prefix):

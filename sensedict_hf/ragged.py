@@ -19,6 +19,8 @@ from .configuration_sense_embedding import SIMILARITIES
 # single token has more: 16 MB each, whatever the size of the batch and of the dictionary.
 MAX_PAIRS = 1 << 22
 MAX_ELEMENTS = 1 << 22
+# Where small dense products one after the other are fastest; elsewhere all pairs are gathered, without a wait for each token.
+LOOP_DEVICES = ("cpu",)
 
 
 class Assignment(NamedTuple):
@@ -65,7 +67,7 @@ class _Chunk:
 
     def dot(self, queries: Tensor, keys: Tensor) -> Tensor:
         """`[m, hidden] x [total, hidden] -> [pairs]`: the dot product of every pair."""
-        if queries.device.type != "cpu":
+        if queries.device.type not in LOOP_DEVICES:
             return (queries[self.owner] * keys[self.pair_rows()]).sum(-1)
         flat = queries.new_empty(len(self.owner))
         for at, rows, pairs in self.blocks():
@@ -74,7 +76,7 @@ class _Chunk:
 
     def combine(self, weights: Tensor, keys: Tensor) -> Tensor:
         """`[pairs] x [total, hidden] -> [m, hidden]`: for every position the weighted sum of its token's rows."""
-        if weights.device.type != "cpu":
+        if weights.device.type not in LOOP_DEVICES:
             return self.reduce(weights[:, None] * keys[self.pair_rows()], "sum")
         out = weights.new_empty(len(self.positions), keys.shape[1])
         for at, rows, pairs in self.blocks():

