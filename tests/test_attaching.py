@@ -1,0 +1,109 @@
+import pytest
+import torch
+from conftest import SIZES, make_model, make_tokenizer
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5Model,
+)
+
+from sensedict_hf import Teacher, attach_senses, build_sense_dictionary
+
+
+def batch_of(teacher, texts):
+    return teacher.tokenizer(texts[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
+
+
+def count_hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_hidden_states_are_the_nearest_senses_until_removed(teacher, texts, layer):
+    senses = build_sense_dictionary(teacher, texts, budget=90, layer=layer)
+    batch = batch_of(teacher, texts)
+    before = teacher.model(**batch, output_hidden_states=True)
+    expected = senses(batch["input_ids"], before.hidden_states[layer], batch["attention_mask"])
+    hooks = count_hooks(teacher.model)
+    handle = attach_senses(teacher.model, senses)
+    during = teacher.model(**batch)
+    if layer == -1:
+        assert torch.equal(during.last_hidden_state, expected.hidden_states)
+    else:
+        assert not torch.allclose(during.last_hidden_state, before.last_hidden_state)
+    assert torch.equal(handle.sense_ids, expected.sense_ids)
+    handle.remove()
+    assert torch.equal(teacher.model(**batch).last_hidden_state, before.last_hidden_state)
+    assert count_hooks(teacher.model) == hooks
+
+
+def test_the_pooler_inside_bert_and_a_head_see_the_senses(tokenizer, texts):
+    model = BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=64)).eval()
+    teacher = Teacher(model.bert, tokenizer, name="tiny")
+    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    batch = batch_of(teacher, texts)
+    hidden = senses(batch["input_ids"], model.bert(**batch).last_hidden_state, batch["attention_mask"]).hidden_states
+    expected = model.classifier(model.bert.pooler(hidden))
+    with attach_senses(model, senses, tokenizer=tokenizer):
+        assert torch.equal(model(batch["input_ids"], batch["attention_mask"]).logits, expected)
+    assert not torch.allclose(model(**batch).logits, expected)
+
+
+def test_training_mode_is_kept(bert, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    bert.model.train()
+    bert.model.encoder.eval()
+    attach_senses(bert.model, senses)
+    assert bert.model.training and bert.model.embeddings.training and not bert.model.encoder.training
+
+
+def test_layers_shared_as_in_albert(tokenizer, texts):
+    """One module runs once for every layer: only its last run may be replaced."""
+    sizes = dict(vocab_size=32, hidden_size=16, embedding_size=16, num_attention_heads=2, intermediate_size=32)
+    model = AlbertModel(AlbertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=64)).eval()
+    teacher = Teacher(model, tokenizer, name="albert")
+    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    batch = batch_of(teacher, texts)
+    expected = senses(batch["input_ids"], model(**batch).last_hidden_state, batch["attention_mask"]).hidden_states
+    with attach_senses(model, senses):
+        assert torch.equal(model(**batch).last_hidden_state, expected)
+
+
+def test_generation_with_a_cache_and_left_padding(tokenizer, texts):
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)).eval()
+    teacher = Teacher(model.model, tokenizer, name="tiny")
+    senses = build_sense_dictionary(teacher, texts, num_senses=3)
+    tokenizer.padding_side = "left"
+    batch = batch_of(teacher, texts)
+    with attach_senses(model, senses):
+        cached = model.generate(**batch, max_new_tokens=5, do_sample=False, use_cache=True)
+        plain = model.generate(**batch, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+
+
+def test_refusals(bert, texts, tokenizer):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    with pytest.raises(ValueError, match="fingerprint"):
+        attach_senses(bert.model, senses, tokenizer=make_tokenizer(["x"] + [f"y{i}" for i in range(27)]))
+    wide = make_model("bert").__class__(BertConfig(**{**SIZES, "hidden_size": 8}))
+    with pytest.raises(ValueError, match="is 8 wide, the dictionary 16"):
+        attach_senses(wide, senses)
+    larger = make_model("bert").__class__(BertConfig(**{**SIZES, "vocab_size": 40}))
+    with pytest.raises(ValueError, match="the model has 40 tokens, the dictionary 32"):
+        attach_senses(larger, senses)
+    attach_senses(larger, senses, tokenizer=tokenizer).remove()
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        attach_senses(T5Model(T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), senses)
+    with attach_senses(bert.model, senses):
+        with pytest.raises(ValueError, match="input_ids, not with inputs_embeds"):
+            bert.model(inputs_embeds=torch.randn(1, 3, 16))
+        with pytest.raises(ValueError, match="4 dimensions"):
+            bert.model(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 1, 3, 3))
+    senses.config.layer = 9
+    with pytest.raises(ValueError, match="layer 9, BertModel has hidden states 0 to 4"):
+        attach_senses(bert.model, senses)

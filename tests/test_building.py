@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, make_model, make_tokenizer
+from datasets import Dataset
+
+from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
+
+
+def test_one_sense_is_the_mean_of_all_vectors_of_a_token(teacher, texts):
+    senses = build_sense_dictionary(teacher, texts, num_senses=1, senses_dtype="float32", sample_dtype="float32", batch_size=7)
+    sums, counts = torch.zeros(32, 16), torch.zeros(32)
+    for text in texts:
+        ids = torch.tensor([teacher.tokenizer(text)["input_ids"]])
+        sums.index_add_(0, ids[0], teacher.last_hidden_state(ids)[0])
+        counts += torch.bincount(ids[0], minlength=32)
+    for token in range(32):
+        assert len(senses.senses_of(token)) == (counts[token] > 0)
+        if counts[token]:
+            torch.testing.assert_close(senses.senses_of(token)[0], sums[token] / counts[token], rtol=1e-4, atol=1e-5)
+            assert senses.usage[senses.rows_of(token)].item() == counts[token]
+
+
+def test_same_bytes_for_the_same_seed(bert, texts):
+    first, second = (build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15, seed=1) for _ in range(2))
+    other = build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers()))
+    assert not torch.equal(first.senses, other.senses)
+
+
+def test_batch_size_and_order_hardly_matter(bert, texts):
+    first = build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15)
+    second = build_sense_dictionary(bert, texts[::-1], budget=90, max_samples_per_token=15, batch_size=3)
+    assert first.config.distortion == pytest.approx(second.config.distortion, rel=0.02)
+    assert len(first.senses) == len(second.senses) == 90
+
+
+def test_every_kind_of_corpus(bert, texts, teacher_folder):
+    expected = build_sense_dictionary(bert, texts, budget=90)
+    corpora = [
+        (text for text in texts),
+        Dataset.from_dict({"text": texts}),
+        Dataset.from_dict({"text": texts}).to_iterable_dataset(),
+    ]
+    for corpus in corpora:
+        assert torch.equal(build_sense_dictionary(bert, corpus, budget=90).senses, expected.senses)
+    for teacher in (str(teacher_folder), load_teacher(teacher_folder).model):
+        senses = build_sense_dictionary(teacher, texts, budget=90)
+        assert torch.equal(senses.senses, expected.senses) and senses.config.base_model_name_or_path == "teacher"
+
+
+def test_long_texts_are_cut_into_windows(bert):
+    long = " ".join(np.random.default_rng(0).choice(WORDS, 500))
+    senses = build_sense_dictionary(bert, [long], num_senses=3)
+    assert senses.config.num_tokens == 502 == senses.usage.sum()
+    cut = build_sense_dictionary(bert, [long], num_senses=3, max_length=16, truncation=True)
+    assert cut.config.num_tokens == 16
+
+
+def test_default_budget(bert, texts):
+    senses = build_sense_dictionary(bert, texts)
+    seen, tokens = int((senses.offsets.diff() > 0).sum()), senses.config.num_tokens
+    assert len(senses.senses) == min(6 * seen, seen + (tokens - seen) // 4)
+
+
+def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
+    """A teacher whose vector depends on the token before: every token has as many senses as neighbours it was seen with."""
+
+    vectors = 10 * torch.randn(32, 16)
+
+    class Neighbours(Teacher):
+        def hidden_states(self, input_ids, attention_mask=None, layer=-1):
+            before = torch.nn.functional.pad(input_ids[:, :-1], (1, 0))
+            return vectors[before] + 0.01 * torch.randn(*input_ids.shape, 16)
+
+    texts = ["w1 w2 w3 w2", "w3 w2 w5", "w5 w2"] * 20
+    teacher = Neighbours(make_model("bert"), tokenizer, name="neighbours", max_window=64)
+    senses = build_sense_dictionary(teacher, texts, budget=11)
+    expected = {"[CLS]": 1, "[SEP]": 2, "w1": 1, "w2": 3, "w3": 2, "w5": 2}
+    assert {token: len(senses.senses_of(token)) for token in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 5}, r"budget=5 is below one sense for each of the 30 different tokens"),
+        ({"budget": 90, "num_senses": 2}, "give one of them"),
+        ({"num_senses": 0}, "num_senses=0: it must be at least 1"),
+        ({"similarity": "euclid"}, "unknown similarity 'euclid': choose one of l2, cosine, dot"),
+        ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
+        ({"max_length": 65}, "max_length=65: tiny-bert takes 8 to 64 tokens"),
+        ({"senses_dtype": "int4"}, "senses_dtype='int4'"),
+    ],
+)
+def test_bad_settings(bert, texts, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_sense_dictionary(bert, texts, **settings)
+
+
+def test_bad_input(bert, texts):
+    with pytest.raises(ValueError, match="corpus is empty"):
+        build_sense_dictionary(bert, [])
+    with pytest.raises(ValueError, match="tokenizer is not the teacher's"):
+        build_sense_dictionary(bert, texts, tokenizer=make_tokenizer(WORDS[:5]))
+    bert.model.encoder.layer[3].output.LayerNorm.bias.data[0] = 1e5
+    with pytest.raises(ValueError, match="too large for float16: use sample_dtype='float32'"):
+        build_sense_dictionary(bert, texts)
+    bert.model.encoder.layer[3].output.LayerNorm.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite vectors for text"):
+        build_sense_dictionary(bert, texts)
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_invented(bert, tmp_path):
+    state = {key: value for key, value in bert.model.state_dict().items() if "layer.3" not in key and "pooler" not in key}
+    bert.model.save_pretrained(tmp_path, state_dict=state)
+    bert.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks weights of BertModel, which would be random: encoder.layer.3"):
+        load_teacher(tmp_path)

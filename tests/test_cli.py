@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from transformers import AutoModel
+
+from sensedict_hf.cli import main
+
+
+@pytest.fixture
+def files(texts, tmp_path):
+    """Texts labelled by whether their first word is among the more frequent half."""
+    rows = [json.dumps({"text": text, "label": int(int(text.split()[0][1:]) > 18)}) for text in texts]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[:40]))
+    (tmp_path / "test.jsonl").write_text("\n".join(rows[40:]))
+    return str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
+    train, test = files
+    senses, student, scores = tmp_path / "senses", tmp_path / "student", tmp_path / "scores.json"
+    status, out, _ = run(capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", senses)
+    assert status == 0 and "90 senses of 29 tokens, from 40 texts" in out
+    assert len(AutoModel.from_pretrained(senses).senses) == 90
+
+    distill = ["distill", "--teacher", teacher_folder, "--senses", senses, "--texts", train, "--epochs", 1]
+    status, out, _ = run(capsys, *distill, "--num-hidden-layers", 1, "--output", student)
+    assert status == 0 and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
+    status, out, _ = run(capsys, *distill, "--layers", 0, 3, "--objective", "mse", "--output", tmp_path / "mse")
+    assert status == 0 and AutoModel.from_pretrained(tmp_path / "mse").config.teacher_layers == [0, 3]
+    status, out, _ = run(capsys, *distill, "--backbone", teacher_folder, "--assignment", "soft", "--output", tmp_path / "other")
+    assert status == 0 and AutoModel.from_pretrained(tmp_path / "other").config.assignment == "soft"
+
+    results = {}
+    for name, arguments in {
+        "teacher": ["--model", teacher_folder],
+        "quantized": ["--model", teacher_folder, "--senses", senses],
+        "student": ["--model", student],
+        "raw": ["--model", student, "--assignment", "none"],
+    }.items():
+        status, out, _ = run(capsys, "evaluate", *arguments, "--train", train, "--test", test, "--output", scores)
+        results[name] = json.loads(scores.read_text())
+        assert status == 0 and {"few_shot", "few_shot_std", "full"} <= results[name].keys()
+        assert f"{results[name]['full']:.4f}" in out and "| few-shot" in out
+    assert results["teacher"]["few_shot"] != results["quantized"]["few_shot"]
+    assert results["student"]["few_shot"] != results["raw"]["few_shot"]
+
+    for folder in (senses, student):
+        status, out, _ = run(capsys, "inspect", folder, "w25", "--texts", train, "--teacher", teacher_folder)
+        assert status == 0 and "sense 0:" in out and "[w25]" in out
+    assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--budget", 5, "--texts", "TRAIN"], "budget=5 is below one sense for each"),
+        (["build", "--texts", "none.jsonl"], "there is no file none.jsonl"),
+        (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_path, arguments, message):
+    places = {"TRAIN": files[0], "TEACHER": teacher_folder}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    if arguments[0] == "evaluate":
+        arguments += ["--model", teacher_folder]
+    else:
+        arguments += ["--teacher", teacher_folder, "--output", tmp_path / "out"]
+    status, _, err = run(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("sensedict ")]
+    assert status == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_inspect_errors(capsys, files, teacher_folder, tmp_path):
+    run(capsys, "build", "--teacher", teacher_folder, "--texts", files[0], "--output", tmp_path / "senses")
+    for token, message in [("banana", "is not one token"), ("[PAD]", "has no senses")]:
+        status, _, err = run(capsys, "inspect", tmp_path / "senses", token)
+        assert status == 2 and message in err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in ("build", "distill", "evaluate", "inspect", "demo"))

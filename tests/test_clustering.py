@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from sensedict_hf import clustering
+from sensedict_hf.clustering import cluster_samples
+from sensedict_hf.ragged import assign_senses
+
+
+def csr(parts):
+    return np.concatenate(parts).astype(np.float32), np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+
+@pytest.fixture
+def planted():
+    """Five tokens with 1 to 5 well separated senses, of 12 samples each."""
+    generator = np.random.default_rng(0)
+    labels = [np.repeat(np.arange(number), 12) for number in range(1, 6)]
+    return *csr([10 * generator.normal(size=(5, 8))[label] + generator.normal(size=(len(label), 8)) * 0.1 for label in labels]), labels
+
+
+def test_budget_goes_where_the_senses_are(planted):
+    samples, offsets, labels = planted
+    found = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
+    assert found.offsets.diff().tolist() == [1, 2, 3, 4, 5]
+    tokens = torch.from_numpy(np.repeat(np.arange(5), np.diff(offsets)))
+    sense_ids = assign_senses(torch.from_numpy(samples), tokens, found.senses, found.offsets).sense_ids
+    for token, label in enumerate(labels):
+        assert adjusted_rand_score(label, sense_ids[tokens == token]) == 1
+    assert (found.usage == 12).all()
+    assert found.distortion == pytest.approx(8 * 0.1**2, rel=0.2)
+
+
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
+def test_fixed_number_of_senses(planted, similarity):
+    samples, offsets, _ = planted
+    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=3, similarity=similarity)
+    assert found.offsets.diff().tolist() == [3] * 5
+    assert found.usage.sum() == len(samples)
+
+
+def test_few_samples_are_kept_and_equal_ones_are_one_sense():
+    rows = np.array([[1.0, 2], [3, 4], [5, 6], [1, 2], [1, 2]])
+    samples, offsets = csr([rows, rows[:0], rows[:1]])
+    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=20)
+    assert found.offsets.tolist() == [0, 3, 3, 4]
+    assert sorted(found.senses[:3].tolist()) == [[1, 2], [3, 4], [5, 6]]
+    assert sorted(found.usage[:3].tolist()) == [1, 1, 3] and found.distortion == 0
+
+
+def test_no_worse_than_scikit_learn():
+    """Many unstructured problems of uneven size: the summed squared distance is at most that of k-means with k-means++ seeding."""
+    generator = np.random.default_rng(0)
+    parts = [generator.normal(size=(size, 16)) @ np.diag(np.linspace(0.1, 2, 16)) for size in (25, 40, 64, 100, 300)]
+    samples, offsets = csr(parts)
+    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=8)
+    theirs = sum(KMeans(8, n_init=1, random_state=0).fit(part).inertia_ for part in parts)
+    assert found.distortion * len(samples) <= 1.01 * theirs
+
+
+def test_true_counts_weigh_the_budget_and_the_usage():
+    """Two tokens with the same samples; one stands for a hundred times as many occurrences and gets the senses."""
+    part = np.random.default_rng(0).normal(size=(50, 4))
+    samples, offsets = csr([part, part])
+    found = cluster_samples(samples, offsets, np.array([50, 5000]), budget=20)
+    assert found.offsets.diff()[1] > 3 * found.offsets.diff()[0]
+    usage = found.usage.split(found.offsets.diff().tolist())
+    assert usage[0].sum() == 50 and usage[1].sum() == 5000
+
+
+def test_blocks_do_not_change_the_result(planted, monkeypatch):
+    samples, offsets, _ = planted
+    whole = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
+    monkeypatch.setattr(clustering, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(clustering, "BATCH_ELEMENTS", 64)
+    blocks = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
+    torch.testing.assert_close(blocks.senses, whole.senses)
+    assert torch.equal(blocks.offsets, whole.offsets) and torch.equal(blocks.usage, whole.usage)

@@ -1,0 +1,129 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, build_sense_dictionary
+
+
+@pytest.fixture
+def senses(bert, texts):
+    return build_sense_dictionary(bert, texts, budget=90)
+
+
+def same(first, second):
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first.buffers(), second.buffers(), strict=True))
+
+
+def test_round_trip(senses, tmp_path):
+    senses.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, SenseEmbeddingModel) and same(senses, loaded)
+    assert loaded.config.to_diff_dict() == AutoConfig.from_pretrained(tmp_path).to_diff_dict()
+    assert loaded.config.num_texts == 60 and loaded.config.method == "budget" and loaded.config.method_value == 90
+    assert torch.equal(loaded.senses_of("w9"), senses.senses_of(13))
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == senses.tokenizer.get_vocab()
+
+
+def test_round_trip_in_a_fresh_process(senses, tmp_path):
+    senses.save_pretrained(tmp_path)
+    code = (
+        "import sys, sensedict_hf; from transformers import AutoModel; m = AutoModel.from_pretrained(sys.argv[1]); "
+        "print(type(m).__name__, m.senses.double().sum().item())"
+    )
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["SenseEmbeddingModel", str(senses.senses.double().sum().item())]
+
+
+def test_sharded_saving(senses, tmp_path):
+    senses.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert same(senses, AutoModel.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_stored_dtype_survives_any_request(bert, texts, tmp_path, dtype):
+    senses = build_sense_dictionary(bert, texts, num_senses=2, senses_dtype=dtype)
+    senses.save_pretrained(tmp_path)
+    for requested in (None, torch.bfloat16, torch.float32):
+        loaded = AutoModel.from_pretrained(tmp_path, dtype=requested)
+        assert same(senses, loaded) and loaded.senses.dtype == getattr(torch, dtype)
+
+
+def test_construction_on_the_meta_device(senses):
+    with torch.device("meta"):
+        model = SenseEmbeddingModel(senses.config)
+    assert model.senses.is_meta and model.senses.shape == senses.senses.shape
+
+
+def test_a_card_is_saved(senses, tmp_path):
+    senses.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "sense-embeddings" in card.data.tags and "tiny-bert" in card.text and str(tmp_path) not in card.content
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("missing", ["offsets", "senses", "usage"])
+def test_missing_tensors_are_not_invented(senses, tmp_path, missing):
+    senses.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[missing]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks {missing}"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_wrong_sizes_are_not_invented(senses, tmp_path):
+    senses.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["num_senses"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks senses, usage in the size"):
+        AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    with pytest.raises(RuntimeError):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_forward(senses, bert, texts):
+    batch = bert.tokenizer(texts[:4], padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    hidden = bert.last_hidden_state(ids, mask)
+    output = senses(ids, hidden, mask)
+    assert (output.sense_ids[mask == 0] == -1).all() and (output.sense_ids[mask == 1] >= 0).all()
+    assert torch.equal(output.hidden_states[mask == 0], hidden[mask == 0])
+    token, number = int(ids[2, 1]), int(output.sense_ids[2, 1])
+    assert torch.equal(output.hidden_states[2, 1], senses.senses_of(token)[number].float())
+    assert torch.equal(senses(ids, hidden, mask, "none").hidden_states, hidden)
+    soft = senses(ids, hidden, mask, "soft")
+    assert torch.equal(soft.sense_ids, output.sense_ids) and not torch.equal(soft.hidden_states, output.hidden_states)
+
+
+def test_padding_never_has_senses_and_unseen_tokens_keep_their_vectors(senses):
+    assert len(senses.senses_of("[PAD]")) == 0 and len(senses.senses_of("[CLS]")) > 0
+    hidden = torch.randn(1, 1, 16)
+    output = senses(torch.tensor([[1]]), hidden)
+    assert output.sense_ids.item() == -1 and torch.equal(output.hidden_states, hidden)
+
+
+def test_errors(senses):
+    ids = torch.tensor([[5, 6]])
+    for inputs, message in [
+        ((ids, torch.randn(1, 2, 8)), "the vectors are 8 wide, the senses 16"),
+        ((ids, torch.randn(1, 3, 16)), "positions differ"),
+        ((ids + 30, torch.randn(1, 2, 16)), "token id 35 is outside the dictionary's vocabulary of 32"),
+        ((ids, torch.randn(1, 2, 16), None, "best"), "unknown assignment 'best'"),
+        ((ids, torch.randn(1, 2, 16), torch.ones(1, 3)), "attention_mask is"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            senses(*inputs)
+    for token, message in [("unheard", "is not one token"), ("w1 w2", "w1 w2"), (99, "outside"), (-1, "outside")]:
+        with pytest.raises(ValueError, match=message):
+            senses.senses_of(token)
+    for settings, message in [({"similarity": "x"}, "similarity"), ({"assignment": "x"}, "assignment"), ({"format_version": 9}, "upgrade")]:
+        with pytest.raises(ValueError, match=message):
+            SenseEmbeddingConfig(**settings)

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from conftest import SIZES, WORDS, make_model, make_tokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
+
+from sensedict_hf import SKDStudentForSequenceClassification, SKDStudentModel, Teacher, build_sense_dictionary
+
+
+@pytest.fixture
+def senses(teacher, texts):
+    return build_sense_dictionary(teacher, texts, budget=90)
+
+
+def batch_of(teacher, texts):
+    return teacher.tokenizer(texts[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
+
+
+def test_all_layers_are_the_teacher(teacher, senses, texts):
+    student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=4).eval()
+    batch = batch_of(teacher, texts)
+    hidden = teacher.model(**batch).last_hidden_state
+    output = student(**batch)
+    torch.testing.assert_close(output.student_hidden_state, hidden)
+    expected = senses(batch["input_ids"], hidden, batch["attention_mask"])
+    assert torch.equal(output.last_hidden_state, expected.hidden_states) and torch.equal(output.sense_ids, expected.sense_ids)
+    assert torch.equal(student(**batch, assignment="none").last_hidden_state, output.student_hidden_state)
+
+
+def test_chosen_layers_are_kept(senses, texts, bert):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=[1, 3])
+    for new, old in enumerate([1, 3]):
+        kept, source = student.backbone.encoder.layer[new].state_dict(), bert.model.encoder.layer[old].state_dict()
+        assert all(torch.equal(kept[key], source[key]) for key in source)
+    assert student.config.teacher_layers == [1, 3] and student.config.num_hidden_layers == 2
+    assert bert.model.config.num_hidden_layers == 4
+
+
+def test_round_trip(teacher, senses, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(teacher, senses, assignment="soft")
+    student.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, SKDStudentModel)
+    assert loaded.state_dict().keys() == student.state_dict().keys()
+    assert torch.equal(loaded.encode(texts), student.encode(texts))
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == teacher.tokenizer.get_vocab()
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text()
+    assert "knowledge-distillation" in (tmp_path / "README.md").read_text()
+    again = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.backbone.dtype == torch.bfloat16 and again.senses.senses.dtype == torch.float16
+    assert torch.isfinite(again.encode(texts[:3])).all()
+
+
+def test_encode_does_not_depend_on_batches_or_padding(teacher, senses, texts):
+    student = SKDStudentModel.from_teacher(teacher, senses)
+    expected = torch.cat([student.encode([text]) for text in texts])
+    torch.testing.assert_close(student.encode(texts, batch_size=7), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="one string"):
+        student.encode(texts[0])
+
+
+def test_another_backbone_with_a_projection(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8, "num_hidden_layers": 1}, max_position_embeddings=64))
+    student = SKDStudentModel.from_backbone(small, senses)
+    assert student.projection.weight.shape == (16, 8)
+    assert torch.equal(student.backbone.embeddings.word_embeddings.weight, small.embeddings.word_embeddings.weight)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts), student.encode(texts))
+    assert student.encode(texts).shape == (60, 16)
+    other = Teacher(small, make_tokenizer(WORDS[::-1]), name="other")
+    with pytest.raises(ValueError, match="fingerprint"):
+        SKDStudentModel.from_backbone(other, senses)
+
+
+def test_senses_are_no_parameters(bert, texts):
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
+    assert not any("senses" in name for name, _ in student.named_parameters())
+    assert {"senses.senses", "senses.offsets", "senses.usage"} <= student.state_dict().keys()
+
+
+def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
+    wide = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64)).eval()
+    senses = build_sense_dictionary(Teacher(wide, tokenizer, name="narrow", max_window=64), texts, budget=90)
+    with pytest.raises(ValueError, match="the senses are 8 wide, tiny-bert is 16: the dictionary was built from narrow"):
+        SKDStudentModel.from_teacher(bert, senses)
+    for layers in (0, 5, [], [1, 4], [-1]):
+        with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
+            SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_fine_tuning_a_saved_student_under_trainer(kind, tokenizer, texts, tmp_path):
+    """The label is whether a word occurs; the gradient passes straight through the senses, which stay as they are."""
+    teacher = Teacher(make_model(kind), tokenizer, name="tiny", max_window=64)
+    senses = build_sense_dictionary(teacher, texts, budget=90)
+    SKDStudentModel.from_teacher(teacher, senses).save_pretrained(tmp_path / "student")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=2)
+    assert isinstance(model, SKDStudentForSequenceClassification)
+    rows = [{**tokenizer(text, return_token_type_ids=False), "labels": int("w27" in text.split())} for text in texts]
+    args = TrainingArguments(tmp_path / "out", num_train_epochs=15, learning_rate=1e-2, report_to="none", save_strategy="no")
+    before = model.student.backbone.get_input_embeddings().weight.detach().clone()
+    trainer = Trainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    predictions = trainer.predict(rows)
+    assert (predictions.predictions.argmax(-1) == predictions.label_ids).mean() > 0.9
+    assert not torch.equal(before, model.student.backbone.get_input_embeddings().weight)
+    assert torch.equal(model.student.senses.senses, senses.senses)
+    model.save_pretrained(tmp_path / "tuned")
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").eval()
+    batch = batch_of(teacher, texts)
+    assert torch.equal(tuned(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_losses_of_the_classification_head(bert, texts):
+    config = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).config
+    batch = batch_of(bert, texts)
+    for labels, number in [
+        (torch.tensor([0, 1, 2, 0, 1]), 3),
+        (torch.rand(5, 3).round(), 3),
+        (torch.rand(5), 1),
+    ]:
+        config.num_labels = number
+        output = SKDStudentForSequenceClassification(config)(**batch, labels=labels)
+        assert output.logits.shape == (5, number) and output.loss > 0
