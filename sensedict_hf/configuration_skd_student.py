@@ -47,6 +47,8 @@ class SKDStudentConfig(PreTrainedConfig):
         if isinstance(sense_config, dict):
             sense_config = SenseEmbeddingConfig(**sense_config)
         text_config._name_or_path = ""  # else the path of one machine would be saved
+        if getattr(text_config, "use_cache", False):
+            text_config.use_cache = False  # a student encodes whole texts
         self.text_config = text_config
         self.sense_config = sense_config
         self.assignment = assignment

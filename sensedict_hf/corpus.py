@@ -29,8 +29,9 @@ def read_dataset(source: str | list[str], split: str = "train") -> Dataset:
         ValueError: a file is missing or of another kind.
     """
     paths = [source] if isinstance(source, str) else list(source)
-    if len(paths) == 1 and not Path(paths[0]).suffix and not Path(paths[0]).is_file():
-        return load_dataset(paths[0], split=split)
+    if len(paths) == 1 and not Path(paths[0]).exists() and Path(paths[0]).suffix not in FILE_FORMATS:
+        if not Path(paths[0]).suffix or paths[0].count("/") == 1:
+            return load_dataset(paths[0], split=split)
     for path in paths:
         if Path(path).suffix not in FILE_FORMATS:
             raise ValueError(f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a data set")

@@ -29,7 +29,7 @@ from .training_args import SKDTrainingArguments
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 WORDS_SHOWN = ("bank", "pitch", "crane")
 WORDS_DRAWN = ("spring", "note")
-EPOCHS = 12
+EPOCHS = 8
 
 Row = dict[str, Any]
 

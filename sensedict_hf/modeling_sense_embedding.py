@@ -65,8 +65,10 @@ class SensePreTrainedModel(PreTrainedModel):
         """As in transformers; also saves the tokenizer and a model card."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            if self._tokenizer is not None or self._tokenizer_source is not None:
+            try:
                 self.tokenizer.save_pretrained(save_directory)
+            except (ValueError, OSError) as error:  # hours of training must not be lost for it
+                logger.warning(f"saved without a tokenizer: {error}")
             model_card(self.config).save(f"{save_directory}/README.md")
 
     def push_to_hub(

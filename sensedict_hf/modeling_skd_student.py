@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .attaching import check_tokenizer
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, pool
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
 from .teachers import Teacher, load_teacher
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -230,6 +232,11 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
         )
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
+    if senses.config.base_model_name_or_path != teacher.name:
+        logger.warning_once(
+            f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
+            "same model, its senses mean nothing"
+        )
     check_tokenizer(senses, teacher.tokenizer)
 
 

@@ -22,7 +22,7 @@ def plot_senses(senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences]
     Args:
         occurrences: token -> where it occurs. path: of the image. annotate: how many contexts are written out for a sense.
     """
-    figure, axes = plt.subplots(1, len(occurrences), figsize=(7 * len(occurrences), 5.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(occurrences), figsize=(7 * len(occurrences), 5), squeeze=False)
     for axis, (token, found) in zip(axes[0], occurrences.items()):
         centres = senses.senses_of(token).float().numpy()
         projection = PCA(2, random_state=0).fit(found.vectors.numpy())
@@ -35,8 +35,8 @@ def plot_senses(senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences]
         axis.set_title(f"“{token}”: {len(points)} contexts, {len(used)} senses", fontsize=13)
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.margins(0.18)
-    figure.savefig(path, dpi=110)
+        axis.margins(0.1)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from .configuration_sense_embedding import SIMILARITIES
 
-# A chunk of positions holds at most this many (position, sense) pairs, and at most this many elements of gathered senses unless a
-# single token has more: 16 MB each, whatever the size of the batch and of the dictionary.
-MAX_PAIRS = 1 << 22
-MAX_ELEMENTS = 1 << 22
-# Where small dense products one after the other are fastest; elsewhere all pairs are gathered, without a wait for each token.
+# Where small dense products one after the other are fastest. Elsewhere the two vectors of every pair are gathered, so that a GPU need
+# not be waited for at each token.
 LOOP_DEVICES = ("cpu",)
+# What a chunk of positions may take, in elements of float32: its scores and the senses of its tokens (16 MB each), or, where they are
+# gathered, the vectors of its pairs (256 MB), whatever the size of batch and dictionary. Only a single position may exceed it.
+LOOP_ELEMENTS = 1 << 22
+GATHER_ELEMENTS = 1 << 26
 
 
 class Assignment(NamedTuple):
@@ -117,11 +118,13 @@ def _chunks(token_ids: Tensor, senses: Tensor, offsets: Tensor) -> Iterator[_Chu
     is_new = torch.ones_like(tokens, dtype=torch.bool)
     is_new[1:] = tokens[1:] != tokens[:-1]
     pairs, rows = sizes.cumsum(0), (sizes * is_new).cumsum(0)
+    loops, width = token_ids.device.type in LOOP_DEVICES, senses.shape[1]
+    limit, pair_elements = (LOOP_ELEMENTS, 1) if loops else (GATHER_ELEMENTS, width)
     first = 0
     while first < len(order):
-        new_pairs = pairs[first:] - pairs[first] + sizes[first]
-        new_elements = (rows[first:] - rows[first] + sizes[first]) * senses.shape[1]
-        fits = int(((new_pairs <= MAX_PAIRS) & (new_elements <= MAX_ELEMENTS)).sum())
+        new_pairs = (pairs[first:] - pairs[first] + sizes[first]) * pair_elements
+        new_rows = (rows[first:] - rows[first] + sizes[first]) * width
+        fits = int(((new_pairs <= limit) & (new_rows <= limit)).sum())
         last = first + max(1, fits)
         yield _Chunk(order[first:last], token_ids, senses, offsets)
         first = last

@@ -56,7 +56,7 @@ class Teacher:
             ValueError: there is no such layer.
         """
         options: dict[str, Any] = {} if layer == -1 else {"output_hidden_states": True}
-        if self.model.config.to_dict().get("use_cache"):
+        if getattr(self.model.config, "use_cache", False):
             options["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         if layer == -1:

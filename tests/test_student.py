@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import SIZES, WORDS, make_model, make_tokenizer
@@ -123,3 +125,23 @@ def test_losses_of_the_classification_head(bert, texts):
         config.num_labels = number
         output = SKDStudentForSequenceClassification(config)(**batch, labels=labels)
         assert output.logits.shape == (5, number) and output.loss > 0
+
+
+def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token):
+            uploaded["token"] = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return type("Url", (), {"repo_id": "me/" + repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()}, repo_id=repo_id)
+
+    monkeypatch.setattr("sensedict_hf.modeling_sense_embedding.HfApi", Api)
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).push_to_hub("student", token="secret")
+    assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
+    assert b"knowledge-distillation" in uploaded["README.md"] and not any(name.endswith((".bin", ".pt")) for name in uploaded)
