@@ -98,7 +98,7 @@ class SKDTrainer(Trainer):
     def _loss_and_choices(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the student's senses and the teacher's, both `[batch, positions]`."""
+        """The loss, the student's senses and the teacher's, both `[batch, positions]` (-1: unknown, as all are without their loss)."""
         input_ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         senses = self.accelerator.unwrap_model(model).senses
         hidden = model(input_ids=input_ids, attention_mask=mask, assignment="none").student_hidden_state
@@ -111,7 +111,9 @@ class SKDTrainer(Trainer):
             if self.args.objective == "sense+mse":
                 chosen = senses(input_ids, target, mask, "hard").sense_ids
                 labels = torch.where(counted, chosen, labels)
-        if self.args.objective != "mse":
+        if self.args.objective == "mse":
+            labels = choices
+        else:
             sense_loss, choices = senses.cross_entropy(input_ids, hidden, labels, self.args.temperature)
             loss = loss + sense_loss
         positions = counted.sum() if num_items_in_batch is None else num_items_in_batch

@@ -57,6 +57,7 @@ def test_training_learns(bert, senses, texts, tmp_path, objective):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert any("sense_accuracy" in entry for entry in trainer.state.log_history) == (objective == "sense")
     if objective == "sense":
         accuracies = [entry["sense_accuracy"] for entry in trainer.state.log_history if "sense_accuracy" in entry]
         assert sum(accuracies[-3:]) > 1.1 * sum(accuracies[:3])
