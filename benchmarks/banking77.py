@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/banking77"))
     parser.add_argument("--teacher", default=str(get_model_path()))
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     train, test = options.data / "train.jsonl", options.data / "test.jsonl"

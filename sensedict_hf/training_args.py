@@ -23,7 +23,7 @@ class SKDTrainingArguments(TrainingArguments):
     temperature: float = field(default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"})
     mse_weight: float = field(default=0.1, metadata={"help": "weight of the regression in sense+mse"})
     max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})
-    learning_rate: float = field(default=3e-4, metadata={"help": "initial learning rate"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "texts per device and step"})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "texts per device in evaluation"})
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts"})
