@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import tokenizer_fingerprint
 from .modeling_sense_embedding import SenseEmbeddingModel
 
@@ -20,6 +21,10 @@ class AttachedSenses:
 
     def __init__(self, base: PreTrainedModel, senses: SenseEmbeddingModel, assignment: str | None):
         self.sense_ids: Tensor | None = None
+        if assignment not in (None, *ASSIGNMENTS):
+            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+        if any(isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in base._forward_pre_hooks.values()):
+            raise ValueError("senses are attached to this model already: remove() them first")
         self._senses, self._assignment = senses, assignment
         self._signature = signature(base.forward)
         source, self._call = _find_source(base, senses.config.layer, senses.config.hidden_size)
@@ -73,8 +78,8 @@ def attach_senses(
     """Makes a model use senses instead of its contextual embeddings, in place; all that follows (pooler, head) sees them.
 
     Args:
-        model: any encoder or decoder of transformers, bare or with a head. Its forward pass then needs `input_ids`. No gradient
-            flows through the senses.
+        model: any encoder or decoder of transformers, bare or with a head. Its forward pass then needs `input_ids`. In training the
+            gradient goes straight through the senses to the model's own vectors.
         assignment: `hard`, `soft` or `none`; default: the dictionary's.
         tokenizer: the model's. If given, it is checked against the dictionary's; without it the sizes of the vocabularies are.
 
@@ -82,7 +87,8 @@ def attach_senses(
         A handle: `remove()` undoes it, and so does the end of a `with` block.
 
     Raises:
-        ValueError: the dictionary does not fit the model, or no module yields the vectors of the dictionary's layer.
+        ValueError: the dictionary does not fit the model, senses are attached to it already, or no module yields the vectors of the
+            dictionary's layer.
     """
     if hasattr(model, "get_base_model"):  # PEFT
         model = model.get_base_model()

@@ -13,7 +13,7 @@ from transformers.utils.logging import tqdm
 
 from .clustering import cluster_samples
 from .configuration_sense_embedding import SIMILARITIES, SenseEmbeddingConfig
-from .corpus import Texts, TokenizedCorpus, tokenize_corpus, tokenizer_fingerprint
+from .corpus import Texts, TokenizedCorpus, check_max_length, tokenize_corpus, tokenizer_fingerprint
 from .encoding import pad_batch
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sampling import SamplingPlan, plan_samples
@@ -53,12 +53,13 @@ def build_sense_dictionary(
         tokenizer: the teacher's, if the teacher does not say where it comes from.
         num_senses: senses for every token (fewer where it has fewer distinct samples).
         budget: senses in all, placed over the tokens where they lower the squared distance most. Without either, a budget of one
-            sense for every token in the texts and one more for every four samples beyond that, but at most 6 for every token.
+            sense for every token in the texts and one more for every four samples beyond that, but not more than six times the number
+            of tokens.
         max_samples_per_token: occurrences of a token that are looked at, drawn uniformly from all.
         similarity: `l2`, `cosine` or `dot`; see [`assign_senses`].
         layer: index into the teacher's hidden states; -1: the last.
-        max_length: longest input of the teacher in tokens (default: its maximum). Longer texts are cut into overlapping windows, or,
-            with `truncation`, cut off.
+        max_length: longest input of the teacher in tokens. Longer texts are cut into overlapping windows, or,
+            with `truncation`, cut off. Default: what the teacher takes, at most 512.
         batch_size: texts in a forward pass. seed: of the sample. device: default: a GPU if there is one.
         sample_dtype: `float16` or `float32`, how samples are held on disk while building. senses_dtype: `float16`, `bfloat16` or
             `float32`, of the finished table.
@@ -78,16 +79,16 @@ def build_sense_dictionary(
         raise ValueError(
             f"sample_dtype={sample_dtype!r} must be float16 or float32, senses_dtype={senses_dtype!r} one of {', '.join(DTYPES)}"
         )
-    teacher = load_teacher(teacher, tokenizer=tokenizer, device=device)
+    if seed < 0:
+        raise ValueError(f"seed={seed}: it must be at least 0")
+    teacher = load_teacher(teacher, tokenizer=None if isinstance(teacher, Teacher) else tokenizer, device=device)
     fingerprint = tokenizer_fingerprint(teacher.tokenizer)
     if tokenizer is not None and tokenizer_fingerprint(tokenizer) != fingerprint:
         raise ValueError("the tokenizer is not the teacher's: dictionaries keyed by another tokenizer are not supported")
     tokenizer = teacher.tokenizer
-    vocab_size = max(len(tokenizer), teacher.model.get_input_embeddings().num_embeddings)
-    longest = teacher.max_window
-    if max_length is not None and not 8 <= max_length <= longest:
-        raise ValueError(f"max_length={max_length}: {teacher.name} takes 8 to {longest} tokens")
-    max_length = max_length or longest
+    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    vocab_size = max(len(tokenizer), embeddings)
+    max_length = check_max_length(max_length, teacher.max_window)
 
     with TemporaryDirectory(prefix="sensedict-") as folder:
         truncate_at = max_length if truncation else None
@@ -96,6 +97,11 @@ def build_sense_dictionary(
             total = corpus.dropped + len(corpus.input_ids)
             logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
         plan = plan_samples(corpus, vocab_size, max_samples_per_token, seed=seed, exclude=_padding(tokenizer))
+        if plan.counts[embeddings:].any():
+            raise ValueError(
+                f"the tokenizer gives ids up to {int(plan.counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
+                "tokens: the tokenizer is not the model's, or the model must be resized to it"
+            )
         seen = int((plan.counts > 0).sum())
         if budget is not None and budget < seen:
             raise ValueError(
@@ -184,7 +190,7 @@ def gather_samples(
     for begin in tqdm(range(0, len(planned), batch_size), desc="Gathering", unit=" batches", leave=False):
         batch = planned[begin : begin + batch_size]
         rows = [corpus.window_ids(windows, index) for index in batch]
-        input_ids, mask = (x.to(teacher.device) for x in pad_batch(rows, teacher.tokenizer.pad_token_id))
+        input_ids, mask = (x.to(teacher.device) for x in pad_batch(rows, teacher.pad_token_id))
         hidden = teacher.hidden_states(input_ids, mask, layer)
         if store is None:
             shape = (len(positions), hidden.shape[-1])

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-samples-per-token", type=int, default=1000, metavar="N", help="occurrences looked at, drawn at random")
     sub.add_argument("--truncation", action="store_true", help="cut long texts off instead of into windows")
     sub.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored senses")
+    sub.add_argument("--sample-dtype", choices=("float16", "float32"), default="float16", help="of samples while building")
     _add_run(sub)
 
     sub = command("distill", _distill, "Distil a small student that picks the senses its teacher picks.")
@@ -139,6 +140,7 @@ def _build(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         text_column=options.text_column,
+        sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
     )
     senses.save_pretrained(options.output)
@@ -181,7 +183,7 @@ def _distill(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    train, test = read_dataset(options.train), read_dataset(options.test)
+    train, test = read_dataset(options.train), read_dataset(options.test, split="test")
     for name, data in [("--train", train), ("--test", test)]:
         for column in (options.text_column, options.label_column):
             if column not in data.column_names:
@@ -217,12 +219,18 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Callable
 def _inspect(options: argparse.Namespace) -> None:
     senses = load_senses(options.senses)
     occurrences = None
+    looked_at = ""
     if options.texts:
-        teacher = load_teacher(options.teacher or senses.config.base_model_name_or_path)
+        name = options.teacher or senses.config.base_model_name_or_path
+        if not options.teacher and name.count("/") != 1:
+            raise ValueError(f"the dictionary was built from a folder named {name}: say where it is with --teacher")
+        teacher = load_teacher(name, revision=None if options.teacher else senses.config.base_model_revision)
         texts = read_dataset(options.texts)
         occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
+        if occurrences.total > len(occurrences.contexts):
+            looked_at = f" in {len(occurrences.contexts):,} of {occurrences.total:,} places"
     for report in report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts):
-        found = f", found {report.found} times in the texts" if occurrences else ""
+        found = f", found {report.found} times{looked_at or ' in the texts'}" if occurrences else ""
         print(f"sense {report.sense_id}: {report.share:.1%} of {options.token!r} ({report.usage:,} occurrences){found}")
         for context in report.contexts:
             print(f"    {context}")
@@ -253,7 +261,6 @@ def load_senses(path: str) -> SenseEmbeddingModel:
     model = AutoModel.from_pretrained(path)
     if kind == "sense_embedding":
         return model
-    model.senses.tokenizer = model.tokenizer
     return model.senses
 
 

@@ -91,10 +91,11 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     gain[starts[sizes > 0]] = torch.inf
     above = torch.full(starts.shape, torch.inf, device=x.device)
     # Sums of squares below the rounding of float32 are noise between samples that are equal.
-    noise = x.square().sum(-1).max() * torch.finfo(torch.float32).eps if len(x) else 0
+    largest = torch.segment_reduce(x.square().sum(-1), "max", lengths=sizes, unsafe=True, initial=0)
+    noise = largest * torch.finfo(torch.float32).eps
     while True:
         keep = (sizes > 1) & (above > 0)
-        starts, sizes, above = starts[keep], sizes[keep], above[keep]
+        starts, sizes, above, noise = starts[keep], sizes[keep], above[keep], noise[keep]
         if not len(starts):
             return order, gain
         in_left, drop = torch.empty_like(sizes), torch.empty_like(above)
@@ -109,7 +110,7 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         drop = torch.where(drop > noise, torch.minimum(drop, above.nextafter(torch.zeros_like(above))), 0)
         gain[(starts + in_left)[drop > 0]] = drop[drop > 0]
         starts, sizes = torch.cat([starts, starts + in_left]), torch.cat([in_left, sizes - in_left])
-        above = torch.cat([drop, drop])
+        above, noise = torch.cat([drop, drop]), torch.cat([noise, noise])
 
 
 def place_cuts(gain: Tensor, problems: Tensor, *, num_senses: int | None = None, budget: int | None = None) -> Tensor:
@@ -201,7 +202,7 @@ def cluster_samples(
     sense_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), per_token.cumsum(0)])
     senses = torch.empty(int(sense_offsets[-1]), samples.shape[1])
     usage = torch.empty(len(senses), dtype=torch.float64)
-    distortion = 0.0
+    distortion = power = 0.0
     for tokens in tqdm(blocks, desc="Refining", unit=" blocks", leave=False):
         x, local = load(tokens)
         place = slice(offsets[tokens[0]], offsets[tokens[-1] + 1])
@@ -211,8 +212,13 @@ def cluster_samples(
         own = torch.repeat_interleave(local.diff())
         parts = torch.cat([local[:1], per_token[tokens].to(device).cumsum(0)])
         centres, labels, distance = refine(x, own, labels, parts, metric)
+        if similarity == "dot":
+            labels = parts[own] + assign_senses(x, own, centres, parts, "dot").sense_ids
         senses[rows] = centres.cpu()
         weight = weights[tokens].to(device, torch.float64)[own]
         usage[rows] = torch.bincount(labels.cpu(), weight.cpu(), minlength=len(centres))
         distortion += float((distance * weight).sum())
-    return Senses(senses, sense_offsets, usage.round().long(), distortion / float(counts.sum()))
+        power += float(((1 if metric == "cosine" else x.square().sum(-1)) * weight).sum())
+    # What is left by rounding is none: as the unit of a temperature it would be meaningless.
+    distortion = distortion / float(counts.sum()) if distortion > 1e-6 * power else 0.0
+    return Senses(senses, sense_offsets, usage.round().long(), distortion)

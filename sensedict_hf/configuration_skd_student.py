@@ -17,7 +17,7 @@ class SKDStudentConfig(PreTrainedConfig):
         pooling: how `encode` makes one vector of a text: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
         teacher_layers: the layers of the teacher that the student started from, if it did.
-        objective: what it was distilled with (None: not yet).
+        objective: what it was distilled with (None: not yet). distillation: the settings of that.
         classifier_dropout: of the classification head.
     """
 
@@ -33,6 +33,7 @@ class SKDStudentConfig(PreTrainedConfig):
         max_seq_length: int = 512,
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
+        distillation: dict[str, Any] | None = None,
         classifier_dropout: float = 0.1,
         **kwargs: Any,
     ):
@@ -56,6 +57,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self.max_seq_length = max_seq_length
         self.teacher_layers = teacher_layers
         self.objective = objective
+        self.distillation = distillation
         self.classifier_dropout = classifier_dropout
         super().__init__(**kwargs)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import islice
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-# A tokenizer that knows no limit reports a huge number; windows of this many tokens are used then.
+# Windows are not longer unless asked for: a batch of texts as long as a long-context model takes does not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # What a tokenizer does with case, accents, digits, white space, scripts and symbols tells it from others with the same vocabulary.
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
@@ -23,7 +23,11 @@ Texts = Iterable[str] | Dataset | IterableDataset
 
 
 def read_dataset(source: str | list[str], split: str = "train") -> Dataset:
-    """Reads files (.jsonl, .json, .csv, .parquet or .txt, all of one kind), or the data set of that name.
+    """Reads files (.jsonl, .json, .csv, .parquet or .txt, all of one kind), or the data set of that name. Blank lines of .txt files
+    are no texts.
+
+    Args:
+        split: of a named data set.
 
     Raises:
         ValueError: a file is missing or of another kind.
@@ -40,7 +44,9 @@ def read_dataset(source: str | list[str], split: str = "train") -> Dataset:
     formats = {FILE_FORMATS[Path(path).suffix] for path in paths}
     if len(formats) > 1:
         raise ValueError(f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind")
-    return load_dataset(formats.pop(), data_files=[os.fspath(path) for path in paths], split="train")
+    kind = formats.pop()
+    dataset = load_dataset(kind, data_files=[os.fspath(path) for path in paths], split="train")
+    return dataset.filter(lambda row: bool(row["text"].strip())) if kind == "text" else dataset
 
 
 def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
@@ -51,6 +57,8 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
     """
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
+    if isinstance(texts, Mapping):
+        raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: choose one of them")
     for number, row in enumerate(texts):
         if isinstance(row, dict):
             if text_column not in row:
@@ -74,8 +82,18 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config=None) -> int:
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or int(1e9)]
     if getattr(config, "model_type", None) in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet"):
         limits[1] -= 2  # their positions start behind the padding index
-    limit = min(limits)
-    return DEFAULT_MAX_LENGTH if limit >= int(1e6) else limit
+    return min(limits)
+
+
+def check_max_length(max_length: int | None, longest: int) -> int:
+    """The length of windows in tokens: what was asked for, or the longest input of the model, but not more than 512.
+
+    Raises:
+        ValueError: more than the model takes, or too few for a window with context.
+    """
+    if max_length is not None and not 8 <= max_length <= longest:
+        raise ValueError(f"max_length={max_length}: the model takes 8 to {longest:,} tokens")
+    return max_length or min(longest, DEFAULT_MAX_LENGTH)
 
 
 @dataclass
@@ -187,8 +205,8 @@ def tokenize_corpus(
                 digests.append(int.from_bytes(blake2b(content, digest_size=8).digest(), "little"))
                 file.write(content)
             progress.update(len(batch))
-    if not any(lengths):
-        raise ValueError("the corpus is empty: no text holds a token")
+    if max(lengths, default=0) <= prefix + suffix:
+        raise ValueError(f"the corpus is empty: none of its {len(lengths)} texts holds a token")
     return TokenizedCorpus(
         input_ids=np.memmap(path, dtype=np.int32, mode="r"),
         offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),

@@ -27,8 +27,8 @@ from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
-WORDS_SHOWN = ("bank", "pitch", "crane")
-WORDS_DRAWN = ("spring", "note")
+WORDS_SHOWN = ("bark", "mint", "bank")
+WORDS_DRAWN = ("bark", "mint")
 EPOCHS = 8
 
 Row = dict[str, Any]

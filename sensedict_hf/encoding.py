@@ -5,17 +5,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 POOLINGS = ("mean", "cls", "last", "max")
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad_token_id: int | None = None) -> tuple[Tensor, Tensor]:
+def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """What to pad with: the tokenizer's padding, unless it has none or the model has no embedding for it; it is masked anyway."""
+    pad = tokenizer.pad_token_id
+    return 0 if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Pads on the right: `input_ids` and `attention_mask`, both `[rows, longest]`, int64."""
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.full(mask.shape, pad_token_id or 0)
+    input_ids = torch.full(mask.shape, pad_token_id)
     input_ids[mask] = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
     return input_ids, mask.long()
 
@@ -47,6 +53,7 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
+    pad_token_id: int,
     pooling: str,
     max_length: int,
     batch_size: int,
@@ -62,12 +69,15 @@ def encode_texts(
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     texts = list(texts)
     rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+    empty = [number for number, row in enumerate(rows) if not row]
+    if empty:
+        raise ValueError(f"text {empty[0]} ({texts[empty[0]]!r}) has no tokens: there is nothing to encode")
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     vectors: list[Tensor | None] = [None] * len(rows)
     quiet = not show_progress or len(rows) <= batch_size
     for begin in tqdm(range(0, len(rows), batch_size), desc="Encoding", unit=" batches", leave=False, disable=quiet):
         batch = by_length[begin : begin + batch_size]
-        input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], tokenizer.pad_token_id))
+        input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], pad_token_id))
         with torch.inference_mode():
             pooled = pool(forward(input_ids, mask).float(), mask, pooling).cpu()
         for i, vector in zip(batch, pooled):

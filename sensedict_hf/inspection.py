@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .attaching import check_tokenizer
 from .building import gather_samples
-from .corpus import Texts, tokenize_corpus
+from .corpus import Texts, check_max_length, tokenize_corpus
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .modeling_skd_student import check_teacher
 from .ragged import assign_senses
 from .sampling import SamplingPlan
 from .teachers import Teacher
@@ -40,9 +40,11 @@ class Occurrences:
     """Where a token stands in texts.
 
     Attributes:
+        total: all occurrences, of which n, drawn at random, were looked at.
         vectors: `[n, hidden]`, the teacher's. sense_ids: `[n]`. distances: `[n]`, to the chosen sense. contexts: `n` passages.
     """
 
+    total: int
     vectors: torch.Tensor
     sense_ids: np.ndarray
     distances: np.ndarray
@@ -64,12 +66,15 @@ def find_occurrences(
     Raises:
         ValueError: the token has no senses or does not occur, or the dictionary does not fit the teacher.
     """
-    check_tokenizer(senses, teacher.tokenizer)
+    check_teacher(senses, teacher)
     token_id, vocab_size = senses.token_id(token), senses.config.vocab_size
     with TemporaryDirectory(prefix="sensedict-") as folder:
         corpus = tokenize_corpus(texts, teacher.tokenizer, folder, text_column=text_column)
-        positions = np.flatnonzero(corpus.input_ids == token_id)[:max_occurrences]
-        if not len(positions):
+        positions = np.flatnonzero(corpus.input_ids == token_id)
+        total = len(positions)
+        if total > max_occurrences:
+            positions = np.sort(np.random.default_rng(0).choice(positions, max_occurrences, replace=False))
+        if not total:
             raise ValueError(f"the token {token!r} does not occur in the texts given")
         counts = np.zeros(vocab_size, dtype=np.int64)
         counts[token_id] = len(positions)
@@ -79,7 +84,7 @@ def find_occurrences(
             corpus,
             plan,
             folder,
-            max_length=teacher.max_window,
+            max_length=check_max_length(None, teacher.max_window),
             layer=senses.config.layer,
             batch_size=batch_size,
             dtype="float32",
@@ -96,7 +101,7 @@ def find_occurrences(
     chosen = assign_senses(vectors, ids, senses.senses.cpu(), senses.offsets.cpu(), senses.config.similarity)
     if chosen.sense_ids[0] < 0:
         raise ValueError(f"the token {token!r} has no senses: it did not occur in the corpus of the dictionary")
-    return Occurrences(vectors, chosen.sense_ids.numpy(), (vectors - chosen.vectors).norm(dim=-1).numpy(), contexts)
+    return Occurrences(total, vectors, chosen.sense_ids.numpy(), (vectors - chosen.vectors).norm(dim=-1).numpy(), contexts)
 
 
 def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int) -> str:

@@ -16,6 +16,12 @@ from transformers import AutoModel
 
 student = AutoModel.from_pretrained("{name}")
 vectors = student.encode(["a sentence", "another one"])""",
+    "SKDStudentForSequenceClassification": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}")
+classify("a sentence")""",
 }
 
 
@@ -29,6 +35,7 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
     senses = getattr(config, "sense_config", config)
     teacher = senses.base_model_name_or_path
     is_student = config.model_type == "skd_student"
+    is_classifier = "SKDStudentForSequenceClassification" in (config.architectures or [])
     # Only what looks like a repository may stand in the metadata: the Hub resolves it.
     repository = teacher if teacher and teacher.count("/") == 1 else None
     data = ModelCardData(
@@ -36,7 +43,7 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
         license_name=None if license else "see-teacher",
         base_model=repository,
         library_name="transformers",
-        pipeline_tag="feature-extraction" if is_student else None,
+        pipeline_tag="text-classification" if is_classifier else "feature-extraction" if is_student else None,
         tags=["sensedict", "sense-embeddings"] + (["knowledge-distillation"] if is_student else []),
     )
     rows = {
@@ -59,8 +66,10 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
             "each token it picks one of the senses that its teacher has for it. The dictionary of senses is inside."
         )
         rows |= {"pooling": config.pooling, "assignment": config.default_assignment, "objective": config.objective}
+        rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
+    usage = USAGE["SKDStudentForSequenceClassification" if is_classifier else config.model_type]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = "Sense-distilled student" if is_student else "Sense dictionary"
     licence = (
@@ -69,6 +78,6 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
         else "Licence: this is derived from the teacher's weights and from the texts it was built on; their terms apply to it."
     )
     return ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{USAGE[config.model_type].format(name=name)}\n```\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage.format(name=name)}\n```\n\n"
         f"Needs `pip install sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\n{licence}\n"
     )

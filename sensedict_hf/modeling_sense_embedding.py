@@ -1,6 +1,8 @@
 """The sense dictionary as a model."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -40,7 +42,12 @@ class SensePreTrainedModel(PreTrainedModel):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        for part in self._parts():
+            part._tokenizer = tokenizer
+
+    def _parts(self) -> Iterator["SensePreTrainedModel"]:
+        """Itself, and the student and the dictionary inside it."""
+        return (module for module in self.modules() if isinstance(module, SensePreTrainedModel))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
@@ -58,18 +65,37 @@ class SensePreTrainedModel(PreTrainedModel):
                 "initialized; load it with its own config, or build the dictionary again"
             )
         options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        model._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
+        for part in model._parts():
+            part._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
-        """As in transformers; also saves the tokenizer and a model card."""
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        *,
+        license: str | None = None,
+        card_name: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """As in transformers; also saves the tokenizer and a model card.
+
+        Args:
+            license: of the card, an identifier of the Hub. card_name: what the card says to load; default: the folder's name.
+
+        Raises:
+            ValueError: `push_to_hub` is set: the folder would be uploaded before it is complete.
+        """
+        if push_to_hub:
+            raise ValueError("save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config).save(f"{save_directory}/README.md")
+            model_card(self.config, card_name or Path(save_directory).name, license).save(f"{save_directory}/README.md")
 
     def push_to_hub(
         self,
@@ -81,12 +107,13 @@ class SensePreTrainedModel(PreTrainedModel):
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
+        license: str | None = None,
     ) -> CommitInfo:
         """Uploads what `save_pretrained` writes, the model card included."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
             message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr)
 
@@ -124,6 +151,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
         self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64))
         self.post_init()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SenseEmbeddingModel":
+        """Moves the tables, but keeps their dtype: `student.bfloat16()` must not round the senses."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor[:0])
+            return fn(tensor) if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @property
     def dtype(self) -> torch.dtype:  # there are no parameters to tell it from
@@ -218,19 +254,21 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return temperature * (self.config.distortion or 1.0)
 
     def token_id(self, token: int | str) -> int:
-        """The id of a token given as id, as it stands in the vocabulary, or as a word that is a single token.
+        """The id of a token given as id, as it stands in the vocabulary, or as a word that is a single token, at the beginning of a
+        text or behind a space; of several the first that has senses.
 
         Raises:
             ValueError: the token is not in the vocabulary.
         """
         if isinstance(token, str):
+            tokenized = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
             ids = [self.tokenizer.get_vocab().get(token)]
-            if ids[0] is None:
-                ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
-            if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-                pieces = " ".join(self.tokenizer.convert_ids_to_tokens(ids))
+            ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != self.tokenizer.unk_token_id]
+            ids = [number for number in ids if number is not None]
+            if not ids:
+                pieces = " ".join(self.tokenizer.convert_ids_to_tokens(tokenized[0]))
                 raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
-            return ids[0]
+            return next((number for number in ids if self.offsets[number + 1] > self.offsets[number]), ids[0])
         if not 0 <= token < self.config.vocab_size:
             raise ValueError(f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens")
         return token

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, logging
 
 from .attaching import check_tokenizer
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import encode_texts, pool
+from .encoding import encode_texts, padding_id, pool
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
 from .teachers import Teacher, load_teacher
 
@@ -86,7 +86,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             raise ValueError(f"num_hidden_layers={num_hidden_layers}: {teacher.name} has layers 0 to {total - 1}")
         config = {"pooling": teacher.pooling, "max_seq_length": teacher.max_seq_length, "teacher_layers": layers} | config
         text_config = _keep_layers(teacher.model.config, layers)
-        student = cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
+        student = cls._new(text_config, senses, config)
         weights = _keep_layer_weights(teacher.model, layers)
         missing, unexpected = student.backbone.load_state_dict(weights, strict=False)
         unexpected = [key for key in unexpected if not key.startswith("pooler.")]
@@ -112,11 +112,16 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         backbone = load_teacher(backbone)
         check_tokenizer(senses, backbone.tokenizer)
         config = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length} | config
-        text_config = copy.deepcopy(backbone.model.config)
-        student = cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
+        student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
         weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
         student.backbone.load_state_dict(weights)
         return student._adopt(senses, backbone)
+
+    @classmethod
+    def _new(cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]) -> "SKDStudentModel":
+        # In float32 whatever the source's dtype: training in pure half precision loses small updates (use Trainer's bf16 or fp16).
+        text_config.dtype = torch.float32
+        return cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
 
     def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
         """Takes over the tensors of a dictionary, and the tokenizer and device of a teacher or backbone."""
@@ -166,6 +171,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
             self.tokenizer,
             texts,
+            pad_token_id=padding_id(self.tokenizer, self),
             pooling=self.config.pooling,
             max_length=self.config.max_seq_length,
             batch_size=batch_size,

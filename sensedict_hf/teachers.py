@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.utils import cached_file, logging
 
 from .corpus import model_max_length
-from .encoding import POOLINGS, encode_texts
+from .encoding import POOLINGS, encode_texts, padding_id
 
 logger = logging.get_logger(__name__)
 
@@ -48,6 +48,10 @@ class Teacher:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def pad_token_id(self) -> int:
+        return padding_id(self.tokenizer, self.model)
+
     @torch.inference_mode()
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, layer: int = -1) -> Tensor:
         """`[batch, positions] -> [batch, positions, hidden]`: the hidden states of a layer (-1: the last, after any final norm).
@@ -75,6 +79,7 @@ class Teacher:
             self.last_hidden_state,
             self.tokenizer,
             texts,
+            pad_token_id=self.pad_token_id,
             pooling=self.pooling,
             max_length=self.max_seq_length,
             batch_size=batch_size,
@@ -86,7 +91,7 @@ class Teacher:
 def load_teacher(
     teacher: str | os.PathLike | PreTrainedModel | Teacher,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     pooling: str | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
@@ -96,8 +101,9 @@ def load_teacher(
     """Makes a [`Teacher`] of a name, a path or a loaded model.
 
     Args:
-        teacher: a repository or folder (of transformers or sentence-transformers), a model with or without a head, or a `Teacher`.
-        tokenizer: default: the one beside the model's weights.
+        teacher: a repository or folder (of transformers or sentence-transformers), a model with or without a head, which is put into
+            evaluation mode, or a `Teacher`, which can be moved to a device but not changed otherwise.
+        tokenizer: or its name. Default: the one beside the model's weights.
         pooling: `mean`, `cls`, `last` or `max`; default: that of the sentence-transformers folder, else `mean`.
         device: default: a GPU if there is one; a loaded model stays where it is.
 
@@ -105,6 +111,12 @@ def load_teacher(
         ValueError: the checkpoint lacks weights, the model is an encoder-decoder, or no tokenizer can be found.
     """
     if isinstance(teacher, Teacher):
+        given = {"tokenizer": tokenizer, "pooling": pooling, "revision": revision, "dtype": dtype}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            raise ValueError(f"{', '.join(given)} given beside a Teacher, which has its own: use dataclasses.replace(teacher, ...)")
+        if device is not None:
+            teacher.model.to(device)
         return teacher
     if isinstance(teacher, PreTrainedModel):
         model, source = teacher.base_model, teacher.name_or_path
@@ -122,12 +134,16 @@ def load_teacher(
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         raise ValueError(f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher")
+    if model.config.model_type in ("sense_embedding", "skd_student"):
+        raise ValueError(f"{source} is a {type(model).__name__}, not a teacher")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer=")
     if tokenizer is None:
         if not source:
             raise ValueError("the model does not say where it comes from: pass its tokenizer as tokenizer=")
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = source
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
     settings = _sentence_transformers_settings(source, revision) if source else {}
     pooling = pooling or settings.get("pooling", "mean")
     if pooling not in POOLINGS:

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 
-from .corpus import Texts
-from .encoding import pad_batch
+from .corpus import Texts, check_max_length, model_max_length
+from .encoding import pad_batch, padding_id
 from .labeling import IGNORED, encode_senses
 from .losses import hidden_mse
 from .model_card import model_card
@@ -23,13 +25,15 @@ from .training_args import SKDTrainingArguments
 class SKDTrainer(Trainer):
     """Distils a student: text in, trained student out.
 
-    For the objective `sense` the teacher runs once over all texts, before training; with a regression it runs beside the student.
+    For the objective `sense` the teacher runs once over all texts, before training, and is let go; with a regression it runs beside the
+    student.
 
     Args:
         model: the student; its dictionary decides what the teacher's senses are.
         teacher: a name, a path, a model or a [`Teacher`]. May be None if the data sets come from [`encode_senses`] and the objective
             is `sense`.
-        train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns.
+        train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns;
+            to evaluate on, also a dict of those.
         text_column: where the texts are.
 
     Raises:
@@ -44,7 +48,7 @@ class SKDTrainer(Trainer):
         args: SKDTrainingArguments,
         teacher: str | os.PathLike | PreTrainedModel | Teacher | None = None,
         train_dataset: Texts | None = None,
-        eval_dataset: Texts | None = None,
+        eval_dataset: Texts | dict[str, Texts] | None = None,
         text_column: str = "text",
         **kwargs: Any,
     ):
@@ -54,8 +58,12 @@ class SKDTrainer(Trainer):
             check_teacher(model.senses, self.teacher)
         if train_dataset is not None:
             train_dataset = self._encode(train_dataset, model, args)
-        if eval_dataset is not None:
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._encode(texts, model, args) for name, texts in eval_dataset.items()}
+        elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, model, args)
+        if args.objective == "sense":
+            self.teacher = None
         super().__init__(
             model,
             args,
@@ -70,7 +78,14 @@ class SKDTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
         self._correct = self._counted = 0
-        model.config.objective = args.objective
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers; the student remembers how it was distilled."""
+        config = self.accelerator.unwrap_model(self.model).config
+        names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "temperature", "mse_weight", "seed")
+        config.objective = self.args.objective
+        config.distillation = {name: getattr(self.args, name) for name in names}
+        return super().train(*args, **kwargs)
 
     def _encode(self, texts: Texts, model: SKDStudentModel, args: SKDTrainingArguments) -> Dataset:
         if isinstance(texts, Dataset) and {"input_ids", "labels"} <= set(texts.column_names):
@@ -78,21 +93,27 @@ class SKDTrainer(Trainer):
                 raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=")
             return texts
         if self.teacher is None:
-            raise ValueError("texts need a teacher to tell their senses: pass teacher=, or data sets made by encode_senses")
+            raise ValueError(
+                "texts need a teacher to tell their senses: pass teacher= (for objective sense it is let go once the first texts are "
+                "encoded), or data sets made by encode_senses"
+            )
+        longest = min(self.teacher.max_window, model_max_length(self.teacher.tokenizer, model.config.text_config))
         return encode_senses(
             self.teacher,
             model.senses.to(self.teacher.device),
             texts,
             text_column=self.text_column,
-            max_length=args.max_length,
+            max_length=check_max_length(args.max_length, longest),
             batch_size=args.per_device_eval_batch_size,
             only_tokens=args.objective != "sense",
         )
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.processing_class.pad_token_id)
+        input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.model))
         labels = torch.full_like(input_ids, IGNORED)
         labels[mask.bool()] = torch.from_numpy(np.concatenate([row["labels"] for row in rows])).long()
+        if self.args.objective == "sense":
+            labels[labels < 0] = IGNORED  # nothing can be learned where the token has no senses
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
     def _loss_and_choices(
@@ -105,9 +126,13 @@ class SKDTrainer(Trainer):
         counted = labels != IGNORED
         loss, choices = hidden.new_zeros(()), torch.full_like(labels, -1)
         if self.args.objective != "sense":
-            target = self.teacher.hidden_states(input_ids, mask, senses.config.layer).clone()
+            there = self.teacher.device
+            target = self.teacher.hidden_states(input_ids.to(there), mask.to(there), senses.config.layer).to(hidden.device).clone()
             weight = 1.0 if self.args.objective == "mse" else self.args.mse_weight
-            loss = loss + weight * hidden_mse(hidden, target, counted, senses.score_temperature(1.0))
+            own, unit = hidden, senses.score_temperature(1.0)
+            if senses.config.similarity == "cosine":  # the distortion is one between unit vectors
+                own, target = F.normalize(own.float(), dim=-1), F.normalize(target.float(), dim=-1)
+            loss = loss + weight * hidden_mse(own, target, counted, unit)
             if self.args.objective == "sense+mse":
                 chosen = senses(input_ids, target, mask, "hard").sense_ids
                 labels = torch.where(counted, chosen, labels)
@@ -133,6 +158,12 @@ class SKDTrainer(Trainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP takes the mean of gradients that are already divided by all positions
         return (loss, {"choices": choices}) if return_outputs else loss
+
+    def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
+        """As in transformers; texts are encoded first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._encode(eval_dataset, self.accelerator.unwrap_model(self.model), self.args)
+        return super().get_eval_dataloader(eval_dataset)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -99,7 +99,11 @@ def test_refusals(bert, texts, tokenizer):
     attach_senses(larger, senses, tokenizer=tokenizer).remove()
     with pytest.raises(ValueError, match="encoder-decoder"):
         attach_senses(T5Model(T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), senses)
+    with pytest.raises(ValueError, match="unknown assignment 'best'"):
+        attach_senses(bert.model, senses, assignment="best")
     with attach_senses(bert.model, senses):
+        with pytest.raises(ValueError, match="attached to this model already"):
+            attach_senses(bert.model, senses)
         with pytest.raises(ValueError, match="input_ids, not with inputs_embeds"):
             bert.model(inputs_embeds=torch.randn(1, 3, 16))
         with pytest.raises(ValueError, match="4 dimensions"):

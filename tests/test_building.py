@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_model, make_tokenizer
+from conftest import SIZES, WORDS, make_model, make_tokenizer
 from datasets import Dataset
+from transformers import BertConfig, BertModel
 
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
 
@@ -88,7 +91,8 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
         ({"num_senses": 0}, "num_senses=0: it must be at least 1"),
         ({"similarity": "euclid"}, "unknown similarity 'euclid': choose one of l2, cosine, dot"),
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
-        ({"max_length": 65}, "max_length=65: tiny-bert takes 8 to 64 tokens"),
+        ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
         ({"senses_dtype": "int4"}, "senses_dtype='int4'"),
     ],
 )
@@ -98,8 +102,14 @@ def test_bad_settings(bert, texts, settings, message):
 
 
 def test_bad_input(bert, texts):
-    with pytest.raises(ValueError, match="corpus is empty"):
-        build_sense_dictionary(bert, [])
+    for empty in ([], ["", " "]):
+        with pytest.raises(ValueError, match=f"corpus is empty: none of its {len(empty)} texts holds a token"):
+            build_sense_dictionary(bert, empty)
+    with pytest.raises(ValueError, match="texts is a mapping of train, test: choose one"):
+        build_sense_dictionary(bert, {"train": texts, "test": texts})
+    small = dataclasses.replace(bert, model=BertModel(BertConfig(**{**SIZES, "vocab_size": 20}, max_position_embeddings=64)).eval())
+    with pytest.raises(ValueError, match="ids up to 31, tiny-bert has embeddings for 20 tokens"):
+        build_sense_dictionary(small, texts)
     with pytest.raises(ValueError, match="tokenizer is not the teacher's"):
         build_sense_dictionary(bert, texts, tokenizer=make_tokenizer(WORDS[:5]))
     bert.model.encoder.layer[3].output.LayerNorm.bias.data[0] = 1e5
@@ -116,3 +126,25 @@ def test_weights_that_a_checkpoint_lacks_are_not_invented(bert, tmp_path):
     bert.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks weights of BertModel, which would be random: encoder.layer.3"):
         load_teacher(tmp_path)
+
+
+def test_padding_outside_the_embeddings(tokenizer, texts):
+    """A padding token that was added to a decoder's tokenizer without resizing the model."""
+    teacher = Teacher(make_model("llama"), tokenizer, name="tiny", max_window=64)
+    expected = build_sense_dictionary(teacher, texts, budget=90)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id == 32
+    senses = build_sense_dictionary(teacher, texts, budget=90)
+    assert torch.equal(senses.senses, expected.senses) and len(senses.senses_of("<pad>")) == 0
+    assert torch.isfinite(teacher.encode(texts)).all()
+
+
+def test_what_cannot_be_changed_beside_a_teacher(bert, teacher_folder):
+    with pytest.raises(ValueError, match="pooling given beside a Teacher"):
+        load_teacher(bert, pooling="cls")
+    assert load_teacher(bert, device="cpu") is bert
+    assert load_teacher(str(teacher_folder), tokenizer=str(teacher_folder), pooling="cls").pooling == "cls"
+    senses = build_sense_dictionary(bert, ["w1 w2"])
+    senses.save_pretrained(teacher_folder.parent / "senses")
+    with pytest.raises(ValueError, match="is a SenseEmbeddingModel, not a teacher"):
+        load_teacher(teacher_folder.parent / "senses")

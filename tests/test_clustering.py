@@ -78,3 +78,19 @@ def test_blocks_do_not_change_the_result(planted, monkeypatch):
     blocks = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
     torch.testing.assert_close(blocks.senses, whole.senses)
     assert torch.equal(blocks.offsets, whole.offsets) and torch.equal(blocks.usage, whole.usage)
+
+
+def test_a_token_with_huge_vectors_does_not_disturb_the_others(planted):
+    samples, offsets, _ = planted
+    huge = 1e4 * np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    joined = np.concatenate([samples, huge]), np.append(offsets, len(samples) + 20)
+    found = cluster_samples(*joined, np.diff(joined[1]), num_senses=3)
+    alone = cluster_samples(samples, offsets, np.diff(offsets), num_senses=3)
+    torch.testing.assert_close(found.senses[:15], alone.senses)
+
+
+def test_usage_counts_what_dot_picks():
+    samples, offsets = csr([np.random.default_rng(0).normal(size=(60, 4)) * np.linspace(0.1, 3, 60)[:, None]])
+    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=5, similarity="dot")
+    picked = (torch.from_numpy(samples) @ found.senses.T).argmax(1)
+    assert torch.equal(found.usage, torch.bincount(picked, minlength=5))

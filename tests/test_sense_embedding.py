@@ -6,7 +6,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, build_sense_dictionary
 
@@ -127,3 +130,20 @@ def test_errors(senses):
     for settings, message in [({"similarity": "x"}, "similarity"), ({"assignment": "x"}, "assignment"), ({"format_version": 9}, "upgrade")]:
         with pytest.raises(ValueError, match=message):
             SenseEmbeddingConfig(**settings)
+
+
+def test_casting_a_model_keeps_the_senses(senses):
+    before = senses.senses.clone()
+    for cast in (senses.bfloat16(), senses.float(), senses.half(), senses.to("cpu", torch.bfloat16)):
+        assert cast.senses.dtype == torch.float16 and torch.equal(cast.senses, before)
+    assert senses.to("meta").senses.is_meta
+
+
+def test_names_of_tokens(senses):
+    """Special tokens by name; a word of a tokenizer that marks beginnings of words; senses before none."""
+    assert senses.token_id("[UNK]") == 1 and senses.token_id("[CLS]") == 2
+    tokenizer = Tokenizer(BPE({"i": 0, "n": 1, "▁": 2, "in": 3, "▁in": 4, "<unk>": 5}, [("i", "n"), ("▁", "in")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never")
+    senses.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    senses.offsets.copy_(torch.tensor([0] * 5 + [90] * 28))
+    assert senses.token_id("in") == 4 and senses.token_id("▁in") == 4 and len(senses.senses_of("in")) == 90

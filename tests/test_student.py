@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SIZES, WORDS, make_model, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
 
 from sensedict_hf import SKDStudentForSequenceClassification, SKDStudentModel, Teacher, build_sense_dictionary
@@ -145,3 +146,32 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
     assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
     assert b"knowledge-distillation" in uploaded["README.md"] and not any(name.endswith((".bin", ".pt")) for name in uploaded)
+
+
+def test_a_half_precision_source_gives_a_student_in_float32(bert, texts):
+    bert.model.bfloat16()
+    bert.model.config.dtype = torch.bfloat16
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64)).bfloat16()
+    small.config.dtype = torch.bfloat16
+    for student in (SKDStudentModel.from_teacher(bert, senses), SKDStudentModel.from_backbone(small, senses)):
+        assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+        assert torch.isfinite(student.encode(texts)).all()
+
+
+def test_a_projected_student_loads_in_half_precision(bert, texts, tmp_path):
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64))
+    SKDStudentModel.from_backbone(small, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.projection.weight.dtype == torch.bfloat16 and loaded.encode(texts).shape == (60, 16)
+
+
+def test_parts_know_the_tokenizer(bert, texts, tmp_path):
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert len(model.student.senses.senses_of("w20")) > 0 and model.student.encode(texts[:2]).shape == (2, 16)
+    model.save_pretrained(tmp_path / "classifier")
+    assert "text-classification" in (tmp_path / "classifier" / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"text 1 \(''\) has no tokens"):
+        bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+        bert.encode(["w1", ""])

@@ -1,11 +1,13 @@
 import pytest
 import torch
-from conftest import WORDS
+from conftest import SIZES, WORDS
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
+from sensedict_hf.corpus import tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -115,3 +117,32 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
             SKDTrainingArguments(str(tmp_path), **settings)
     with pytest.raises(ValueError, match="no column 'text', only sentence"):
         make_trainer(bert, senses, Dataset.from_dict({"sentence": texts}), tmp_path)
+
+
+def test_texts_can_be_evaluated_on(bert, senses, texts, tmp_path):
+    torch.manual_seed(0)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", objective="sense+mse")
+    trainer = SKDTrainer(student, args, teacher=bert, eval_dataset={"a": texts[:9], "b": texts[9:]})
+    assert student.config.objective is None  # not before it is trained
+    metrics = trainer.evaluate()
+    assert metrics["eval_a_loss"] > 0 and metrics["eval_b_sense_accuracy"] > 0
+    assert trainer.evaluate(texts[:9])["eval_loss"] == pytest.approx(metrics["eval_a_loss"])
+
+
+def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
+    short = BertModel(BertConfig(**SIZES, max_position_embeddings=16))
+    student = SKDStudentModel.from_backbone(short, senses)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", max_steps=1, save_strategy="no")
+    trainer = SKDTrainer(student, args, teacher=bert, train_dataset=[" ".join(WORDS * 3)])
+    assert max(len(row["input_ids"]) for row in trainer.train_dataset) == 16
+    trainer.train()
+    with pytest.raises(ValueError, match="max_length=17: the model takes 8 to 16 tokens"):
+        args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
+        SKDTrainer(student, args, teacher=bert, train_dataset=texts)
+
+
+def test_texts_without_tokens_are_left_out(bert, senses):
+    bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    senses.config.tokenizer_fingerprint = tokenizer_fingerprint(bert.tokenizer)
+    assert len(encode_senses(bert, senses, ["w1 w2", "", "w3"])) == 2
