@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_sense_embedding import ASSIGNMENTS
-from .corpus import tokenizer_fingerprint
 from .modeling_sense_embedding import SenseEmbeddingModel
 
 
@@ -96,23 +95,13 @@ def attach_senses(
     if base.config.is_encoder_decoder:
         raise ValueError(f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()")
     if tokenizer is not None:
-        check_tokenizer(senses, tokenizer)
+        senses.check_tokenizer(tokenizer)
     elif base.get_input_embeddings().num_embeddings != senses.config.vocab_size:
         raise ValueError(
             f"the model has {base.get_input_embeddings().num_embeddings} tokens, the dictionary {senses.config.vocab_size}: if both use "
             "the same tokenizer all the same, pass it as tokenizer="
         )
     return AttachedSenses(base, senses, assignment)
-
-
-def check_tokenizer(senses: SenseEmbeddingModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises a ValueError if the dictionary was built with another tokenizer."""
-    fingerprint, expected = tokenizer_fingerprint(tokenizer), senses.config.tokenizer_fingerprint
-    if fingerprint != expected:
-        raise ValueError(
-            f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's (fingerprint {expected}, "
-            f"{senses.config.vocab_size} tokens): token ids would mean other words; build the dictionary with this tokenizer"
-        )
 
 
 def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Module, int]:

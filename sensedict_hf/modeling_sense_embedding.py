@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
+from .corpus import tokenizer_fingerprint
 from .model_card import model_card
 from .ragged import assign_senses, sense_cross_entropy
 
@@ -247,6 +248,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                 "comes from another tokenizer"
             )
         return (input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)).reshape(-1)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises a ValueError if the dictionary was built with another tokenizer."""
+        fingerprint, expected = tokenizer_fingerprint(tokenizer), self.config.tokenizer_fingerprint
+        if fingerprint != expected:
+            raise ValueError(
+                f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's (fingerprint {expected}, "
+                f"{self.config.vocab_size} tokens): token ids would mean other words; build the dictionary with this tokenizer"
+            )
 
     def score_temperature(self, temperature: float) -> float:
         """A temperature in units of the distortion as one in units of the score (a dictionary of exact samples has no distortion, and

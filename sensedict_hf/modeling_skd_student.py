@@ -13,7 +13,6 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, logging
 
-from .attaching import check_tokenizer
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, padding_id, pool
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
@@ -110,7 +109,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
-        check_tokenizer(senses, backbone.tokenizer)
+        senses.check_tokenizer(backbone.tokenizer)
         config = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length} | config
         student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
         weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
@@ -243,7 +242,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
             "same model, its senses mean nothing"
         )
-    check_tokenizer(senses, teacher.tokenizer)
+    senses.check_tokenizer(teacher.tokenizer)
 
 
 def _keep_layers(config: Any, layers: list[int]) -> Any:
