@@ -186,13 +186,13 @@ def gather_samples(
     planned = np.flatnonzero(last > first)
     planned = planned[np.argsort(-(windows.stop - windows.start)[planned], kind="stable")]
     logger.info(f"{len(planned):,} of {len(windows):,} windows hold a sample; the others never reach the teacher")
-    store: np.ndarray | None = None
+    store = np.empty(0)
     for begin in tqdm(range(0, len(planned), batch_size), desc="Gathering", unit=" batches", leave=False):
         batch = planned[begin : begin + batch_size]
         rows = [corpus.window_ids(windows, index) for index in batch]
         input_ids, mask = (x.to(teacher.device) for x in pad_batch(rows, teacher.pad_token_id))
         hidden = teacher.hidden_states(input_ids, mask, layer)
-        if store is None:
+        if not len(store):
             shape = (len(positions), hidden.shape[-1])
             store = np.memmap(Path(directory, "samples.bin"), dtype=dtype, mode="w+", shape=shape)
         sizes = last[batch] - first[batch]

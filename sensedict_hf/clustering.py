@@ -124,7 +124,7 @@ def place_cuts(gain: Tensor, problems: Tensor, *, num_senses: int | None = None,
         `[n]`, bool.
     """
     by_gain = gain.argsort(descending=True, stable=True)
-    if budget is not None:
+    if num_senses is None:
         chosen = by_gain[:budget]
     else:
         by_problem = by_gain[problems[by_gain].argsort(stable=True)]

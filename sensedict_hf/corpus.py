@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
@@ -19,7 +20,7 @@ DEFAULT_MAX_LENGTH = 512
 # What a tokenizer does with case, accents, digits, white space, scripts and symbols tells it from others with the same vocabulary.
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
 
-Texts = Iterable[str] | Dataset | IterableDataset
+Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
 
 def read_dataset(source: str | list[str], split: str = "train") -> Dataset:

@@ -16,7 +16,7 @@ from transformers import AutoModel, set_seed
 
 from .attaching import attach_senses
 from .building import build_sense_dictionary
-from .evaluation import evaluate_classification, sense_agreement
+from .evaluation import SenseAgreement, evaluate_classification, sense_agreement
 from .inspection import find_occurrences, report_senses
 from .labeling import encode_senses
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -98,8 +98,10 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, dict[str, float]]:
             "parameters": sum(parameter.numel() for parameter in models[name].parameters()),
             "texts_per_second": round(speeds[name], 1),
         }
+    agreement = word_sense_agreement(teacher, senses, rows)
     results["senses"] = {
-        **{name: round(value, 4) for name, value in word_sense_agreement(teacher, senses, rows).items()},
+        "v_measure": round(agreement["v_measure"], 4),
+        "adjusted_rand": round(agreement["adjusted_rand"], 4),
         "megabytes": round(sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6, 2),
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -136,7 +138,7 @@ def measure_speed(encoders: dict[str, Callable[..., torch.Tensor]], texts: list[
     return best
 
 
-def word_sense_agreement(teacher: Teacher, senses: SenseEmbeddingModel, rows: list[Row]) -> dict[str, float]:
+def word_sense_agreement(teacher: Teacher, senses: SenseEmbeddingModel, rows: list[Row]) -> SenseAgreement:
     """Agreement of the senses that were found with those that were written, at the ambiguous word of every sentence."""
     encoded = encode_senses(teacher, senses, [row["text"] for row in rows])
     tokens, found = [], []
@@ -146,7 +148,7 @@ def word_sense_agreement(teacher: Teacher, senses: SenseEmbeddingModel, rows: li
         found.append(sense_ids[place])
     known = np.array(found) >= 0
     annotated = np.array([row["sense"] for row in rows])
-    return dict(sense_agreement(np.array(tokens)[known], np.array(found)[known], annotated[known]))
+    return sense_agreement(np.array(tokens)[known], np.array(found)[known], annotated[known])
 
 
 def print_table(results: dict[str, dict[str, float]], num_train: int, num_test: int) -> None:

@@ -17,7 +17,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
     return 0 if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+def pad_batch(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Pads on the right: `input_ids` and `attention_mask`, both `[rows, longest]`, int64."""
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -73,13 +73,12 @@ def encode_texts(
     if empty:
         raise ValueError(f"text {empty[0]} ({texts[empty[0]]!r}) has no tokens: there is nothing to encode")
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    vectors: list[Tensor | None] = [None] * len(rows)
+    vectors: dict[int, Tensor] = {}
     quiet = not show_progress or len(rows) <= batch_size
     for begin in tqdm(range(0, len(rows), batch_size), desc="Encoding", unit=" batches", leave=False, disable=quiet):
         batch = by_length[begin : begin + batch_size]
         input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], pad_token_id))
         with torch.inference_mode():
             pooled = pool(forward(input_ids, mask).float(), mask, pooling).cpu()
-        for i, vector in zip(batch, pooled):
-            vectors[i] = vector
-    return torch.stack(vectors) if vectors else torch.empty(0, 0)
+        vectors.update(zip(batch, pooled))
+    return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)

@@ -1,9 +1,9 @@
 """Sentence classification on frozen embeddings, by the protocol of MTEB; agreement of found senses with annotated ones."""
 
-from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
@@ -18,12 +18,13 @@ class ClassificationScores(TypedDict):
     full: float
 
 
-def few_shot_draws(labels: Sequence, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED) -> list[np.ndarray]:
+def few_shot_draws(labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED) -> list[np.ndarray]:
     """The rows that MTEB's classification tasks train on, in their order: one array of indices per draw.
 
     Each draw shuffles the previous order again with the same generator state and takes the first rows of every label.
     """
-    labels, order, draws = np.asarray(labels), np.arange(len(labels)), []
+    labels = np.asarray(labels)
+    order, draws = np.arange(len(labels)), []
     for _ in range(num_draws):
         np.random.RandomState(seed).shuffle(order)
         by_label = order[np.argsort(labels[order], kind="stable")]
@@ -37,9 +38,9 @@ def few_shot_draws(labels: Sequence, samples_per_label: int = 8, num_draws: int 
 
 def evaluate_classification(
     train_embeddings: np.ndarray,
-    train_labels: Sequence,
+    train_labels: ArrayLike,
     test_embeddings: np.ndarray,
-    test_labels: Sequence,
+    test_labels: ArrayLike,
     *,
     normalize: bool = True,
     samples_per_label: int = 8,
@@ -56,15 +57,15 @@ def evaluate_classification(
     Raises:
         ValueError: lengths differ, or a label of the test set is not in the train set.
     """
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     sets = [("train", train_embeddings, train_labels), ("test", test_embeddings, test_labels)]
     for name, embeddings, labels in sets:
         if len(embeddings) != len(labels):
             raise ValueError(f"{name}: {len(embeddings)} embeddings but {len(labels)} labels")
-    unseen = sorted(set(test_labels) - set(train_labels))
+    unseen = np.setdiff1d(test_labels, train_labels).tolist()
     if unseen:
         raise ValueError(f"the test set has labels that the train set has not: {unseen[:5]}; check that both files use the same labels")
     train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
 
     def accuracy(rows: np.ndarray | slice, **settings: float) -> float:
         classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], train_labels[rows])
@@ -85,7 +86,7 @@ class SenseAgreement(TypedDict):
     adjusted_rand: float
 
 
-def sense_agreement(token_ids: Sequence[int], found: Sequence[int], annotated: Sequence) -> SenseAgreement:
+def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike) -> SenseAgreement:
     """How well found senses agree with annotated ones: V-measure (Rosenberg and Hirschberg, EMNLP 2007) and adjusted Rand index
     (Hubert and Arabie, Journal of Classification 2, 1985) for each token that has at least two annotated senses.
 
@@ -98,7 +99,7 @@ def sense_agreement(token_ids: Sequence[int], found: Sequence[int], annotated: S
     token_ids, found, annotated = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
     groups = [rows for token in np.unique(token_ids) if len(set(annotated[rows := np.flatnonzero(token_ids == token)])) > 1]
     if not groups:
-        raise ValueError(f"none of the {len(set(token_ids.tolist()))} tokens has two annotated senses: there is nothing to compare")
+        raise ValueError(f"none of the {len(np.unique(token_ids))} tokens has two annotated senses: there is nothing to compare")
     weights = [len(rows) for rows in groups]
     return SenseAgreement(
         v_measure=float(np.average([v_measure_score(annotated[rows], found[rows]) for rows in groups], weights=weights)),

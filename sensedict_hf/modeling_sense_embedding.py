@@ -141,6 +141,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     config: SenseEmbeddingConfig
     config_class = SenseEmbeddingConfig
+    senses: Tensor
+    offsets: Tensor
+    usage: Tensor
     main_input_name = "input_ids"
     base_model_prefix = "sense_embedding"
 
@@ -272,9 +275,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         if isinstance(token, str):
             tokenized = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
-            ids = [self.tokenizer.get_vocab().get(token)]
+            vocabulary = self.tokenizer.get_vocab()
+            ids = [vocabulary[token]] if token in vocabulary else []
             ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != self.tokenizer.unk_token_id]
-            ids = [number for number in ids if number is not None]
             if not ids:
                 pieces = " ".join(self.tokenizer.convert_ids_to_tokens(tokenized[0]))
                 raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")

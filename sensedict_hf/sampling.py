@@ -68,7 +68,7 @@ def plan_samples(
     keys = _text_keys(corpus.digests, seed)
     limits = np.full(vocab_size, np.iinfo(np.uint64).max, dtype=np.uint64)
     limits[list(exclude)] = 0
-    kept = [np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.int64)]  # tokens, priorities, positions
+    kept_tokens, kept_priorities, kept_positions = np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.int64)
     for begin in range(0, len(corpus.input_ids), CHUNK):
         tokens = np.asarray(corpus.input_ids[begin : begin + CHUNK])
         if tokens.min() < 0 or tokens.max() >= vocab_size:
@@ -80,11 +80,13 @@ def plan_samples(
         place = (positions - corpus.offsets[text]).astype(np.uint64)
         priorities = _mix(_mix(keys[text] + place * np.uint64(0x9E3779B97F4A7C15)) ^ tokens.astype(np.uint64))
         drawn = priorities < limits[tokens]
-        kept = [np.concatenate(pair) for pair in zip(kept, (tokens[drawn], priorities[drawn], positions[drawn]))]
-        best, rank = _lowest(kept[0], kept[1], max_samples_per_token)
-        kept = [values[best] for values in kept]
+        kept_tokens = np.concatenate([kept_tokens, tokens[drawn]])
+        kept_priorities = np.concatenate([kept_priorities, priorities[drawn]])
+        kept_positions = np.concatenate([kept_positions, positions[drawn]])
+        best, rank = _lowest(kept_tokens, kept_priorities, max_samples_per_token)
+        kept_tokens, kept_priorities, kept_positions = kept_tokens[best], kept_priorities[best], kept_positions[best]
         full = rank == max_samples_per_token - 1
-        limits[kept[0][full]] = kept[1][full]
+        limits[kept_tokens[full]] = kept_priorities[full]
     counts[list(exclude)] = 0
     sizes = np.minimum(counts, max_samples_per_token)
-    return SamplingPlan(counts, np.concatenate([[0], np.cumsum(sizes)]), kept[2])
+    return SamplingPlan(counts, np.concatenate([[0], np.cumsum(sizes)]), kept_positions)
