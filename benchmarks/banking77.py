@@ -51,7 +51,7 @@ def main() -> None:
     print("| model | output | few-shot | full | seconds to make |\n|---|---|---|---|---|")
 
     def row(title: str, output: str, scores: dict[str, float], made: str = "") -> None:
-        made = f"{seconds[made]:.0f}" if made else ""
+        made = f"{seconds[made]:.0f}" if made in seconds else ""
         few_shot = f"{scores['few_shot']:.3f} ± {scores['few_shot_std']:.3f}"
         print(f"| {title} | {output} | {few_shot} | {scores['full']:.3f} | {made} |", flush=True)
 
