@@ -29,7 +29,7 @@ def test_all_layers_are_the_teacher(teacher, senses, texts):
     assert torch.equal(student(**batch, assignment="none").last_hidden_state, output.student_hidden_state)
 
 
-def test_chosen_layers_are_kept(senses, texts, bert):
+def test_chosen_layers_are_kept(texts, bert):
     senses = build_sense_dictionary(bert, texts, budget=90)
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=[1, 3])
     for new, old in enumerate([1, 3]):
