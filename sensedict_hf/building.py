@@ -1,30 +1,57 @@
-"""Text and a teacher -> a sense dictionary: plan which occurrences to sample, gather their vectors, cluster them."""
+"""Text and a teacher -> a sense dictionary: plan which occurrences to sample, gather their vectors, fit the senses.
+
+Every stage leaves its results in a folder, so that any number of processes can take part and a killed build goes on where it was.
+"""
 
 import os
+import shutil
+from contextlib import nullcontext
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
-from transformers.utils.logging import tqdm
 
-from .clustering import cluster_samples
-from .configuration_sense_embedding import SIMILARITIES, SenseEmbeddingConfig
-from .corpus import Texts, TokenizedCorpus, check_max_length, tokenize_corpus, tokenizer_fingerprint
-from .encoding import pad_batch
+from .build_folder import begin_build, differences, finished_build, locked, publish
+from .configuration_sense_embedding import METHODS, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
+from .corpus import (
+    CorpusChangedError,
+    Texts,
+    check_max_length,
+    corpus_digest,
+    open_corpus,
+    read_progress,
+    tokenize_corpus,
+    tokenizer_fingerprint,
+)
+from .fitting import BLOCK_ELEMENTS, fit_senses, write_senses
+from .gathering import gather_samples, open_windows, plan_windows
+from .model_card import model_card
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .sampling import SamplingPlan, plan_samples
+from .sampling import SamplingPlan, count_tokens, open_plan, plan_samples, sample_sizes
 from .teachers import Teacher, load_teacher
+from .tensor_files import TensorFile
 
 logger = logging.get_logger(__name__)
 
-DTYPES = ("float16", "bfloat16", "float32")
+SAMPLE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # The default budget: at most this many senses for each token in the texts, and one for this many samples.
 SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
+# On disk, for each sample: its place, slot and priority, its tree and, for a while, the candidates of the plan.
+BYTES_PER_SAMPLE = 80
+# In memory while senses are fitted: the samples of a block, and what is computed from them at once.
+WORKING_COPIES = 6
+# The first process may tokenize or plan for long while the others wait.
+TIMEOUT = timedelta(days=7)
 
 
 def build_sense_dictionary(
@@ -32,6 +59,11 @@ def build_sense_dictionary(
     texts: Texts,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    output_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    keep_samples: bool = False,
+    update: str | os.PathLike | None = None,
+    method: str | None = None,
     num_senses: int | None = None,
     budget: int | None = None,
     max_samples_per_token: int = 1000,
@@ -48,163 +80,305 @@ def build_sense_dictionary(
 ) -> SenseEmbeddingModel:
     """Builds a sense dictionary: runs the teacher over text and clusters the vectors of each token.
 
+    Under `accelerate launch` or `torchrun` all processes call it with the same arguments and share the work; only the first one reads
+    the texts. The result is the same for any number of processes, at one batch size, kind of device and number of threads.
+
     Args:
         teacher: a name, a path, a model or a [`Teacher`]. texts: a list or iterable of strings, or a data set with a text column.
         tokenizer: the teacher's, if the teacher does not say where it comes from.
+        output_dir: where the dictionary is saved. The same call goes on with a build that was interrupted there, and loads one that is
+            finished. Default: a temporary folder, and the dictionary is held in memory.
+        overwrite: replaces a dictionary or an unfinished build in `output_dir` that is another one.
+        keep_samples: leaves the samples in `output_dir`, so that texts can be added later.
+        update: a folder of a dictionary built with `keep_samples`: its samples and those of the new texts are drawn from together.
+        method: `budget`, `num_senses` or `mcl`; default: by which of the two numbers is given, else `budget`. `mcl` is the rule of the
+            paper, from the number of Markov clusters of each token; slow.
         num_senses: senses for every token (fewer where it has fewer distinct samples).
-        budget: senses in all, placed over the tokens where they lower the squared distance most. Without either, a budget of one
-            sense for every token in the texts and one more for every four samples beyond that, but not more than six times the number
-            of tokens.
+        budget: senses in all, placed over the tokens where they lower the squared distance most. Default: one sense for every token in
+            the texts and one more for every four samples beyond that, but not more than six times the number of tokens.
         max_samples_per_token: occurrences of a token that are looked at, drawn uniformly from all.
         similarity: `l2`, `cosine` or `dot`; see [`assign_senses`].
         layer: index into the teacher's hidden states; -1: the last.
         max_length: longest input of the teacher in tokens. Longer texts are cut into overlapping windows, or,
             with `truncation`, cut off. Default: what the teacher takes, at most 512.
         batch_size: texts in a forward pass. seed: of the sample. device: default: a GPU if there is one.
-        sample_dtype: `float16` or `float32`, how samples are held on disk while building. senses_dtype: `float16`, `bfloat16` or
-            `float32`, of the finished table.
+        sample_dtype: `float16` or `float32`, how samples are held on disk while building. senses_dtype: `float16`, `bfloat16`,
+            `float32` or `int8` (with a scale for every sense), of the finished table.
 
     Raises:
         ValueError: see the messages: bad settings, an empty corpus, a budget below one sense for each token in the texts, a
-            tokenizer that does not belong to the model, or teacher vectors that are not finite.
+            tokenizer that does not belong to the model, teacher vectors that are not finite, samples that the disk has no room for,
+            or an output folder where something else was begun or is being built.
     """
+    settings = {
+        "method": _check_settings(method, num_senses, budget, similarity, sample_dtype, senses_dtype, seed),
+        "num_senses": num_senses,
+        "budget": budget,
+        "max_samples_per_token": max_samples_per_token,
+        "batch_size": batch_size,
+        "similarity": similarity,
+        "layer": layer,
+        "seed": seed,
+        "sample_dtype": sample_dtype,
+        "senses_dtype": senses_dtype,
+        "keep_samples": keep_samples,
+    }
+    for name in ("num_senses", "budget", "max_samples_per_token", "batch_size"):
+        if settings[name] is not None and settings[name] < 1:
+            raise ValueError(f"{name}={settings[name]}: it must be at least 1")
+    state = PartialState(timeout=TIMEOUT)
+    if output_dir is None and (keep_samples or state.num_processes > 1):
+        raise ValueError("give output_dir: " + ("samples are kept there" if keep_samples else "several processes need a common folder"))
+    if device is None and state.num_processes > 1:
+        device = state.device
+    teacher = load_teacher(teacher, tokenizer=None if isinstance(teacher, Teacher) else tokenizer, device=device)
+    if tokenizer is not None and tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
+        raise ValueError("the tokenizer is not the teacher's: dictionaries keyed by another tokenizer are not supported")
+    settings |= _origin(teacher, check_max_length(max_length, teacher.max_window), truncation)
+    earlier = None if update is None else _open_earlier(Path(update), settings)
+
+    with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
+        folder = Path(path)
+        with locked(folder) if state.is_main_process else nullcontext():
+            begun = [None]
+            if state.is_main_process:
+                begun = [_plan(folder, teacher, texts, text_column, settings, earlier, overwrite)]
+            if broadcast_object_list(begun)[0]:
+                _gather_and_fit(folder / "building", teacher, settings, earlier)
+                if state.is_main_process:
+                    _finish(folder, teacher, settings, earlier)
+            state.wait_for_everyone()
+        senses = SenseEmbeddingModel.from_pretrained(folder)
+        if output_dir is None:
+            senses._apply(torch.clone)  # else the tables are mapped from files that are about to go
+    senses.tokenizer = teacher.tokenizer
+    return senses
+
+
+def _check_settings(
+    method: str | None, num_senses: int | None, budget: int | None, similarity: str, sample_dtype: str, senses_dtype: str, seed: int
+) -> str:
+    """The method, by its name or by the number that is given."""
     if num_senses is not None and budget is not None:
         raise ValueError(f"num_senses={num_senses} and budget={budget}: give one of them")
-    for name, value in {"num_senses": num_senses, "budget": budget, "max_samples_per_token": max_samples_per_token}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1")
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-    if sample_dtype not in ("float16", "float32") or senses_dtype not in DTYPES:
-        raise ValueError(
-            f"sample_dtype={sample_dtype!r} must be float16 or float32, senses_dtype={senses_dtype!r} one of {', '.join(DTYPES)}"
-        )
-    if seed < 0:
-        raise ValueError(f"seed={seed}: it must be at least 0")
-    teacher = load_teacher(teacher, tokenizer=None if isinstance(teacher, Teacher) else tokenizer, device=device)
-    fingerprint = tokenizer_fingerprint(teacher.tokenizer)
-    if tokenizer is not None and tokenizer_fingerprint(tokenizer) != fingerprint:
-        raise ValueError("the tokenizer is not the teacher's: dictionaries keyed by another tokenizer are not supported")
-    tokenizer = teacher.tokenizer
-    embeddings = teacher.model.get_input_embeddings().num_embeddings
-    vocab_size = max(len(tokenizer), embeddings)
-    max_length = check_max_length(max_length, teacher.max_window)
+    implied = "num_senses" if num_senses is not None else "budget"
+    for name, value, allowed in [
+        ("method", method or implied, METHODS),
+        ("similarity", similarity, SIMILARITIES),
+        ("sample_dtype", sample_dtype, SAMPLE_DTYPES),
+        ("senses_dtype", senses_dtype, SENSES_DTYPES),
+    ]:
+        if value not in allowed:
+            raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
+    if (method or implied) != implied and (num_senses or budget) is not None or method == "num_senses" and num_senses is None:
+        raise ValueError(f"method={method!r} with num_senses={num_senses}, budget={budget}: these do not belong together")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: it must be at least 0 and below 2**32")
+    return method or implied
 
-    with TemporaryDirectory(prefix="sensedict-") as folder:
-        truncate_at = max_length if truncation else None
-        corpus = tokenize_corpus(texts, tokenizer, folder, text_column=text_column, truncate_at=truncate_at)
-        if corpus.dropped:
-            total = corpus.dropped + len(corpus.input_ids)
-            logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
-        plan = plan_samples(corpus, vocab_size, max_samples_per_token, seed=seed, exclude=_padding(tokenizer))
-        if plan.counts[embeddings:].any():
+
+def _origin(teacher: Teacher, max_length: int, truncation: bool) -> dict[str, Any]:
+    """What else decides the bytes of a dictionary."""
+    return {
+        "tokenizer": tokenizer_fingerprint(teacher.tokenizer),
+        "max_length": max_length,
+        "truncation": truncation,
+        "teacher": teacher.name,
+        "teacher_revision": teacher.revision,
+        "teacher_weights": teacher.fingerprint() if PartialState().is_main_process else None,
+        "device": teacher.device.type,
+        "earlier": None,
+        "generation": 0,
+        **{package: version(package) for package in ("sensedict_hf", "torch", "transformers")},
+    }
+
+
+def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, SenseEmbeddingConfig]:
+    """The samples and the config of the dictionary that is updated; notes it in the settings."""
+    manifest = finished_build(folder)
+    if manifest is None or "samples.safetensors" not in manifest["files"]:
+        raise ValueError(f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated")
+    names = ("tokenizer", "teacher_weights", "layer", "max_length", "truncation", "max_samples_per_token", "sample_dtype")
+    if PartialState().is_main_process:
+        changed = differences(*({name: values[name] for name in names} for values in (manifest["settings"], settings)))
+        if changed:
+            raise ValueError(f"{folder} was built with other settings: {changed}; new samples would not fit the old ones")
+    settings["earlier"] = manifest["files"]["samples.safetensors"]["sha256"]
+    settings["generation"] = manifest["settings"]["generation"] + 1
+    return TensorFile(folder / "samples.safetensors"), SenseEmbeddingConfig.from_pretrained(folder)
+
+
+def _plan(
+    folder: Path,
+    teacher: Teacher,
+    texts: Texts,
+    text_column: str,
+    settings: dict[str, Any],
+    earlier: tuple[TensorFile, SenseEmbeddingConfig] | None,
+    overwrite: bool,
+) -> bool:
+    """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
+    finished = None if overwrite else finished_build(folder)
+    if finished is not None:
+        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
+        if changed:
+            raise ValueError(f"{folder} holds a dictionary with other settings: {changed}; give the same, another folder, or overwrite")
+        shutil.rmtree(folder / "building", ignore_errors=True)
+        logger.info(f"{folder} holds this dictionary already")
+        return False
+    stages = begin_build(folder, settings, overwrite)
+    tokenizer, max_length = teacher.tokenizer, settings["max_length"]
+    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
+    truncate_at = max_length if settings["truncation"] else None
+    try:
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
+    except CorpusChangedError:
+        if not overwrite:
+            raise
+        stages = begin_build(folder, settings, overwrite, afresh=True)
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
+    if corpus.dropped:
+        total = corpus.dropped + len(corpus.input_ids)
+        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+    if not (stages / "plan.safetensors").exists():
+        counts = count_tokens(corpus, max(len(tokenizer), embeddings), exclude=_padding(tokenizer))
+        if counts[embeddings:].any():
             raise ValueError(
-                f"the tokenizer gives ids up to {int(plan.counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
+                f"the tokenizer gives ids up to {int(counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
                 "tokens: the tokenizer is not the model's, or the model must be resized to it"
             )
-        seen = int((plan.counts > 0).sum())
-        if budget is not None and budget < seen:
+        together = counts if earlier is None else counts + earlier[0]["counts"].numpy()
+        seen = int((together > 0).sum())
+        if settings["budget"] is not None and settings["budget"] < seen:
             raise ValueError(
-                f"budget={budget} is below one sense for each of the {seen:,} different tokens in the texts: give at least {seen}"
+                f"budget={settings['budget']} is below one sense for each of the {seen:,} different tokens: give {seen} or more"
             )
-        if num_senses is None and budget is None:
-            budget = min(SENSES_PER_TOKEN * seen, seen + (len(plan.positions) - seen) // SAMPLES_PER_SENSE)
-        samples = gather_samples(
-            teacher, corpus, plan, folder, max_length=max_length, layer=layer, batch_size=batch_size, dtype=sample_dtype
+        _check_room(folder, together, settings, probe.shape[-1])
+        plan_samples(
+            corpus,
+            counts,
+            settings["max_samples_per_token"],
+            stages,
+            seed=settings["seed"] + (settings["generation"] << 32),
+            earlier=earlier and earlier[0],
         )
-        found = cluster_samples(
-            samples,
-            plan.offsets,
-            plan.counts,
-            num_senses=num_senses,
-            budget=budget,
-            similarity=similarity,
-            device=teacher.device,
-        )
-    dtype = getattr(torch, senses_dtype)
-    if found.senses.abs().max() > torch.finfo(dtype).max:
-        raise ValueError(f"senses reach {float(found.senses.abs().max()):.3g}, too large for {senses_dtype}: use senses_dtype='bfloat16'")
-    senses = SenseEmbeddingModel(
-        SenseEmbeddingConfig(
-            vocab_size=vocab_size,
-            hidden_size=samples.shape[1],
-            num_senses=len(found.senses),
-            senses_dtype=senses_dtype,
-            similarity=similarity,
-            distortion=found.distortion,
-            base_model_name_or_path=teacher.name,
-            base_model_revision=teacher.revision,
-            layer=layer,
-            tokenizer_fingerprint=fingerprint,
-            method="num_senses" if budget is None else "budget",
-            method_value=num_senses if budget is None else budget,
-            max_samples_per_token=max_samples_per_token,
-            window_length=max_length,
-            seed=seed,
-            num_texts=len(corpus),
-            num_tokens=int(plan.counts.sum()),
-            sensedict_version=version("sensedict_hf"),
-        )
+    if not (stages / "windows.safetensors").exists():
+        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
+        used = len(np.unique(windows["text"]))
+        logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
+    return True
+
+
+def _check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
+    """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
+    sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
+
+    def needed(cap: int) -> tuple[int, int]:
+        samples = int(sample_sizes(counts, cap).sum())
+        senses = settings["budget"] or int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
+        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width)
+        return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
+
+    there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    cap = settings["max_samples_per_token"]
+    disk, memory = needed(cap)
+    logger.info(
+        f"{int(sample_sizes(counts, cap).sum()):,} samples of {int((counts > 0).sum()):,} tokens need {disk / 1e9:,.1f} GB of the "
+        f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
     )
-    senses.senses.copy_(found.senses)
-    senses.offsets.copy_(found.offsets)
-    senses.usage.copy_(found.usage)
-    senses.tokenizer = tokenizer
-    return senses.eval()
+    if disk > there[0] or memory > there[1]:
+        low, high = 0, cap
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = all(need <= room for need, room in zip(needed(middle), there))
+            low, high = (middle, high) if fits else (low, middle - 1)
+        way = f"max_samples_per_token={low} fits" if low else "not even max_samples_per_token=1 fits: choose another disk"
+        raise ValueError(
+            f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
+            f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"
+        )
+
+
+def _gather_and_fit(
+    stages: Path, teacher: Teacher, settings: dict[str, Any], earlier: tuple[TensorFile, SenseEmbeddingConfig] | None
+) -> None:
+    """The stages that all processes share."""
+    plan = open_plan(stages / "plan.safetensors")
+    dtype = SAMPLE_DTYPES[settings["sample_dtype"]]
+    limits = [torch.finfo(kind).max for kind in (dtype, SENSES_DTYPES[settings["senses_dtype"]]) if kind.is_floating_point]
+    gather_samples(
+        teacher,
+        open_corpus(stages / "corpus", teacher.tokenizer),
+        plan,
+        open_windows(stages),
+        stages,
+        layer=settings["layer"],
+        batch_size=settings["batch_size"],
+        dtype=dtype,
+        largest=min(limits),
+        earlier=earlier and earlier[0],
+    )
+    fit_senses(
+        TensorFile(stages / "samples.safetensors"),
+        stages,
+        num_senses=settings["num_senses"],
+        budget=_budget(plan, settings),
+        similarity=settings["similarity"],
+        device=teacher.device,
+    )
+
+
+def _budget(plan: SamplingPlan, settings: dict[str, Any]) -> int | None:
+    """The number of senses in all; None if the method is another."""
+    if settings["method"] != "budget" or settings["budget"] is not None:
+        return settings["budget"]
+    seen = int((plan.counts > 0).sum())
+    return min(SENSES_PER_TOKEN * seen, seen + (len(plan.positions) - seen) // SAMPLES_PER_SENSE)
+
+
+def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: tuple[TensorFile, SenseEmbeddingConfig] | None) -> None:
+    """The last stage: the dictionary with all that belongs to it, put in its place at once."""
+    stages = folder / "building"
+    ready = stages / "dictionary"
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir()
+    samples, plan, progress = stages / "samples.safetensors", open_plan(stages / "plan.safetensors"), read_progress(stages / "corpus")
+    store = TensorFile(samples)
+    dtype = SENSES_DTYPES[settings["senses_dtype"]]
+    num_senses, distortion = write_senses(stages, store, ready / "model.safetensors", dtype)
+    budget = _budget(plan, settings)
+    config = SenseEmbeddingConfig(
+        architectures=["SenseEmbeddingModel"],
+        vocab_size=len(plan.counts),
+        hidden_size=store["samples"].shape[1],
+        num_senses=num_senses,
+        senses_dtype=settings["senses_dtype"],
+        similarity=settings["similarity"],
+        distortion=distortion,
+        base_model_name_or_path=teacher.name,
+        base_model_revision=teacher.revision,
+        layer=settings["layer"],
+        tokenizer_fingerprint=settings["tokenizer"],
+        method=settings["method"],
+        method_value=settings["num_senses"] or budget,
+        max_samples_per_token=settings["max_samples_per_token"],
+        window_length=settings["max_length"],
+        seed=settings["seed"],
+        num_texts=progress.texts + (earlier[1].num_texts if earlier else 0),
+        num_tokens=int(plan.counts.sum()),
+        sensedict_version=settings["sensedict_hf"],
+    )
+    config.dtype = dtype
+    config.save_pretrained(ready)
+    teacher.tokenizer.save_pretrained(ready)
+    model_card(config).save(ready / "README.md")
+    if settings["keep_samples"]:
+        os.link(samples, ready / samples.name)
+    publish(folder, {**settings, "corpus": progress.sha256})
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
     others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
     return () if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others else (tokenizer.pad_token_id,)
-
-
-def gather_samples(
-    teacher: Teacher,
-    corpus: TokenizedCorpus,
-    plan: SamplingPlan,
-    directory: str | os.PathLike,
-    *,
-    max_length: int,
-    layer: int,
-    batch_size: int,
-    dtype: str,
-) -> np.ndarray:
-    """Runs the teacher over the windows that own a planned position and stores the vectors of those, slot by slot.
-
-    Returns:
-        `[samples, hidden]`, a memory-mapped file in `directory`.
-
-    Raises:
-        ValueError: a vector is not finite, or too large for the dtype.
-    """
-    windows = corpus.windows(max_length)
-    by_position = np.argsort(plan.positions)
-    positions = plan.positions[by_position]
-    first = np.searchsorted(positions, corpus.offsets[windows.text] + windows.own_start)
-    last = np.searchsorted(positions, corpus.offsets[windows.text] + windows.own_stop)
-    planned = np.flatnonzero(last > first)
-    planned = planned[np.argsort(-(windows.stop - windows.start)[planned], kind="stable")]
-    logger.info(f"{len(planned):,} of {len(windows):,} windows hold a sample; the others never reach the teacher")
-    store = np.empty(0)
-    for begin in tqdm(range(0, len(planned), batch_size), desc="Gathering", unit=" batches", leave=False):
-        batch = planned[begin : begin + batch_size]
-        rows = [corpus.window_ids(windows, index) for index in batch]
-        input_ids, mask = (x.to(teacher.device) for x in pad_batch(rows, teacher.pad_token_id))
-        hidden = teacher.hidden_states(input_ids, mask, layer)
-        if not len(store):
-            shape = (len(positions), hidden.shape[-1])
-            store = np.memmap(Path(directory, "samples.bin"), dtype=dtype, mode="w+", shape=shape)
-        sizes = last[batch] - first[batch]
-        row = np.repeat(np.arange(len(batch)), sizes)
-        sample = np.repeat(first[batch] - np.cumsum(sizes) + sizes, sizes) + np.arange(len(row))
-        column = positions[sample] - (corpus.offsets[windows.text] + windows.start)[batch][row]
-        vectors = hidden[torch.from_numpy(row).to(hidden.device), torch.from_numpy(column).to(hidden.device)].float().cpu().numpy()
-        largest = np.abs(vectors).max()
-        if not np.isfinite(largest):
-            bad = windows.text[batch[row[np.flatnonzero(~np.isfinite(vectors).all(1))[0]]]]
-            raise ValueError(f"{teacher.name} yields NaN or infinite vectors for text {bad}: try another dtype for the teacher")
-        if largest > np.finfo(dtype).max:
-            raise ValueError(f"{teacher.name} yields values up to {largest:.3g}, too large for {dtype}: use sample_dtype='float32'")
-        store[by_position[sample]] = vectors
-    return store

@@ -2,17 +2,19 @@
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, set_seed
 
 from .attaching import attach_senses
-from .building import DTYPES, build_sense_dictionary
-from .configuration_sense_embedding import ASSIGNMENTS, SIMILARITIES
+from .building import SAMPLE_DTYPES, TIMEOUT, build_sense_dictionary
+from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SENSES_DTYPES, SIMILARITIES
 from .corpus import read_dataset
 from .encoding import POOLINGS
 from .evaluation import evaluate_classification
@@ -23,12 +25,14 @@ from .teachers import load_teacher
 from .trainer import SKDTrainer
 from .training_args import OBJECTIVES, SKDTrainingArguments
 
-FILES_HELP = "text files (.jsonl, .csv, .parquet, .txt), all of one kind, or the name of a data set"
+FILES_HELP = "text files (.jsonl, .csv, .parquet, .arrow, .txt), all of one kind, a folder of save_to_disk, or the name of a data set"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 after an error in the input, which is printed in one line."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sensedict_hf").setLevel(logging.INFO)
     try:
         options.run(options)
     except (ValueError, OSError) as error:
@@ -52,14 +56,29 @@ def _parser() -> argparse.ArgumentParser:
     size = sub.add_mutually_exclusive_group()
     size.add_argument("--budget", type=int, metavar="N", help="senses in all, placed where they lower the error most")
     size.add_argument("--num-senses", type=int, metavar="K", help="senses for every token")
-    sub.add_argument("--output", required=True, metavar="DIR", help="where the dictionary is saved")
+    sub.add_argument("--method", choices=METHODS, help="default: by the number given, else budget; mcl is the paper's rule, and slow")
+    sub.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="where the dictionary is saved; the same command goes on with a build that was stopped",
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace another dictionary or unfinished build in that folder")
+    sub.add_argument("--keep-samples", action="store_true", help="leave the samples there, so that texts can be added later")
+    sub.add_argument("--update", metavar="DIR", help="add the texts to a dictionary that was built with --keep-samples")
+    sub.add_argument("--streaming", action="store_true", help="read the texts as it goes, without a copy in the cache of datasets")
     sub.add_argument("--similarity", choices=SIMILARITIES, default="l2", help="how a sense is chosen")
     sub.add_argument("--layer", type=int, default=-1, help="hidden states of the teacher; -1: the last")
     sub.add_argument("--max-samples-per-token", type=int, default=1000, metavar="N", help="occurrences looked at, drawn at random")
     sub.add_argument("--truncation", action="store_true", help="cut long texts off instead of into windows")
-    sub.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored senses")
-    sub.add_argument("--sample-dtype", choices=("float16", "float32"), default="float16", help="of samples while building")
+    _add_dtype(sub)
+    sub.add_argument("--sample-dtype", choices=SAMPLE_DTYPES, default="float16", help="of samples while building")
     _add_run(sub)
+
+    sub = command("convert", _convert, "Store a dictionary in another dtype.")
+    sub.add_argument("senses", metavar="DIR", help="a dictionary")
+    _add_dtype(sub)
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
 
     sub = command("distill", _distill, "Distil a small student that picks the senses its teacher picks.")
     _add_teacher(sub)
@@ -110,6 +129,10 @@ def _add_teacher(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--teacher", required=True, metavar="MODEL", help="name or folder of an encoder or decoder")
 
 
+def _add_dtype(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--dtype", choices=SENSES_DTYPES, default="float16", help="of the stored senses")
+
+
 def _add_texts(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--texts", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
     _add_columns(sub)
@@ -127,9 +150,18 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
+    state = PartialState(timeout=TIMEOUT)
+    if not state.is_main_process:
+        logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
-        load_teacher(options.teacher, device=options.device),
-        read_dataset(options.texts),
+        options.teacher,
+        # The others need not read the texts.
+        read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
+        output_dir=options.output,
+        overwrite=options.overwrite,
+        keep_samples=options.keep_samples,
+        update=options.update,
+        method=options.method,
         num_senses=options.num_senses,
         budget=options.budget,
         max_samples_per_token=options.max_samples_per_token,
@@ -139,14 +171,22 @@ def _build(options: argparse.Namespace) -> None:
         truncation=options.truncation,
         batch_size=options.batch_size,
         seed=options.seed,
+        device=options.device,
         text_column=options.text_column,
         sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
     )
-    senses.save_pretrained(options.output)
-    config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
-    print(f"{config.num_senses:,} senses of {seen:,} tokens, from {config.num_texts:,} texts with {config.num_tokens:,} tokens")
-    print(f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+    if state.is_main_process:
+        config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
+        print(f"{config.num_senses:,} senses of {seen:,} tokens, from {config.num_texts:,} texts with {config.num_tokens:,} tokens")
+        print(f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    senses = load_senses(options.senses)
+    converted = senses.to_dtype(options.dtype)
+    converted.save_pretrained(options.output)
+    print(f"{megabytes(senses):.1f} MB in {senses.config.senses_dtype}, {megabytes(converted):.1f} MB in {options.dtype}: {options.output}")
 
 
 def _distill(options: argparse.Namespace) -> None:

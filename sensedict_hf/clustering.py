@@ -9,11 +9,9 @@ cutting at the k - 1 largest of each token gives k senses. The parts between the
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.logging import tqdm
 
 from .ragged import assign_senses
 
@@ -113,25 +111,23 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         above, noise = torch.cat([drop, drop]), torch.cat([noise, noise])
 
 
-def place_cuts(gain: Tensor, problems: Tensor, *, num_senses: int | None = None, budget: int | None = None) -> Tensor:
-    """Chooses where to cut: the `budget` largest gains of all problems, or the `num_senses` largest of each.
+def place_cuts(gain: Tensor, offsets: Tensor, num_senses: Tensor) -> Tensor:
+    """Chooses the `num_senses` largest gains of each problem that are above 0; the first of equal ones.
 
     Args:
-        gain: `[n]`, weighted as the problems are to be weighted; infinite at the first sample of each problem, which is always cut.
-        problems: `[n]`, the problem of each place, ascending.
+        gain: `[n]`, infinite at the first sample of each problem, which is always cut. offsets: `[problems + 1]`.
+        num_senses: `[problems]`, at least 1.
 
     Returns:
-        `[n]`, bool.
+        `[n]`, bool: where to cut.
     """
+    sizes = offsets.diff()
+    problems = torch.arange(len(sizes), device=gain.device).repeat_interleave(sizes)
     by_gain = gain.argsort(descending=True, stable=True)
-    if num_senses is None:
-        chosen = by_gain[:budget]
-    else:
-        by_problem = by_gain[problems[by_gain].argsort(stable=True)]
-        rank = torch.arange(len(gain), device=gain.device) - torch.searchsorted(problems, problems)
-        chosen = by_problem[rank < num_senses]
+    by_problem = by_gain[problems[by_gain].argsort(stable=True)]
+    rank = torch.arange(len(gain), device=gain.device) - offsets[problems]
     cuts = torch.zeros_like(gain, dtype=torch.bool)
-    cuts[chosen] = True
+    cuts[by_problem[rank < num_senses[problems]]] = True
     return cuts & (gain > 0)
 
 
@@ -157,68 +153,3 @@ def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, similar
     if similarity == "cosine":
         x, nearest = F.normalize(x, dim=-1), nearest._replace(vectors=F.normalize(nearest.vectors, dim=-1))
     return centres, labels, (x - nearest.vectors).square().sum(-1)
-
-
-def cluster_samples(
-    samples: np.ndarray,
-    offsets: np.ndarray,
-    counts: np.ndarray,
-    *,
-    num_senses: int | None = None,
-    budget: int | None = None,
-    similarity: str = "l2",
-    device: torch.device | str = "cpu",
-) -> Senses:
-    """Fits the senses of every token, `num_senses` for each or `budget` in all.
-
-    A token with no more distinct samples than senses keeps its samples. `dot` clusters by squared distance, as the paper does.
-
-    Args:
-        samples: `[n, hidden]`, half precision or float32, memory-mapped or not: they are read in blocks of tokens, twice.
-        offsets: `[vocab + 1]`, the samples of each token. counts: `[vocab]`, its occurrences in the corpus.
-        budget: at least the number of tokens that have samples.
-    """
-    sizes = np.diff(offsets)
-    seen = np.flatnonzero(sizes)
-    block = np.cumsum(sizes[seen]) * samples.shape[1] // BLOCK_ELEMENTS
-    blocks = np.split(seen, np.flatnonzero(np.diff(block)) + 1)
-    metric = "cosine" if similarity == "cosine" else "l2"
-
-    def load(tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(np.array(samples[offsets[tokens[0]] : offsets[tokens[-1] + 1]]))
-        return x.to(device, torch.float32), torch.from_numpy(np.append(0, np.cumsum(sizes[tokens]))).to(device)
-
-    order, gain = torch.empty(len(samples), dtype=torch.int32), torch.empty(len(samples))
-    for tokens in tqdm(blocks, desc="Splitting", unit=" blocks", leave=False):
-        x, local = load(tokens)
-        place = slice(offsets[tokens[0]], offsets[tokens[-1] + 1])
-        order[place], gain[place] = grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, local)
-
-    weights = torch.from_numpy(counts / np.maximum(sizes, 1)).float()
-    problems = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
-    cuts = place_cuts(gain * weights[problems], problems, num_senses=num_senses, budget=budget)
-
-    per_token = torch.zeros(len(sizes), dtype=torch.int64).index_add_(0, problems, cuts.long())
-    sense_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), per_token.cumsum(0)])
-    senses = torch.empty(int(sense_offsets[-1]), samples.shape[1])
-    usage = torch.empty(len(senses), dtype=torch.float64)
-    distortion = power = 0.0
-    for tokens in tqdm(blocks, desc="Refining", unit=" blocks", leave=False):
-        x, local = load(tokens)
-        place = slice(offsets[tokens[0]], offsets[tokens[-1] + 1])
-        rows = slice(sense_offsets[tokens[0]], sense_offsets[tokens[-1] + 1])
-        labels = torch.empty(len(x), dtype=torch.int64, device=device)
-        labels[order[place].to(device).long()] = cuts[place].to(device).cumsum(0) - 1
-        own = torch.repeat_interleave(local.diff())
-        parts = torch.cat([local[:1], per_token[tokens].to(device).cumsum(0)])
-        centres, labels, distance = refine(x, own, labels, parts, metric)
-        if similarity == "dot":
-            labels = parts[own] + assign_senses(x, own, centres, parts, "dot").sense_ids
-        senses[rows] = centres.cpu()
-        weight = weights[tokens].to(device, torch.float64)[own]
-        usage[rows] = torch.bincount(labels.cpu(), weight.cpu(), minlength=len(centres))
-        distortion += float((distance * weight).sum())
-        power += float(((1 if metric == "cosine" else x.square().sum(-1)) * weight).sum())
-    # What is left by rounding is none: as the unit of a temperature it would be meaningless.
-    distortion = distortion / float(counts.sum()) if distortion > 1e-6 * power else 0.0
-    return Senses(senses, sense_offsets, usage.round().long(), distortion)

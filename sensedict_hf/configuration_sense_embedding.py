@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 ASSIGNMENTS = ("hard", "soft", "none")
 SIMILARITIES = ("l2", "cosine", "dot")
+METHODS = ("budget", "num_senses", "mcl")
+SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 FORMAT_VERSION = 1
 
 
@@ -14,7 +17,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
     Args:
         vocab_size: tokens that the dictionary is keyed by. hidden_size: width of a sense. num_senses: senses in all.
-        senses_dtype: dtype of the stored table: `float16`, `bfloat16` or `float32`.
+        senses_dtype: dtype of the stored table: `float16`, `bfloat16`, `float32` or `int8` (with a scale for every sense).
         similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
         assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
             vector itself.
@@ -22,7 +25,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         distortion: mean squared distance between a sample and its sense.
         base_model_name_or_path, base_model_revision: the teacher. layer: index into the teacher's hidden states (-1: the last).
         tokenizer_fingerprint: see [`tokenizer_fingerprint`].
-        method: `budget` or `num_senses`, and its value `method_value`.
+        method: `budget`, `num_senses` or `mcl`, and the number `method_value` of the first two.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
         sensedict_version, format_version: what wrote it.
     """
@@ -56,6 +59,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
     ):
         if similarity not in SIMILARITIES:
             raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+        if senses_dtype not in SENSES_DTYPES:
+            raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
         if assignment not in ASSIGNMENTS:
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
         if not assignment_temperature > 0:

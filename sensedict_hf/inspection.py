@@ -1,19 +1,20 @@
 """What senses a token has, and in which contexts they are found."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .building import gather_samples
 from .corpus import Texts, check_max_length, tokenize_corpus
+from .gathering import gather_samples, plan_windows
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher
-from .ragged import assign_senses
 from .sampling import SamplingPlan
 from .teachers import Teacher
+from .tensor_files import TensorFile
 
 CONTEXT_TOKENS = 8
 
@@ -78,18 +79,12 @@ def find_occurrences(
             raise ValueError(f"the token {token!r} does not occur in the texts given")
         counts = np.zeros(vocab_size, dtype=np.int64)
         counts[token_id] = len(positions)
-        plan = SamplingPlan(counts, np.concatenate([[0], np.cumsum(counts)]), positions)
-        samples = gather_samples(
-            teacher,
-            corpus,
-            plan,
-            folder,
-            max_length=check_max_length(None, teacher.max_window),
-            layer=senses.config.layer,
-            batch_size=batch_size,
-            dtype="float32",
-        )
-        vectors = torch.from_numpy(np.array(samples))
+        slots = np.arange(len(positions))
+        plan = SamplingPlan(counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64))
+        windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), Path(folder))
+        layer = senses.config.layer
+        gather_samples(teacher, corpus, plan, windows, Path(folder), layer=layer, batch_size=batch_size, dtype=torch.float32)
+        vectors = TensorFile(Path(folder, "samples.safetensors"))["samples"].clone()
         text = np.searchsorted(corpus.offsets, positions, side="right") - 1
         begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
         end = np.minimum(positions + 1 + CONTEXT_TOKENS, corpus.offsets[text + 1] - corpus.suffix)
@@ -97,11 +92,11 @@ def find_occurrences(
             _mark(teacher.tokenizer, corpus.input_ids[a:b], p - a)
             for a, p, b in zip(np.minimum(begin, positions), positions, np.maximum(end, positions + 1))
         ]
-    ids = torch.full((len(positions),), token_id)
-    chosen = assign_senses(vectors, ids, senses.senses.cpu(), senses.offsets.cpu(), senses.config.similarity)
-    if chosen.sense_ids[0] < 0:
+    chosen = senses(torch.full((1, len(positions)), token_id).to(senses.device), vectors[None].to(senses.device), assignment="hard")
+    sense_ids, nearest = chosen.sense_ids[0].cpu(), chosen.hidden_states[0].cpu()
+    if sense_ids[0] < 0:
         raise ValueError(f"the token {token!r} has no senses: it did not occur in the corpus of the dictionary")
-    return Occurrences(total, vectors, chosen.sense_ids.numpy(), (vectors - chosen.vectors).norm(dim=-1).numpy(), contexts)
+    return Occurrences(total, vectors, sense_ids.numpy(), (vectors - nearest).norm(dim=-1).numpy(), contexts)
 
 
 def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int) -> str:

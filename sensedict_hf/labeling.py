@@ -42,7 +42,7 @@ def encode_senses(
     with TemporaryDirectory(prefix="sensedict-") as folder:
         corpus = tokenize_corpus(texts, teacher.tokenizer, folder, text_column=text_column)
         windows = corpus.windows(max_length)
-        input_ids = [corpus.window_ids(windows, index) for index in range(len(windows))]
+        input_ids = [corpus.window_ids(*window) for window in zip(windows.text, windows.start, windows.stop)]
     labels = [np.full(len(ids), -1, dtype=np.int32) for ids in input_ids]
     longest_first = np.argsort([-len(ids) for ids in input_ids], kind="stable")
     longest_first = longest_first[: sum(len(ids) > 0 for ids in input_ids)]

@@ -25,11 +25,11 @@ classify("a sentence")""",
 }
 
 
-def model_card(config: PreTrainedConfig, name: str = "path/or/repository", license: str | None = None) -> ModelCard:
+def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
     """A card made from the config alone, so that it says nothing that was not measured or set.
 
     Args:
-        config: of a [`SenseEmbeddingModel`] or a student. name: what `from_pretrained` takes.
+        config: of a [`SenseEmbeddingModel`] or a student. name: what `from_pretrained` takes, if it is known.
         license: an identifier of the Hub; without one the card says that the teacher's terms and those of the texts decide.
     """
     senses = getattr(config, "sense_config", config)
@@ -52,7 +52,7 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
         "layer": senses.layer,
         "senses": f"{senses.num_senses:,} of width {senses.hidden_size}, {senses.senses_dtype}",
         "similarity": senses.similarity,
-        "placed by": senses.method and f"{senses.method} = {senses.method_value:,}",
+        "placed by": senses.method and (f"{senses.method} = {senses.method_value:,}" if senses.method_value else senses.method),
         "corpus": senses.num_texts and f"{senses.num_texts:,} texts, {senses.num_tokens:,} tokens",
         "samples per token": senses.max_samples_per_token,
         "mean squared distortion": f"{senses.distortion:.4g}",
@@ -69,7 +69,7 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
         rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
-    usage = USAGE["SKDStudentForSequenceClassification" if is_classifier else config.model_type]
+    usage = USAGE["SKDStudentForSequenceClassification" if is_classifier else config.model_type].format(name=name or "path/or/repository")
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = "Sense-distilled student" if is_student else "Sense dictionary"
     licence = (
@@ -78,6 +78,6 @@ def model_card(config: PreTrainedConfig, name: str = "path/or/repository", licen
         else "Licence: this is derived from the teacher's weights and from the texts it was built on; their terms apply to it."
     )
     return ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage.format(name=name)}\n```\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage}\n```\n\n"
         f"Needs `pip install sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\n{licence}\n"
     )

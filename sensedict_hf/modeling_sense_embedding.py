@@ -1,8 +1,8 @@
 """The sense dictionary as a model."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
-from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
 from .corpus import tokenizer_fingerprint
 from .model_card import model_card
-from .ragged import assign_senses, sense_cross_entropy
+from .ragged import assign_senses, sense_cross_entropy, store_senses
 
 logger = logging.get_logger(__name__)
 
-DICTIONARY_TENSORS = ("senses", "offsets", "usage")
+DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -83,7 +83,7 @@ class SensePreTrainedModel(PreTrainedModel):
         """As in transformers; also saves the tokenizer and a model card.
 
         Args:
-            license: of the card, an identifier of the Hub. card_name: what the card says to load; default: the folder's name.
+            license: of the card, an identifier of the Hub. card_name: what the card says to load.
 
         Raises:
             ValueError: `push_to_hub` is set: the folder would be uploaded before it is complete.
@@ -96,7 +96,7 @@ class SensePreTrainedModel(PreTrainedModel):
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name or Path(save_directory).name, license).save(f"{save_directory}/README.md")
+            model_card(self.config, card_name, license).save(f"{save_directory}/README.md")
 
     def push_to_hub(
         self,
@@ -137,6 +137,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
     Attributes:
         senses: `[total_senses, hidden]`. offsets: `[vocab + 1]`, int64: the senses of token t are the rows
             `offsets[t]:offsets[t + 1]`. usage: `[total_senses]`, int64: how often each was the nearest in the corpus.
+        scales: `[total_senses]`, what each row of an int8 table is to be multiplied with; None for other dtypes.
     """
 
     config: SenseEmbeddingConfig
@@ -144,14 +145,19 @@ class SenseEmbeddingModel(SensePreTrainedModel):
     senses: Tensor
     offsets: Tensor
     usage: Tensor
+    scales: Tensor | None
     main_input_name = "input_ids"
     base_model_prefix = "sense_embedding"
 
     def __init__(self, config: SenseEmbeddingConfig):
         super().__init__(config)
         # An explicit dtype stays what it is under from_pretrained(dtype=...): only a table of the file's dtype is memory-mapped.
-        table = torch.zeros(config.num_senses, config.hidden_size, dtype=getattr(torch, config.senses_dtype))
+        table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype])
         self.register_buffer("senses", table)
+        if config.senses_dtype == "int8":
+            self.register_buffer("scales", torch.zeros(config.num_senses))
+        else:
+            self.scales = None
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
         self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64))
         self.post_init()
@@ -167,7 +173,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:  # there are no parameters to tell it from
-        return self.senses.dtype
+        return self.senses.dtype if self.scales is None else self.scales.dtype
 
     @property
     def device(self) -> torch.device:
@@ -201,6 +207,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.offsets,
             self.config.similarity,
             self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None,
+            self.scales,
         )
         vectors = vectors.view_as(hidden_states)
         if hidden_states.requires_grad:
@@ -228,6 +235,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.offsets,
             self.config.similarity,
             self.score_temperature(temperature),
+            self.scales,
         )
         return loss, choices.view(input_ids.shape)
 
@@ -293,4 +301,23 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def senses_of(self, token: int | str) -> Tensor:
         """The senses of a token, `[k, hidden]`; none if it was never seen."""
-        return self.senses[self.rows_of(token)]
+        rows = self.rows_of(token)
+        return self.senses[rows] if self.scales is None else self.senses[rows] * self.scales[rows, None]
+
+    def to_dtype(self, senses_dtype: str) -> "SenseEmbeddingModel":
+        """The same dictionary with its table in another dtype: `float16`, `bfloat16`, `float32` or `int8`.
+
+        Raises:
+            ValueError: unknown dtype, or senses too large for it.
+        """
+        config = deepcopy(self.config)
+        config.senses_dtype = senses_dtype
+        config.dtype = SENSES_DTYPES.get(senses_dtype)
+        model = SenseEmbeddingModel(SenseEmbeddingConfig(**config.to_dict()))
+        table = self.senses if self.scales is None else self.senses * self.scales[:, None]
+        table, scales = store_senses(table, model.senses.dtype)
+        if not (table if scales is None else scales).isfinite().all():
+            raise ValueError(f"the senses reach {float(self.senses.abs().max()):.3g}, too large for {senses_dtype}: choose bfloat16")
+        model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage
+        model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source
+        return model.eval()

@@ -41,12 +41,15 @@ class _Chunk:
         rows: `[total]`, the sense of each row of `table`; `table`: `[total, hidden]`, float32.
     """
 
-    def __init__(self, positions: Tensor, token_ids: Tensor, senses: Tensor, offsets: Tensor):
+    def __init__(self, positions: Tensor, token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None):
         device = token_ids.device
         tokens, counts = token_ids[positions].unique_consecutive(return_counts=True)
         starts = offsets[tokens.to(offsets.device)]
         sizes = offsets[tokens.to(offsets.device) + 1] - starts
-        self.table = senses[concatenated_ranges(starts, sizes).to(senses.device)].to(device, torch.float32)
+        rows = concatenated_ranges(starts, sizes).to(senses.device)
+        self.table = senses[rows].to(device, torch.float32)
+        if scales is not None:
+            self.table *= scales[rows].to(device)[:, None]
         sizes = sizes.to(device)
         self.positions = positions
         self.counts, self.sizes = counts, sizes
@@ -108,7 +111,16 @@ def concatenated_ranges(starts: Tensor, sizes: Tensor) -> Tensor:
     return torch.arange(total, device=starts.device) + (starts - ends + sizes).repeat_interleave(sizes, output_size=total)
 
 
-def _chunks(token_ids: Tensor, senses: Tensor, offsets: Tensor) -> Iterator[_Chunk]:
+def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A table `[total_senses, hidden]` in the dtype that it is stored in; for int8 also what each row must be multiplied with
+    `[total_senses]`: a sense has its largest value at 127."""
+    if dtype != torch.int8:
+        return senses.to(dtype), None
+    scales = senses.float().abs().amax(1) / 127
+    return (senses.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(dtype), scales
+
+
+def _chunks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> Iterator[_Chunk]:
     """All positions whose token has senses, sorted by token, in chunks of bounded memory; negative tokens have none."""
     ids = token_ids.to(offsets.device).clamp_min(0)
     sizes = (offsets[ids + 1] - offsets[ids]).to(token_ids.device).masked_fill(token_ids < 0, 0)
@@ -126,7 +138,7 @@ def _chunks(token_ids: Tensor, senses: Tensor, offsets: Tensor) -> Iterator[_Chu
         new_rows = (rows[first:] - rows[first] + sizes[first]) * width
         fits = int(((new_pairs <= limit) & (new_rows <= limit)).sum())
         last = first + max(1, fits)
-        yield _Chunk(order[first:last], token_ids, senses, offsets)
+        yield _Chunk(order[first:last], token_ids, senses, offsets, scales)
         first = last
 
 
@@ -164,6 +176,7 @@ def assign_senses(
     offsets: Tensor,
     similarity: str = "l2",
     temperature: float | None = None,
+    scales: Tensor | None = None,
 ) -> Assignment:
     """Replaces every vector by a sense of its token.
 
@@ -182,7 +195,7 @@ def assign_senses(
     with torch.no_grad():
         queries = _queries(hidden, similarity)
         vectors, sense_ids = hidden.clone(), torch.full_like(token_ids, -1, dtype=torch.int64)
-        for chunk in _chunks(token_ids, senses, offsets):
+        for chunk in _chunks(token_ids, senses, offsets, scales):
             flat, _ = _scores(chunk, queries, similarity)
             best = chunk.argmax(flat)
             sense_ids[chunk.positions] = best
@@ -198,11 +211,11 @@ class _SenseCrossEntropy(torch.autograd.Function):
     """The loss with its gradient formed in the forward pass: senses are constants, and the scores are needed only once."""
 
     @staticmethod
-    def forward(ctx, queries, token_ids, sense_ids, senses, offsets, similarity, temperature):
+    def forward(ctx, queries, token_ids, sense_ids, senses, offsets, similarity, temperature, scales):
         gradient = torch.zeros_like(queries)
         predicted = torch.full_like(sense_ids, -1)
         loss = queries.new_zeros(())
-        for chunk in _chunks(token_ids, senses, offsets):
+        for chunk in _chunks(token_ids, senses, offsets, scales):
             flat, keys = _scores(chunk, queries, similarity)
             predicted[chunk.positions] = chunk.argmax(flat)
             log_probabilities = chunk.log_softmax(flat / temperature)
@@ -217,7 +230,7 @@ class _SenseCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        return grad_loss * ctx.saved_tensors[0], None, None, None, None, None, None
+        return grad_loss * ctx.saved_tensors[0], None, None, None, None, None, None, None
 
 
 def sense_cross_entropy(
@@ -228,6 +241,7 @@ def sense_cross_entropy(
     offsets: Tensor,
     similarity: str = "l2",
     temperature: float = 1.0,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over positions of `-log softmax(scores / temperature)[sense_id]`, over each token's own senses.
 
@@ -252,6 +266,6 @@ def sense_cross_entropy(
             "made with another dictionary; encode the texts again"
         )
     loss, choices = _SenseCrossEntropy.apply(
-        _queries(hidden[counted], similarity), tokens, labels, senses, offsets, similarity, temperature
+        _queries(hidden[counted], similarity), tokens, labels, senses, offsets, similarity, temperature, scales
     )
     return loss, torch.full_like(sense_ids, -1).index_put((counted,), choices)

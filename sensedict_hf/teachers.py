@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from .corpus import model_max_length
 from .encoding import POOLINGS, encode_texts, padding_id
 
 logger = logging.get_logger(__name__)
+
+FINGERPRINT_CHUNK = 1 << 24  # numbers that are hashed at a time
 
 # sentence-transformers' names of poolings that exist here
 SENTENCE_TRANSFORMERS_POOLINGS = {
@@ -68,6 +71,17 @@ class Teacher:
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
             raise ValueError(f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last")
         return output.hidden_states[layer]
+
+    def fingerprint(self) -> str:
+        """A digest of all weights that hidden states depend on: of every tensor its name, dtype, shape and bytes."""
+        digest = blake2b(digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            if not name.startswith("pooler."):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                flat = tensor.detach().contiguous().view(-1)
+                for begin in range(0, len(flat), FINGERPRINT_CHUNK):
+                    digest.update(flat[begin : begin + FINGERPRINT_CHUNK].cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """`[batch, positions] -> [batch, positions, hidden]`."""

@@ -93,7 +93,7 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
         ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
         ({"seed": -1}, "seed=-1: it must be at least 0"),
-        ({"senses_dtype": "int4"}, "senses_dtype='int4'"),
+        ({"senses_dtype": "int4"}, "unknown senses_dtype 'int4': choose one of float16, bfloat16, float32, int8"),
     ],
 )
 def test_bad_settings(bert, texts, settings, message):

@@ -4,8 +4,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from sensedict_hf import clustering
-from sensedict_hf.clustering import cluster_samples
+from sensedict_hf import clustering, fitting
+from sensedict_hf.fitting import cluster_samples
 from sensedict_hf.ragged import assign_senses
 
 
@@ -73,7 +73,7 @@ def test_true_counts_weigh_the_budget_and_the_usage():
 def test_blocks_do_not_change_the_result(planted, monkeypatch):
     samples, offsets, _ = planted
     whole = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
-    monkeypatch.setattr(clustering, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(fitting, "BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(clustering, "BATCH_ELEMENTS", 64)
     blocks = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
     torch.testing.assert_close(blocks.senses, whole.senses)

@@ -3,13 +3,19 @@ import pytest
 from conftest import WORDS, make_tokenizer
 from datasets import Dataset
 
-from sensedict_hf.corpus import iterate_texts, read_dataset, tokenize_corpus, tokenizer_fingerprint
-from sensedict_hf.sampling import plan_samples
+from sensedict_hf import corpus as corpus_module
+from sensedict_hf.corpus import CorpusChangedError, iterate_texts, read_dataset, read_progress, tokenize_corpus, tokenizer_fingerprint
+from sensedict_hf.sampling import count_tokens, plan_samples
+from sensedict_hf.tensor_files import TensorFile
 
 
 @pytest.fixture
 def corpus(texts, tokenizer, tmp_path):
     return tokenize_corpus(texts, tokenizer, tmp_path)
+
+
+def plan_of(corpus, folder, cap, *, vocab_size=32, exclude=(), **settings):
+    return plan_samples(corpus, count_tokens(corpus, vocab_size, exclude), cap, folder, **settings)
 
 
 def occurrences(corpus, plan):
@@ -31,7 +37,7 @@ def test_windows_own_every_position_once_and_show_it(tokenizer, tmp_path, max_le
     windows = corpus.windows(max_length)
     owned = np.zeros(len(corpus.input_ids), dtype=int)
     for index in range(len(windows)):
-        ids = corpus.window_ids(windows, index)
+        ids = corpus.window_ids(windows.text[index], windows.start[index], windows.stop[index])
         assert len(ids) <= max_length and ids[0] == 2 and ids[-1] == 3
         begin = corpus.offsets[windows.text[index]]
         for position in range(windows.own_start[index], windows.own_stop[index]):
@@ -46,31 +52,38 @@ def test_truncation_keeps_the_end_token_and_counts_what_it_drops(tokenizer, tmp_
     assert np.diff(corpus.offsets).tolist() == [10, 4] and corpus.input_ids[9] == 3
 
 
-def test_plan_takes_all_below_the_cap_and_the_cap_above(corpus):
-    plan = plan_samples(corpus, 32, 10, seed=0)
+def test_plan_takes_all_below_the_cap_and_the_cap_above(corpus, tmp_path):
+    plan = plan_of(corpus, tmp_path, 10)
     counts = np.bincount(corpus.input_ids, minlength=32)
     assert (plan.counts == counts).all() and (np.diff(plan.offsets) == np.minimum(counts, 10)).all()
-    assert (corpus.input_ids[plan.positions] == np.repeat(np.arange(32), np.diff(plan.offsets))).all()
-    assert len(set(plan.positions.tolist())) == len(plan.positions)
+    by_slot = plan.positions[np.argsort(plan.slots)]
+    assert (corpus.input_ids[by_slot] == np.repeat(np.arange(32), np.diff(plan.offsets))).all()
+    assert (np.diff(plan.positions) > 0).all()
+    within_a_token = np.setdiff1d(np.arange(1, len(by_slot)), plan.offsets)
+    assert (plan.priorities[within_a_token] > plan.priorities[within_a_token - 1]).all()
+    assert sorted(path.name for path in tmp_path.iterdir() if "plan" in path.name) == ["plan.safetensors"]
 
 
-def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("setting", [("CHUNK", 17), ("BLOCK", 23), ("MARGIN", -2.0)])
+def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenizer, tmp_path, monkeypatch, setting):
+    """Nor on how many candidates are looked at first: a negative margin finds too few and has to look again."""
     texts = texts + texts[:20]  # equal texts
     first = tokenize_corpus(texts, tokenizer, tmp_path)
-    plan = plan_samples(first, 32, 10, seed=3)
+    plan = plan_of(first, tmp_path, 10, seed=3)
     expected = occurrences(first, plan)
-    monkeypatch.setattr("sensedict_hf.sampling.CHUNK", 17)
-    assert (plan_samples(first, 32, 10, seed=3).positions == plan.positions).all()
-    (tmp_path / "other").mkdir()
-    second = tokenize_corpus(texts[::-1], tokenizer, tmp_path / "other", batch_size=7)
-    assert occurrences(second, plan_samples(second, 32, 10, seed=3)) == expected
-    assert occurrences(first, plan_samples(first, 32, 10, seed=4)) != expected
+    monkeypatch.setattr(f"sensedict_hf.sampling.{setting[0]}", setting[1])
+    again = plan_of(first, tmp_path, 10, seed=3)
+    assert (again.positions == plan.positions).all() and (again.slots == plan.slots).all()
+    monkeypatch.setattr("sensedict_hf.corpus.BATCH_TEXTS", 7)
+    second = tokenize_corpus(texts[::-1], tokenizer, tmp_path / "other")
+    assert occurrences(second, plan_of(second, tmp_path, 10, seed=3)) == expected
+    assert occurrences(first, plan_of(first, tmp_path, 10, seed=4)) != expected
 
 
 def test_sample_is_uniform_over_positions_and_over_equal_texts(tokenizer, tmp_path):
     """A hundred equal texts with the token in five places: every place and every text is drawn equally often over many seeds."""
     corpus = tokenize_corpus(["w5 w5 w5 w5 w5"] * 100, tokenizer, tmp_path)
-    drawn = np.concatenate([plan_samples(corpus, 32, 50, seed=seed).positions for seed in range(100)])
+    drawn = np.concatenate([plan_of(corpus, tmp_path, 50, seed=seed).positions for seed in range(100)])
     drawn = drawn[corpus.input_ids[drawn] == 9]
     assert len(drawn) == 5000
     by_place, by_half = np.bincount(drawn % 7, minlength=7)[1:6], np.bincount(drawn // 350)
@@ -78,10 +91,57 @@ def test_sample_is_uniform_over_positions_and_over_equal_texts(tokenizer, tmp_pa
     assert np.abs(by_half - 2500).max() < 150
 
 
+def test_a_later_plan_draws_from_both_corpora(tokenizer, tmp_path):
+    """Every text of either corpus has the same chance, and what is kept of the first is taken from its samples."""
+    old, new = (tokenize_corpus(["w5 w5"] * number, tokenizer, tmp_path / str(number)) for number in (300, 100))
+    kept, drawn = [], []
+    for seed in range(40):
+        plan_of(old, tmp_path / "300", 50, seed=seed)
+        earlier = TensorFile(tmp_path / "300" / "plan.safetensors")
+        plan = plan_samples(new, count_tokens(new, 32), 50, tmp_path / "100", seed=seed + (1 << 32), earlier=earlier)
+        assert plan.counts[9] == 800 and np.diff(plan.offsets)[9] == 50
+        before = plan.positions < 0
+        slots = -1 - plan.positions[before]
+        assert (earlier["priorities"].numpy()[slots] == plan.priorities[plan.slots[before]]).all()
+        token = np.searchsorted(plan.offsets, plan.slots, side="right") - 1 == 9
+        kept.append((token & before).sum())
+        drawn.append((token & ~before).sum())
+    assert sum(kept) + sum(drawn) == 2000 and abs(sum(kept) - 1500) < 80  # 4 standard deviations
+
+
 def test_padding_and_foreign_tokens(corpus):
-    assert plan_samples(corpus, 32, 10, exclude=(5,)).counts[5] == 0
+    assert count_tokens(corpus, 32, exclude=(5,))[5] == 0
     with pytest.raises(ValueError, match="token id .* is outside the vocabulary of 10 tokens"):
-        plan_samples(corpus, 10, 10)
+        count_tokens(corpus, 10)
+
+
+def test_interrupted_tokenization_goes_on(texts, tokenizer, tmp_path, monkeypatch):
+    """The texts that are done are not tokenized again; the files are those of a run that was not interrupted."""
+    monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
+    monkeypatch.setattr(corpus_module, "COMMIT_SECONDS", 0)
+    whole = tokenize_corpus(texts, tokenizer, tmp_path / "whole")
+
+    def stops():
+        yield from texts[:35]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_corpus(stops(), tokenizer, tmp_path / "part")
+    assert read_progress(tmp_path / "part").texts == 30
+    with pytest.raises(CorpusChangedError, match="its first 30 texts were others"):
+        tokenize_corpus(texts[::-1], tokenizer, tmp_path / "part")
+    seen = []
+    original = corpus_module.blake2b
+    monkeypatch.setattr(corpus_module, "blake2b", lambda content, **kwargs: seen.append(content) or original(content, **kwargs))
+    part = tokenize_corpus(texts, tokenizer, tmp_path / "part")
+    assert len(seen) == len(texts) - 30
+    for name in ("input_ids", "offsets", "digests"):
+        assert (getattr(part, name) == getattr(whole, name)).all()
+    assert read_progress(tmp_path / "part") == read_progress(tmp_path / "whole")
+    with pytest.raises(CorpusChangedError, match="it had 60 texts, now it has more"):
+        tokenize_corpus(texts + ["w1"], tokenizer, tmp_path / "part")
+    with pytest.raises(CorpusChangedError, match="its first 60 texts were others"):
+        tokenize_corpus(texts[:59], tokenizer, tmp_path / "part")
 
 
 def test_fingerprint_tells_tokenizers_apart(tokenizer):
@@ -110,10 +170,16 @@ def test_empty_corpus(tokenizer, tmp_path):
 def test_files(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     (tmp_path / "b.csv").write_text("text\nthree\n")
-    (tmp_path / "c.txt").write_text("four\nfive\n")
+    (tmp_path / "c.txt").write_text("four\n\nfive\n")
+    Dataset.from_dict({"text": ["six"]}).save_to_disk(tmp_path / "saved")
+    Dataset.from_dict({"text": ["seven"]}).to_parquet(tmp_path / "d.parquet")
     assert read_dataset(str(tmp_path / "a.jsonl"))["text"][:] == ["one", "two"]
     assert read_dataset([str(tmp_path / "b.csv")])["text"][:] == ["three"]
     assert read_dataset([str(tmp_path / "c.txt")] * 2)["text"][:] == ["four", "five"] * 2
+    assert read_dataset(str(tmp_path / "saved"))["text"][:] == ["six"]
+    assert read_dataset(str(next((tmp_path / "saved").glob("*.arrow"))))["text"][:] == ["six"]
+    assert read_dataset([str(tmp_path / "d.parquet")])["text"][:] == ["seven"]
+    assert list(iterate_texts(read_dataset([str(tmp_path / "c.txt")] * 2, streaming=True))) == ["four", "five"] * 2
     for files, message in [
         (["a.pdf"], "cannot read"),
         (["none.txt"], "there is no file"),

@@ -1,0 +1,117 @@
+"""The folder of a build: who works in it, with which settings, and how a finished dictionary gets there.
+
+FOLDER/building.lock    held by the first process while a build runs
+FOLDER/building/        the stages of an unfinished build, and `settings.json`
+FOLDER/config.json ...  the finished dictionary; `manifest.json` lists its files
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+TEXT_SETTINGS = ("tokenizer", "max_length", "truncation", "sensedict_hf")
+MANIFEST, CONFIG = "manifest.json", "config.json"
+CHUNK = 1 << 24  # bytes that are hashed at a time
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other builds out of a folder. The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        ValueError: another build works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "building.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another build is working in {folder}: wait for it, or give another folder") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What two settings differ in, in words; empty if in nothing."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
+
+
+def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afresh: bool = False) -> Path:
+    """Makes the folder of the stages, or finds the one that an interrupted build with the same settings has left. As long as there is
+    nothing but tokenized text, only what that depends on must be the same.
+
+    Raises:
+        ValueError: the folder holds an unfinished build with other settings, and `overwrite` is not set.
+    """
+    stages = folder / "building"
+    path = stages / "settings.json"
+    if afresh:
+        shutil.rmtree(stages)
+    if path.is_file():
+        before = json.loads(path.read_text())
+        names = TEXT_SETTINGS if not (stages / "plan.safetensors").exists() else settings
+        changed = differences(before, {**before, **{name: settings[name] for name in names}})
+        if changed and not overwrite:
+            raise ValueError(
+                f"{folder} holds an unfinished build with other settings: {changed}; give the same, another folder, or overwrite"
+            )
+        if changed:
+            shutil.rmtree(stages)
+    elif stages.exists():
+        shutil.rmtree(stages)
+    stages.mkdir(exist_ok=True)
+    partial = stages / "settings.json.partial"
+    partial.write_text(json.dumps(settings, indent=2))
+    partial.replace(path)  # whole or not at all
+    return stages
+
+
+def finished_build(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished dictionary, its files checked against it.
+
+    Raises:
+        ValueError: a file was changed since; or there is a model without a manifest.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} holds a model that no build has put there: give another folder, or overwrite")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, entry in manifest["files"].items():
+        if not (folder / name).is_file() or describe(folder / name) != entry:
+            raise ValueError(f"{folder / name} is not the file that the build has written: give another folder, or overwrite")
+    return manifest
+
+
+def publish(folder: Path, settings: dict[str, Any]) -> None:
+    """Puts a manifest beside the files of `building/dictionary` and moves them into the folder, `config.json` last: without it there is
+    no model to load. Can be repeated from the start after an interruption, together with the writing of those files."""
+    stages = folder / "building"
+    ready = stages / "dictionary"
+    names = sorted(path.name for path in ready.iterdir())
+    manifest = {"settings": settings, "files": {name: describe(ready / name) for name in names}}
+    (ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / CONFIG).unlink(missing_ok=True)  # of a dictionary that is overwritten
+    for name in sorted([*names, MANIFEST], key=lambda name: (name == CONFIG, name)):
+        (ready / name).replace(folder / name)
+    shutil.rmtree(stages)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    digest = sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
