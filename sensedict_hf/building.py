@@ -51,7 +51,14 @@ BYTES_PER_SAMPLE = 80
 # In memory while senses are fitted: the samples of a block, and what is computed from them at once.
 WORKING_COPIES = 6
 # The first process may tokenize or plan for long while the others wait.
-TIMEOUT = timedelta(days=7)
+TIMEOUT = timedelta(days=1)
+
+
+def process_state() -> PartialState:
+    """The processes started by `accelerate launch` or `torchrun`, or this one alone."""
+    # Without an accelerator, torchrun's processes are told apart only on request.
+    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 def build_sense_dictionary(
@@ -126,7 +133,7 @@ def build_sense_dictionary(
     for name in ("num_senses", "budget", "max_samples_per_token", "batch_size"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"{name}={settings[name]}: it must be at least 1")
-    state = PartialState(timeout=TIMEOUT)
+    state = process_state()
     if output_dir is None and (keep_samples or state.num_processes > 1):
         raise ValueError("give output_dir: " + ("samples are kept there" if keep_samples else "several processes need a common folder"))
     if device is None and state.num_processes > 1:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, set_seed
 
 from .attaching import attach_senses
-from .building import SAMPLE_DTYPES, TIMEOUT, build_sense_dictionary
+from .building import SAMPLE_DTYPES, build_sense_dictionary, process_state
 from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SENSES_DTYPES, SIMILARITIES
 from .corpus import read_dataset
 from .encoding import POOLINGS
@@ -150,7 +149,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    state = PartialState(timeout=TIMEOUT)
+    state = process_state()
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(

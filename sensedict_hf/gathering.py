@@ -93,14 +93,16 @@ def gather_samples(
     state = PartialState()
     if (directory / "samples.safetensors").exists():
         return
-    hosts = sorted(set(gather_object([platform.node()])))
+    names = gather_object([platform.node()])
+    hosts = sorted(set(names))
     host = hosts.index(platform.node())
+    is_first = names.index(platform.node()) == state.process_index  # of its machine
     store_path, marks_path = directory / f"samples-{host}.safetensors", directory / f"gathered-{host}.safetensors"
     batches = -(-len(windows["text"]) // batch_size)
-    if state.is_local_main_process and not store_path.exists():
+    if is_first and not store_path.exists():
         width = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=layer).shape[-1]
         _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
-    if state.is_local_main_process and not marks_path.exists():
+    if is_first and not marks_path.exists():
         write_tensor_file(marks_path, {"done": torch.zeros(batches, dtype=torch.bool)})
     state.wait_for_everyone()
     store, marks = TensorFile(store_path, writable=True), TensorFile(marks_path, writable=True)
@@ -113,7 +115,7 @@ def gather_samples(
         marks["done"][unmarked] = True
         unmarked.clear()
 
-    progress = tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_local_main_process)
+    progress = tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_main_process)
     for batch in progress:
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
         text, start, stop, first, last = (windows[name][rows] for name in ("text", "start", "stop", "first", "last"))

@@ -1,0 +1,199 @@
+"""Builds that are killed, that several processes share, or that find something else in their folder."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from sensedict_hf import build_sense_dictionary, gathering
+from sensedict_hf import corpus as corpus_module
+
+PACKAGE = str(Path(corpus_module.__file__).parent)
+SETTINGS = dict(budget=90, max_samples_per_token=15, batch_size=8)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def build(teacher, texts, folder, kill_at=None, **settings):
+    """Builds in a forked process with one thread; killed at a line of the package, by their number, if that is given. Returns how many
+    lines were executed, or None if it was killed."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def run():
+        torch.set_num_threads(1)
+        corpus_module.COMMIT_SECONDS = gathering.MARK_SECONDS = 0
+        lines = 0
+
+        def trace(frame, event, _):
+            nonlocal lines
+            if event == "call" and not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            lines += event == "line"
+            if lines == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        build_sense_dictionary(teacher, texts, output_dir=folder, **{**SETTINGS, **settings})
+        sys.settrace(None)
+        sender.send(lines)
+
+    process = fork.Process(target=run)
+    process.start()
+    process.join(120)
+    return receiver.recv() if receiver.poll() else None
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"])
+def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
+    monkeypatch.setattr("sensedict_hf.fitting.BLOCK_ELEMENTS", 1000)
+    lines = build(bert, texts, tmp_path / "whole", **settings)
+    expected = contents(tmp_path / "whole")
+    assert {"model.safetensors", "config.json", "manifest.json", "README.md", "tokenizer.json"} <= set(expected)
+    assert ("samples.safetensors" in expected) == settings.get("keep_samples", False) and "building" not in expected
+    for number in range(12):
+        folder = tmp_path / str(number)
+        kill_at = lines * (2 * number + 1) // 24
+        assert build(bert, texts, folder, kill_at, **settings) is None, "it was not killed"
+        again = build(bert, texts, folder, kill_at // 2, **settings)  # and once more, unless it had got far
+        if again is None:
+            again = build(bert, texts, folder, **settings)
+        assert again is not None and contents(folder) == expected, f"killed at line {kill_at} of {lines}"
+
+
+def test_finished_work_is_not_done_again(bert, texts, tmp_path, monkeypatch):
+    calls = []
+    original = type(bert).hidden_states
+
+    def hidden_states(self, input_ids, attention_mask=None, layer=-1):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(input_ids.shape)
+        return original(self, input_ids, attention_mask, layer)
+
+    monkeypatch.setattr(gathering, "MARK_SECONDS", 0)
+    monkeypatch.setattr(type(bert), "hidden_states", hidden_states)
+    with pytest.raises(KeyboardInterrupt):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    done = [shape for shape in calls if shape[1] > 1]  # without the probes of the width
+    calls[:] = [None] * 6
+    senses = build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    rest = [shape for shape in calls[6:] if shape[1] > 1]
+    assert len(done) + len(rest) == 8 and len(done) >= 3  # 60 texts in batches of 8
+    monkeypatch.setattr(type(bert), "hidden_states", None)  # a finished dictionary needs no teacher at all
+    again = build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    assert torch.equal(again.senses, senses.senses)
+
+
+def interrupt(bert, texts, folder, monkeypatch, stage="gather_samples"):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"sensedict_hf.building.{stage}", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, monkeypatch, is_finished):
+    interrupt(bert, texts, tmp_path, monkeypatch)
+    if is_finished:
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    kind = "a dictionary" if is_finished else "an unfinished build"
+    with pytest.raises(ValueError, match=f"{kind} with other settings: budget was 90, is 100; seed was 0, is 1; give the same"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **{**SETTINGS, "budget": 100, "seed": 1})
+    with pytest.raises(ValueError, match="corpus was .*, is" if is_finished else "its first 60 texts were others"):
+        build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr("sensedict_hf.building.version", lambda name: "9" if name == "torch" else "1")
+        with pytest.raises(ValueError, match="torch was .*, is 9"):
+            build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    weight = bert.model.encoder.layer[0].output.dense.weight.data
+    weight[3, 5] += 1e-3
+    with pytest.raises(ValueError, match="teacher_weights was .*, is"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    changed = build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, overwrite=True, **SETTINGS)
+    expected = build_sense_dictionary(bert, texts[::-1], **SETTINGS)
+    assert torch.equal(changed.senses, expected.senses)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json is not the file that the build has written"):
+        build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
+
+
+def test_settings_can_be_corrected_before_the_plan(bert, texts, tmp_path):
+    """A number that turned out too small, after the texts had been tokenized."""
+    with pytest.raises(ValueError, match="budget=5 is below one sense for each of the 30"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=5)
+    assert len(build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=50).senses) == 50
+
+
+def test_a_model_of_other_origin_is_not_overwritten(bert, texts, tmp_path):
+    bert.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a model that no build has put there"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+
+
+def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
+    with FileLock(tmp_path / "building.lock"):
+        script = f"""if True:
+            from pathlib import Path
+            from sensedict_hf.build_folder import locked
+            with locked(Path({str(tmp_path)!r})):
+                pass"""
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert f"another build is working in {tmp_path}" in result.stderr
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+
+
+def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path, monkeypatch):
+    """The largest number of samples per token that fits is named, and fits."""
+    room = 60_000
+    usage = type("Usage", (), {"free": room})
+    monkeypatch.setattr("sensedict_hf.building.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(ValueError, match=r"max_samples_per_token=1000 needs .* GB are free: max_samples_per_token=(\d+) fits") as error:
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90)
+    fits = int(str(error.value).split("max_samples_per_token=")[-1].split()[0])
+    with pytest.raises(ValueError, match="needs"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90, max_samples_per_token=fits + 1)
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90, max_samples_per_token=fits)
+    usage.free = 10
+    with pytest.raises(ValueError, match="not even max_samples_per_token=1 fits"):
+        build_sense_dictionary(bert, texts, budget=90)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path, hosts):
+    """On one machine, and with the files of two."""
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    script = tmp_path / "build.py"
+    script.write_text(f"""if True:
+        import os, platform
+        platform.node = lambda: "host" + str(int(os.environ.get("RANK", 0)) % {hosts})
+        import sensedict_hf.fitting
+        sensedict_hf.fitting.BLOCK_ELEMENTS = 1000
+        from sensedict_hf.cli import main
+        raise SystemExit(main())""")
+    build = [str(script), "build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl"), "--keep-samples"]
+    build += ["--budget", "90", "--max-samples-per-token", "15", "--batch-size", "8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launch, output in [([sys.executable], "one"), (launcher, "two")]:
+        run = subprocess.run([*launch, *build, "--output", str(tmp_path / output)], env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert run.stdout.count("90 senses of 30 tokens") == 1
