@@ -8,6 +8,7 @@ from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .evaluation import evaluate_classification
 from .labeling import encode_senses
+from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentForSequenceClassification, SKDStudentModel
 from .teachers import Teacher, load_teacher
@@ -35,4 +36,5 @@ __all__ = [
     "encode_senses",
     "evaluate_classification",
     "load_teacher",
+    "merge_sense_dictionaries",
 ]

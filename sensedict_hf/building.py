@@ -256,11 +256,7 @@ def _plan(
                 "tokens: the tokenizer is not the model's, or the model must be resized to it"
             )
         together = counts if earlier is None else counts + earlier[0]["counts"].numpy()
-        seen = int((together > 0).sum())
-        if settings["budget"] is not None and settings["budget"] < seen:
-            raise ValueError(
-                f"budget={settings['budget']} is below one sense for each of the {seen:,} different tokens: give {seen} or more"
-            )
+        check_budget(settings["budget"], int((together > 0).sum()))
         _check_room(folder, together, settings, probe.shape[-1])
         plan_samples(
             corpus,
@@ -275,6 +271,12 @@ def _plan(
         used = len(np.unique(windows["text"]))
         logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
     return True
+
+
+def check_budget(budget: int | None, seen: int) -> None:
+    """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
+    if budget is not None and budget < seen:
+        raise ValueError(f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more")
 
 
 def _check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
@@ -376,7 +378,7 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
         num_tokens=int(plan.counts.sum()),
         sensedict_version=settings["sensedict_hf"],
     )
-    config.dtype = dtype
+    config.dtype = dtype if dtype.is_floating_point else torch.float32  # as of the scales
     config.save_pretrained(ready)
     teacher.tokenizer.save_pretrained(ready)
     model_card(config).save(ready / "README.md")

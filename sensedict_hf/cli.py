@@ -18,6 +18,7 @@ from .corpus import read_dataset
 from .encoding import POOLINGS
 from .evaluation import evaluate_classification
 from .inspection import find_occurrences, report_senses
+from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentModel
 from .teachers import load_teacher
@@ -77,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("convert", _convert, "Store a dictionary in another dtype.")
     sub.add_argument("senses", metavar="DIR", help="a dictionary")
     _add_dtype(sub)
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
+
+    sub = command("merge", _merge, "Make one dictionary of several that were built with the same teacher on different texts.")
+    sub.add_argument("senses", nargs="+", metavar="DIR", help="dictionaries")
+    sub.add_argument("--budget", type=int, required=True, metavar="N", help="senses in all, placed where they lower the error most")
     sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
 
     sub = command("distill", _distill, "Distil a small student that picks the senses its teacher picks.")
@@ -186,6 +192,13 @@ def _convert(options: argparse.Namespace) -> None:
     converted = senses.to_dtype(options.dtype)
     converted.save_pretrained(options.output)
     print(f"{megabytes(senses):.1f} MB in {senses.config.senses_dtype}, {megabytes(converted):.1f} MB in {options.dtype}: {options.output}")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    merged = merge_sense_dictionaries([load_senses(path) for path in options.senses], options.budget)
+    merged.save_pretrained(options.output)
+    config = merged.config
+    print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
 
 
 def _distill(options: argparse.Namespace) -> None:

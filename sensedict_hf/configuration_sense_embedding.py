@@ -25,7 +25,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         distortion: mean squared distance between a sample and its sense.
         base_model_name_or_path, base_model_revision: the teacher. layer: index into the teacher's hidden states (-1: the last).
         tokenizer_fingerprint: see [`tokenizer_fingerprint`].
-        method: `budget`, `num_senses` or `mcl`, and the number `method_value` of the first two.
+        method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
         sensedict_version, format_version: what wrote it.
     """

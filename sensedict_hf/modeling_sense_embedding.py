@@ -1,7 +1,6 @@
 """The sense dictionary as a model."""
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -155,7 +154,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype])
         self.register_buffer("senses", table)
         if config.senses_dtype == "int8":
-            self.register_buffer("scales", torch.zeros(config.num_senses))
+            self.register_buffer("scales", torch.zeros(config.num_senses, dtype=torch.float32))
         else:
             self.scales = None
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
@@ -301,7 +300,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def senses_of(self, token: int | str) -> Tensor:
         """The senses of a token, `[k, hidden]`; none if it was never seen."""
-        rows = self.rows_of(token)
+        return self.dequantized(self.rows_of(token))
+
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """Rows of the table, `[rows, hidden]`, as numbers that mean something: those of an int8 table times their scales."""
         return self.senses[rows] if self.scales is None else self.senses[rows] * self.scales[rows, None]
 
     def to_dtype(self, senses_dtype: str) -> "SenseEmbeddingModel":
@@ -310,12 +312,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         Raises:
             ValueError: unknown dtype, or senses too large for it.
         """
-        config = deepcopy(self.config)
-        config.senses_dtype = senses_dtype
-        config.dtype = SENSES_DTYPES.get(senses_dtype)
-        model = SenseEmbeddingModel(SenseEmbeddingConfig(**config.to_dict()))
-        table = self.senses if self.scales is None else self.senses * self.scales[:, None]
-        table, scales = store_senses(table, model.senses.dtype)
+        model = SenseEmbeddingModel(SenseEmbeddingConfig(**{**self.config.to_dict(), "senses_dtype": senses_dtype, "dtype": None}))
+        table, scales = store_senses(self.dequantized(), model.senses.dtype)
         if not (table if scales is None else scales).isfinite().all():
             raise ValueError(f"the senses reach {float(self.senses.abs().max()):.3g}, too large for {senses_dtype}: choose bfloat16")
         model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import SIZES, WORDS, make_model, make_tokenizer
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
@@ -66,6 +67,60 @@ def test_default_budget(bert, texts):
     assert len(senses.senses) == min(6 * seen, seen + (tokens - seen) // 4)
 
 
+def test_the_saved_dictionary_is_what_saving_makes(bert, texts, tmp_path):
+    """The files are written block by block, without the model; they must be those that the model would write."""
+    for dtype in ("float16", "int8"):
+        built = build_sense_dictionary(bert, texts, budget=90, senses_dtype=dtype, output_dir=tmp_path / dtype)
+        built.save_pretrained(tmp_path / "saved")
+        for path in (tmp_path / "saved").iterdir():
+            if path.suffix != ".safetensors":
+                assert path.read_bytes() == (tmp_path / dtype / path.name).read_bytes(), path.name
+        ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in (dtype, "saved"))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_rule_of_the_paper(bert, texts):
+    senses = build_sense_dictionary(bert, texts, method="mcl", max_samples_per_token=15)
+    sizes, samples = senses.offsets.diff(), build_sense_dictionary(bert, texts, num_senses=15, max_samples_per_token=15).offsets.diff()
+    assert senses.config.method == "mcl" and senses.config.method_value is None
+    assert (sizes <= samples).all() and (sizes[samples > 5] >= 5).all() and (sizes[samples < 5] == samples[samples < 5]).all()
+
+
+def test_texts_can_be_added_where_samples_were_kept(bert, texts, tmp_path):
+    """The old samples are not gathered again; with room for all, the result is that of both corpora together."""
+    settings = dict(num_senses=3, sample_dtype="float32", senses_dtype="float32")
+    build_sense_dictionary(bert, texts[:40], output_dir=tmp_path / "old", keep_samples=True, **settings)
+    counted = []
+    original = type(bert).hidden_states
+    counting = type(
+        "Counting", (Teacher,), {"hidden_states": lambda self, ids, *args, **kw: counted.append(ids) or original(self, ids, *args, **kw)}
+    )
+    teacher = counting(**vars(bert))
+    updated = build_sense_dictionary(
+        teacher, texts[40:], update=tmp_path / "old", output_dir=tmp_path / "new", keep_samples=True, **settings
+    )
+    assert sum(len(ids) for ids in counted if ids.shape[1] > 1) == 20
+    expected = build_sense_dictionary(bert, texts, **settings)
+    assert torch.equal(updated.offsets, expected.offsets) and updated.usage.sum() == expected.usage.sum()
+    assert updated.config.num_texts == 60 and updated.config.num_tokens == expected.config.num_tokens
+    assert updated.config.distortion == pytest.approx(expected.config.distortion, rel=0.2)
+    again = build_sense_dictionary(
+        bert, texts[:5], update=tmp_path / "new", output_dir=tmp_path / "newer", max_samples_per_token=1000, **settings
+    )
+    assert again.config.num_texts == 65
+
+
+def test_what_cannot_be_updated(bert, texts, tmp_path):
+    build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path / "bare")
+    with pytest.raises(ValueError, match="only one that was built with keep_samples can be updated"):
+        build_sense_dictionary(bert, texts, update=tmp_path / "bare")
+    build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path / "kept", keep_samples=True)
+    with pytest.raises(ValueError, match="layer was -1, is 2; .*new samples would not fit the old ones"):
+        build_sense_dictionary(bert, texts, update=tmp_path / "kept", layer=2)
+    with pytest.raises(ValueError, match="give output_dir: samples are kept there"):
+        build_sense_dictionary(bert, texts, keep_samples=True)
+
+
 def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
     """A teacher whose vector depends on the token before: every token has as many senses as neighbours it was seen with."""
 
@@ -93,6 +148,10 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
         ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
         ({"seed": -1}, "seed=-1: it must be at least 0"),
+        ({"method": "mcl", "budget": 90}, "do not belong together"),
+        ({"method": "num_senses"}, "do not belong together"),
+        ({"method": "dbscan"}, "unknown method 'dbscan': choose one of budget, num_senses, mcl"),
+        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"senses_dtype": "int4"}, "unknown senses_dtype 'int4': choose one of float16, bfloat16, float32, int8"),
     ],
 )

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModel
 
 from sensedict_hf.cli import main
@@ -35,6 +36,11 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "mse").config.teacher_layers == [0, 3]
     status, out, _ = run(capsys, *distill, "--backbone", teacher_folder, "--assignment", "soft", "--output", tmp_path / "other")
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "other").config.assignment == "soft"
+
+    status, out, _ = run(capsys, "convert", senses, "--dtype", "int8", "--output", tmp_path / "small")
+    assert status == 0 and AutoModel.from_pretrained(tmp_path / "small").senses.dtype == torch.int8
+    status, out, _ = run(capsys, "merge", senses, tmp_path / "small", "--budget", 95, "--output", tmp_path / "merged")
+    assert status == 0 and "95 senses" in out and len(AutoModel.from_pretrained(tmp_path / "merged").senses) == 95
 
     results = {}
     for name, arguments in {

@@ -193,7 +193,9 @@ def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for launch, output in [([sys.executable], "one"), (launcher, "two")]:
-        run = subprocess.run([*launch, *build, "--output", str(tmp_path / output)], env=environment, capture_output=True, text=True, timeout=120)
+        run = subprocess.run(
+            [*launch, *build, "--output", str(tmp_path / output)], env=environment, capture_output=True, text=True, timeout=120
+        )
         assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert run.stdout.count("90 senses of 30 tokens") == 1

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,13 +50,63 @@ def test_sharded_saving(senses, tmp_path):
     assert same(senses, AutoModel.from_pretrained(tmp_path))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 def test_the_stored_dtype_survives_any_request(bert, texts, tmp_path, dtype):
     senses = build_sense_dictionary(bert, texts, num_senses=2, senses_dtype=dtype)
     senses.save_pretrained(tmp_path)
     for requested in (None, torch.bfloat16, torch.float32):
         loaded = AutoModel.from_pretrained(tmp_path, dtype=requested)
         assert same(senses, loaded) and loaded.senses.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("float16", 2**-11), ("int8", 0.5 / 127)])
+def test_other_dtypes(bert, texts, tmp_path, dtype, error):
+    """A table stored in another dtype at once or later is the same, and within its rounding."""
+    exact = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
+    stored = exact.to_dtype(dtype)
+    assert same(stored, build_sense_dictionary(bert, texts, budget=90, senses_dtype=dtype))
+    largest = exact.senses.abs().amax(1, keepdim=True)
+    assert ((stored.dequantized().float() - exact.senses).abs() <= 1.01 * error * largest).all()
+    stored.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert same(loaded, stored) and loaded.config.senses_dtype == dtype and loaded.tokenizer.get_vocab() == exact.tokenizer.get_vocab()
+    ids, hidden = torch.tensor([[5, 9, 30]]), torch.randn(1, 3, 16)
+    for assignment in ("hard", "soft"):
+        expected = exact(ids, hidden, assignment=assignment).hidden_states
+        torch.testing.assert_close(loaded(ids, hidden, assignment=assignment).hidden_states, expected, rtol=0, atol=5e-2)
+    torch.testing.assert_close(loaded.senses_of(9).float(), exact.senses_of(9), rtol=0, atol=5e-2)
+    loss = exact.cross_entropy(ids, hidden, torch.zeros_like(ids))[0]
+    torch.testing.assert_close(loaded.cross_entropy(ids, hidden, torch.zeros_like(ids))[0], loss, rtol=0.05, atol=0.05)
+    back = loaded.to_dtype("float32")
+    assert back.senses.dtype == torch.float32 and back.scales is None
+
+
+def test_senses_too_large_for_a_dtype(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
+    senses.senses[3, 2] = 1e5
+    with pytest.raises(ValueError, match="the senses reach 1e\\+05, too large for float16"):
+        senses.to_dtype("float16")
+    with pytest.raises(ValueError, match="unknown senses_dtype 'int4'"):
+        senses.to_dtype("int4")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_loading_maps_the_table(tmp_path, dtype):
+    """A table of 200 MB is not read into memory by loading it."""
+    config = SenseEmbeddingConfig(vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype=dtype)
+    SenseEmbeddingModel(config).save_pretrained(tmp_path)
+    code = """if True:
+        import sys, sensedict_hf
+        from pathlib import Path
+        from transformers import AutoModel
+        def anonymous():
+            return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1000
+        before = anonymous()
+        model = AutoModel.from_pretrained(sys.argv[1])
+        print(anonymous() - before, model.senses.dtype)"""
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert float(output.split()[0]) < 50 and output.split()[1] == f"torch.{dtype}"
 
 
 def test_construction_on_the_meta_device(senses):

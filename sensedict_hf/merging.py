@@ -1,0 +1,78 @@
+"""Sense dictionaries of one teacher, built on different texts -> one."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from tempfile import TemporaryDirectory
+
+import torch
+
+from .building import check_budget
+from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
+from .fitting import fit_senses, read_senses
+from .modeling_sense_embedding import SenseEmbeddingModel
+from .ragged import store_senses
+
+# What must be the same for vectors to mean the same.
+SAME = ("base_model_name_or_path", "base_model_revision", "layer", "tokenizer_fingerprint", "similarity", "vocab_size", "hidden_size")
+
+
+def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
+    """Merges dictionaries of the same teacher. Each sense counts as often as it was used; a sense that was never used is dropped.
+
+    The senses of each token are clustered as samples are in a build, so that the distortion of the result is that of the dictionaries
+    and what the merging adds to it.
+
+    Args:
+        budget: senses in all, placed over the tokens where they lower the squared distance most.
+
+    Raises:
+        ValueError: less than two dictionaries, of different teachers or tokenizers, or a budget below one sense for each token.
+    """
+    if len(dictionaries) < 2:
+        raise ValueError(f"{len(dictionaries)} dictionaries: give two or more")
+    first, *others = (senses.config for senses in dictionaries)
+    for config in others:
+        for name in SAME:
+            if getattr(config, name) != getattr(first, name):
+                raise ValueError(f"{name} differs ({getattr(first, name)}, {getattr(config, name)}): their senses cannot be mixed")
+    tokens, rows, weights = [], [], []
+    for senses in dictionaries:
+        used = senses.usage > 0
+        tokens.append(torch.arange(first.vocab_size).repeat_interleave(senses.offsets.diff())[used])
+        rows.append(senses.dequantized()[used])
+        weights.append(senses.usage[used])
+    order = torch.cat(tokens).argsort(stable=True)
+    token, weight = torch.cat(tokens)[order], torch.cat(weights)[order]
+    sizes = torch.bincount(token, minlength=first.vocab_size)
+    check_budget(budget, int((sizes > 0).sum()))
+    store = {
+        "samples": torch.cat(rows)[order],
+        "offsets": torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+        "counts": torch.bincount(token, weight.double(), minlength=first.vocab_size).long(),
+        "weights": weight,
+    }
+    with TemporaryDirectory(prefix="sensedict-") as folder:
+        fit_senses(store, folder, budget=budget, similarity=first.similarity)
+        found = read_senses(folder, store)
+    configs = [senses.config for senses in dictionaries]
+    num_tokens = sum(config.num_tokens for config in configs)
+    before = sum(config.distortion * config.num_tokens for config in configs) / num_tokens
+    merged = SenseEmbeddingModel(
+        SenseEmbeddingConfig(
+            num_senses=len(found.senses),
+            senses_dtype=first.senses_dtype,
+            assignment=first.assignment,
+            assignment_temperature=first.assignment_temperature,
+            distortion=before + found.distortion,
+            method="merge",
+            method_value=budget,
+            num_texts=sum(config.num_texts for config in configs),
+            num_tokens=num_tokens,
+            sensedict_version=version("sensedict_hf"),
+            **{name: getattr(first, name) for name in SAME},
+        )
+    )
+    merged.senses, merged.scales = store_senses(found.senses, SENSES_DTYPES[first.senses_dtype])
+    merged.offsets, merged.usage = found.offsets, found.usage
+    merged.tokenizer = dictionaries[0].tokenizer
+    return merged.eval()
