@@ -7,69 +7,133 @@ border between neighbours together with the squared distance it saves. Cutting a
 cutting at the k - 1 largest of each token gives k senses. The parts between the cuts are the start of ordinary k-means.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .ragged import assign_senses
-
-# Clusters of one batch are padded to a common power of two and hold at most this many elements: that stays in the cache of a CPU.
-BATCH_ELEMENTS = 1 << 21
-# Tokens are worked on in blocks of about this many elements (256 MB in float32), whatever the size of the sample store.
-BLOCK_ELEMENTS = 1 << 26
+# Problems of about one size are worked on together, padded, in batches of at most this many elements: on a CPU they stay in its cache.
+BATCH_ELEMENTS = 1 << 19
+GPU_BATCH_ELEMENTS = 1 << 27
+# Clusters of up to so many samples are split by the matrix of their dot products, which is read in the place of the samples.
+MATRIX_SAMPLES = 128
 SPLIT_ITERATIONS = 4
 REFINE_ITERATIONS = 4
+# Sums of squares are not known better than this, in units of the token's largest.
+NOISE = 4 * torch.finfo(torch.float32).eps
 
 
-@dataclass
-class Senses:
-    """What clustering yields.
+class _Clusters(NamedTuple):
+    """Clusters that may be split, `[clusters]` each: their places in the order of the leaves, the number of the matrix that they are in,
+    the gain of the split above, and the gain below which there is none."""
 
-    Attributes:
-        senses: `[total_senses, hidden]`, float32. offsets: `[vocab + 1]`, int64.
-        usage: `[total_senses]`, int64: how often each sense is the nearest one, scaled from the samples to true token counts.
-        distortion: mean squared distance between a sample and its sense (between unit vectors for cosine), by true token counts.
+    starts: Tensor
+    sizes: Tensor
+    matrix: Tensor
+    above: Tensor
+    noise: Tensor
+
+    def __getitem__(self, index) -> "_Clusters":
+        return _Clusters(*(column[index] for column in tuple(self)))
+
+
+def _batches(sizes: Tensor, width: int | None = None) -> Iterator[tuple[Tensor, int]]:
+    """Batches of problems of about one size: their indices, and the size that they are padded to, one of four to the octave.
+
+    Args:
+        width: what a problem takes is its size times this; without it, its size squared.
     """
+    limit = BATCH_ELEMENTS if sizes.device.type == "cpu" else GPU_BATCH_ELEMENTS
+    by_size = sizes.argsort(stable=True)
+    ordered = sizes[by_size].tolist()
+    first = 0
+    while first < len(ordered):
+        step = max(1, (1 << (ordered[first] - 1).bit_length()) // 8)
+        padded = -(-ordered[first] // step) * step
+        last = min(bisect_right(ordered, padded, first), first + max(1, limit // (padded * (width or padded))))
+        yield by_size[first:last], padded
+        first = last
 
-    senses: Tensor
-    offsets: Tensor
-    usage: Tensor
-    distortion: float
 
-
-def _split(x: Tensor, order: Tensor, starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits each cluster `order[start : start + size]` in two and sorts that part of `order` so that the first half comes first.
-
-    Returns the size of the first half `[clusters]` and the drop in summed squared distance `[clusters]`.
-    """
-    at = torch.arange(int(sizes.max()), device=x.device)
+def _places(starts: Tensor, sizes: Tensor, padded: int) -> tuple[Tensor, Tensor]:
+    """The places of clusters, `[clusters, padded]`, and which of them are not padding; padding repeats the first place."""
+    at = torch.arange(padded, device=starts.device)
     inside = at < sizes[:, None]
-    places = (starts[:, None] + at).clamp_(max=len(order) - 1)
-    members = order[places]
-    points = x[members].masked_fill_(~inside[..., None], 0)
-    points -= points.sum(1, keepdim=True) / sizes[:, None, None]
-    points.masked_fill_(~inside[..., None], 0)
-    # Power iteration from the farthest point to the principal direction, then k-means with k = 2. As the points are centred, both
-    # means lie along the sum over one half, so each step of either is a projection and a weighted sum.
-    direction = points[torch.arange(len(points), device=x.device), points.square().sum(-1).argmax(1)]
+    return starts[:, None] + at * inside, inside
+
+
+def _halve(times: Callable[[Tensor], Tensor], norms: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits clusters in two along their principal directions, then by k-means with k = 2.
+
+    A direction is a weighted sum of the samples and is seen by nothing but its dot products with them, so that the dot products of the
+    samples are all there is to know.
+
+    Args:
+        times: multiplies weights `[clusters, m]` by the matrices of dot products. norms: `[clusters, m]`, the diagonals of these.
+        inside: `[clusters, m]`, 1 for samples and 0 for padding.
+
+    Returns:
+        right: `[clusters, m]`, 1 in the second half. in_left: `[clusters]`, the size of the first. drop: `[clusters]`, in summed squared
+        distance.
+    """
+    sizes = inside.sum(1, keepdim=True)
+    mean = inside / sizes
+
+    def project(weights: Tensor) -> Tensor:
+        """The dot products with a weighted sum of the samples, less their mean; the weights sum to zero."""
+        products = times(weights) * inside
+        return products.addcmul_(products.sum(1, keepdim=True), mean, value=-1)
+
+    # Power iteration from the sample farthest from the mean.
+    farthest = norms.sub(times(mean), alpha=2).masked_fill_(inside == 0, -torch.inf).argmax(1, keepdim=True)
+    projection = project(torch.scatter_add(-mean, 1, farthest, torch.ones_like(sizes)))
     for _ in range(SPLIT_ITERATIONS):
-        direction = F.normalize(direction, dim=-1)
-        direction = torch.bmm((points @ direction[..., None]).mT, points).squeeze(1)
-    threshold = torch.zeros_like(direction[:, :1])
+        projection = project(F.normalize(projection, dim=1))
+    border = torch.zeros_like(sizes)
     for _ in range(SPLIT_ITERATIONS):
-        projection = (points @ F.normalize(direction, dim=-1)[..., None]).squeeze(-1)
-        right = (projection > threshold) & inside
-        direction = torch.bmm(right[:, None].float(), points).squeeze(1)
-        in_right = right.sum(1)
+        right = (projection > border) * inside
+        in_right = right.sum(1, keepdim=True)
         in_left = sizes - in_right
+        projection = project(torch.addcmul(right, in_right, mean, value=-1))
+        # Less the mean, the sums of the halves are opposite vectors, and the border is half way between their means.
+        squared = torch.linalg.vecdot(projection, right)[:, None]
         inverse_right, inverse_left = 1 / in_right.clamp_min(1), 1 / in_left.clamp_min(1)
-        threshold = (direction.norm(dim=-1) * (inverse_right - inverse_left) / 2)[:, None]
-    drop = direction.square().sum(-1) * (inverse_right + inverse_left)
-    half = right.to(torch.int8).masked_fill_(~inside, 2)
-    order[places[inside]] = members.gather(1, half.argsort(dim=1, stable=True))[inside]
-    return in_left, torch.where((in_left > 0) & (in_right > 0), drop, 0)
+        border = squared * (inverse_right - inverse_left) / 2
+    drop = (squared * (inverse_right + inverse_left)).masked_fill_((in_left == 0) | (in_right == 0), 0)
+    return right, in_left.squeeze(1).long(), drop.squeeze(1)
+
+
+def _split_down(clusters: _Clusters, at_most: int, width: int | None, look_up: Callable, order: Tensor, gain: Tensor) -> _Clusters:
+    """Splits clusters again and again, until they are of `at_most` so many samples; sorts their parts of `order` and fills in `gain`.
+
+    Args:
+        width: see :func:`_batches`. look_up: from `order` at the places of clusters `[clusters, m]`, which of these are inside, and the
+            numbers of the clusters' matrices, the first two arguments of :func:`_halve`.
+    """
+    done = []
+    while True:
+        clusters = clusters[(clusters.sizes > 1) & (clusters.above > 0)]
+        large = clusters.sizes > at_most
+        done.append(clusters[~large])
+        clusters = clusters[large]
+        if not len(clusters.sizes):
+            return _Clusters(*(torch.cat(columns) for columns in zip(*done)))
+        starts, sizes, matrix, above, noise = clusters
+        in_left, drop = torch.empty_like(sizes), torch.empty_like(above)
+        for batch, padded in _batches(sizes, width):
+            places, within = _places(starts[batch], sizes[batch], padded)
+            members, inside = order[places], within.float()
+            right, in_left[batch], drop[batch] = _halve(*look_up(members, inside, matrix[batch]), inside)
+            half = right.to(torch.int8).masked_fill_(~within, 2)
+            order[places[within]] = members.gather(1, half.argsort(dim=1, stable=True))[within]
+        drop = torch.where(drop > noise, torch.minimum(drop, above.nextafter(torch.zeros_like(above))), 0)
+        gain[(starts + in_left)[drop > 0]] = drop[drop > 0]
+        left = _Clusters(starts, in_left, matrix, drop, noise)
+        right = _Clusters(starts + in_left, sizes - in_left, matrix, drop, noise)
+        clusters = _Clusters(*(torch.cat(columns) for columns in zip(left, right)))
 
 
 def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,32 +147,49 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         sample at this place. It is below the gain of every split above, so that the largest gains always form a tree: 0 between
         equal samples, infinite at the first sample of a problem.
     """
+    width = x.shape[1]
     order = torch.arange(len(x), device=x.device)
     gain = torch.zeros(len(x), device=x.device)
     starts, sizes = offsets[:-1], offsets.diff()
     gain[starts[sizes > 0]] = torch.inf
-    above = torch.full(starts.shape, torch.inf, device=x.device)
     # Sums of squares below the rounding of float32 are noise between samples that are equal.
-    largest = torch.segment_reduce(x.square().sum(-1), "max", lengths=sizes, unsafe=True, initial=0)
-    noise = largest * torch.finfo(torch.float32).eps
-    while True:
-        keep = (sizes > 1) & (above > 0)
-        starts, sizes, above, noise = starts[keep], sizes[keep], above[keep], noise[keep]
-        if not len(starts):
-            return order, gain
-        in_left, drop = torch.empty_like(sizes), torch.empty_like(above)
-        by_size = sizes.argsort(stable=True)
-        first = 0
-        while first < len(by_size):
-            padded = 1 << (int(sizes[by_size[first]]) - 1).bit_length()
-            batch = by_size[first : first + max(1, BATCH_ELEMENTS // (padded * x.shape[1]))]
-            batch = batch[sizes[batch] <= padded]
-            in_left[batch], drop[batch] = _split(x, order, starts[batch], sizes[batch])
-            first += len(batch)
-        drop = torch.where(drop > noise, torch.minimum(drop, above.nextafter(torch.zeros_like(above))), 0)
-        gain[(starts + in_left)[drop > 0]] = drop[drop > 0]
-        starts, sizes = torch.cat([starts, starts + in_left]), torch.cat([in_left, sizes - in_left])
-        above, noise = torch.cat([drop, drop]), torch.cat([noise, noise])
+    largest = torch.segment_reduce(x.norm(dim=-1).square(), "max", lengths=sizes, unsafe=True, initial=0)
+    clusters = _Clusters(starts, sizes, starts, torch.full_like(largest, torch.inf), NOISE * largest)
+
+    def centred(members: Tensor, inside: Tensor) -> Tensor:
+        points = x.index_select(0, members.flatten()).view(*members.shape, width)
+        return points.sub_(torch.bmm((inside / inside.sum(1, keepdim=True))[:, None], points))
+
+    def from_points(members: Tensor, inside: Tensor, _: Tensor) -> tuple[Callable, Tensor]:
+        points = centred(members, inside)
+        return lambda weights: torch.bmm(torch.bmm(weights[:, None], points), points.mT).squeeze(1), points.norm(dim=-1).square()
+
+    clusters = _split_down(clusters, min(width, MATRIX_SAMPLES), width, from_points, order, gain)
+
+    # With no more samples than dimensions, the matrix of their dot products is smaller than they are, and those of all the clusters
+    # below are parts of it.
+    inner = torch.arange(len(x), device=x.device)
+    strides, corners = torch.empty_like(clusters.sizes), torch.empty_like(clusters.sizes)
+    total, batches = 0, []
+    for batch, padded in _batches(clusters.sizes, width):
+        strides[batch], corners[batch] = padded, total + padded**2 * torch.arange(len(batch), device=x.device)
+        batches.append((batch, padded, total))
+        total += len(batch) * padded**2
+    matrices = torch.empty(total, device=x.device)
+    for batch, padded, begin in batches:
+        places, inside = _places(clusters.starts[batch], clusters.sizes[batch], padded)
+        points = centred(order[places], inside.float())
+        torch.bmm(points, points.mT, out=matrices[begin : begin + len(batch) * padded**2].view(-1, padded, padded))
+    roots = clusters.starts
+
+    def from_matrices(members: Tensor, inside: Tensor, matrix: Tensor) -> tuple[Callable, Tensor]:
+        column = (members - roots[matrix, None]).int()
+        row = (corners[matrix, None] + column * strides[matrix, None]).int()
+        part = matrices.index_select(0, (row[:, :, None] + column[:, None]).flatten()).view(*members.shape, -1)
+        return lambda weights: torch.bmm(weights[:, None], part).squeeze(1), part.diagonal(dim1=1, dim2=2)
+
+    _split_down(clusters._replace(matrix=torch.arange(len(roots), device=x.device)), 1, None, from_matrices, inner, gain)
+    return order[inner], gain
 
 
 def place_cuts(gain: Tensor, offsets: Tensor, num_senses: Tensor) -> Tensor:
@@ -135,21 +216,43 @@ def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, similar
     """k-means of every problem from given parts.
 
     Args:
-        x: `[n, hidden]`, float32. problems: `[n]`. labels: `[n]`, the part of each sample, counted over all problems.
+        x: `[n, hidden]`, float32. problems: `[n]`, ascending. labels: `[n]`, the part of each sample, counted over all problems.
         offsets: `[problems + 1]`, the parts of each problem.
 
     Returns:
         centres: `[parts, hidden]`, means of the samples that are nearest to them (a part that lost all of its samples keeps its
         centre). labels: `[n]`, the nearest centre. distance: `[n]`, squared (between unit vectors for cosine).
     """
-    centres = x.new_zeros(int(offsets[-1]), x.shape[1])
-    for _ in range(REFINE_ITERATIONS + 1):
-        sizes = torch.bincount(labels, minlength=len(centres))
-        # Sorted segments, not scattered additions: the same sum on every run, on a GPU too.
-        sums = torch.segment_reduce(x[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0, unsafe=True)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centres)
-        nearest = assign_senses(x, problems, centres, offsets, similarity)
-        labels = offsets[problems] + nearest.sense_ids
-    if similarity == "cosine":
-        x, nearest = F.normalize(x, dim=-1), nearest._replace(vectors=F.normalize(nearest.vectors, dim=-1))
-    return centres, labels, (x - nearest.vectors).square().sum(-1)
+    centres, nearest, distance = x.new_empty(int(offsets[-1]), x.shape[1]), torch.empty_like(labels), x.new_empty(len(x))
+    sizes = torch.bincount(problems, minlength=len(offsets) - 1)
+    starts, parts = sizes.cumsum(0) - sizes, offsets.diff()
+    seen = sizes.nonzero().squeeze(1)
+    for batch, padded in _batches(sizes[seen], x.shape[1]):
+        batch = seen[batch]
+        for same, padded_parts in _batches(parts[batch], padded + x.shape[1]):
+            own = batch[same]
+            places, inside = _places(starts[own], sizes[own], padded)
+            rows, real = _places(offsets[own], parts[own], padded_parts)
+            points = x.index_select(0, places.flatten()).view(*places.shape, -1)
+            # Sums as products with 0 and 1, not scattered additions: the same on every run, on a GPU too.
+            ones = inside.float()
+            choice, means = labels[places] - offsets[own, None], 0
+            for _ in range(REFINE_ITERATIONS + 1):
+                chosen = points.new_zeros(len(own), padded_parts, padded).scatter_(1, choice[:, None], ones[:, None])
+                weight = chosen.sum(2, keepdim=True)
+                means = torch.where(weight > 0, torch.bmm(chosen, points) / weight.clamp_min(1), means)
+                keys = F.normalize(means, dim=-1) if similarity == "cosine" else means
+                scores = torch.bmm(points, keys.mT)
+                if similarity != "cosine":
+                    scores -= keys.norm(dim=-1).square()[:, None] / 2
+                before, choice = choice, scores.masked_fill_(~real[:, None], -torch.inf).argmax(2)
+                if torch.equal(choice * inside, before * inside):
+                    break
+            if similarity == "cosine":
+                points = F.normalize(points, dim=-1)
+            rows_of = choice + padded_parts * torch.arange(len(own), device=x.device)[:, None]
+            points -= keys.flatten(0, 1).index_select(0, rows_of.flatten()).view_as(points)
+            centres[rows[real]] = means[real]
+            nearest[places[inside]] = (offsets[own, None] + choice)[inside]
+            distance[places[inside]] = points.norm(dim=-1)[inside].square()
+    return centres, nearest, distance

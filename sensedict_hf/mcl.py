@@ -1,8 +1,8 @@
 """How many senses the paper gives a token: Markov clustering counts clusters, and a rule turns their number into that of senses.
 
-For fidelity to the paper only. Every step is a dense matrix product, so a token with n samples costs O(n^3) time (a second or two for
-1,000 samples on a CPU) and O(n^2) memory, one token after the other. It is not scale-invariant either: a vector's similarity to itself is 1,
-that to another is 1 / distance, so that far vectors stay alone and near ones fall together. On clear blobs it tends to say 1 or n.
+For fidelity to the paper only. Every step is a dense matrix product, so a token with n samples costs O(n^3) time (seconds for 1,000
+samples on a CPU) and O(n^2) memory, one token after the other. Nor is it scale-invariant: a sample's similarity to itself is 1, that to
+another is 1 / distance, so that far samples stay alone and near ones fall together. On clear blobs it tends to say 1 or n.
 """
 
 import torch
@@ -41,7 +41,6 @@ def markov_clusters(similarities: Tensor) -> int:
 def count_clusters(x: Tensor) -> int:
     """The number of Markov clusters of samples `[n, hidden]`, with similarity `1 / (distance + 0.01)`."""
     x = x.double()
-    x = x - x.mean(0)
     return markov_clusters(1 / (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") + 0.01))
 
 
