@@ -65,53 +65,53 @@ def _places(starts: Tensor, sizes: Tensor, padded: int) -> tuple[Tensor, Tensor]
     return starts[:, None] + at * inside, inside
 
 
-def _halve(times: Callable[[Tensor], Tensor], norms: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _halve(times: Callable[[Tensor], Tensor], norms: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Splits clusters in two along their principal directions, then by k-means with k = 2.
 
     A direction is a weighted sum of the samples and is seen by nothing but its dot products with them, so that the dot products of the
     samples are all there is to know.
 
     Args:
-        times: multiplies weights `[clusters, m]` by the matrices of dot products. norms: `[clusters, m]`, the diagonals of these.
-        inside: `[clusters, m]`, 1 for samples and 0 for padding.
+        times: multiplies factors `[clusters, m]` by the matrices of dot products. norms: `[clusters, m]`, the diagonals of these.
+        weights: `[clusters, m]`, of the samples; 0 for padding.
 
     Returns:
-        right: `[clusters, m]`, 1 in the second half. in_left: `[clusters]`, the size of the first. drop: `[clusters]`, in summed squared
-        distance.
+        right: `[clusters, m]`, true in the second half. drop: `[clusters]`, in summed squared distance.
     """
-    sizes = inside.sum(1, keepdim=True)
-    mean = inside / sizes
+    total = weights.sum(1, keepdim=True)
+    mean = weights / total
 
-    def project(weights: Tensor) -> Tensor:
-        """The dot products with a weighted sum of the samples, less their mean; the weights sum to zero."""
-        products = times(weights) * inside
-        return products.addcmul_(products.sum(1, keepdim=True), mean, value=-1)
+    def project(factors: Tensor) -> Tensor:
+        """The dot products of the samples, less their mean, with a sum of them; the factors sum to zero."""
+        products = times(factors)
+        return products - torch.linalg.vecdot(products, mean)[:, None]
 
     # Power iteration from the sample farthest from the mean.
-    farthest = norms.sub(times(mean), alpha=2).masked_fill_(inside == 0, -torch.inf).argmax(1, keepdim=True)
-    projection = project(torch.scatter_add(-mean, 1, farthest, torch.ones_like(sizes)))
+    farthest = norms.sub(times(mean), alpha=2).masked_fill_(weights == 0, -torch.inf).argmax(1, keepdim=True)
+    projection = project(torch.scatter_add(-mean, 1, farthest, torch.ones_like(total)))
     for _ in range(SPLIT_ITERATIONS):
-        projection = project(F.normalize(projection, dim=1))
-    border = torch.zeros_like(sizes)
+        projection = project(F.normalize(projection * weights, dim=1))
+    border = torch.zeros_like(total)
     for _ in range(SPLIT_ITERATIONS):
-        right = (projection > border) * inside
-        in_right = right.sum(1, keepdim=True)
-        in_left = sizes - in_right
-        projection = project(torch.addcmul(right, in_right, mean, value=-1))
+        right = projection > border
+        half = right * weights
+        in_right, in_left = half.sum(1, keepdim=True), (weights - half).sum(1, keepdim=True)
+        projection = project(torch.addcmul(half, in_right, mean, value=-1))
         # Less the mean, the sums of the halves are opposite vectors, and the border is half way between their means.
-        squared = torch.linalg.vecdot(projection, right)[:, None]
-        inverse_right, inverse_left = 1 / in_right.clamp_min(1), 1 / in_left.clamp_min(1)
+        squared = torch.linalg.vecdot(projection, half)[:, None]
+        inverse_right, inverse_left = (1 / torch.where(part > 0, part, 1) for part in (in_right, in_left))
         border = squared * (inverse_right - inverse_left) / 2
-    drop = (squared * (inverse_right + inverse_left)).masked_fill_((in_left == 0) | (in_right == 0), 0)
-    return right, in_left.squeeze(1).long(), drop.squeeze(1)
+    return right, (squared * (inverse_right + inverse_left)).squeeze(1)
 
 
-def _split_down(clusters: _Clusters, at_most: int, width: int | None, look_up: Callable, order: Tensor, gain: Tensor) -> _Clusters:
+def _split_down(
+    clusters: _Clusters, at_most: int, width: int | None, look_up: Callable, weights: Tensor, order: Tensor, gain: Tensor
+) -> _Clusters:
     """Splits clusters again and again, until they are of `at_most` so many samples; sorts their parts of `order` and fills in `gain`.
 
     Args:
-        width: see :func:`_batches`. look_up: from `order` at the places of clusters `[clusters, m]`, which of these are inside, and the
-            numbers of the clusters' matrices, the first two arguments of :func:`_halve`.
+        width: see :func:`_batches`. look_up: from `order` at the places of clusters `[clusters, m]`, the weights of these, and the
+            numbers of the clusters' matrices, the first two arguments of :func:`_halve`. weights: of what `order` holds.
     """
     done = []
     while True:
@@ -124,23 +124,27 @@ def _split_down(clusters: _Clusters, at_most: int, width: int | None, look_up: C
         starts, sizes, matrix, above, noise = clusters
         in_left, drop = torch.empty_like(sizes), torch.empty_like(above)
         for batch, padded in _batches(sizes, width):
-            places, within = _places(starts[batch], sizes[batch], padded)
-            members, inside = order[places], within.float()
-            right, in_left[batch], drop[batch] = _halve(*look_up(members, inside, matrix[batch]), inside)
-            half = right.to(torch.int8).masked_fill_(~within, 2)
-            order[places[within]] = members.gather(1, half.argsort(dim=1, stable=True))[within]
-        drop = torch.where(drop > noise, torch.minimum(drop, above.nextafter(torch.zeros_like(above))), 0)
+            places, inside = _places(starts[batch], sizes[batch], padded)
+            members = order[places]
+            inside_weights = weights[members] * inside
+            right, drop[batch] = _halve(*look_up(members, inside_weights, matrix[batch]), inside_weights)
+            in_left[batch] = (inside & ~right).sum(1)
+            half = right.to(torch.int8).masked_fill_(~inside, 2)
+            order[places[inside]] = members.gather(1, half.argsort(dim=1, stable=True))[inside]
+        is_split = (in_left > 0) & (in_left < sizes) & (drop > noise)
+        drop = torch.where(is_split, torch.minimum(drop, above.nextafter(torch.zeros_like(above))), 0)
         gain[(starts + in_left)[drop > 0]] = drop[drop > 0]
         left = _Clusters(starts, in_left, matrix, drop, noise)
         right = _Clusters(starts + in_left, sizes - in_left, matrix, drop, noise)
         clusters = _Clusters(*(torch.cat(columns) for columns in zip(left, right)))
 
 
-def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Splits every problem down to single samples or equal ones.
 
     Args:
         x: samples `[n, hidden]`, float32. offsets: `[problems + 1]`, int64; the samples of a problem are neighbours.
+        weights: `[n]`, float32, above 0: how often each sample counts.
 
     Returns:
         order: `[n]`, the samples in the order of the leaves. gain: `[n]`, the drop in summed squared distance by cutting before the
@@ -154,6 +158,7 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     gain[starts[sizes > 0]] = torch.inf
     # Sums of squares below the rounding of float32 are noise between samples that are equal.
     largest = torch.segment_reduce(x.norm(dim=-1).square(), "max", lengths=sizes, unsafe=True, initial=0)
+    largest *= torch.segment_reduce(weights, "min", lengths=sizes, unsafe=True, initial=torch.inf)
     clusters = _Clusters(starts, sizes, starts, torch.full_like(largest, torch.inf), NOISE * largest)
 
     def centred(members: Tensor, inside: Tensor) -> Tensor:
@@ -162,9 +167,9 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 
     def from_points(members: Tensor, inside: Tensor, _: Tensor) -> tuple[Callable, Tensor]:
         points = centred(members, inside)
-        return lambda weights: torch.bmm(torch.bmm(weights[:, None], points), points.mT).squeeze(1), points.norm(dim=-1).square()
+        return lambda factors: torch.bmm(torch.bmm(factors[:, None], points), points.mT).squeeze(1), points.norm(dim=-1).square()
 
-    clusters = _split_down(clusters, min(width, MATRIX_SAMPLES), width, from_points, order, gain)
+    clusters = _split_down(clusters, min(width, MATRIX_SAMPLES), width, from_points, weights, order, gain)
 
     # With no more samples than dimensions, the matrix of their dot products is smaller than they are, and those of all the clusters
     # below are parts of it.
@@ -178,7 +183,7 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     matrices = torch.empty(total, device=x.device)
     for batch, padded, begin in batches:
         places, inside = _places(clusters.starts[batch], clusters.sizes[batch], padded)
-        points = centred(order[places], inside.float())
+        points = centred(order[places], weights[order[places]] * inside)
         torch.bmm(points, points.mT, out=matrices[begin : begin + len(batch) * padded**2].view(-1, padded, padded))
     roots = clusters.starts
 
@@ -186,9 +191,10 @@ def grow_tree(x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         column = (members - roots[matrix, None]).int()
         row = (corners[matrix, None] + column * strides[matrix, None]).int()
         part = matrices.index_select(0, (row[:, :, None] + column[:, None]).flatten()).view(*members.shape, -1)
-        return lambda weights: torch.bmm(weights[:, None], part).squeeze(1), part.diagonal(dim1=1, dim2=2)
+        return lambda factors: torch.bmm(factors[:, None], part).squeeze(1), part.diagonal(dim1=1, dim2=2)
 
-    _split_down(clusters._replace(matrix=torch.arange(len(roots), device=x.device)), 1, None, from_matrices, inner, gain)
+    clusters = clusters._replace(matrix=torch.arange(len(roots), device=x.device))
+    _split_down(clusters, 1, None, from_matrices, weights[order], inner, gain)
     return order[inner], gain
 
 
@@ -212,12 +218,12 @@ def place_cuts(gain: Tensor, offsets: Tensor, num_senses: Tensor) -> Tensor:
     return cuts & (gain > 0)
 
 
-def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
+def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, weights: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
     """k-means of every problem from given parts.
 
     Args:
         x: `[n, hidden]`, float32. problems: `[n]`, ascending. labels: `[n]`, the part of each sample, counted over all problems.
-        offsets: `[problems + 1]`, the parts of each problem.
+        offsets: `[problems + 1]`, the parts of each problem. weights: `[n]`, float32: how often each sample counts.
 
     Returns:
         centres: `[parts, hidden]`, means of the samples that are nearest to them (a part that lost all of its samples keeps its
@@ -234,13 +240,13 @@ def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, similar
             places, inside = _places(starts[own], sizes[own], padded)
             rows, real = _places(offsets[own], parts[own], padded_parts)
             points = x.index_select(0, places.flatten()).view(*places.shape, -1)
-            # Sums as products with 0 and 1, not scattered additions: the same on every run, on a GPU too.
-            ones = inside.float()
+            # Sums as products with 0 and weights, not scattered additions: the same on every run, on a GPU too.
+            counts = weights[places] * inside
             choice, means = labels[places] - offsets[own, None], 0
             for _ in range(REFINE_ITERATIONS + 1):
-                chosen = points.new_zeros(len(own), padded_parts, padded).scatter_(1, choice[:, None], ones[:, None])
+                chosen = points.new_zeros(len(own), padded_parts, padded).scatter_(1, choice[:, None], counts[:, None])
                 weight = chosen.sum(2, keepdim=True)
-                means = torch.where(weight > 0, torch.bmm(chosen, points) / weight.clamp_min(1), means)
+                means = torch.where(weight > 0, torch.bmm(chosen, points) / torch.where(weight > 0, weight, 1), means)
                 keys = F.normalize(means, dim=-1) if similarity == "cosine" else means
                 scores = torch.bmm(points, keys.mT)
                 if similarity != "cosine":

@@ -21,8 +21,10 @@ from .mcl import count_clusters, paper_num_senses
 from .ragged import assign_senses, store_senses
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 
-# Tokens are worked on in blocks of about this many elements (128 MB in float32), whatever the size of the sample store.
-BLOCK_ELEMENTS = 1 << 25
+# Tokens are worked on in blocks of about this many elements (64 MB in float32), whatever the size of the sample store; a sample is
+# counted with what its tree takes.
+BLOCK_ELEMENTS = 1 << 24
+TREE_ELEMENTS = 128
 
 
 @dataclass
@@ -49,7 +51,7 @@ class _Blocks:
         self.offsets, self.counts = store["offsets"], store["counts"]
         sizes = self.offsets.diff()
         seen = sizes.nonzero().squeeze(1)
-        number = sizes[seen].cumsum(0) * store["samples"].shape[1] // BLOCK_ELEMENTS
+        number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // BLOCK_ELEMENTS
         self.tokens = seen.split(number.unique_consecutive(return_counts=True)[1].tolist())
         state = PartialState()
         self.mine = range(state.process_index, len(self.tokens), state.num_processes)
@@ -101,8 +103,7 @@ def fit_senses(
     metric = "cosine" if similarity == "cosine" else "l2"
 
     def tree(x: Tensor, local: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        order, gain = grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, local)
-        return order, gain * weights.float()
+        return grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, local, weights.float())
 
     if budget is not None:
         for block in blocks.todo("tree", "Splitting"):
@@ -131,7 +132,7 @@ def fit_senses(
         labels[order] = cuts.cumsum(0) - 1
         sizes = torch.segment_reduce(cuts.float(), "sum", lengths=local.diff(), unsafe=True).long()
         parts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        senses, labels, distance = refine(x, own, labels, parts, metric)
+        senses, labels, distance = refine(x, own, labels, parts, weights.float(), metric)
         if similarity == "dot":
             labels = parts[own] + assign_senses(x, own, senses, parts, "dot").sense_ids
         power = torch.ones_like(distance) if metric == "cosine" else x.square().sum(-1)
