@@ -128,7 +128,7 @@ def measure_memory(options: argparse.Namespace) -> list[dict[str, float]]:
 def _measure_one(megabytes: float) -> list[dict[str, float]]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    words = np.array([word for word in tokenizer.get_vocab() if word.isalpha()])
+    words = np.array([word for word in sorted(tokenizer.get_vocab()) if word.isalpha()])
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes)).eval()
     teacher = Teacher(model, tokenizer, name="tiny")
