@@ -121,7 +121,8 @@ def measure_memory(options: argparse.Namespace) -> list[dict[str, float]]:
     if len(results) > 1:
         first, last = results[0], results[-1]
         each = (last["peak"] - first["peak"]) / (last["samples"] - first["samples"]) * 1e6
-        print(f"\n{each:.1f} bytes more for each sample more; {first['peak'] - first['samples'] * 32 / 1e6:.0f} MB beside 32 bytes a sample")
+        constant = first["peak"] - first["samples"] * 32 / 1e6
+        print(f"\n{each:.1f} bytes more for each sample more; {constant:.0f} MB beside 32 bytes a sample")
     return results
 
 
