@@ -129,9 +129,10 @@ def loop(case: Case, task: str) -> list[Tensor]:
     hidden, token_ids, labels, senses, offsets, temperature = case
     hidden, starts = hidden.detach().requires_grad_(task == "loss"), offsets.tolist()
     vectors, sense_ids, losses = [], [], []
+    rows = hidden.unbind()  # the gradient of hidden[position] would be a tensor of the size of the batch for each position
     for position, token in enumerate(token_ids.tolist()):
         own = senses[starts[token] : starts[token + 1]]
-        scores = 2 * own @ hidden[position] - own.square().sum(-1)
+        scores = 2 * own @ rows[position] - own.square().sum(-1)
         if task == "loss":
             losses.append(F.cross_entropy(scores / temperature, labels[position]))
             continue
