@@ -48,8 +48,8 @@ SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
 # On disk, for each sample: its place, slot and priority, its tree and, for a while, the candidates of the plan.
 BYTES_PER_SAMPLE = 80
-# In memory while senses are fitted: the samples of a block, and what is computed from them at once.
-WORKING_COPIES = 6
+# In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
+WORKING_COPIES = 4
 # The first process may tokenize or plan for long while the others wait.
 TIMEOUT = timedelta(days=1)
 
@@ -286,7 +286,7 @@ def _check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], widt
     def needed(cap: int) -> tuple[int, int]:
         samples = int(sample_sizes(counts, cap).sum())
         senses = settings["budget"] or int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
-        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width)
+        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * torch.get_num_threads()
         return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
 
     there = shutil.disk_usage(folder).free, psutil.virtual_memory().available

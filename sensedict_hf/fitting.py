@@ -4,7 +4,8 @@ Every block is a file, written as a whole: what is there need not be done again.
 smallest gain that the budget still buys is then found over all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +22,10 @@ from .mcl import count_clusters, paper_num_senses
 from .ragged import assign_senses, store_senses
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 
-# Tokens are worked on in blocks of about this many elements (64 MB in float32), whatever the size of the sample store; a sample is
-# counted with what its tree takes.
+# Tokens are worked on in blocks of about this many elements (64 MB in float32 for each thread of a CPU, 1 GB elsewhere), whatever the
+# size of the sample store; a sample is counted with what its tree takes.
 BLOCK_ELEMENTS = 1 << 24
+GPU_BLOCK_ELEMENTS = 1 << 28
 TREE_ELEMENTS = 128
 
 
@@ -47,11 +49,12 @@ class _Blocks:
     """The blocks of a store of samples, and the files that belong to them."""
 
     def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str):
-        self.store, self.directory, self.device = store, directory, device
+        self.store, self.directory, self.device = store, directory, torch.device(device)
         self.offsets, self.counts = store["offsets"], store["counts"]
         sizes = self.offsets.diff()
         seen = sizes.nonzero().squeeze(1)
-        number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // BLOCK_ELEMENTS
+        elements = BLOCK_ELEMENTS if self.device.type == "cpu" else GPU_BLOCK_ELEMENTS
+        number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // elements
         self.tokens = seen.split(number.unique_consecutive(return_counts=True)[1].tolist())
         state = PartialState()
         self.mine = range(state.process_index, len(self.tokens), state.num_processes)
@@ -60,10 +63,26 @@ class _Blocks:
     def path(self, kind: str, block: int) -> Path:
         return self.directory / f"{kind}-{block:05}.safetensors"
 
-    def todo(self, kind: str, description: str):
-        """This process' blocks whose file of that kind is missing, with a progress bar."""
+    def work(self, kind: str, description: str, function: Callable[[int], dict[str, Tensor]]) -> None:
+        """Computes the tensors of this process' blocks whose file of that kind is missing, and writes them; then waits for the others.
+
+        On a CPU each thread has a block to itself: what is computed at once is too small to share.
+        """
         missing = [block for block in self.mine if not self.path(kind, block).exists()]
-        return tqdm(missing, desc=description, unit=" blocks", leave=False, disable=self.is_quiet)
+
+        def run(block: int) -> None:
+            write_tensor_file(self.path(kind, block), {name: tensor.cpu() for name, tensor in function(block).items()})
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                progress = tqdm(total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.is_quiet)
+                for _ in pool.map(run, missing):
+                    progress.update()
+                progress.close()
+            finally:
+                torch.set_num_threads(threads)  # for threads to come
+        PartialState().wait_for_everyone()
 
     def load(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples `[n, hidden]` of a block's tokens, float32, their offsets `[tokens + 1]`, and what each sample stands for
@@ -105,14 +124,15 @@ def fit_senses(
     def tree(x: Tensor, local: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         return grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, local, weights.float())
 
+    def split(block: int) -> dict[str, Tensor]:
+        order, gain = tree(*blocks.load(block))
+        return {"order": order.int(), "gain": gain}
+
     if budget is not None:
-        for block in blocks.todo("tree", "Splitting"):
-            order, gain = tree(*blocks.load(block))
-            write_tensor_file(blocks.path("tree", block), {"order": order.int().cpu(), "gain": gain.cpu()})
-        PartialState().wait_for_everyone()
+        blocks.work("tree", "Splitting", split)
         lowest, spare = _lowest_gain([blocks.path("tree", block) for block in range(len(blocks.tokens))], budget)
 
-    for block in blocks.todo("senses", "Refining"):
+    def fit(block: int) -> dict[str, Tensor]:
         x, local, weights = blocks.load(block)
         own = torch.arange(len(local) - 1, device=x.device).repeat_interleave(local.diff())
         if budget is not None:
@@ -136,14 +156,14 @@ def fit_senses(
         if similarity == "dot":
             labels = parts[own] + assign_senses(x, own, senses, parts, "dot").sense_ids
         power = torch.ones_like(distance) if metric == "cosine" else x.square().sum(-1)
-        results = {
+        return {
             "senses": senses,
             "sizes": sizes,
             "usage": torch.bincount(labels.cpu(), weights.cpu(), minlength=len(senses)).round().long(),
             "sums": torch.stack([(distance * weights).sum(), (power * weights).sum(), weights.sum()]),
         }
-        write_tensor_file(blocks.path("senses", block), {name: tensor.cpu() for name, tensor in results.items()})
-    PartialState().wait_for_everyone()
+
+    blocks.work("senses", "Refining", fit)
 
 
 def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
