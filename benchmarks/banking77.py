@@ -58,15 +58,28 @@ def main() -> None:
 
     row("teacher, 6 layers", "raw", evaluate("teacher", "--model", options.teacher))
     build = ("build", "--teacher", options.teacher, "--texts", train)
-    for name, size in [("budget", ("--budget", options.budget)), ("fixed", ("--num-senses", NUM_SENSES))]:
-        senses = step(f"senses-{name}", *build, *size)
+    exact = step("senses-float32", *build, "--budget", options.budget, "--dtype", "float32")
+    for dtype in ("float16", "bfloat16", "int8"):
+        step(f"senses-{dtype}", "convert", exact, "--dtype", dtype)
+    for name, size in [("float16", ("--budget", options.budget)), ("fixed", ("--num-senses", NUM_SENSES))]:
+        senses = options.output / "senses-float16" if name == "float16" else step(f"senses-{name}", *build, *size)
         for assignment in ("hard", "soft"):
             scores = evaluate(f"teacher-{name}-{assignment}", "--model", options.teacher, "--senses", senses, "--assignment", assignment)
-            row(f"teacher through senses, {size[0].lstrip('-')} {size[1]:,}", assignment, scores, f"senses-{name}")
+            row(
+                f"teacher through senses, {size[0].lstrip('-')} {size[1]:,}",
+                assignment,
+                scores,
+                "senses-float32" if name == "float16" else f"senses-{name}",
+            )
+    for dtype in ("float32", "bfloat16", "int8"):
+        senses = options.output / f"senses-{dtype}"
+        scores = evaluate(f"teacher-{dtype}-hard", "--model", options.teacher, "--senses", senses, "--assignment", "hard")
+        size = (senses / "model.safetensors").stat().st_size / 1e6
+        row(f"teacher through senses, {options.budget:,} in {dtype}, {size:.1f} MB", "hard", scores)
     for epochs in options.epochs:
         for objective in ("sense", "mse"):
             name = f"{objective}-{epochs}-{options.learning_rate:g}"
-            distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-budget", "--texts", train)
+            distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-float16", "--texts", train)
             settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate)
             student = step(name, *distill, *settings, "--num-hidden-layers", 2)
             for assignment in ("none", "hard", "soft"):

@@ -12,44 +12,35 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .build_folder import begin_build, differences, finished_build, locked, publish
-from .configuration_sense_embedding import METHODS, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
+from .build_folder import differences, finished_build, locked, publish
+from .configuration_sense_embedding import METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
 from .corpus import (
-    CorpusChangedError,
     Texts,
     check_max_length,
-    corpus_digest,
     open_corpus,
     read_progress,
-    tokenize_corpus,
     tokenizer_fingerprint,
 )
-from .fitting import BLOCK_ELEMENTS, fit_senses, write_senses
-from .gathering import gather_samples, open_windows, plan_windows
+from .fitting import fit_senses, write_senses
+from .gathering import gather_samples, open_windows
 from .model_card import model_card
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .sampling import SamplingPlan, count_tokens, open_plan, plan_samples, sample_sizes
+from .planning import plan_build
+from .sampling import SamplingPlan, open_plan
 from .teachers import Teacher, load_teacher
 from .tensor_files import TensorFile
 
 logger = logging.get_logger(__name__)
 
-SAMPLE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 # The default budget: at most this many senses for each token in the texts, and one for this many samples.
 SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
-# On disk, for each sample: its place, slot and priority, its tree and, for a while, the candidates of the plan.
-BYTES_PER_SAMPLE = 80
-# In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
-WORKING_COPIES = 4
 # The first process may tokenize or plan for long while the others wait.
 TIMEOUT = timedelta(days=1)
 
@@ -149,7 +140,7 @@ def build_sense_dictionary(
         with locked(folder) if state.is_main_process else nullcontext():
             begun = [None]
             if state.is_main_process:
-                begun = [_plan(folder, teacher, texts, text_column, settings, earlier, overwrite)]
+                begun = [plan_build(folder, teacher, texts, text_column, settings, earlier and earlier[0], overwrite)]
             if broadcast_object_list(begun)[0]:
                 _gather_and_fit(folder / "building", teacher, settings, earlier)
                 if state.is_main_process:
@@ -213,100 +204,6 @@ def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, S
     settings["earlier"] = manifest["files"]["samples.safetensors"]["sha256"]
     settings["generation"] = manifest["settings"]["generation"] + 1
     return TensorFile(folder / "samples.safetensors"), SenseEmbeddingConfig.from_pretrained(folder)
-
-
-def _plan(
-    folder: Path,
-    teacher: Teacher,
-    texts: Texts,
-    text_column: str,
-    settings: dict[str, Any],
-    earlier: tuple[TensorFile, SenseEmbeddingConfig] | None,
-    overwrite: bool,
-) -> bool:
-    """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    finished = None if overwrite else finished_build(folder)
-    if finished is not None:
-        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
-        if changed:
-            raise ValueError(f"{folder} holds a dictionary with other settings: {changed}; give the same, another folder, or overwrite")
-        shutil.rmtree(folder / "building", ignore_errors=True)
-        logger.info(f"{folder} holds this dictionary already")
-        return False
-    stages = begin_build(folder, settings, overwrite)
-    tokenizer, max_length = teacher.tokenizer, settings["max_length"]
-    embeddings = teacher.model.get_input_embeddings().num_embeddings
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
-    truncate_at = max_length if settings["truncation"] else None
-    try:
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
-    except CorpusChangedError:
-        if not overwrite:
-            raise
-        stages = begin_build(folder, settings, overwrite, afresh=True)
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
-    if corpus.dropped:
-        total = corpus.dropped + len(corpus.input_ids)
-        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
-    if not (stages / "plan.safetensors").exists():
-        counts = count_tokens(corpus, max(len(tokenizer), embeddings), exclude=_padding(tokenizer))
-        if counts[embeddings:].any():
-            raise ValueError(
-                f"the tokenizer gives ids up to {int(counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
-                "tokens: the tokenizer is not the model's, or the model must be resized to it"
-            )
-        together = counts if earlier is None else counts + earlier[0]["counts"].numpy()
-        check_budget(settings["budget"], int((together > 0).sum()))
-        _check_room(folder, together, settings, probe.shape[-1])
-        plan_samples(
-            corpus,
-            counts,
-            settings["max_samples_per_token"],
-            stages,
-            seed=settings["seed"] + (settings["generation"] << 32),
-            earlier=earlier and earlier[0],
-        )
-    if not (stages / "windows.safetensors").exists():
-        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
-        used = len(np.unique(windows["text"]))
-        logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
-    return True
-
-
-def check_budget(budget: int | None, seen: int) -> None:
-    """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
-    if budget is not None and budget < seen:
-        raise ValueError(f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more")
-
-
-def _check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
-    """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
-    sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
-
-    def needed(cap: int) -> tuple[int, int]:
-        samples = int(sample_sizes(counts, cap).sum())
-        senses = settings["budget"] or int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
-        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * torch.get_num_threads()
-        return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
-
-    there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    cap = settings["max_samples_per_token"]
-    disk, memory = needed(cap)
-    logger.info(
-        f"{int(sample_sizes(counts, cap).sum()):,} samples of {int((counts > 0).sum()):,} tokens need {disk / 1e9:,.1f} GB of the "
-        f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
-    )
-    if disk > there[0] or memory > there[1]:
-        low, high = 0, cap
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = all(need <= room for need, room in zip(needed(middle), there))
-            low, high = (middle, high) if fits else (low, middle - 1)
-        way = f"max_samples_per_token={low} fits" if low else "not even max_samples_per_token=1 fits: choose another disk"
-        raise ValueError(
-            f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
-            f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"
-        )
 
 
 def _gather_and_fit(
@@ -385,9 +282,3 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
     if settings["keep_samples"]:
         os.link(samples, ready / samples.name)
     publish(folder, {**settings, "corpus": progress.sha256})
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
-    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
-    return () if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others else (tokenizer.pad_token_id,)

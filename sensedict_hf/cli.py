@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, set_seed
 
 from .attaching import attach_senses
-from .building import SAMPLE_DTYPES, build_sense_dictionary, process_state
-from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SENSES_DTYPES, SIMILARITIES
+from .building import build_sense_dictionary, process_state
+from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from .corpus import read_dataset
 from .encoding import POOLINGS
 from .evaluation import evaluate_classification

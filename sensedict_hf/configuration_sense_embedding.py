@@ -9,6 +9,7 @@ ASSIGNMENTS = ("hard", "soft", "none")
 SIMILARITIES = ("l2", "cosine", "dot")
 METHODS = ("budget", "num_senses", "mcl")
 SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
 
 

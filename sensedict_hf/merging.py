@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from .building import check_budget
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
 from .fitting import fit_senses, read_senses
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .planning import check_budget
 from .ragged import store_senses
 
 # What must be the same for vectors to mean the same.

@@ -166,7 +166,7 @@ def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path,
     """The largest number of samples per token that fits is named, and fits."""
     room = 60_000
     usage = type("Usage", (), {"free": room})
-    monkeypatch.setattr("sensedict_hf.building.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("sensedict_hf.planning.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(ValueError, match=r"max_samples_per_token=1000 needs .* GB are free: max_samples_per_token=(\d+) fits") as error:
         build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90)
     fits = int(str(error.value).split("max_samples_per_token=")[-1].split()[0])

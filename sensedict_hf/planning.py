@@ -1,0 +1,127 @@
+"""The first stage of a build: texts -> token ids -> which occurrences are sampled -> what the teacher is run on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .build_folder import begin_build, differences, finished_build
+from .configuration_sense_embedding import SAMPLE_DTYPES
+from .corpus import CorpusChangedError, Texts, corpus_digest, tokenize_corpus
+from .fitting import BLOCK_ELEMENTS
+from .gathering import plan_windows
+from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
+from .teachers import Teacher
+from .tensor_files import TensorFile
+
+logger = logging.get_logger(__name__)
+
+# On disk, for each sample: its place, slot and priority, its tree and, for a while, the candidates of the plan.
+BYTES_PER_SAMPLE = 80
+# In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
+WORKING_COPIES = 4
+
+
+def plan_build(
+    folder: Path,
+    teacher: Teacher,
+    texts: Texts,
+    text_column: str,
+    settings: dict[str, Any],
+    earlier: TensorFile | None,
+    overwrite: bool,
+) -> bool:
+    """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
+    finished = None if overwrite else finished_build(folder)
+    if finished is not None:
+        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
+        if changed:
+            raise ValueError(f"{folder} holds a dictionary with other settings: {changed}; give the same, another folder, or overwrite")
+        shutil.rmtree(folder / "building", ignore_errors=True)
+        logger.info(f"{folder} holds this dictionary already")
+        return False
+    stages = begin_build(folder, settings, overwrite)
+    tokenizer, max_length = teacher.tokenizer, settings["max_length"]
+    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
+    truncate_at = max_length if settings["truncation"] else None
+    try:
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
+    except CorpusChangedError:
+        if not overwrite:
+            raise
+        stages = begin_build(folder, settings, overwrite, afresh=True)
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
+    if corpus.dropped:
+        total = corpus.dropped + len(corpus.input_ids)
+        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+    if not (stages / "plan.safetensors").exists():
+        counts = count_tokens(corpus, max(len(tokenizer), embeddings), exclude=_padding(tokenizer))
+        if counts[embeddings:].any():
+            raise ValueError(
+                f"the tokenizer gives ids up to {int(counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
+                "tokens: the tokenizer is not the model's, or the model must be resized to it"
+            )
+        together = counts if earlier is None else counts + earlier["counts"].numpy()
+        check_budget(settings["budget"], int((together > 0).sum()))
+        check_room(folder, together, settings, probe.shape[-1])
+        plan_samples(
+            corpus,
+            counts,
+            settings["max_samples_per_token"],
+            stages,
+            seed=settings["seed"] + (settings["generation"] << 32),
+            earlier=earlier,
+        )
+    if not (stages / "windows.safetensors").exists():
+        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
+        used = len(np.unique(windows["text"]))
+        logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
+    return True
+
+
+def check_budget(budget: int | None, seen: int) -> None:
+    """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
+    if budget is not None and budget < seen:
+        raise ValueError(f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more")
+
+
+def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
+    """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
+    sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
+
+    def needed(cap: int) -> tuple[int, int]:
+        samples = int(sample_sizes(counts, cap).sum())
+        senses = settings["budget"] or int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
+        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * torch.get_num_threads()
+        return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
+
+    there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    cap = settings["max_samples_per_token"]
+    disk, memory = needed(cap)
+    logger.info(
+        f"{int(sample_sizes(counts, cap).sum()):,} samples of {int((counts > 0).sum()):,} tokens need {disk / 1e9:,.1f} GB of the "
+        f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
+    )
+    if disk > there[0] or memory > there[1]:
+        low, high = 0, cap
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = all(need <= room for need, room in zip(needed(middle), there))
+            low, high = (middle, high) if fits else (low, middle - 1)
+        way = f"max_samples_per_token={low} fits" if low else "not even max_samples_per_token=1 fits: choose another disk"
+        raise ValueError(
+            f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
+            f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"
+        )
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
+    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+    return () if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others else (tokenizer.pad_token_id,)
