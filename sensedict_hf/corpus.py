@@ -296,6 +296,7 @@ def _tokenize(strings, tokenizer, folder: Path, progress: Progress, digest, suff
     def commit() -> None:
         for file in files.values():
             file.flush()
+            os.fsync(file.fileno())
         progress.sha256 = digest.hexdigest()
         partial = folder / "progress.json.partial"
         partial.write_text(json.dumps(asdict(progress)))
