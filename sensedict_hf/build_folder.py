@@ -1,6 +1,6 @@
 """The folder of a build: who works in it, with which settings, and how a finished dictionary gets there.
 
-FOLDER/building.lock    held by the first process while a build runs
+FOLDER/building-0.lock  held by the first process while a build runs, and so on
 FOLDER/building/        the stages of an unfinished build, and `settings.json`
 FOLDER/config.json ...  the finished dictionary; `manifest.json` lists its files
 """
@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 TEXT_SETTINGS = ("tokenizer", "max_length", "truncation", "sensedict_hf")
@@ -22,15 +23,22 @@ CHUNK = 1 << 24  # bytes that are hashed at a time
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder. The lock is the operating system's: it ends with the process, however that ends.
+    """Keeps other builds out of a folder, for all processes of this one. The locks are the operating system's: each ends with its
+    process, however that ends, so that a process that has outlived its build is noticed too.
 
     Raises:
         ValueError: another build works in the folder.
     """
+    state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "building.lock"
+    path = folder / f"building-{state.process_index}.lock"
     lock = FileLock(path)
     try:
+        if state.is_main_process:
+            for other in folder.glob("building-*.lock"):
+                FileLock(other).acquire(timeout=0).lock.release()
+            lock.acquire(timeout=0)
+        state.wait_for_everyone()
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another build is working in {folder}: wait for it, or give another folder") from None
@@ -38,7 +46,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        lock.release()
+        lock.release(force=True)
+
+
+def discard(stages: Path) -> None:
+    """Removes the stages of a build; what is left of them after an interruption will not be taken for a build."""
+    (stages / "settings.json").unlink(missing_ok=True)
+    shutil.rmtree(stages, ignore_errors=True)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -52,12 +66,13 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
     nothing but tokenized text, only what that depends on must be the same.
 
     Raises:
-        ValueError: the folder holds an unfinished build with other settings, and `overwrite` is not set.
+        ValueError: the folder holds an unfinished build with other settings, or files of other origin that the dictionary would replace,
+            and `overwrite` is not set.
     """
     stages = folder / "building"
     path = stages / "settings.json"
     if afresh:
-        shutil.rmtree(stages)
+        discard(stages)
     if path.is_file():
         before = json.loads(path.read_text())
         names = TEXT_SETTINGS if not (stages / "plan.safetensors").exists() else settings
@@ -67,9 +82,12 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
                 f"{folder} holds an unfinished build with other settings: {changed}; give the same, another folder, or overwrite"
             )
         if changed:
-            shutil.rmtree(stages)
-    elif stages.exists():
-        shutil.rmtree(stages)
+            discard(stages)
+    else:
+        discard(stages)
+        taken = [name for name in ("model.safetensors", "README.md", "tokenizer.json") if (folder / name).exists()]
+        if taken and not (folder / MANIFEST).exists() and not overwrite:
+            raise ValueError(f"{folder} holds a {taken[0]} that no build has put there: give another folder, or overwrite")
     stages.mkdir(exist_ok=True)
     partial = stages / "settings.json.partial"
     partial.write_text(json.dumps(settings, indent=2))
@@ -77,8 +95,11 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
     return stages
 
 
-def finished_build(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished dictionary, its files checked against it.
+def finished_build(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
+    """The manifest of a finished dictionary, if there is one.
+
+    Args:
+        check: compare its files with it.
 
     Raises:
         ValueError: a file was changed since; or there is a model without a manifest.
@@ -88,7 +109,7 @@ def finished_build(folder: Path) -> dict[str, Any] | None:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} holds a model that no build has put there: give another folder, or overwrite")
     manifest = json.loads((folder / MANIFEST).read_text())
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest["files"].items() if check else ():
         if not (folder / name).is_file() or describe(folder / name) != entry:
             raise ValueError(f"{folder / name} is not the file that the build has written: give another folder, or overwrite")
     return manifest
@@ -103,9 +124,13 @@ def publish(folder: Path, settings: dict[str, Any]) -> None:
     manifest = {"settings": settings, "files": {name: describe(ready / name) for name in names}}
     (ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     (folder / CONFIG).unlink(missing_ok=True)  # of a dictionary that is overwritten
+    if (folder / MANIFEST).is_file():
+        for name in json.loads((folder / MANIFEST).read_text())["files"]:
+            (folder / name).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
     for name in sorted([*names, MANIFEST], key=lambda name: (name == CONFIG, name)):
         (ready / name).replace(folder / name)
-    shutil.rmtree(stages)
+    discard(stages)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -31,16 +31,13 @@ from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
 from .model_card import model_card
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .planning import plan_build
+from .planning import default_budget, plan_build
 from .sampling import SamplingPlan, open_plan
 from .teachers import Teacher, load_teacher
 from .tensor_files import TensorFile
 
 logger = logging.get_logger(__name__)
 
-# The default budget: at most this many senses for each token in the texts, and one for this many samples.
-SENSES_PER_TOKEN = 6
-SAMPLES_PER_SENSE = 4
 # The first process may tokenize or plan for long while the others wait.
 TIMEOUT = timedelta(days=1)
 
@@ -85,8 +82,8 @@ def build_sense_dictionary(
         teacher: a name, a path, a model or a [`Teacher`]. texts: a list or iterable of strings, or a data set with a text column.
         tokenizer: the teacher's, if the teacher does not say where it comes from.
         output_dir: where the dictionary is saved. The same call goes on with a build that was interrupted there, and loads one that is
-            finished. Default: a temporary folder, and the dictionary is held in memory.
-        overwrite: replaces a dictionary or an unfinished build in `output_dir` that is another one.
+            finished. Default: a folder where the system keeps temporary files, and the dictionary is held in memory.
+        overwrite: replaces another dictionary, another unfinished build or other files in `output_dir`.
         keep_samples: leaves the samples in `output_dir`, so that texts can be added later.
         update: a folder of a dictionary built with `keep_samples`: its samples and those of the new texts are drawn from together.
         method: `budget`, `num_senses` or `mcl`; default: by which of the two numbers is given, else `budget`. `mcl` is the rule of the
@@ -127,8 +124,10 @@ def build_sense_dictionary(
     state = process_state()
     if output_dir is None and (keep_samples or state.num_processes > 1):
         raise ValueError("give output_dir: " + ("samples are kept there" if keep_samples else "several processes need a common folder"))
-    if device is None and state.num_processes > 1:
-        device = state.device
+    if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
+        device = state.device  # each process has its own
+    if update is not None and output_dir is not None and Path(update).resolve() == Path(output_dir).resolve():
+        raise ValueError(f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own")
     teacher = load_teacher(teacher, tokenizer=None if isinstance(teacher, Teacher) else tokenizer, device=device)
     if tokenizer is not None and tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
         raise ValueError("the tokenizer is not the teacher's: dictionaries keyed by another tokenizer are not supported")
@@ -137,7 +136,7 @@ def build_sense_dictionary(
 
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
         folder = Path(path)
-        with locked(folder) if state.is_main_process else nullcontext():
+        with locked(folder):
             begun = [None]
             if state.is_main_process:
                 begun = [plan_build(folder, teacher, texts, text_column, settings, earlier and earlier[0], overwrite)]
@@ -183,20 +182,20 @@ def _origin(teacher: Teacher, max_length: int, truncation: bool) -> dict[str, An
         "truncation": truncation,
         "teacher": teacher.name,
         "teacher_revision": teacher.revision,
-        "teacher_weights": teacher.fingerprint() if PartialState().is_main_process else None,
+        "teacher_fingerprint": teacher.fingerprint() if PartialState().is_main_process else None,
         "device": teacher.device.type,
         "earlier": None,
         "generation": 0,
-        **{package: version(package) for package in ("sensedict_hf", "torch", "transformers")},
+        **{package: version(package) for package in ("sensedict_hf", "tokenizers", "torch", "transformers")},
     }
 
 
 def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, SenseEmbeddingConfig]:
     """The samples and the config of the dictionary that is updated; notes it in the settings."""
-    manifest = finished_build(folder)
+    manifest = finished_build(folder, check=PartialState().is_main_process)
     if manifest is None or "samples.safetensors" not in manifest["files"]:
         raise ValueError(f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated")
-    names = ("tokenizer", "teacher_weights", "layer", "max_length", "truncation", "max_samples_per_token", "sample_dtype")
+    names = ("tokenizer", "teacher_fingerprint", "layer", "max_length", "truncation", "max_samples_per_token", "sample_dtype")
     if PartialState().is_main_process:
         changed = differences(*({name: values[name] for name in names} for values in (manifest["settings"], settings)))
         if changed:
@@ -239,8 +238,7 @@ def _budget(plan: SamplingPlan, settings: dict[str, Any]) -> int | None:
     """The number of senses in all; None if the method is another."""
     if settings["method"] != "budget" or settings["budget"] is not None:
         return settings["budget"]
-    seen = int((plan.counts > 0).sum())
-    return min(SENSES_PER_TOKEN * seen, seen + (len(plan.positions) - seen) // SAMPLES_PER_SENSE)
+    return default_budget(int((plan.counts > 0).sum()), len(plan.positions))
 
 
 def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: tuple[TensorFile, SenseEmbeddingConfig] | None) -> None:
@@ -264,6 +262,7 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
         distortion=distortion,
         base_model_name_or_path=teacher.name,
         base_model_revision=teacher.revision,
+        base_model_fingerprint=settings["teacher_fingerprint"],
         layer=settings["layer"],
         tokenizer_fingerprint=settings["tokenizer"],
         method=settings["method"],
@@ -280,5 +279,8 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
     teacher.tokenizer.save_pretrained(ready)
     model_card(config).save(ready / "README.md")
     if settings["keep_samples"]:
-        os.link(samples, ready / samples.name)
+        try:
+            os.link(samples, ready / samples.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(samples, ready / samples.name)
     publish(folder, {**settings, "corpus": progress.sha256})

@@ -24,7 +24,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             vector itself.
         assignment_temperature: of the soft assignment, in units of `distortion`.
         distortion: mean squared distance between a sample and its sense.
-        base_model_name_or_path, base_model_revision: the teacher. layer: index into the teacher's hidden states (-1: the last).
+        base_model_name_or_path, base_model_revision: the teacher; base_model_fingerprint: of its weights and
+            settings. layer: index into the teacher's hidden states (-1: the last).
         tokenizer_fingerprint: see [`tokenizer_fingerprint`].
         method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
@@ -45,6 +46,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         distortion: float = 0.0,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
+        base_model_fingerprint: str | None = None,
         layer: int = -1,
         tokenizer_fingerprint: str | None = None,
         method: str | None = None,
@@ -78,6 +80,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.distortion = distortion
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
+        self.base_model_fingerprint = base_model_fingerprint
         self.layer = layer
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.method = method

@@ -24,6 +24,8 @@ BATCH_TEXTS, BATCH_CHARACTERS, COMMIT_SECONDS = 1000, 1_000_000, 10
 # What a tokenizer does with case, accents, digits, white space, scripts and symbols tells it from others with the same vocabulary.
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
 
+PROBE_TOKENS = 200
+
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
 
@@ -79,10 +81,12 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of the vocabulary and of what the tokenizer makes of a probe text: equal for two copies of a tokenizer whatever the
-    version of the library, different as soon as token ids would differ."""
+    """A digest of the vocabulary and of what the tokenizer makes of a probe text and of some of its own tokens in small letters and
+    capitals: equal for two copies of a tokenizer whatever the version of the library, different for tokenizers that differ there."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    content = json.dumps([vocabulary, tokenizer(PROBE, truncation=False)["input_ids"]], ensure_ascii=True)
+    words = [token for token, _ in vocabulary[:: 1 + len(vocabulary) // PROBE_TOKENS]]
+    probes = [PROBE, " ".join(words).lower(), " ".join(words).upper()]
+    content = json.dumps([vocabulary, [tokenizer(probe, truncation=False, verbose=False)["input_ids"] for probe in probes]])
     return sha256(content.encode()).hexdigest()[:16]
 
 
@@ -238,6 +242,7 @@ def tokenize_corpus(
         if not progress.complete:
             _tokenize(strings, tokenizer, folder, progress, digest, suffix, truncate_at, bar)
     if progress.tokens <= progress.texts * (prefix + suffix):
+        (folder / "progress.json").unlink()  # so that another corpus can be given
         raise ValueError(f"the corpus is empty: none of its {progress.texts} texts holds a token")
     return open_corpus(folder, tokenizer)
 

@@ -48,7 +48,7 @@ class Senses:
 class _Blocks:
     """The blocks of a store of samples, and the files that belong to them."""
 
-    def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str):
+    def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str, alone: bool):
         self.store, self.directory, self.device = store, directory, torch.device(device)
         self.offsets, self.counts = store["offsets"], store["counts"]
         sizes = self.offsets.diff()
@@ -56,9 +56,9 @@ class _Blocks:
         elements = BLOCK_ELEMENTS if self.device.type == "cpu" else GPU_BLOCK_ELEMENTS
         number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // elements
         self.tokens = seen.split(number.unique_consecutive(return_counts=True)[1].tolist())
-        state = PartialState()
-        self.mine = range(state.process_index, len(self.tokens), state.num_processes)
-        self.is_quiet = not state.is_main_process
+        self.state = None if alone else PartialState()
+        first, step = (0, 1) if alone else (self.state.process_index, self.state.num_processes)
+        self.mine = range(first, len(self.tokens), step)
 
     def path(self, kind: str, block: int) -> Path:
         return self.directory / f"{kind}-{block:05}.safetensors"
@@ -76,13 +76,14 @@ class _Blocks:
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                progress = tqdm(total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.is_quiet)
+                progress = tqdm(total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.mine.start > 0)
                 for _ in pool.map(run, missing):
                     progress.update()
                 progress.close()
             finally:
                 torch.set_num_threads(threads)  # for threads to come
-        PartialState().wait_for_everyone()
+        if self.state is not None:
+            self.state.wait_for_everyone()
 
     def load(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
         """The samples `[n, hidden]` of a block's tokens, float32, their offsets `[tokens + 1]`, and what each sample stands for
@@ -107,6 +108,7 @@ def fit_senses(
     budget: int | None = None,
     similarity: str = "l2",
     device: torch.device | str = "cpu",
+    alone: bool = False,
 ) -> None:
     """Fits the senses of every token: `budget` in all, `num_senses` for each, or without either as many as the paper's rule says.
 
@@ -117,8 +119,9 @@ def fit_senses(
             and optionally `weights [n]`, how many of them each sample stands for.
         directory: gets `senses-*.safetensors`, which [`read_senses`] reads.
         budget: at least the number of tokens that have samples.
+        alone: this process does it all, also where it is one of several; else they share a directory and the work.
     """
-    blocks = _Blocks(store, Path(directory), device)
+    blocks = _Blocks(store, Path(directory), device, alone)
     metric = "cosine" if similarity == "cosine" else "l2"
 
     def tree(x: Tensor, local: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,8 +202,8 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
 def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> Senses:
     """What [`fit_senses`] has left in `directory`; `senses` in memory."""
     offsets, distortion = _layout(Path(directory), store)
-    files = [TensorFile(path) for path in sorted(Path(directory).glob("senses-*.safetensors"))]
-    return Senses(torch.cat([file["senses"] for file in files]), offsets, torch.cat([file["usage"] for file in files]), distortion)
+    senses, usage = ([TensorFile(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage"))
+    return Senses(torch.cat(senses), offsets, torch.cat(usage), distortion)
 
 
 def write_senses(directory: str | Path, store: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> tuple[int, float]:
@@ -220,7 +223,7 @@ def write_senses(directory: str | Path, store: Mapping[str, Tensor], path: str |
     out = create_tensor_file(path, tensors)
     out["offsets"].copy_(offsets)
     first = 0
-    for block in sorted(Path(directory).glob("senses-*.safetensors")):
+    for block in _results(Path(directory)):
         file = TensorFile(block)
         rows = slice(first, first + len(file["usage"]))
         table, scales = store_senses(file["senses"], dtype)
@@ -232,13 +235,18 @@ def write_senses(directory: str | Path, store: Mapping[str, Tensor], path: str |
     return total, distortion
 
 
+def _results(directory: Path) -> list[Path]:
+    """The files of all blocks, in the order of their tokens."""
+    return sorted(directory.glob("senses-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
+
+
 def _layout(directory: Path, store: Mapping[str, Tensor]) -> tuple[Tensor, float]:
     """The offsets `[vocab + 1]` of all senses, and the distortion."""
-    files = [TensorFile(path) for path in sorted(directory.glob("senses-*.safetensors"))]
+    found, sums = ([TensorFile(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
     sizes = store["offsets"].diff()
     per_token = torch.zeros_like(sizes)
-    per_token[sizes > 0] = torch.cat([file["sizes"] for file in files])
-    distortion, power, total = torch.stack([file["sums"] for file in files]).sum(0).tolist()
+    per_token[sizes > 0] = torch.cat(found)
+    distortion, power, total = torch.stack(sums).sum(0).tolist()
     # What is left by rounding is none: as the unit of a temperature it would be meaningless.
     return torch.cat([sizes.new_zeros(1), per_token.cumsum(0)]), distortion / total if distortion > 1e-6 * power else 0.0
 
@@ -251,5 +259,5 @@ def cluster_samples(samples: np.ndarray | Tensor, offsets: np.ndarray, counts: n
     """
     store = {name: torch.as_tensor(values) for name, values in (("samples", samples), ("offsets", offsets), ("counts", counts))}
     with TemporaryDirectory(prefix="sensedict-") as directory:
-        fit_senses(store, directory, **settings)
+        fit_senses(store, directory, alone=True, **settings)
         return read_senses(directory, store)

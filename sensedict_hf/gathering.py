@@ -2,6 +2,7 @@
 
 import platform
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -93,13 +94,15 @@ def gather_samples(
     state = PartialState()
     if (directory / "samples.safetensors").exists():
         return
-    names = gather_object([platform.node()])
+    machine = f"{platform.node()} {uuid.getnode()}"
+    names = gather_object([machine])
     hosts = sorted(set(names))
-    host = hosts.index(platform.node())
-    is_first = names.index(platform.node()) == state.process_index  # of its machine
+    host = hosts.index(machine)
+    is_first = names.index(machine) == state.process_index
     store_path, marks_path = directory / f"samples-{host}.safetensors", directory / f"gathered-{host}.safetensors"
     batches = -(-len(windows["text"]) // batch_size)
     if is_first and not store_path.exists():
+        marks_path.unlink(missing_ok=True)  # what they tell of is not there
         width = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=layer).shape[-1]
         _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
     if is_first and not marks_path.exists():

@@ -13,7 +13,16 @@ from .planning import check_budget
 from .ragged import store_senses
 
 # What must be the same for vectors to mean the same.
-SAME = ("base_model_name_or_path", "base_model_revision", "layer", "tokenizer_fingerprint", "similarity", "vocab_size", "hidden_size")
+SAME = (
+    "base_model_name_or_path",
+    "base_model_revision",
+    "base_model_fingerprint",
+    "layer",
+    "tokenizer_fingerprint",
+    "similarity",
+    "vocab_size",
+    "hidden_size",
+)
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
@@ -37,10 +46,11 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
                 raise ValueError(f"{name} differs ({getattr(first, name)}, {getattr(config, name)}): their senses cannot be mixed")
     tokens, rows, weights = [], [], []
     for senses in dictionaries:
-        used = senses.usage > 0
-        tokens.append(torch.arange(first.vocab_size).repeat_interleave(senses.offsets.diff())[used])
-        rows.append(senses.dequantized()[used])
-        weights.append(senses.usage[used])
+        usage = senses.usage.cpu()
+        used = usage > 0
+        tokens.append(torch.arange(first.vocab_size).repeat_interleave(senses.offsets.cpu().diff())[used])
+        rows.append(senses.dequantized().cpu().float()[used])
+        weights.append(usage[used])
     order = torch.cat(tokens).argsort(stable=True)
     token, weight = torch.cat(tokens)[order], torch.cat(weights)[order]
     sizes = torch.bincount(token, minlength=first.vocab_size)
@@ -52,11 +62,11 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
         "weights": weight,
     }
     with TemporaryDirectory(prefix="sensedict-") as folder:
-        fit_senses(store, folder, budget=budget, similarity=first.similarity)
+        fit_senses(store, folder, budget=budget, similarity=first.similarity, alone=True)
         found = read_senses(folder, store)
     configs = [senses.config for senses in dictionaries]
-    num_tokens = sum(config.num_tokens for config in configs)
-    before = sum(config.distortion * config.num_tokens for config in configs) / num_tokens
+    num_tokens = [int(senses.usage.sum()) for senses in dictionaries]
+    before = sum(config.distortion * number for config, number in zip(configs, num_tokens)) / sum(num_tokens)
     merged = SenseEmbeddingModel(
         SenseEmbeddingConfig(
             num_senses=len(found.senses),
@@ -66,8 +76,8 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
             distortion=before + found.distortion,
             method="merge",
             method_value=budget,
-            num_texts=sum(config.num_texts for config in configs),
-            num_tokens=num_tokens,
+            num_texts=sum(config.num_texts or 0 for config in configs),
+            num_tokens=sum(num_tokens),
             sensedict_version=version("sensedict_hf"),
             **{name: getattr(first, name) for name in SAME},
         )

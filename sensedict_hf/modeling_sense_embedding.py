@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -91,6 +92,7 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError("save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            Path(save_directory, "manifest.json").unlink(missing_ok=True)  # of a build whose files these have replaced
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
@@ -314,8 +316,6 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         model = SenseEmbeddingModel(SenseEmbeddingConfig(**{**self.config.to_dict(), "senses_dtype": senses_dtype, "dtype": None}))
         table, scales = store_senses(self.dequantized(), model.senses.dtype)
-        if not (table if scales is None else scales).isfinite().all():
-            raise ValueError(f"the senses reach {float(self.senses.abs().max()):.3g}, too large for {senses_dtype}: choose bfloat16")
         model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage
         model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source
         return model.eval()

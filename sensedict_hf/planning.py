@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .build_folder import begin_build, differences, finished_build
+from .build_folder import begin_build, differences, discard, finished_build
 from .configuration_sense_embedding import SAMPLE_DTYPES
 from .corpus import CorpusChangedError, Texts, corpus_digest, tokenize_corpus
 from .fitting import BLOCK_ELEMENTS
@@ -21,8 +21,11 @@ from .tensor_files import TensorFile
 
 logger = logging.get_logger(__name__)
 
-# On disk, for each sample: its place, slot and priority, its tree and, for a while, the candidates of the plan.
-BYTES_PER_SAMPLE = 80
+# The default budget: at most this many senses for each token in the texts, and one for this many samples.
+SENSES_PER_TOKEN = 6
+SAMPLES_PER_SENSE = 4
+# On disk, for each sample: its place, slot and priority, its window, its tree and, for a while, the candidates of the plan.
+BYTES_PER_SAMPLE = 120
 # In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
 WORKING_COPIES = 4
 
@@ -37,12 +40,20 @@ def plan_build(
     overwrite: bool,
 ) -> bool:
     """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    finished = None if overwrite else finished_build(folder)
+    is_one_shot = iter(texts) is texts
+    try:
+        finished = None if overwrite and is_one_shot else finished_build(folder)
+    except ValueError:
+        if not overwrite:
+            raise
+        finished = None
+    changed = None
     if finished is not None:
         changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
-        if changed:
+        if changed and not overwrite:
             raise ValueError(f"{folder} holds a dictionary with other settings: {changed}; give the same, another folder, or overwrite")
-        shutil.rmtree(folder / "building", ignore_errors=True)
+    if finished is not None and not changed:
+        discard(folder / "building")
         logger.info(f"{folder} holds this dictionary already")
         return False
     stages = begin_build(folder, settings, overwrite)
@@ -53,7 +64,7 @@ def plan_build(
     try:
         corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
     except CorpusChangedError:
-        if not overwrite:
+        if not overwrite or is_one_shot:
             raise
         stages = begin_build(folder, settings, overwrite, afresh=True)
         corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
@@ -68,6 +79,8 @@ def plan_build(
                 "tokens: the tokenizer is not the model's, or the model must be resized to it"
             )
         together = counts if earlier is None else counts + earlier["counts"].numpy()
+        if not together.any():
+            raise ValueError("no token of the corpus can be sampled: all of them are padding")
         check_budget(settings["budget"], int((together > 0).sum()))
         check_room(folder, together, settings, probe.shape[-1])
         plan_samples(
@@ -91,21 +104,32 @@ def check_budget(budget: int | None, seen: int) -> None:
         raise ValueError(f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more")
 
 
+def default_budget(seen: int, samples: int) -> int:
+    """The number of senses for so many tokens seen and samples of them."""
+    return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
+
+
 def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
     """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
     sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
 
+    seen = int((counts > 0).sum())
+    threads = torch.get_num_threads() if settings["device"] == "cpu" else 1
+
     def needed(cap: int) -> tuple[int, int]:
         samples = int(sample_sizes(counts, cap).sum())
-        senses = settings["budget"] or int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
-        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * torch.get_num_threads()
+        if settings["method"] == "budget":
+            senses = settings["budget"] or default_budget(seen, samples)
+        else:
+            senses = int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
+        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
         return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
 
     there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     cap = settings["max_samples_per_token"]
     disk, memory = needed(cap)
     logger.info(
-        f"{int(sample_sizes(counts, cap).sum()):,} samples of {int((counts > 0).sum()):,} tokens need {disk / 1e9:,.1f} GB of the "
+        f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB of the "
         f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
     )
     if disk > there[0] or memory > there[1]:
@@ -114,7 +138,8 @@ def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width
             middle = (low + high + 1) // 2
             fits = all(need <= room for need, room in zip(needed(middle), there))
             low, high = (middle, high) if fits else (low, middle - 1)
-        way = f"max_samples_per_token={low} fits" if low else "not even max_samples_per_token=1 fits: choose another disk"
+        other = "another disk" if disk > there[0] else "fewer threads (OMP_NUM_THREADS)"
+        way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
         raise ValueError(
             f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
             f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"

@@ -195,8 +195,18 @@ def sense_cross_entropy(
 
 def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """A table `[total_senses, hidden]` in the dtype that it is stored in; for int8 also what each row must be multiplied with
-    `[total_senses]`: a sense has its largest value at 127."""
+    `[total_senses]`: a sense has its largest value at 127.
+
+    Raises:
+        ValueError: a number is too large for the dtype.
+    """
     if dtype != torch.int8:
-        return senses.to(dtype), None
+        table = senses.to(dtype)
+        if not table.isfinite().all():
+            largest = float(senses.float().abs().max())
+            raise ValueError(
+                f"the senses reach {largest:.3g}, too large for {str(dtype).removeprefix('torch.')}: choose bfloat16 or float32"
+            )
+        return table, None
     scales = senses.float().abs().amax(1) / 127
     return (senses.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(dtype), scales

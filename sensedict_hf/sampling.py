@@ -1,6 +1,7 @@
 """The sampling plan: which occurrences of each token the dictionary is fitted on.
 
-Nothing here is held in memory that grows with the corpus; what grows with the sample is one sort of its places, 8 bytes for each.
+Hardly anything here is held in memory that grows with the corpus (32 bytes for each of many equal texts); what grows with the sample is
+one sort of its places, 8 bytes for each.
 """
 
 import os

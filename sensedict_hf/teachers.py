@@ -73,8 +73,13 @@ class Teacher:
         return output.hidden_states[layer]
 
     def fingerprint(self) -> str:
-        """A digest of all weights that hidden states depend on: of every tensor its name, dtype, shape and bytes."""
-        digest = blake2b(digest_size=16)
+        """A digest of what hidden states depend on: the class of the model, its config, and of every tensor its name, dtype, shape and
+        bytes."""
+        config = self.model.config.to_dict()
+        for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
+            config.pop(name, None)
+        kind = [type(self.model).__name__, self.model.config._attn_implementation, config]
+        digest = blake2b(json.dumps(kind, sort_keys=True, default=str).encode(), digest_size=16)
         for name, tensor in self.model.state_dict().items():
             if not name.startswith("pooler."):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,8 @@ DTYPES = {
     "U64": torch.uint64,
     "BOOL": torch.bool,
 }
+# Mapped for reading, a file of any size can be opened; torch has no tensors that are read-only, and says so.
+warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -32,12 +35,12 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each a view of the mapped file.
 
     Args:
-        writable: changes of the tensors go to the file; without it they must not be changed.
+        writable: changes of the tensors go to the file; without it, to change them is an error that ends the process.
     """
 
     def __init__(self, path: str | os.PathLike, *, writable: bool = False):
         with open(path, "r+b" if writable else "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
         begin = 8 + int.from_bytes(self._map[:8], "little")
         self._tensors = {}
         for name, entry in json.loads(self._map[8:begin]).items():

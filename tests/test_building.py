@@ -117,6 +117,8 @@ def test_what_cannot_be_updated(bert, texts, tmp_path):
     build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path / "kept", keep_samples=True)
     with pytest.raises(ValueError, match="layer was -1, is 2; .*new samples would not fit the old ones"):
         build_sense_dictionary(bert, texts, update=tmp_path / "kept", layer=2)
+    with pytest.raises(ValueError, match="give the updated dictionary a folder of its own"):
+        build_sense_dictionary(bert, texts, update=tmp_path / "kept", output_dir=tmp_path / "kept")
     with pytest.raises(ValueError, match="give output_dir: samples are kept there"):
         build_sense_dictionary(bert, texts, keep_samples=True)
 

@@ -94,3 +94,24 @@ def test_usage_counts_what_dot_picks():
     found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=5, similarity="dot")
     picked = (torch.from_numpy(samples) @ found.senses.T).argmax(1)
     assert torch.equal(found.usage, torch.bincount(picked, minlength=5))
+
+
+def test_more_blocks_than_files_may_be_open(planted, tmp_path, monkeypatch):
+    """Results are read one after the other and in the order of the tokens, whatever the width of their numbers."""
+    resource = pytest.importorskip("resource")
+    samples, offsets, _ = planted
+    monkeypatch.setattr(fitting, "BLOCK_ELEMENTS", 1)
+    repeats = 60
+    samples, sizes = np.tile(samples, (repeats, 1)), np.tile(np.diff(offsets), repeats)
+    offsets = np.append(0, np.cumsum(sizes))
+    expected = cluster_samples(samples[:180], offsets[:6], sizes[:5], num_senses=2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        found = cluster_samples(samples, offsets, sizes, num_senses=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert torch.equal(found.senses, expected.senses.repeat(repeats, 1))
+    for name in ("senses-100000", "senses-00002"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [path.stem for path in fitting._results(tmp_path)] == ["senses-00002", "senses-100000"]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_tokenizer
 from datasets import Dataset
+from tokenizers.normalizers import Lowercase
 
 from sensedict_hf import corpus as corpus_module
 from sensedict_hf.corpus import CorpusChangedError, iterate_texts, read_dataset, read_progress, tokenize_corpus, tokenizer_fingerprint
@@ -147,6 +148,9 @@ def test_interrupted_tokenization_goes_on(texts, tokenizer, tmp_path, monkeypatc
 def test_fingerprint_tells_tokenizers_apart(tokenizer):
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(make_tokenizer(model_max_length=8))
     assert tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(make_tokenizer(WORDS[::-1]))
+    small = make_tokenizer()
+    small.backend_tokenizer.normalizer = Lowercase()
+    assert tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(small)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def test_what_cannot_be_merged(bert, texts, halves):
     other = build_sense_dictionary(bert, texts, budget=90, layer=2)
     with pytest.raises(ValueError, match="layer differs \\(-1, 2\\)"):
         merge_sense_dictionaries([halves[0], other], 100)
+    bert.model.encoder.layer[0].output.dense.bias.data += 1
+    with pytest.raises(ValueError, match="base_model_fingerprint differs"):
+        merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)
     with pytest.raises(ValueError, match="budget=5 is below one sense for each of the 30"):
         merge_sense_dictionaries(halves, 5)
     with pytest.raises(ValueError, match="give two or more"):

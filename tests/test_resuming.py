@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def build(teacher, texts, folder, kill_at=None, **settings):
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+def no_threads_of_the_tokenizer(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 
 
@@ -127,7 +128,7 @@ def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, 
             build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     weight = bert.model.encoder.layer[0].output.dense.weight.data
     weight[3, 5] += 1e-3
-    with pytest.raises(ValueError, match="teacher_weights was .*, is"):
+    with pytest.raises(ValueError, match="teacher_fingerprint was .*, is"):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     changed = build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, overwrite=True, **SETTINGS)
     expected = build_sense_dictionary(bert, texts[::-1], **SETTINGS)
@@ -151,7 +152,7 @@ def test_a_model_of_other_origin_is_not_overwritten(bert, texts, tmp_path):
 
 
 def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
-    with FileLock(tmp_path / "building.lock"):
+    with FileLock(tmp_path / "building-0.lock"):
         script = f"""if True:
             from pathlib import Path
             from sensedict_hf.build_folder import locked
@@ -176,6 +177,57 @@ def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path,
     usage.free = 10
     with pytest.raises(ValueError, match="not even max_samples_per_token=1 fits"):
         build_sense_dictionary(bert, texts, budget=90)
+
+
+def test_what_is_left_of_a_removed_build_is_not_taken_for_one(bert, texts, tmp_path, monkeypatch):
+    """Killed while the stages were being removed: some are still there, some are not."""
+    expected = build_sense_dictionary(bert, texts, **SETTINGS)
+    for removed in ("samples.safetensors", "corpus"):
+        folder = tmp_path / removed
+        with monkeypatch.context() as patch:
+            patch.setattr("sensedict_hf.build_folder.shutil.rmtree", lambda path, **kwargs: None)
+            build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
+        stages = folder / "building"
+        shutil.rmtree(stages / removed) if (stages / removed).is_dir() else (stages / removed).unlink()
+        (folder / "config.json").unlink()
+        again = build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS, overwrite=True)
+        assert torch.equal(again.senses, expected.senses) and not stages.exists()
+
+
+def test_overwriting(bert, texts, tmp_path):
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, keep_samples=True, **SETTINGS)
+    same = build_sense_dictionary(bert, texts, output_dir=tmp_path, keep_samples=True, overwrite=True, **SETTINGS)
+    other = build_sense_dictionary(bert, texts, output_dir=tmp_path, overwrite=True, **{**SETTINGS, "seed": 1})
+    assert not torch.equal(other.senses, same.senses)
+    assert not (tmp_path / "samples.safetensors").exists(), "files of the dictionary that was overwritten are not left"
+    one_shot = build_sense_dictionary(bert, (text for text in texts), output_dir=tmp_path, overwrite=True, **SETTINGS)
+    assert torch.equal(one_shot.senses, same.senses)
+
+
+def test_a_corpus_that_can_be_read_only_once_is_not_begun_in_the_middle(bert, texts, tmp_path, monkeypatch):
+    interrupt(bert, texts, tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="its first 60 texts were others"):
+        build_sense_dictionary(bert, (text for text in reversed(texts)), output_dir=tmp_path, overwrite=True, **SETTINGS)
+
+
+def test_files_of_other_origin_are_not_replaced(bert, texts, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds a README.md that no build has put there"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_after_an_empty_corpus_another_can_be_given(bert, texts, tmp_path):
+    with pytest.raises(ValueError, match="corpus is empty"):
+        build_sense_dictionary(bert, ["", " "], output_dir=tmp_path, **SETTINGS)
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+
+
+def test_another_config_of_the_teacher_is_another_teacher(bert, texts, tmp_path):
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    bert.model.config.hidden_act = "relu"
+    with pytest.raises(ValueError, match="teacher_fingerprint was"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
