@@ -36,7 +36,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         if state.is_main_process:
             for other in folder.glob("building-*.lock"):
-                FileLock(other).acquire(timeout=0).lock.release()
+                with FileLock(other).acquire(timeout=0):
+                    other.unlink()  # of a process that is no more
             lock.acquire(timeout=0)
         state.wait_for_everyone()
         lock.acquire(timeout=0)

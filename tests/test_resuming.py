@@ -160,7 +160,11 @@ def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
                 pass"""
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert f"another build is working in {tmp_path}" in result.stderr
+    with FileLock(tmp_path / "building-1.lock"), pytest.raises(ValueError, match="another build is working"):
+        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)  # a process that has outlived the first one
+    (tmp_path / "building-1.lock").touch()  # one that has not
     build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path, monkeypatch):
