@@ -1,8 +1,8 @@
 """The folder of a build: who works in it, with which settings, and how a finished dictionary gets there.
 
-FOLDER/building-0.lock  held by the first process while a build runs, and so on
-FOLDER/building/        the stages of an unfinished build, and `settings.json`
-FOLDER/config.json ...  the finished dictionary; `manifest.json` lists its files
+- `building-0.lock`, held by the first process while a build runs, and so on;
+- `building/`, the stages of an unfinished build, and its `settings.json`;
+- `config.json` and so on, the finished dictionary; `manifest.json` lists its files.
 """
 
 import json
