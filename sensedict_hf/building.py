@@ -16,7 +16,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from .build_folder import differences, finished_build, locked, publish
 from .configuration_sense_embedding import METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
@@ -35,8 +34,6 @@ from .planning import default_budget, plan_build
 from .sampling import SamplingPlan, open_plan
 from .teachers import Teacher, load_teacher
 from .tensor_files import TensorFile
-
-logger = logging.get_logger(__name__)
 
 # The first process may tokenize or plan for long while the others wait.
 TIMEOUT = timedelta(days=1)

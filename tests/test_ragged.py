@@ -102,19 +102,12 @@ def test_cross_entropy_by_hand(device):
     assert loss.item() == pytest.approx(0.0485874, abs=1e-6)
 
 
-def test_a_label_that_is_no_sense_is_refused(batch):
+@pytest.mark.parametrize(("position", "label", "token"), [(1, 3, 0), (4, 0, -1)])
+def test_a_label_that_is_no_sense_is_refused(batch, position, label, token):
     hidden, token_ids, senses, offsets = batch
     labels = torch.full_like(token_ids, -1)
-    labels[1] = 3
-    with pytest.raises(ValueError, match="sense id 3 of token 0"):
-        sense_cross_entropy(hidden, token_ids, labels, senses, offsets)
-
-
-def test_a_label_where_there_is_no_token_is_refused(batch):
-    hidden, token_ids, senses, offsets = batch
-    labels = torch.full_like(token_ids, -1)
-    labels[4] = 0
-    with pytest.raises(ValueError, match="sense id 0 of token -1"):
+    labels[position] = label
+    with pytest.raises(ValueError, match=f"sense id {label} of token {token} "):
         sense_cross_entropy(hidden, token_ids, labels, senses, offsets)
 
 
