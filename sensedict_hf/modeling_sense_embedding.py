@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
 from .corpus import tokenizer_fingerprint
 from .model_card import model_card
-from .ragged import assign_senses, sense_cross_entropy, store_senses
+from .ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
 
 logger = logging.get_logger(__name__)
 
@@ -220,25 +220,58 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             sense_ids=sense_ids.view(input_ids.shape),
         )
 
-    def cross_entropy(self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy of choosing `sense_ids`, and the choices made; see [`sense_cross_entropy`].
+    def posterior(
+        self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None = None, temperature: float = 1.0, top_k: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The most probable senses of each position, and their probabilities, both `[batch, positions, top_k]`; see
+        [`sense_posterior`].
 
         Args:
-            input_ids, sense_ids: `[batch, positions]`; positions with a negative sense id are not counted.
-            hidden_states: `[batch, positions, hidden]`. temperature: in units of the dictionary's distortion.
+            input_ids, attention_mask: `[batch, positions]`. hidden_states: `[batch, positions, hidden]`. temperature: in units of the
+                dictionary's distortion.
         """
-        tokens = self.selected_tokens(input_ids, hidden_states, sense_ids >= 0)
-        loss, choices = sense_cross_entropy(
+        tokens = self.selected_tokens(input_ids, hidden_states, attention_mask)
+        sense_ids, probabilities = sense_posterior(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             tokens,
-            sense_ids.reshape(-1),
             self.senses,
             self.offsets,
             self.config.similarity,
             self.score_temperature(temperature),
             self.scales,
+            top_k,
+        )
+        return sense_ids.view(*input_ids.shape, top_k), probabilities.view(*input_ids.shape, top_k)
+
+    def cross_entropy(
+        self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0, probabilities: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy of choosing `sense_ids`, and the choices made `[batch, positions]`; see [`sense_cross_entropy`].
+
+        Args:
+            input_ids: `[batch, positions]`. sense_ids: the same, or, with probabilities, `[batch, positions, k]`; positions whose
+                first sense id is negative are not counted.
+            hidden_states: `[batch, positions, hidden]`. temperature: in units of the dictionary's distortion.
+            probabilities: `[batch, positions, k]`, of those senses, times the weight of the position.
+        """
+        sense_ids = sense_ids.view(*input_ids.shape, -1)
+        tokens = self.selected_tokens(input_ids, hidden_states, sense_ids[..., 0] >= 0)
+        loss, choices = sense_cross_entropy(
+            hidden_states.reshape(-1, hidden_states.shape[-1]),
+            tokens,
+            sense_ids.flatten(0, 1),
+            self.senses,
+            self.offsets,
+            self.config.similarity,
+            self.score_temperature(temperature),
+            self.scales,
+            None if probabilities is None else probabilities.flatten(0, 1),
         )
         return loss, choices.view(input_ids.shape)
+
+    def look_up(self, token_ids: Tensor, sense_ids: Tensor) -> Tensor:
+        """The senses `[n, hidden]`, float32, with the numbers `sense_ids [n]` among those of the tokens `token_ids [n]`."""
+        return look_up(token_ids, sense_ids, self.senses, self.offsets, self.scales)
 
     def selected_tokens(self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Checks the inputs; the token ids `[batch * positions]`, -1 for those that are masked."""

@@ -114,26 +114,56 @@ def assign_senses(
                 vectors[positions] = torch.bmm((scores / temperature).softmax(-1), own).to(vectors.dtype)
         if temperature is None:
             found = (sense_ids >= 0).nonzero().squeeze(-1)
-            rows = offsets[token_ids[found].to(offsets.device)].to(senses.device) + sense_ids[found].to(senses.device)
-            step = max(1, BLOCK_ELEMENTS // hidden.shape[1])
-            for positions, chosen in zip(found.split(step), rows.split(step)):
-                vectors[positions] = _senses(chosen, senses, scales, hidden.device).to(vectors.dtype)
+            for positions in found.split(max(1, BLOCK_ELEMENTS // hidden.shape[1])):
+                chosen = look_up(token_ids[positions], sense_ids[positions], senses, offsets, scales)
+                vectors[positions] = chosen.to(vectors.device, vectors.dtype)
     return Assignment(vectors, sense_ids)
 
 
-def _picked(own: Tensor, ids: Tensor) -> Tensor:
-    """`[tokens, size, hidden]` and `[tokens, count] -> [tokens, count, hidden]`: for every position one of its token's senses."""
-    tokens, size, _ = own.shape
-    return F.embedding(ids + torch.arange(0, tokens * size, size, device=ids.device)[:, None], own.flatten(0, 1))
+def look_up(token_ids: Tensor, sense_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None = None) -> Tensor:
+    """The senses `[n, hidden]`, float32, with the numbers `sense_ids [n]` among those of the tokens `token_ids [n]`."""
+    rows = offsets[token_ids.to(offsets.device)].to(senses.device) + sense_ids.to(senses.device)
+    return _senses(rows, senses, scales, token_ids.device)
+
+
+def sense_posterior(
+    hidden: Tensor,
+    token_ids: Tensor,
+    senses: Tensor,
+    offsets: Tensor,
+    similarity: str = "l2",
+    temperature: float = 1.0,
+    scales: Tensor | None = None,
+    top_k: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The most probable senses under `softmax(scores / temperature)` over each token's own.
+
+    Args:
+        top_k: how many of them are kept; the others' probability is shared out among those in proportion.
+        others: as in :func:`assign_senses`.
+
+    Returns:
+        Sense ids `[n, top_k]`, the best first, and their probabilities `[n, top_k]`, float32. A token with fewer senses has -1 and 0 in
+        the places that are left.
+    """
+    sense_ids = torch.full((len(token_ids), top_k), -1, device=hidden.device)
+    probabilities = torch.zeros(len(token_ids), top_k, device=hidden.device)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        for positions, own in _blocks(token_ids, senses, offsets, scales):
+            scores, _, _ = _scores(F.embedding(positions, hidden).float(), own, similarity)
+            kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
+            sense_ids[positions, : kept.indices.shape[-1]] = kept.indices
+            probabilities[positions, : kept.indices.shape[-1]] = (kept.values / temperature).softmax(-1)
+    return sense_ids, probabilities
 
 
 class _SenseCrossEntropy(torch.autograd.Function):
     """The loss with its gradient formed in the forward pass: senses are constants, and the scores are needed only once."""
 
     @staticmethod
-    def forward(ctx, hidden, token_ids, sense_ids, senses, offsets, similarity, temperature, scales):
+    def forward(ctx, hidden, token_ids, sense_ids, probabilities, senses, offsets, similarity, temperature, scales):
         gradient = torch.zeros_like(hidden, dtype=torch.float32)
-        predicted = torch.full_like(sense_ids, -1)
+        predicted = torch.full_like(token_ids, -1)
         loss = gradient.new_zeros(())
         with torch.autocast(hidden.device.type, enabled=False):
             for positions, own in _blocks(token_ids, senses, offsets, scales):
@@ -141,9 +171,10 @@ class _SenseCrossEntropy(torch.autograd.Function):
                 scores, queries, keys = _scores(vectors, own, similarity)
                 predicted[positions] = scores.argmax(-1)
                 log_probabilities = (scores / temperature).log_softmax(-1)
-                loss -= log_probabilities.gather(-1, labels[..., None]).sum()
-                # The mean of the senses less the labelled one, which is the sum of (probability - 1[label]) * sense.
-                slope = torch.bmm(log_probabilities.exp(), keys) - _picked(keys, labels)
+                weights = probabilities[positions]  # 0 in places without a sense
+                target = torch.zeros_like(scores).scatter_add_(-1, labels.clamp_min(0), weights)
+                loss -= (target * log_probabilities).sum()
+                slope = torch.bmm(log_probabilities.exp() * weights.sum(-1, keepdim=True) - target, keys)
                 slope *= (1 if similarity == "dot" else 2) / temperature
                 if similarity == "cosine":  # through the normalization
                     slope -= queries * (queries * slope).sum(-1, keepdim=True)
@@ -155,7 +186,7 @@ class _SenseCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        return grad_loss * ctx.saved_tensors[0], None, None, None, None, None, None, None
+        return grad_loss * ctx.saved_tensors[0], *[None] * 8
 
 
 def sense_cross_entropy(
@@ -167,13 +198,17 @@ def sense_cross_entropy(
     similarity: str = "l2",
     temperature: float = 1.0,
     scales: Tensor | None = None,
+    probabilities: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over positions of `-log softmax(scores / temperature)[sense_id]`, over each token's own senses.
+    """Sum over positions of the cross-entropy between the teacher's choice and `softmax(scores / temperature)` over each token's own
+    senses: `-log softmax(scores / temperature)[sense_id]`, or, for a choice that is a distribution, its mean under that.
 
     Args:
         hidden: `[n, hidden]`, the student's vectors; the gradient flows to them alone.
-        token_ids: `[n]`. sense_ids: `[n]`, the teacher's choice among the token's own senses, or -1 for a position not to be counted.
+        token_ids: `[n]`. sense_ids: `[n]`, the teacher's choice among the token's own senses, or -1 for a position not to be counted;
+            with probabilities `[n, k]`, as :func:`sense_posterior` returns them.
         senses, offsets, similarity, scales: as in :func:`assign_senses`. temperature: in units of the score.
+        probabilities: `[n, k]`, of those senses; they sum to the weight of the position, 1 without one.
 
     Returns:
         The summed loss (float32 scalar) and the student's own choices `[n]` (-1 where not counted).
@@ -181,16 +216,20 @@ def sense_cross_entropy(
     Raises:
         ValueError: a sense id is not one of its token's senses.
     """
+    sense_ids = sense_ids.view(len(token_ids), -1)
+    if probabilities is None:
+        probabilities = torch.ones_like(sense_ids, dtype=torch.float32)
     ids = token_ids.clamp_min(0).to(offsets.device)
     sizes = (offsets[ids + 1] - offsets[ids]).to(sense_ids.device).masked_fill(token_ids < 0, 0)
-    too_large = sense_ids >= sizes
-    if too_large.any():
+    too_large = sense_ids.amax(-1) >= sizes
+    if (too_large & (sense_ids[:, 0] >= 0)).any():
+        place = int((too_large & (sense_ids[:, 0] >= 0)).nonzero()[0])
         raise ValueError(
-            f"sense id {int(sense_ids[too_large][0])} of token {int(token_ids[too_large][0])} is not in the dictionary: the sense ids "
-            "were made with another dictionary; encode the texts again"
+            f"sense id {int(sense_ids[place].amax())} of token {int(token_ids[place])} is not in the dictionary: the sense ids were made "
+            "with another dictionary; encode the texts again"
         )
-    counted = token_ids.masked_fill(sense_ids < 0, -1)
-    return _SenseCrossEntropy.apply(hidden, counted, sense_ids, senses, offsets, similarity, temperature, scales)
+    counted = token_ids.masked_fill(sense_ids[:, 0] < 0, -1)
+    return _SenseCrossEntropy.apply(hidden, counted, sense_ids, probabilities, senses, offsets, similarity, temperature, scales)
 
 
 def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
