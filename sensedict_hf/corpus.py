@@ -189,8 +189,8 @@ def tokenize_corpus(
         wrong = f"the corpus is empty: none of its {progress.texts} texts holds a token"
     elif progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
         wrong = (
-            f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character that a token of the teacher covers, white "
-            f"space apart; at least {SMALLEST_ALIGNED_SHARE:.0%} must: {type(tokenizer).__name__} or the teacher's "
+            f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character that a token of the teacher covers, "
+            f"white space apart; at least {SMALLEST_ALIGNED_SHARE:.0%} must: {type(tokenizer).__name__} or the teacher's "
             f"{type(teacher_tokenizer).__name__} does not tell where its tokens stand, or the texts are hardly more than white space; give "
             "another tokenizer or other texts, or leave tokenizer out to use the teacher's"
         )
