@@ -94,6 +94,7 @@ def attach_senses(
     base = model.base_model
     if base.config.is_encoder_decoder:
         raise ValueError(f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()")
+    senses.check_takes_teacher_tokens()
     if tokenizer is not None:
         senses.check_tokenizer(tokenizer)
     elif base.get_input_embeddings().num_embeddings != senses.config.vocab_size:

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-TEXT_SETTINGS = ("tokenizer", "max_length", "truncation", "sensedict_hf")
+TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "sensedict_hf")
 MANIFEST, CONFIG = "manifest.json", "config.json"
 CHUNK = 1 << 24  # bytes that are hashed at a time
 

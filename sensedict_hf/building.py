@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .alignment import check_offsets
 from .build_folder import differences, finished_build, locked, publish
 from .configuration_sense_embedding import METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
 from .corpus import (
@@ -50,7 +51,7 @@ def build_sense_dictionary(
     teacher: str | os.PathLike | PreTrainedModel | Teacher,
     texts: Texts,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     output_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
     keep_samples: bool = False,
@@ -77,7 +78,10 @@ def build_sense_dictionary(
 
     Args:
         teacher: a name, a path, a model or a [`Teacher`]. texts: a list or iterable of strings, or a data set with a text column.
-        tokenizer: the teacher's, if the teacher does not say where it comes from.
+        tokenizer: whose tokens the dictionary is for, or its name; default: the teacher's. A token of another tokenizer has the mean of
+            the vectors of the teacher's tokens that cover one of its characters, white space apart; special tokens before and behind a
+            text have those of the teacher's. Both must be fast. (For a model that does not say where it comes from, this is taken for
+            its own; else use [`load_teacher`].)
         output_dir: where the dictionary is saved. The same call goes on with a build that was interrupted there, and loads one that is
             finished. Default: a folder where the system keeps temporary files, and the dictionary is held in memory.
         overwrite: replaces another dictionary, another unfinished build or other files in `output_dir`.
@@ -99,8 +103,8 @@ def build_sense_dictionary(
 
     Raises:
         ValueError: see the messages: bad settings, an empty corpus, a budget below one sense for each token in the texts, a
-            tokenizer that does not belong to the model, teacher vectors that are not finite, samples that the disk has no room for,
-            or an output folder where something else was begun or is being built.
+            tokenizer that does not belong to the model or hardly aligns with the teacher's, teacher vectors that are not finite, samples
+            that the disk has no room for, or an output folder where something else was begun or is being built.
     """
     settings = {
         "method": _check_settings(method, num_senses, budget, similarity, sample_dtype, senses_dtype, seed),
@@ -125,10 +129,15 @@ def build_sense_dictionary(
         device = state.device  # each process has its own
     if update is not None and output_dir is not None and Path(update).resolve() == Path(output_dir).resolve():
         raise ValueError(f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own")
-    teacher = load_teacher(teacher, tokenizer=None if isinstance(teacher, Teacher) else tokenizer, device=device)
-    if tokenizer is not None and tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
-        raise ValueError("the tokenizer is not the teacher's: dictionaries keyed by another tokenizer are not supported")
-    settings |= _origin(teacher, check_max_length(max_length, teacher.max_window), truncation)
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
+    teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
+    settings |= _origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
+    if settings["teacher_tokenizer"] is None:
+        tokenizer = teacher.tokenizer
+    else:
+        check_offsets(tokenizer, teacher.tokenizer)
     earlier = None if update is None else _open_earlier(Path(update), settings)
 
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
@@ -136,16 +145,16 @@ def build_sense_dictionary(
         with locked(folder):
             begun = [None]
             if state.is_main_process:
-                begun = [plan_build(folder, teacher, texts, text_column, settings, earlier and earlier[0], overwrite)]
+                begun = [plan_build(folder, teacher, tokenizer, texts, text_column, settings, earlier and earlier[0], overwrite)]
             if broadcast_object_list(begun)[0]:
-                _gather_and_fit(folder / "building", teacher, settings, earlier)
+                _gather_and_fit(folder / "building", teacher, tokenizer, settings, earlier)
                 if state.is_main_process:
-                    _finish(folder, teacher, settings, earlier)
+                    _finish(folder, teacher, tokenizer, settings, earlier)
             state.wait_for_everyone()
         senses = SenseEmbeddingModel.from_pretrained(folder)
         if output_dir is None:
             senses._apply(torch.clone)  # else the tables are mapped from files that are about to go
-    senses.tokenizer = teacher.tokenizer
+    senses.tokenizer = tokenizer
     return senses
 
 
@@ -171,10 +180,12 @@ def _check_settings(
     return method or implied
 
 
-def _origin(teacher: Teacher, max_length: int, truncation: bool) -> dict[str, Any]:
-    """What else decides the bytes of a dictionary."""
+def _origin(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: bool) -> dict[str, Any]:
+    """What else decides the bytes of a dictionary. `teacher_tokenizer` is None if it is the dictionary's."""
+    own, theirs = tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(teacher.tokenizer)
     return {
-        "tokenizer": tokenizer_fingerprint(teacher.tokenizer),
+        "tokenizer": own,
+        "teacher_tokenizer": None if theirs == own else theirs,
         "max_length": max_length,
         "truncation": truncation,
         "teacher": teacher.name,
@@ -192,9 +203,10 @@ def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, S
     manifest = finished_build(folder, check=PartialState().is_main_process)
     if manifest is None or "samples.safetensors" not in manifest["files"]:
         raise ValueError(f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated")
-    names = ("tokenizer", "teacher_fingerprint", "layer", "max_length", "truncation", "max_samples_per_token", "sample_dtype")
+    names = ("tokenizer", "teacher_tokenizer", "teacher_fingerprint", "layer", "max_length", "truncation")
+    names += ("max_samples_per_token", "sample_dtype")
     if PartialState().is_main_process:
-        changed = differences(*({name: values[name] for name in names} for values in (manifest["settings"], settings)))
+        changed = differences(*({name: values.get(name) for name in names} for values in (manifest["settings"], settings)))
         if changed:
             raise ValueError(f"{folder} was built with other settings: {changed}; new samples would not fit the old ones")
     settings["earlier"] = manifest["files"]["samples.safetensors"]["sha256"]
@@ -203,7 +215,11 @@ def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, S
 
 
 def _gather_and_fit(
-    stages: Path, teacher: Teacher, settings: dict[str, Any], earlier: tuple[TensorFile, SenseEmbeddingConfig] | None
+    stages: Path,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
+    earlier: tuple[TensorFile, SenseEmbeddingConfig] | None,
 ) -> None:
     """The stages that all processes share."""
     plan = open_plan(stages / "plan.safetensors")
@@ -211,7 +227,7 @@ def _gather_and_fit(
     limits = [torch.finfo(kind).max for kind in (dtype, SENSES_DTYPES[settings["senses_dtype"]]) if kind.is_floating_point]
     gather_samples(
         teacher,
-        open_corpus(stages / "corpus", teacher.tokenizer),
+        open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None),
         plan,
         open_windows(stages),
         stages,
@@ -238,7 +254,13 @@ def _budget(plan: SamplingPlan, settings: dict[str, Any]) -> int | None:
     return default_budget(int((plan.counts > 0).sum()), len(plan.positions))
 
 
-def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: tuple[TensorFile, SenseEmbeddingConfig] | None) -> None:
+def _finish(
+    folder: Path,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
+    earlier: tuple[TensorFile, SenseEmbeddingConfig] | None,
+) -> None:
     """The last stage: the dictionary with all that belongs to it, put in its place at once."""
     stages = folder / "building"
     ready = stages / "dictionary"
@@ -262,6 +284,7 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
         base_model_fingerprint=settings["teacher_fingerprint"],
         layer=settings["layer"],
         tokenizer_fingerprint=settings["tokenizer"],
+        teacher_tokenizer_fingerprint=settings["teacher_tokenizer"],
         method=settings["method"],
         method_value=settings["num_senses"] or budget,
         max_samples_per_token=settings["max_samples_per_token"],
@@ -273,7 +296,7 @@ def _finish(folder: Path, teacher: Teacher, settings: dict[str, Any], earlier: t
     )
     config.dtype = dtype if dtype.is_floating_point else torch.float32  # as of the scales
     config.save_pretrained(ready)
-    teacher.tokenizer.save_pretrained(ready)
+    tokenizer.save_pretrained(ready)
     model_card(config).save(ready / "README.md")
     if settings["keep_samples"]:
         try:

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("build", _build, "Run a teacher over text and keep a few senses for every token.")
     _add_teacher(sub)
+    sub.add_argument("--tokenizer", metavar="MODEL", help="name or folder of another tokenizer, whose tokens the dictionary is for")
     _add_texts(sub)
     size = sub.add_mutually_exclusive_group()
     size.add_argument("--budget", type=int, metavar="N", help="senses in all, placed where they lower the error most")
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     start = sub.add_mutually_exclusive_group()
     start.add_argument("--num-hidden-layers", type=int, default=2, metavar="N", help="first layers of the teacher to start from")
     start.add_argument("--layers", type=int, nargs="+", metavar="I", help="layers of the teacher to start from, from 0")
-    start.add_argument("--backbone", metavar="MODEL", help="another model with the same tokenizer to start from")
+    start.add_argument("--backbone", metavar="MODEL", help="another model to start from, with the tokenizer of the dictionary")
     sub.add_argument("--objective", choices=OBJECTIVES, default="sense", help="what is learned")
     sub.add_argument("--epochs", type=float, default=2.0, help="passes over the texts")
     sub.add_argument("--learning-rate", type=float, default=SKDTrainingArguments.learning_rate)
@@ -162,6 +163,7 @@ def _build(options: argparse.Namespace) -> None:
         options.teacher,
         # The others need not read the texts.
         read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
+        tokenizer=options.tokenizer,
         output_dir=options.output,
         overwrite=options.overwrite,
         keep_samples=options.keep_samples,

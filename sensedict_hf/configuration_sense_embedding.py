@@ -26,7 +26,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         distortion: mean squared distance between a sample and its sense.
         base_model_name_or_path, base_model_revision: the teacher; base_model_fingerprint: of its weights and
             settings. layer: index into the teacher's hidden states (-1: the last).
-        tokenizer_fingerprint: see [`tokenizer_fingerprint`].
+        tokenizer_fingerprint: of the tokenizer whose tokens the dictionary is for, see [`tokenizer_fingerprint`];
+            teacher_tokenizer_fingerprint: of the teacher's, None if it is the same.
         method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
         sensedict_version, format_version: what wrote it.
@@ -49,6 +50,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         base_model_fingerprint: str | None = None,
         layer: int = -1,
         tokenizer_fingerprint: str | None = None,
+        teacher_tokenizer_fingerprint: str | None = None,
         method: str | None = None,
         method_value: int | None = None,
         max_samples_per_token: int | None = None,
@@ -83,6 +85,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.base_model_fingerprint = base_model_fingerprint
         self.layer = layer
         self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.teacher_tokenizer_fingerprint = teacher_tokenizer_fingerprint
         self.method = method
         self.method_value = method_value
         self.max_samples_per_token = max_samples_per_token

@@ -1,4 +1,4 @@
-"""Texts -> token ids on disk -> windows that fit the model."""
+"""Texts -> token ids on disk."""
 
 import json
 import os
@@ -15,10 +15,16 @@ from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from .alignment import align_texts, check_offsets, special_token_counts
+from .windows import Alignment, TokenizedCorpus
+
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 # Windows are not longer unless asked for: a batch of texts as long as a long-context model takes does not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 CORPUS_FILES = {"input_ids": np.int32, "offsets": np.int64, "digests": np.uint64}
+ALIGNMENT_FILES = {"teacher_ids": np.int32, "teacher_offsets": np.int64, "places": np.int32, "bounds": np.int64}
+# Where less than this share of the tokens aligns with the teacher's, a dictionary would lack most of the text.
+SMALLEST_ALIGNED_SHARE = 0.5
 # One call of the tokenizer, and how much work a killed run may lose in this stage.
 BATCH_TEXTS, BATCH_CHARACTERS, COMMIT_SECONDS = 1000, 1_000_000, 10
 # What a tokenizer does with case, accents, digits, white space, scripts and symbols tells it from others with the same vocabulary.
@@ -109,80 +115,6 @@ def check_max_length(max_length: int | None, longest: int) -> int:
     return max_length or min(longest, DEFAULT_MAX_LENGTH)
 
 
-@dataclass
-class Windows:
-    """Parts of texts that fit the model; arrays `[windows]`.
-
-    Window w shows the content tokens `start:stop` of text `text`, between the text's special tokens, and owns the positions
-    `own_start:own_stop` of that text (special tokens counted). Every position of a text is owned by exactly one window.
-    """
-
-    text: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    own_start: np.ndarray
-    own_stop: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-
-@dataclass
-class TokenizedCorpus:
-    """Token ids of all texts, special tokens included, one behind the other, in memory-mapped files.
-
-    Attributes:
-        input_ids: `[tokens]`, int32. offsets: `[texts + 1]`, int64. digests: `[texts]`, uint64, of each text's token ids.
-        prefix, suffix: number of special tokens before and behind each text.
-        dropped: number of tokens cut off by truncation.
-    """
-
-    input_ids: np.ndarray
-    offsets: np.ndarray
-    digests: np.ndarray
-    prefix: int
-    suffix: int
-    dropped: int = 0
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def windows(self, max_length: int, first: int = 0, last: int | None = None) -> Windows:
-        """Cuts the texts `first:last`, where longer than `max_length`, into windows that overlap by a quarter; the middle of an overlap
-        divides the ownership, so that an owned token has context on both sides."""
-        width = max_length - self.prefix - self.suffix
-        stride = width - width // 4
-        lengths = np.diff(self.offsets[first : len(self) + 1 if last is None else last + 1])
-        content = lengths - self.prefix - self.suffix
-        pieces = 1 + np.maximum(0, -(-(content - width) // stride))
-        text = np.repeat(np.arange(len(lengths)), pieces)
-        number = np.arange(len(text)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        is_first, is_last = number == 0, number == pieces[text] - 1
-        start = np.where(is_last, np.maximum(content[text] - width, 0), number * stride)
-        stop = np.minimum(start + width, content[text])
-        border = (start[1:] + stop[:-1] + 1) // 2 + self.prefix
-        own_start = np.where(is_first, 0, np.concatenate([[0], border]))
-        own_stop = np.where(is_last, lengths[text], np.concatenate([border, [0]]))
-        return Windows(text + first, start, stop, own_start, own_stop)
-
-    def window_ids(self, text: int, start: int, stop: int) -> np.ndarray:
-        """The token ids of one window, special tokens included; position p of the text is at `p - start`."""
-        ids = self.input_ids[self.offsets[text] : self.offsets[text + 1]]
-        if stop - start == len(ids) - self.prefix - self.suffix:
-            return ids
-        content = ids[self.prefix + start : self.prefix + stop]
-        return np.concatenate([ids[: self.prefix], content, ids[len(ids) - self.suffix :]])
-
-
-def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before and behind a text."""
-    plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    for prefix in range(len(full) - len(plain) + 1):
-        if full[prefix : prefix + len(plain)] == plain:
-            return prefix, len(full) - len(plain) - prefix
-    raise ValueError(f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens: not supported")
-
-
 class CorpusChangedError(ValueError):
     """The texts are not those of the call that was interrupted."""
 
@@ -192,12 +124,16 @@ class Progress:
     """How far a corpus has been tokenized.
 
     Attributes:
-        texts, tokens: in the files. dropped: by truncation. sha256: of the texts themselves. complete: there are no more.
+        texts, tokens, teacher_tokens, pairs: in the files. dropped: by truncation. unaligned: see [`Alignment`].
+        sha256: of the texts themselves. complete: there are no more.
     """
 
     texts: int = 0
     tokens: int = 0
+    teacher_tokens: int = 0
+    pairs: int = 0
     dropped: int = 0
+    unaligned: int = 0
     sha256: str = sha256().hexdigest()
     complete: bool = False
 
@@ -208,6 +144,7 @@ def tokenize_corpus(
     directory: str | os.PathLike,
     *,
     text_column: str = "text",
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     truncate_at: int | None = None,
 ) -> TokenizedCorpus:
     """Tokenizes a corpus into `directory`, in one pass and with memory for one batch.
@@ -215,11 +152,16 @@ def tokenize_corpus(
     Where an earlier call was interrupted, the texts that it has done are read again, to see that they are the same, but not tokenized.
 
     Args:
-        truncate_at: longest text in tokens, special tokens included; what lies behind is dropped and counted. None: no truncation.
+        teacher_tokenizer: what the teacher reads the texts with, if that is another tokenizer: the tokens are aligned with its tokens.
+        truncate_at: longest text in (the teacher's) tokens, special tokens included; what lies behind is dropped and counted. None: no
+            truncation.
 
     Raises:
-        ValueError: no texts, or a text that is not a string. CorpusChangedError: texts that differ from those of the earlier call.
+        ValueError: no texts, a text that is not a string, or two tokenizers of which one does not tell which characters its tokens cover.
+        CorpusChangedError: texts that differ from those of the earlier call.
     """
+    if teacher_tokenizer is not None:
+        check_offsets(tokenizer, teacher_tokenizer)
     prefix, suffix = special_token_counts(tokenizer)
     folder = Path(directory)
     progress = read_progress(folder)
@@ -240,11 +182,22 @@ def tokenize_corpus(
         if changed:
             raise CorpusChangedError(f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite")
         if not progress.complete:
-            _tokenize(strings, tokenizer, folder, progress, digest, suffix, truncate_at, bar)
-    if progress.tokens <= progress.texts * (prefix + suffix):
+            _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, bar)
+    content = progress.tokens - progress.texts * (prefix + suffix)
+    wrong = None
+    if content <= 0:
+        wrong = f"the corpus is empty: none of its {progress.texts} texts holds a token"
+    elif progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
+        wrong = (
+            f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character that a token of the teacher covers, "
+            f"white space apart; at least {SMALLEST_ALIGNED_SHARE:.0%} must: {type(tokenizer).__name__} or the teacher's "
+            f"{type(teacher_tokenizer).__name__} does not tell where its tokens stand, or the texts are hardly more than white space; give "
+            "another tokenizer or other texts, or leave tokenizer out to use the teacher's"
+        )
+    if wrong:
         (folder / "progress.json").unlink()  # so that another corpus can be given
-        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts holds a token")
-    return open_corpus(folder, tokenizer)
+        raise ValueError(wrong)
+    return open_corpus(folder, tokenizer, teacher_tokenizer)
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
@@ -261,10 +214,19 @@ def read_progress(folder: Path) -> Progress:
     return Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
 
 
-def open_corpus(folder: Path, tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
+def open_corpus(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None = None
+) -> TokenizedCorpus:
     """The corpus that [`tokenize_corpus`] has left in this folder."""
-    files = [np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in CORPUS_FILES.items()]
-    return TokenizedCorpus(*files, *special_token_counts(tokenizer), dropped=read_progress(folder).dropped)
+    progress = read_progress(folder)
+    kinds = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
+    files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in kinds.items()}
+    corpus = TokenizedCorpus(*(files[name] for name in CORPUS_FILES), *special_token_counts(tokenizer), dropped=progress.dropped)
+    if teacher_tokenizer is not None:
+        specials = special_token_counts(teacher_tokenizer)
+        teacher = TokenizedCorpus(files["teacher_ids"], files["teacher_offsets"], corpus.digests, *specials)
+        corpus.alignment = Alignment(teacher, files["places"], files["bounds"], progress.unaligned)
+    return corpus
 
 
 def _update(digest, text: str) -> None:
@@ -285,18 +247,21 @@ def _batches(strings: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _tokenize(strings, tokenizer, folder: Path, progress: Progress, digest, suffix: int, truncate_at: int | None, bar) -> None:
+def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at: int | None, bar) -> None:
     """Appends the remaining texts to the files, from where `progress` is, and brings it and `digest` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"input_ids": progress.tokens, "offsets": progress.texts + 1 if progress.texts else 0, "digests": progress.texts}
+    begun = int(progress.texts > 0)  # files of offsets begin with a zero
+    kept = {"input_ids": progress.tokens, "offsets": progress.texts + begun, "digests": progress.texts}
+    kept |= {"teacher_ids": progress.teacher_tokens, "teacher_offsets": progress.texts + begun}
+    kept |= {"places": progress.pairs, "bounds": progress.tokens + begun}
     files = {}
-    for name, dtype in CORPUS_FILES.items():
+    for name, dtype in (CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES).items():
         path = folder / f"{name}.bin"
         path.touch()
         os.truncate(path, kept[name] * np.dtype(dtype).itemsize)
         files[name] = open(path, "ab")
-    if not progress.texts:
-        files["offsets"].write(np.int64(0).tobytes())
+        if name in ("offsets", "teacher_offsets", "bounds") and not begun:
+            files[name].write(np.int64(0).tobytes())
 
     def commit() -> None:
         for file in files.values():
@@ -307,18 +272,29 @@ def _tokenize(strings, tokenizer, folder: Path, progress: Progress, digest, suff
         partial.write_text(json.dumps(asdict(progress)))
         partial.replace(folder / "progress.json")
 
+    def write(input_ids: np.ndarray, dropped: int) -> None:
+        content = input_ids.tobytes()
+        progress.tokens += len(input_ids)
+        progress.dropped += dropped
+        files["input_ids"].write(content)
+        files["offsets"].write(progress.tokens.to_bytes(8, "little"))
+        files["digests"].write(blake2b(content, digest_size=8).digest())
+
     committed = time.monotonic()
     for batch in _batches(strings):
-        # verbose=False: longer texts than the model takes are expected, windows are cut from them
-        for ids in tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]:
-            if truncate_at is not None and len(ids) > truncate_at:
-                progress.dropped += len(ids) - truncate_at
-                ids = ids[: truncate_at - suffix] + ids[len(ids) - suffix :]
-            content = np.asarray(ids, dtype=np.int32).tobytes()
-            progress.tokens += len(ids)
-            files["input_ids"].write(content)
-            files["offsets"].write(progress.tokens.to_bytes(8, "little"))
-            files["digests"].write(blake2b(content, digest_size=8).digest())
+        if teacher_tokenizer is None:
+            for ids, dropped in _token_ids(batch, tokenizer, truncate_at):
+                write(ids, dropped)
+        else:
+            for row in align_texts(batch, tokenizer, teacher_tokenizer, truncate_at=truncate_at):
+                write(row.input_ids, row.dropped)
+                progress.teacher_tokens += len(row.teacher_ids)
+                files["teacher_ids"].write(row.teacher_ids.tobytes())
+                files["teacher_offsets"].write(progress.teacher_tokens.to_bytes(8, "little"))
+                files["places"].write(row.places.tobytes())
+                files["bounds"].write((progress.pairs + np.cumsum(row.sizes, dtype=np.int64)).tobytes())
+                progress.pairs += len(row.places)
+                progress.unaligned += row.unaligned
         for text in batch:
             _update(digest, text)
         progress.texts += len(batch)
@@ -330,3 +306,13 @@ def _tokenize(strings, tokenizer, folder: Path, progress: Progress, digest, suff
     commit()
     for file in files.values():
         file.close()
+
+
+def _token_ids(batch: list[str], tokenizer: PreTrainedTokenizerBase, truncate_at: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """The ids of each text, int32, and how many more were cut off."""
+    suffix = special_token_counts(tokenizer)[1]
+    # verbose=False: longer texts than the model takes are expected, windows are cut from them
+    for ids in tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]:
+        dropped = 0 if truncate_at is None else max(0, len(ids) - truncate_at)
+        kept = ids[: len(ids) - suffix - dropped] + ids[len(ids) - suffix :] if dropped else ids
+        yield np.asarray(kept, dtype=np.int32), dropped

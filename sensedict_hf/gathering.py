@@ -3,6 +3,7 @@
 import platform
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers.utils.logging import tqdm
 
-from .corpus import TokenizedCorpus
+from .alignment import ranges
 from .encoding import pad_batch
 from .sampling import SamplingPlan
 from .teachers import Teacher
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
+from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens of the corpus whose windows are looked at together, and rows that are copied together
 # After so many seconds the disk is waited for and the finished batches are marked: what a killed run may have to do again.
 MARK_SECONDS = 10
+WINDOW_COLUMNS = ("text", "start", "stop", "first", "last")
 
 
 def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, directory: Path) -> dict[str, np.ndarray]:
@@ -32,25 +35,19 @@ def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, d
     rows = directory / "windows.bin"
     earlier = int(np.searchsorted(plan.positions, 0))
     with open(rows, "wb") as file:
-        first_text = 0
-        while first_text < len(corpus):
-            last_text = int(np.searchsorted(corpus.offsets, corpus.offsets[first_text] + CHUNK, side="right")) - 1
-            last_text = min(max(last_text, first_text + 1), first_text + CHUNK)
-            windows = corpus.windows(max_length, first_text, last_text)
-            begin = corpus.offsets[windows.text]
-            bounds = [earlier + np.searchsorted(plan.positions[earlier:], begin + own) for own in (windows.own_start, windows.own_stop)]
-            table = np.stack([windows.text, windows.start, windows.stop, *bounds], axis=1)
-            table[bounds[1] > bounds[0]].astype(np.int64).tofile(file)
-            first_text = last_text
+        for first_text, last_text in _chunks(corpus.shown):
+            span = earlier + np.searchsorted(plan.positions[earlier:], corpus.offsets[[first_text, last_text]])
+            table = _owning_windows(corpus, plan.positions[slice(*span)], max_length, first_text, last_text)
+            table[:, 3:] += span[0]
+            table.tofile(file)
     if rows.stat().st_size:
         table = np.memmap(rows, dtype=np.int64, mode="r").reshape(-1, 5)
         order = np.argsort(table[:, 1] - table[:, 2], kind="stable")
     else:
         table, order = np.empty((0, 5), dtype=np.int64), np.empty(0, dtype=np.int64)
-    names = ("text", "start", "stop", "first", "last")
     partial = directory / "windows.safetensors.partial"
-    sorted_file = create_tensor_file(partial, {name: (torch.int64, (len(order),)) for name in names})
-    for column, name in enumerate(names):
+    sorted_file = create_tensor_file(partial, {name: (torch.int64, (len(order),)) for name in WINDOW_COLUMNS})
+    for column, name in enumerate(WINDOW_COLUMNS):
         values = sorted_file[name].numpy()
         for begin in range(0, len(order), CHUNK):
             values[begin : begin + CHUNK] = table[order[begin : begin + CHUNK], column]
@@ -58,6 +55,85 @@ def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, d
     partial.replace(directory / "windows.safetensors")
     rows.unlink()
     return open_windows(directory)
+
+
+def _chunks(corpus: TokenizedCorpus) -> Iterator[tuple[int, int]]:
+    """Parts of the corpus, each of one text or of not more than `CHUNK` tokens and texts: its first text and the one behind its last."""
+    first = 0
+    while first < len(corpus):
+        last = int(np.searchsorted(corpus.offsets, corpus.offsets[first] + CHUNK, side="right")) - 1
+        last = min(max(last, first + 1), first + CHUNK)
+        yield first, last
+        first = last
+
+
+def _owning_windows(corpus: TokenizedCorpus, positions: np.ndarray, max_length: int, first_text: int, last_text: int) -> np.ndarray:
+    """The windows of the texts `first_text:last_text` that own some of these positions (of the same texts, ascending), as rows of
+    `text, start, stop, first, last`: the window owns `positions[first:last]`. A token of another tokenizer belongs to the window that
+    owns the first of the teacher's tokens it aligns with."""
+    windows = corpus.shown.windows(max_length, first_text, last_text)
+    begin, places = corpus.shown.offsets[windows.text], corpus.first_places(positions)
+    first, last = (np.searchsorted(places, begin + own) for own in (windows.own_start, windows.own_stop))
+    return np.stack([windows.text, windows.start, windows.stop, first, last], axis=1)[last > first].astype(np.int64)
+
+
+def _window_vectors(
+    teacher: Teacher, corpus: TokenizedCorpus, windows: Sequence[np.ndarray], positions: np.ndarray, layer: int
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """Runs the teacher over a batch of windows, given by their columns.
+
+    Returns:
+        For all positions that the windows own: their indices in `positions`, the teacher's vectors, `[n, hidden]`, float32 on the CPU,
+        and the text of each. A token of another tokenizer has the mean of the vectors of the teacher's tokens that it aligns with, as
+        far as the window shows them.
+    """
+    text, start, stop, first, last = windows
+    shown = corpus.shown
+    ids = [shown.window_ids(*window) for window in zip(text, start, stop)]
+    input_ids, mask = (x.to(teacher.device) for x in pad_batch(ids, teacher.pad_token_id))
+    hidden = teacher.hidden_states(input_ids, mask, layer)
+    owned = ranges(first, last - first)
+    row = np.repeat(np.arange(len(text)), last - first)
+    begin = shown.offsets[text] + start  # the place of the first column, as if its special tokens stood right before the content
+    counts, places = corpus.all_places(positions[owned])
+    of_place = np.repeat(row, counts)
+    if corpus.alignment is not None:
+        is_last = stop == shown.offsets[text + 1] - shown.offsets[text] - shown.prefix - shown.suffix
+        columns = shown.prefix + stop - start + np.where(is_last, shown.suffix, 0)
+        is_shown = places < (begin + columns)[of_place]
+        counts = np.bincount(np.repeat(np.arange(len(row)), counts)[is_shown], minlength=len(row))
+        places, of_place = places[is_shown], of_place[is_shown]
+    column = torch.from_numpy(places - begin[of_place]).to(hidden.device)
+    vectors = hidden[torch.from_numpy(of_place).to(hidden.device), column].float()
+    if corpus.alignment is not None:
+        vectors = torch.segment_reduce(vectors, "mean", lengths=torch.from_numpy(counts).to(hidden.device))
+    return owned, vectors.cpu(), text[row]
+
+
+def teacher_vectors(
+    teacher: Teacher, corpus: TokenizedCorpus, *, layer: int, max_length: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Runs the teacher over a whole corpus; long texts in overlapping windows.
+
+    Args:
+        max_length: of the windows, in the teacher's tokens.
+
+    Yields:
+        Batch by batch, each token of the corpus that has a vector exactly once, in no order: positions in `corpus.input_ids`, `[n]`, and
+        their vectors, `[n, hidden]`, float32 on the CPU. Tokens of another tokenizer that align with none of the teacher's are left out.
+    """
+    with tqdm(total=len(corpus.shown.input_ids), desc="Running the teacher", unit=" tokens", leave=False) as bar:
+        for first_text, last_text in _chunks(corpus.shown):
+            begin, end = corpus.offsets[[first_text, last_text]]
+            positions = np.arange(begin, end)
+            if corpus.alignment is not None:
+                positions = positions[corpus.alignment.aligned(begin, end)]
+            table = _owning_windows(corpus, positions, max_length, first_text, last_text)
+            table = table[np.argsort(table[:, 1] - table[:, 2], kind="stable")]
+            for first in range(0, len(table), batch_size):
+                owned, vectors, _ = _window_vectors(teacher, corpus, table[first : first + batch_size].T, positions, layer)
+                yield positions[owned], vectors
+            bar.update(int(corpus.shown.offsets[last_text] - corpus.shown.offsets[first_text]))
 
 
 def open_windows(directory: Path) -> dict[str, np.ndarray]:
@@ -121,16 +197,9 @@ def gather_samples(
     progress = tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_main_process)
     for batch in progress:
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
-        text, start, stop, first, last = (windows[name][rows] for name in ("text", "start", "stop", "first", "last"))
-        ids = [corpus.window_ids(*window) for window in zip(text, start, stop)]
-        input_ids, mask = (x.to(teacher.device) for x in pad_batch(ids, teacher.pad_token_id))
-        hidden = teacher.hidden_states(input_ids, mask, layer)
-        sizes = last - first
-        row = np.repeat(np.arange(len(text)), sizes)
-        sample = np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(len(row))
-        column = plan.positions[sample] - (corpus.offsets[text] + start)[row]
-        vectors = hidden[torch.from_numpy(row).to(hidden.device), torch.from_numpy(column).to(hidden.device)].float().cpu()
-        _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text[row])
+        columns = [windows[name][rows] for name in WINDOW_COLUMNS]
+        sample, vectors, text = _window_vectors(teacher, corpus, columns, plan.positions, layer)
+        _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text)
         samples[torch.from_numpy(plan.slots[sample])] = vectors.to(samples.dtype)
         unmarked.append(batch)
         if time.monotonic() - marked > MARK_SECONDS:

@@ -70,7 +70,9 @@ def find_occurrences(
     check_teacher(senses, teacher)
     token_id, vocab_size = senses.token_id(token), senses.config.vocab_size
     with TemporaryDirectory(prefix="sensedict-") as folder:
-        corpus = tokenize_corpus(texts, teacher.tokenizer, folder, text_column=text_column)
+        own = senses.config.teacher_tokenizer_fingerprint is None
+        tokenizer, teacher_tokenizer = (teacher.tokenizer, None) if own else (senses.tokenizer, teacher.tokenizer)
+        corpus = tokenize_corpus(texts, tokenizer, folder, text_column=text_column, teacher_tokenizer=teacher_tokenizer)
         positions = np.flatnonzero(corpus.input_ids == token_id)
         total = len(positions)
         if total > max_occurrences:
@@ -89,7 +91,7 @@ def find_occurrences(
         begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
         end = np.minimum(positions + 1 + CONTEXT_TOKENS, corpus.offsets[text + 1] - corpus.suffix)
         contexts = [
-            _mark(teacher.tokenizer, corpus.input_ids[a:b], p - a)
+            _mark(tokenizer, corpus.input_ids[a:b], p - a)
             for a, p, b in zip(np.minimum(begin, positions), positions, np.maximum(end, positions + 1))
         ]
     chosen = senses(torch.full((1, len(positions)), token_id).to(senses.device), vectors[None].to(senses.device), assignment="hard")

@@ -19,6 +19,7 @@ SAME = (
     "base_model_fingerprint",
     "layer",
     "tokenizer_fingerprint",
+    "teacher_tokenizer_fingerprint",
     "similarity",
     "vocab_size",
     "hidden_size",

@@ -58,6 +58,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         "mean squared distortion": f"{senses.distortion:.4g}",
         "seed": senses.seed,
         "tokenizer": senses.tokenizer_fingerprint,
+        "the teacher's tokenizer": senses.teacher_tokenizer_fingerprint,
         "sensedict_hf": senses.sensedict_version,
     }
     if is_student:

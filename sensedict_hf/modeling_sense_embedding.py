@@ -303,6 +303,27 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                 f"{self.config.vocab_size} tokens): token ids would mean other words; build the dictionary with this tokenizer"
             )
 
+    def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises a ValueError if the dictionary was built from a teacher with another tokenizer."""
+        expected = self.config.teacher_tokenizer_fingerprint
+        if expected is None:
+            self.check_tokenizer(tokenizer)
+        elif tokenizer_fingerprint(tokenizer) != expected:
+            raise ValueError(
+                f"the teacher's tokenizer (fingerprint {tokenizer_fingerprint(tokenizer)}, {len(tokenizer)} tokens) is not that of the "
+                f"teacher of this dictionary (fingerprint {expected}): give the teacher that it was built from, with its own tokenizer"
+            )
+
+    def check_takes_teacher_tokens(self) -> None:
+        """Raises a ValueError if the dictionary is for the tokens of another tokenizer than its teacher's."""
+        if self.config.teacher_tokenizer_fingerprint is not None:
+            raise ValueError(
+                f"the dictionary is for the tokens of another tokenizer (fingerprint {self.config.tokenizer_fingerprint}) than that of its "
+                f"teacher, {self.config.base_model_name_or_path} (fingerprint {self.config.teacher_tokenizer_fingerprint}): the teacher's "
+                "layers cannot use it; make a student of a model with that tokenizer by SKDStudentModel.from_backbone, or build a "
+                "dictionary without tokenizer="
+            )
+
     def score_temperature(self, temperature: float) -> float:
         """A temperature in units of the distortion as one in units of the score (a dictionary of exact samples has no distortion, and
         1 as its unit)."""

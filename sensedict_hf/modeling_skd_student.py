@@ -77,6 +77,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         Raises:
             ValueError: the dictionary does not fit the teacher, or there are no such layers.
         """
+        senses.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
         total = teacher.model.config.num_hidden_layers
@@ -98,10 +99,11 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     def from_backbone(
         cls, backbone: str | os.PathLike | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
     ) -> "SKDStudentModel":
-        """A student made of another, smaller model with the teacher's tokenizer; a projection is added if its width is another.
+        """A student made of another, smaller model; a projection is added if its width is not the teacher's.
 
         Args:
-            backbone: a name, a path or a model. senses: the teacher's dictionary. config: fields of [`SKDStudentConfig`].
+            backbone: a name, a path or a model. senses: the teacher's dictionary, built for the backbone's tokenizer.
+            config: fields of [`SKDStudentConfig`].
 
         Raises:
             ValueError: the backbone uses another tokenizer than the dictionary.
@@ -242,7 +244,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
             "same model, its senses mean nothing"
         )
-    senses.check_tokenizer(teacher.tokenizer)
+    senses.check_teacher_tokenizer(teacher.tokenizer)
 
 
 def _keep_layers(config: Any, layers: list[int]) -> Any:

@@ -18,6 +18,7 @@ from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .teachers import Teacher
 from .tensor_files import TensorFile
+from .windows import TokenizedCorpus
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +34,7 @@ WORKING_COPIES = 4
 def plan_build(
     folder: Path,
     teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Texts,
     text_column: str,
     settings: dict[str, Any],
@@ -57,27 +59,32 @@ def plan_build(
         logger.info(f"{folder} holds this dictionary already")
         return False
     stages = begin_build(folder, settings, overwrite)
-    tokenizer, max_length = teacher.tokenizer, settings["max_length"]
+    max_length = settings["max_length"]
     embeddings = teacher.model.get_input_embeddings().num_embeddings
     probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
-    truncate_at = max_length if settings["truncation"] else None
+    reading = {
+        "text_column": text_column,
+        "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
+        "truncate_at": max_length if settings["truncation"] else None,
+    }
     try:
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
     except CorpusChangedError:
         if not overwrite or is_one_shot:
             raise
         stages = begin_build(folder, settings, overwrite, afresh=True)
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", text_column=text_column, truncate_at=truncate_at)
-    if corpus.dropped:
-        total = corpus.dropped + len(corpus.input_ids)
-        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
+    _warn_of_lost_tokens(corpus, teacher.name, max_length)
     if not (stages / "plan.safetensors").exists():
-        counts = count_tokens(corpus, max(len(tokenizer), embeddings), exclude=_padding(tokenizer))
-        if counts[embeddings:].any():
+        read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
+        if read[embeddings:].any():
             raise ValueError(
-                f"the tokenizer gives ids up to {int(counts.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
+                f"the tokenizer gives ids up to {int(read.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
                 "tokens: the tokenizer is not the model's, or the model must be resized to it"
             )
+        counts = read
+        if corpus.alignment is not None:
+            counts = count_tokens(corpus, max(tokenizer.get_vocab().values()) + 1, exclude=_padding(tokenizer))
         together = counts if earlier is None else counts + earlier["counts"].numpy()
         if not together.any():
             raise ValueError("no token of the corpus can be sampled: all of them are padding")
@@ -96,6 +103,25 @@ def plan_build(
         used = len(np.unique(windows["text"]))
         logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
     return True
+
+
+def _warn_of_lost_tokens(corpus: TokenizedCorpus, teacher: str, max_length: int) -> None:
+    """Says which tokens get no senses because they were cut off or have no vector."""
+    if corpus.dropped:
+        total = corpus.dropped + len(corpus.input_ids)
+        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+    if corpus.alignment is None:
+        return
+    specials, unaligned = corpus.prefix + corpus.suffix, corpus.alignment.unaligned
+    total = len(corpus.input_ids) - specials * len(corpus)
+    if unaligned:
+        logger.warning(
+            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) cover no character that a token of {teacher} covers, white "
+            "space apart: they get no senses"
+        )
+    lost = max(0, corpus.prefix - corpus.shown.prefix) + max(0, corpus.suffix - corpus.shown.suffix)
+    if lost:
+        logger.warning(f"{lost} of {specials} special tokens of each text have no counterpart among those of {teacher}: they get no senses")
 
 
 def check_budget(budget: int | None, seen: int) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .corpus import TokenizedCorpus
 from .tensor_files import TensorFile, create_tensor_file
+from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens, or texts, that are hashed at a time
 BLOCK = 1 << 21  # candidates that are sorted at a time
@@ -53,7 +53,7 @@ def sample_sizes(counts: np.ndarray, max_samples_per_token: int) -> np.ndarray:
 
 
 def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, ...] = ()) -> np.ndarray:
-    """Occurrences of each token, `[vocab]`, int64; 0 for the excluded ones (padding).
+    """Occurrences of each token that have a vector of the teacher, `[vocab]`, int64; 0 for the excluded ones (padding).
 
     Raises:
         ValueError: the corpus holds a token id outside the vocabulary.
@@ -64,6 +64,8 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
             raise ValueError(f"token id {bad} is outside the vocabulary of {vocab_size} tokens: the tokenizer does not belong to the model")
+        if corpus.alignment is not None:
+            tokens = tokens[corpus.alignment.aligned(begin, begin + len(tokens))]
         counts += np.bincount(tokens, minlength=vocab_size)
     counts[list(exclude)] = 0
     return counts
@@ -197,6 +199,8 @@ def _candidates(
     files = [open(path, "wb") for path in paths]
     for begin, tokens, priorities in _priorities(corpus, keys):
         drawn = np.flatnonzero((priorities <= limits[tokens]) & (limits[tokens] > 0))
+        if corpus.alignment is not None:
+            drawn = drawn[corpus.alignment.aligned(begin, begin + len(tokens))[drawn]]
         for file, values in zip(files, (tokens[drawn], priorities[drawn], begin + drawn)):
             values.tofile(file)
     if earlier is not None:
