@@ -239,4 +239,5 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
 
 
 def _normalized(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.result_type(x, np.float32), copy=False)  # in half precision squares underflow
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -114,6 +114,8 @@ def test_similarity_is_of_cosines_and_their_order():
     first = np.tile([2.0, 0.0], (4, 1))
     assert evaluate_similarity(first, second, [5, 0, 4, 1])["spearman"] == pytest.approx(1)
     assert evaluate_similarity(first, second, [5, 0, 1, 4])["spearman"] == pytest.approx(0.8)
+    halves = (1e-5 * second).astype(np.float16)  # their squares would be 0
+    assert evaluate_similarity(first, halves, [5, 0, 4, 1])["spearman"] == pytest.approx(1)
     assert evaluate_similarity(first, second, 10 * np.cos(angles) - 3) == pytest.approx({"spearman": 1, "pearson": 1})
     with pytest.raises(ValueError, match="4 and 4 embeddings but 3 scores"):
         evaluate_similarity(first, second, [1, 2, 3])
