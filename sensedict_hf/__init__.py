@@ -6,7 +6,7 @@ from .attaching import AttachedSenses, attach_senses
 from .building import build_sense_dictionary
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
-from .evaluation import evaluate_classification
+from .evaluation import evaluate_classification, evaluate_retrieval, evaluate_similarity, evaluate_token_classification
 from .labeling import encode_senses
 from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -35,6 +35,9 @@ __all__ = [
     "build_sense_dictionary",
     "encode_senses",
     "evaluate_classification",
+    "evaluate_retrieval",
+    "evaluate_similarity",
+    "evaluate_token_classification",
     "load_teacher",
     "merge_sense_dictionaries",
 ]

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from .building import build_sense_dictionary, process_state
 from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from .corpus import read_dataset
 from .encoding import POOLINGS
-from .evaluation import evaluate_classification
+from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from .inspection import find_occurrences, report_senses
 from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -104,15 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, metavar="DIR", help="where the student is saved")
     _add_run(sub)
 
-    sub = command("evaluate", _evaluate, "Classify texts by a model's frozen embeddings: few-shot as in MTEB, and with all labels.")
+    sub = command("evaluate", _evaluate, "Score a model's frozen embeddings on a task, by the protocols of MTEB and, for tokens, of CoNLL.")
+    sub.add_argument("--task", choices=TASKS, default="classification", help="tokens: entities, in BIO tags")
     sub.add_argument("--model", required=True, metavar="MODEL", help="a student, or any encoder or decoder")
     sub.add_argument("--senses", metavar="DIR", help="a dictionary to put in the place of the model's embeddings")
     sub.add_argument("--assignment", choices=ASSIGNMENTS, help="of the senses (default: the model's own)")
     sub.add_argument("--pooling", choices=POOLINGS, help="of a plain model (default: its own, else mean)")
-    sub.add_argument("--train", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
-    sub.add_argument("--test", required=True, nargs="+", metavar="FILE", help=FILES_HELP)
-    _add_columns(sub)
-    sub.add_argument("--label-column", default="label", metavar="NAME")
+    sub.add_argument("--train", nargs="+", metavar="FILE", help="of classification (see the columns below), or of tokens (tokens, tags)")
+    sub.add_argument("--test", nargs="+", metavar="FILE", help="the same, or of similarity (sentence1, sentence2, score); " + FILES_HELP)
+    sub.add_argument("--corpus", nargs="+", metavar="FILE", help="of retrieval: documents (id, text and, if there is one, title)")
+    sub.add_argument("--queries", nargs="+", metavar="FILE", help="of retrieval: queries (text, relevant: a list of ids)")
+    sub.add_argument("--text-column", default="text", metavar="NAME", help="of classification")
+    sub.add_argument("--label-column", default="label", metavar="NAME", help="of classification")
     sub.add_argument("--output", metavar="JSON", help="also write the scores to this file")
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--device", help="default: a GPU if there is one")
@@ -237,37 +241,62 @@ def _distill(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    train, test = read_dataset(options.train), read_dataset(options.test, split="test")
-    for name, data in [("--train", train), ("--test", test)]:
-        for column in (options.text_column, options.label_column):
-            if column not in data.column_names:
-                raise ValueError(f"{name} has no column {column!r}, only {', '.join(data.column_names)}")
-    model, encode = load_encoder(options)
+    task = read_task(options)
+    model, encode, encode_words = load_encoder(options)
     begin = time.perf_counter()
-    vectors = [encode(data[options.text_column]).numpy() for data in (train, test)]
-    speed = (len(train) + len(test)) / (time.perf_counter() - begin)
-    scores = evaluate_classification(vectors[0], train[options.label_column], vectors[1], test[options.label_column])
-    print(f"| model | few-shot (8 a label, 10 draws) | all {len(train):,} labels | parameters | texts/s |\n|---|---|---|---|---|")
-    few_shot = f"{scores['few_shot']:.4f} ± {scores['few_shot_std']:.4f}"
-    print(f"| {options.model} | {few_shot} | {scores['full']:.4f} | {parameters(model):,} | {speed:.0f} |")
+    vectors = task.encode(encode, encode_words)
+    speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
+    scores = task.metric(*vectors)
+    cells = {name: f"{score:.4f}" for name, score in scores.items()}
+    if options.task == "classification":
+        few_shot = f"{cells['few_shot']} ± {cells['few_shot_std']}"
+        cells = {"few-shot (8 a label, 10 draws)": few_shot, f"all {len(task.inputs[0]):,} labels": cells["full"]}
+    cells = {"model": options.model, **cells, "parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
+    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
     if options.output:
-        used = {"model": options.model, "senses": options.senses, "assignment": options.assignment}
+        used = {"task": options.task, "model": options.model, "senses": options.senses, "assignment": options.assignment}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
 
-def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Callable[[Sequence[str]], torch.Tensor]]:
-    """The model to evaluate, and what makes vectors of texts."""
+def read_task(options: argparse.Namespace) -> EvaluationTask:
+    """The task to evaluate on, of its files."""
+    labelled, tagged = (options.text_column, options.label_column), ("tokens", "tags")
+    needed: dict[str, tuple[str, ...]] = {
+        "classification": {"train": labelled, "test": labelled},
+        "similarity": {"test": ("sentence1", "sentence2", "score")},
+        "retrieval": {"corpus": ("id", "text"), "queries": ("text", "relevant")},
+        "tokens": {"train": tagged, "test": tagged},
+    }[options.task]
+    given = [name for name in ("train", "test", "corpus", "queries") if getattr(options, name)]
+    if given != list(needed):
+        flags = [" and ".join(f"--{name}" for name in names) for names in (needed, given)]
+        raise ValueError(f"--task {options.task} needs {flags[0]}, not {flags[1] or 'nothing'}")
+    sets = {}
+    for name, columns in needed.items():
+        data = read_dataset(getattr(options, name), split=name)
+        for column in columns:
+            if column not in data.column_names:
+                raise ValueError(f"--{name} has no column {column!r}, only {', '.join(data.column_names)}")
+        sets[name] = data.to_dict()
+    names = {"text": options.text_column, "label": options.label_column} if options.task == "classification" else {}
+    return TASKS[options.task](**sets, **names)
+
+
+def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
+    """The model to evaluate, and what makes vectors of texts and of words."""
     if _model_type(options.model) == "skd_student":
         if options.senses or options.pooling:
             raise ValueError(f"{options.model} is a student: it has its own senses and pooling; leave out --senses and --pooling")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return student, lambda texts: student.encode(texts, assignment=options.assignment, batch_size=options.batch_size)
+        settings = {"assignment": options.assignment, "batch_size": options.batch_size}
+        return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = load_teacher(options.model, pooling=options.pooling, device=options.device)
     if options.senses:
         attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
     elif options.assignment:
         raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
-    return teacher.model, lambda texts: teacher.encode(texts, batch_size=options.batch_size)
+    settings = {"batch_size": options.batch_size}
+    return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
 
 
 def _inspect(options: argparse.Namespace) -> None:

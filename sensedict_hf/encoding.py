@@ -1,6 +1,6 @@
-"""Token ids -> padded batches -> sentence vectors."""
+"""Token ids -> padded batches -> vectors of sentences and of words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,16 +69,68 @@ def encode_texts(
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     texts = list(texts)
     rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+    vectors: dict[int, Tensor] = {}
+    for batch, hidden_states, mask in _batches(forward, rows, texts, pad_token_id, batch_size, device, show_progress):
+        vectors.update(zip(batch, pool(hidden_states, mask, pooling).cpu()))
+    return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)
+
+
+def encode_words(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    *,
+    pad_token_id: int,
+    max_length: int,
+    batch_size: int,
+    device: torch.device,
+    show_progress: bool = True,
+) -> list[Tensor]:
+    """Vectors of the words of sentences that come as lists of words: `[words, hidden]` each, float32 on the CPU.
+
+    A word's vector is the mean over its tokens; a word without tokens, or behind `max_length` tokens, has zeros.
+
+    Raises:
+        ValueError: a string instead of a list of words, a sentence without tokens, or a tokenizer that does not know which word its tokens
+            are of.
+    """
+    sentences = list(sentences)
+    if any(isinstance(sentence, str) for sentence in sentences):
+        raise ValueError("a sentence is one string: pass each sentence as a list of words")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} does not tell which word a token is of: load the fast tokenizer (use_fast=True)")
+    if not sentences:
+        return []
+    encoding = tokenizer([list(sentence) for sentence in sentences], is_split_into_words=True, truncation=True, max_length=max_length)
+    vectors: dict[int, Tensor] = {}
+    for batch, hidden_states, _ in _batches(forward, encoding["input_ids"], sentences, pad_token_id, batch_size, device, show_progress):
+        for i, states in zip(batch, hidden_states.cpu()):
+            # Special tokens are of no word: they go to a row of their own behind the last, which is cut off.
+            num_words = len(sentences[i])
+            word_of = torch.tensor([num_words if word is None else word for word in encoding.word_ids(i)])
+            sums = torch.zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
+            vectors[i] = (sums / word_of.bincount(minlength=num_words + 1).clamp(min=1)[:, None])[:num_words]
+    return [vectors[i] for i in range(len(sentences))]
+
+
+def _batches(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str | Sequence[str]],
+    pad_token_id: int,
+    batch_size: int,
+    device: torch.device,
+    show_progress: bool,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Runs `forward` over token ids, the longest first: which rows, their hidden states in float32, and their mask."""
     empty = [number for number, row in enumerate(rows) if not row]
     if empty:
         raise ValueError(f"text {empty[0]} ({texts[empty[0]]!r}) has no tokens: there is nothing to encode")
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    vectors: dict[int, Tensor] = {}
     quiet = not show_progress or len(rows) <= batch_size
     for begin in tqdm(range(0, len(rows), batch_size), desc="Encoding", unit=" batches", leave=False, disable=quiet):
         batch = by_length[begin : begin + batch_size]
         input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], pad_token_id))
         with torch.inference_mode():
-            pooled = pool(forward(input_ids, mask).float(), mask, pooling).cpu()
-        vectors.update(zip(batch, pooled))
-    return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)
+            hidden_states = forward(input_ids, mask).float()
+        yield batch, hidden_states, mask

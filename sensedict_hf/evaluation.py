@@ -1,9 +1,12 @@
-"""Sentence classification on frozen embeddings, by the protocol of MTEB; agreement of found senses with annotated ones."""
+"""Frozen embeddings scored: classification, similarity and retrieval by the protocols of MTEB, entities by that of CoNLL; agreement of
+found senses with annotated ones."""
 
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
@@ -79,6 +82,134 @@ def evaluate_classification(
     )
 
 
+class SimilarityScores(TypedDict):
+    """Correlations, in -1..1, of cosine similarities with annotated scores."""
+
+    spearman: float
+    pearson: float
+
+
+def evaluate_similarity(embeddings1: np.ndarray, embeddings2: np.ndarray, scores: ArrayLike) -> SimilarityScores:
+    """Cosine similarity of pairs against annotated scores, as in MTEB's STS tasks, whose main score is Spearman's correlation.
+
+    Args:
+        embeddings1, embeddings2: `[pairs, hidden]`. scores: `[pairs]` numbers; only their order counts for Spearman's.
+
+    Raises:
+        ValueError: lengths differ, or the scores are all the same.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if not len(embeddings1) == len(embeddings2) == len(scores):
+        raise ValueError(f"{len(embeddings1)} and {len(embeddings2)} embeddings but {len(scores)} scores: give one of each for every pair")
+    if len(np.unique(scores)) < 2:
+        raise ValueError(f"{len(scores)} scores, none different from another: a correlation needs at least two different ones")
+    cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
+    return SimilarityScores(
+        spearman=float(spearmanr(cosines, scores).statistic),
+        pearson=float(pearsonr(cosines, scores).statistic),
+    )
+
+
+class RetrievalScores(TypedDict):
+    """Means over queries, in 0..1."""
+
+    ndcg_at_10: float
+    accuracy_at_1: float
+    recall_at_10: float
+
+
+def evaluate_retrieval(query_embeddings: np.ndarray, corpus_embeddings: np.ndarray, relevant: Sequence[Sequence[int]]) -> RetrievalScores:
+    """Documents ranked by cosine similarity. nDCG@10, the main score of MTEB's retrieval tasks, is that of trec_eval with binary
+    relevance: a relevant document at rank r counts 1 / log2(r + 1), divided by what the best ranking would have (Järvelin and Kekäläinen,
+    TOIS 20, 2002).
+
+    Args:
+        query_embeddings: `[queries, hidden]`. corpus_embeddings: `[documents, hidden]`. Their product, `[queries, documents]`, has to fit
+            into memory.
+        relevant: for each query, the rows of the documents that answer it.
+
+    Raises:
+        ValueError: lengths differ, a query has no relevant document, or one that is not in the corpus.
+    """
+    num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
+    if len(relevant) != num_queries:
+        raise ValueError(f"{num_queries} query embeddings but {len(relevant)} lists of relevant documents")
+    is_relevant = np.zeros((num_queries, num_documents), dtype=bool)
+    for query, documents in enumerate(relevant):
+        if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
+            raise ValueError(f"query {query} has the relevant documents {list(documents)}: name one or more of 0 to {num_documents - 1}")
+        is_relevant[query, documents] = True
+    ranking = np.argsort(-_normalized(query_embeddings) @ _normalized(corpus_embeddings).T, axis=1, kind="stable")[:, :10]
+    hits = np.take_along_axis(is_relevant, ranking, axis=1)
+    num_relevant = is_relevant.sum(axis=1)
+    gains = 1 / np.log2(np.arange(2, 12))
+    ideal = np.cumsum(gains)[np.minimum(num_relevant, 10) - 1]
+    return RetrievalScores(
+        ndcg_at_10=float(np.mean(hits @ gains[: hits.shape[1]] / ideal)),
+        accuracy_at_1=float(np.mean(hits[:, 0])),
+        recall_at_10=float(np.mean(hits.sum(axis=1) / num_relevant)),
+    )
+
+
+class TokenScores(TypedDict):
+    """Of entities, in 0..1: a predicted one is right if its words and its type are those of an annotated one."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
+def evaluate_token_classification(
+    train_features: Sequence[np.ndarray],
+    train_tags: Sequence[Sequence[str]],
+    test_features: Sequence[np.ndarray],
+    test_tags: Sequence[Sequence[str]],
+) -> TokenScores:
+    """Logistic regression on the vectors of words; micro-averaged over entities as conlleval counts them (Tjong Kim Sang and Buchholz,
+    CoNLL 2000), and seqeval by default.
+
+    Args:
+        train_features, test_features: one array `[words, hidden]` for each sentence. train_tags, test_tags: a BIO tag for each word.
+
+    Raises:
+        ValueError: lengths differ, or a tag of the test set is not `O`, `B-...` or `I-...`.
+    """
+    for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
+        if len(features) != len(tags):
+            raise ValueError(f"{name}: features of {len(features)} sentences but tags of {len(tags)}")
+        for number, (vectors, words) in enumerate(zip(features, tags)):
+            if len(vectors) != len(words):
+                raise ValueError(f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags")
+    annotated = _entities(test_tags)
+    classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
+    classifier.fit(_normalized(np.concatenate(train_features)), np.concatenate(train_tags))
+    tags = classifier.predict(_normalized(np.concatenate(test_features)))
+    found = _entities(np.split(tags, np.cumsum([len(words) for words in test_tags])[:-1]))
+    right = len(found & annotated)
+    return TokenScores(
+        f1=2 * right / max(len(found) + len(annotated), 1),
+        precision=right / max(len(found), 1),
+        recall=right / max(len(annotated), 1),
+    )
+
+
+def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, str]]:
+    """Entities in BIO tags: sentence, first word, the word behind the last, type. `I` of another type, or behind `O`, begins one too."""
+    entities = set()
+    for number, tags in enumerate(sentences):
+        begin, kind = 0, None
+        for place, tag in enumerate([*tags, "O"]):
+            prefix, _, tag_kind = tag.partition("-")
+            if prefix not in ("B", "I") and tag != "O":
+                raise ValueError(f"tag {tag!r} of sentence {number} is not BIO: write O, B-type for an entity's first word or I-type")
+            if kind is not None and (prefix != "I" or tag_kind != kind):
+                entities.add((number, begin, place, kind))
+                kind = None
+            if prefix != "O" and kind is None:
+                begin, kind = place, tag_kind
+    return entities
+
+
 class SenseAgreement(TypedDict):
     """Means over tokens, weighted by their occurrences: 1 for the same partition, 0 for an unrelated one."""
 
@@ -108,4 +239,5 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
 
 
 def _normalized(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.result_type(x, np.float32), copy=False)  # in half precision squares underflow
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, logging
 
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import encode_texts, padding_id, pool
+from .encoding import encode_texts, encode_words, padding_id, pool
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
 from .teachers import Teacher, load_teacher
 
@@ -174,6 +174,23 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             texts,
             pad_token_id=padding_id(self.tokenizer, self),
             pooling=self.config.pooling,
+            max_length=self.config.max_seq_length,
+            batch_size=batch_size,
+            device=self.device,
+            show_progress=show_progress,
+        )
+
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
+    ) -> list[Tensor]:
+        """Vectors of the words of each sentence, `[words, teacher's hidden]`, float32: means over a word's tokens; zeros behind
+        `config.max_seq_length`. Puts the model into evaluation mode."""
+        self.eval()
+        return encode_words(
+            lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
+            self.tokenizer,
+            sentences,
+            pad_token_id=padding_id(self.tokenizer, self),
             max_length=self.config.max_seq_length,
             batch_size=batch_size,
             device=self.device,

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.utils import cached_file, logging
 
 from .corpus import model_max_length
-from .encoding import POOLINGS, encode_texts, padding_id
+from .encoding import POOLINGS, encode_texts, encode_words, padding_id
 
 logger = logging.get_logger(__name__)
 
@@ -100,6 +100,19 @@ class Teacher:
             texts,
             pad_token_id=self.pad_token_id,
             pooling=self.pooling,
+            max_length=self.max_seq_length,
+            batch_size=batch_size,
+            device=self.device,
+            show_progress=show_progress,
+        )
+
+    def encode_words(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True) -> list[Tensor]:
+        """Vectors of the words of each sentence, `[words, hidden]`, float32: means over a word's tokens; zeros behind `max_seq_length`."""
+        return encode_words(
+            self.last_hidden_state,
+            self.tokenizer,
+            sentences,
+            pad_token_id=self.pad_token_id,
             max_length=self.max_seq_length,
             batch_size=batch_size,
             device=self.device,

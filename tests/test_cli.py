@@ -71,6 +71,9 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
+        (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
+        (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
+        (["evaluate", "--task", "similarity", "--test", "TRAIN"], "--test has no column 'sentence1', only text, label"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_path, arguments, message):
@@ -83,6 +86,42 @@ def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_pat
     status, _, err = run(capsys, *arguments)
     lines = [line for line in err.splitlines() if line.startswith("sensedict ")]
     assert status == 2 and len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "scores"),
+    [
+        (
+            "similarity",
+            {"test": [{"sentence1": f"w1 w{i}", "sentence2": f"w2 w{i}", "score": i} for i in range(3, 9)]},
+            ["spearman", "pearson"],
+        ),
+        (
+            "retrieval",
+            {
+                "corpus": [{"id": f"d{i}", "title": f"w{i}", "text": "w20 w21"} for i in range(5)],
+                "queries": [{"text": f"w{i} w20 w21", "relevant": [f"d{i}"]} for i in range(5)],  # the title and the text of one
+            },
+            ["ndcg_at_10", "accuracy_at_1", "recall_at_10"],
+        ),
+        (
+            "tokens",
+            dict.fromkeys(["train", "test"], [{"tokens": ["w1", "w2", "w3"], "tags": ["O", "B-a", "I-a"]}] * 3),
+            ["f1", "precision", "recall"],
+        ),
+    ],
+)
+def test_tasks(capsys, teacher_folder, tmp_path, task, files, scores):
+    arguments = ["evaluate", "--task", task, "--model", teacher_folder, "--output", tmp_path / "scores.json"]
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        arguments += [f"--{name}", tmp_path / f"{name}.jsonl"]
+    status, out, _ = run(capsys, *arguments)
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert status == 0 and f"| model | {' | '.join(scores)} |" in out
+    assert set(scores) < set(written) and written["task"] == task
+    if task != "similarity":
+        assert [written[name] for name in scores] == [1, 1, 1]
 
 
 def test_inspect_errors(capsys, files, teacher_folder, tmp_path):

@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from sensedict_hf import Teacher, evaluate_classification
+from sensedict_hf import (
+    SKDStudentModel,
+    Teacher,
+    build_sense_dictionary,
+    evaluate_classification,
+    evaluate_retrieval,
+    evaluate_similarity,
+    evaluate_token_classification,
+)
 from sensedict_hf.encoding import pool
-from sensedict_hf.evaluation import few_shot_draws, sense_agreement
+from sensedict_hf.evaluation import _entities, few_shot_draws, sense_agreement
+from sensedict_hf.evaluation_tasks import retrieval_task
 
 
 @pytest.fixture
@@ -98,6 +107,90 @@ def test_protocol_is_that_of_mteb(data):
     assert ours["few_shot"] == pytest.approx(scores["accuracy"])
 
 
+def test_similarity_is_of_cosines_and_their_order():
+    angles = np.array([0.1, 1.5, 0.4, 1.0])
+    lengths = np.array([[3.0], [0.2], [1], [7]])  # do not matter
+    second = lengths * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    first = np.tile([2.0, 0.0], (4, 1))
+    assert evaluate_similarity(first, second, [5, 0, 4, 1])["spearman"] == pytest.approx(1)
+    assert evaluate_similarity(first, second, [5, 0, 1, 4])["spearman"] == pytest.approx(0.8)
+    halves = (1e-5 * second).astype(np.float16)  # their squares would be 0
+    assert evaluate_similarity(first, halves, [5, 0, 4, 1])["spearman"] == pytest.approx(1)
+    assert evaluate_similarity(first, second, 10 * np.cos(angles) - 3) == pytest.approx({"spearman": 1, "pearson": 1})
+    with pytest.raises(ValueError, match="4 and 4 embeddings but 3 scores"):
+        evaluate_similarity(first, second, [1, 2, 3])
+    with pytest.raises(ValueError, match="none different from another"):
+        evaluate_similarity(first, second, [1, 1, 1, 1])
+
+
+def test_retrieval_by_hand():
+    corpus = np.array([[1.0, 0.0], [0.0, 5.0], [3.0, 3.0]])
+    queries = np.array([[9.0, 1.0], [1.0, 9.0]])  # rankings 0, 2, 1 and 1, 2, 0
+    scores = evaluate_retrieval(queries, corpus, [[2], [1, 0]])
+    second = (1 + 0.5) / (1 + 1 / np.log2(3))
+    assert scores == pytest.approx({"ndcg_at_10": (1 / np.log2(3) + second) / 2, "accuracy_at_1": 0.5, "recall_at_10": 1})
+    with pytest.raises(ValueError, match="2 query embeddings but 1 lists"):
+        evaluate_retrieval(queries, corpus, [[2]])
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: name one or more of 0 to 2"):
+            evaluate_retrieval(queries, corpus, [[0], wrong])
+    with pytest.raises(ValueError, match=r"the corpus has not: \['d9'\]"):
+        retrieval_task({"id": ["d1"], "text": ["a"]}, {"text": ["b"], "relevant": [["d9"]]})
+
+
+def test_retrieval_is_that_of_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    generator = np.random.default_rng(0)
+    queries, corpus = generator.normal(size=(30, 4)), generator.normal(size=(50, 4))
+    relevant = [generator.choice(50, size=generator.integers(1, 15), replace=False).tolist() for _ in queries]
+    cosines = queries @ corpus.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(corpus, axis=1)
+    judged = {str(query): {str(row): 1 for row in rows} for query, rows in enumerate(relevant)}
+    run = {str(query): {str(row): float(score) for row, score in enumerate(scores)} for query, scores in enumerate(cosines)}
+    results = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10", "P.1"}).evaluate(run).values()
+    ours = evaluate_retrieval(queries, corpus, relevant)
+    for name, theirs in {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "accuracy_at_1": "P_1"}.items():
+        assert ours[name] == pytest.approx(np.mean([result[theirs] for result in results]))
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("O O", set()),
+        ("B-a I-a O B-a", {(0, 0, 2, "a"), (0, 3, 4, "a")}),
+        ("B-a B-a", {(0, 0, 1, "a"), (0, 1, 2, "a")}),  # neighbours
+        ("B-a I-b I-b", {(0, 0, 1, "a"), (0, 1, 3, "b")}),  # another type begins another entity
+        ("I-a I-a O I-b", {(0, 0, 2, "a"), (0, 3, 4, "b")}),  # as conlleval has it: I behind O begins one
+        ("B-creative-work I-creative-work", {(0, 0, 2, "creative-work")}),
+    ],
+)
+def test_entities(tags, expected):
+    assert _entities([tags.split()]) == expected
+
+
+def test_token_classification():
+    """Words whose vectors tell their tags, but for the last sentence, which is cut to its first word."""
+    vector_of = dict(zip(["O", "B-a", "I-a", "B-b"], np.eye(4)))
+    train = [["O", "B-a", "I-a"], ["B-b", "O"], ["B-a", "O"]]
+    test = [["B-a", "I-a", "O"], ["O"], ["B-b", "B-a", "I-a"]]
+
+    def features(sentences):
+        return [np.stack([vector_of[tag] for tag in tags]) for tags in sentences]
+
+    perfect = evaluate_token_classification(features(train), train, features(test), test)
+    assert perfect == {"f1": 1, "precision": 1, "recall": 1}
+    seen = [["B-a", "I-a", "O"], ["O"], ["B-b", "B-a", "O"]]  # an entity that is too short is wrong
+    scores = evaluate_token_classification(features(train), train, features(seen), test)
+    assert scores == pytest.approx({"f1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3})
+    nothing = evaluate_token_classification(features(train), train, features([["O"] * 3, ["O"], ["O"] * 3]), test)
+    assert nothing == {"f1": 0, "precision": 0, "recall": 0}
+    with pytest.raises(ValueError, match="train: features of 2 sentences but tags of 3"):
+        evaluate_token_classification(features(train)[:2], train, features(test), test)
+    with pytest.raises(ValueError, match="test: sentence 1 has 2 vectors but 1 tags"):
+        evaluate_token_classification(features(train), train, features([test[0], ["O", "O"], test[2]]), test)
+    with pytest.raises(ValueError, match="tag 'S-a' of sentence 1 is not BIO"):
+        evaluate_token_classification(features(train), train, features(test), [test[0], ["S-a"], test[2]])
+
+
 def test_sense_agreement():
     tokens, annotated = [1] * 6 + [2] * 4 + [3] * 5, list("aaabbb" + "xxyy" + "zzzzz")
     assert sense_agreement(tokens, annotated, annotated) == {"v_measure": 1, "adjusted_rand": 1}
@@ -129,3 +222,30 @@ def test_teacher_encodes_like_sentence_transformers(texts, bert, teacher_folder)
     for text, vector in zip(texts, teacher.encode(texts)):
         ids = torch.tensor([bert.tokenizer(text, truncation=True, max_length=8)["input_ids"]])
         torch.testing.assert_close(vector, bert.last_hidden_state(ids)[0].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_means_of_their_tokens(teacher):
+    """Each word against the mean of its own tokens' vectors, one sentence at a time."""
+    teacher.max_seq_length = 8
+    sentences = [["w1", "w2 w3", "", "w4"], ["w5"], ["w9"] * 10, []]
+    tokens = [[[1], [2, 3], [], [4]], [[5]], [[9]] * 6 + [[]] * 4, []]  # two of eight places are for the special tokens
+    found = teacher.encode_words(sentences, batch_size=2)
+    assert [tuple(vectors.shape) for vectors in found] == [(4, 16), (1, 16), (10, 16), (0, 16)]
+    for vectors, words in zip(found, tokens):
+        ids = torch.tensor([[2, *(4 + token for word in words for token in word), 3]])
+        hidden, place = teacher.last_hidden_state(ids)[0], 1
+        for vector, word in zip(vectors, words):
+            expected = hidden[place : place + len(word)].mean(0) if word else torch.zeros(16)
+            torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
+            place += len(word)
+    assert teacher.encode_words([]) == []
+    with pytest.raises(ValueError, match="pass each sentence as a list of words"):
+        teacher.encode_words(["w1 w2"])
+
+
+def test_words_of_a_student_are_its_senses(bert, texts):
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1)
+    hard, none = (student.encode_words([["w20", "w25"]], assignment=assignment)[0] for assignment in ("hard", "none"))
+    for word, vector in zip(["w20", "w25"], hard):
+        assert torch.cdist(vector[None], student.senses.senses_of(word).float()).min() < 1e-3
+    assert not torch.allclose(hard, none, atol=1e-2)
