@@ -1,8 +1,10 @@
-"""The folder of a build: who works in it, with which settings, and how a finished dictionary gets there.
+"""The folder of a build: who works in it, with which settings, and how what is finished, a dictionary or a data set, gets there.
 
 - `building-0.lock`, held by the first process while a build runs, and so on;
 - `building/`, the stages of an unfinished build, and its `settings.json`;
 - `config.json` and so on, the finished dictionary; `manifest.json` lists its files.
+
+Each kind has a marker, the file without which it does not load: it comes last and goes first.
 """
 
 import json
@@ -17,7 +19,8 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "sensedict_hf")
-MANIFEST, CONFIG = "manifest.json", "config.json"
+MANIFEST = "manifest.json"
+MARKERS = {"dictionary": "config.json", "data set": "state.json"}
 CHUNK = 1 << 24  # bytes that are hashed at a time
 
 
@@ -67,7 +70,7 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
     nothing but tokenized text, only what that depends on must be the same.
 
     Raises:
-        ValueError: the folder holds an unfinished build with other settings, or files of other origin that the dictionary would replace,
+        ValueError: the folder holds an unfinished build with other settings, or files of other origin that would be replaced,
             and `overwrite` is not set.
     """
     stages = folder / "building"
@@ -76,7 +79,8 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
         discard(stages)
     if path.is_file():
         before = json.loads(path.read_text())
-        names = TEXT_SETTINGS if not (stages / "plan.safetensors").exists() else settings
+        only_text = {item.name for item in stages.iterdir()} <= {"corpus", "settings.json", "settings.json.partial"}
+        names = TEXT_SETTINGS if only_text else settings
         changed = differences(before, {**before, **{name: settings[name] for name in names}})
         if changed and not overwrite:
             raise ValueError(
@@ -96,19 +100,20 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afre
     return stages
 
 
-def finished_build(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
-    """The manifest of a finished dictionary, if there is one.
+def finished_build(folder: Path, kind: str = "dictionary", *, check: bool = True) -> dict[str, Any] | None:
+    """The manifest of a finished dictionary or data set, if there is one.
 
     Args:
         check: compare its files with it.
 
     Raises:
-        ValueError: a file was changed since; or there is a model without a manifest.
+        ValueError: a file was changed since; or there is one without a manifest.
     """
-    if not (folder / CONFIG).is_file():
+    if not (folder / MARKERS[kind]).is_file():
         return None
     if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} holds a model that no build has put there: give another folder, or overwrite")
+        what = "model" if kind == "dictionary" else kind
+        raise ValueError(f"{folder} holds a {what} that no build has put there: give another folder, or overwrite")
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, entry in manifest["files"].items() if check else ():
         if not (folder / name).is_file() or describe(folder / name) != entry:
@@ -116,20 +121,20 @@ def finished_build(folder: Path, *, check: bool = True) -> dict[str, Any] | None
     return manifest
 
 
-def publish(folder: Path, settings: dict[str, Any]) -> None:
-    """Puts a manifest beside the files of `building/dictionary` and moves them into the folder, `config.json` last: without it there is
-    no model to load. Can be repeated from the start after an interruption, together with the writing of those files."""
-    stages = folder / "building"
-    ready = stages / "dictionary"
+def publish(folder: Path, settings: dict[str, Any], kind: str = "dictionary") -> None:
+    """Puts a manifest beside the files of `building/ready` and moves them into the folder, the marker last: without it there is
+    nothing to load. Can be repeated from the start after an interruption, together with the writing of those files."""
+    stages, marker = folder / "building", MARKERS[kind]
+    ready = stages / "ready"
     names = sorted(path.name for path in ready.iterdir())
     manifest = {"settings": settings, "files": {name: describe(ready / name) for name in names}}
     (ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / CONFIG).unlink(missing_ok=True)  # of a dictionary that is overwritten
+    (folder / marker).unlink(missing_ok=True)  # of what is overwritten
     if (folder / MANIFEST).is_file():
         for name in json.loads((folder / MANIFEST).read_text())["files"]:
             (folder / name).unlink(missing_ok=True)
         (folder / MANIFEST).unlink()
-    for name in sorted([*names, MANIFEST], key=lambda name: (name == CONFIG, name)):
+    for name in sorted([*names, MANIFEST], key=lambda name: (name == marker, name)):
         (ready / name).replace(folder / name)
     discard(stages)
 

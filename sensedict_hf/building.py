@@ -133,7 +133,7 @@ def build_sense_dictionary(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
-    settings |= _origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
+    settings |= origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
     if settings["teacher_tokenizer"] is None:
         tokenizer = teacher.tokenizer
     else:
@@ -180,8 +180,8 @@ def _check_settings(
     return method or implied
 
 
-def _origin(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: bool) -> dict[str, Any]:
-    """What else decides the bytes of a dictionary. `teacher_tokenizer` is None if it is the dictionary's."""
+def origin(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: bool) -> dict[str, Any]:
+    """What, beside settings, decides what a teacher makes of texts. `teacher_tokenizer` is None if it is the dictionary's."""
     own, theirs = tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(teacher.tokenizer)
     return {
         "tokenizer": own,
@@ -263,7 +263,7 @@ def _finish(
 ) -> None:
     """The last stage: the dictionary with all that belongs to it, put in its place at once."""
     stages = folder / "building"
-    ready = stages / "dictionary"
+    ready = stages / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
     samples, plan, progress = stages / "samples.safetensors", open_plan(stages / "plan.safetensors"), read_progress(stages / "corpus")

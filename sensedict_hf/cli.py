@@ -1,43 +1,41 @@
 """The `sensedict` command."""
 
 import argparse
-import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModel, set_seed
+from transformers import HfArgumentParser
 
-from .attaching import attach_senses
 from .building import build_sense_dictionary, process_state
+from .cli_distill import DistillArguments, distill, read_argument_file
+from .cli_evaluate import evaluate, parameters
 from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
-from .corpus import read_dataset
+from .corpus import FILES_HELP, read_dataset
 from .encoding import POOLINGS
-from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
+from .evaluation_tasks import TASKS
 from .inspection import find_occurrences, report_senses
 from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentModel
+from .modeling_skd_student import load_senses
 from .teachers import load_teacher
-from .trainer import SKDTrainer
-from .training_args import OBJECTIVES, SKDTrainingArguments
-
-FILES_HELP = "text files (.jsonl, .csv, .parquet, .arrow, .txt), all of one kind, a folder of save_to_disk, or the name of a data set"
+from .training_args import SKDTrainingArguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 2 after an error in the input, which is printed in one line."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sensedict_hf").setLevel(logging.INFO)
     try:
+        if given[:1] == ["distill"]:
+            given[1:] = read_argument_file(given[1:])
+        options = _parser().parse_args(given)
         options.run(options)
     except (ValueError, OSError) as error:
-        print(f"sensedict {options.command}: {error}", file=sys.stderr)
+        print(f"sensedict {given[0]}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -87,25 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--budget", type=int, required=True, metavar="N", help="senses in all, placed where they lower the error most")
     sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
 
-    sub = command("distill", _distill, "Distil a small student that picks the senses its teacher picks.")
-    _add_teacher(sub)
-    sub.add_argument("--senses", required=True, metavar="DIR", help="the teacher's dictionary")
-    _add_texts(sub)
-    start = sub.add_mutually_exclusive_group()
-    start.add_argument("--num-hidden-layers", type=int, default=2, metavar="N", help="first layers of the teacher to start from")
-    start.add_argument("--layers", type=int, nargs="+", metavar="I", help="layers of the teacher to start from, from 0")
-    start.add_argument("--backbone", metavar="MODEL", help="another model to start from, with the tokenizer of the dictionary")
-    sub.add_argument("--objective", choices=OBJECTIVES, default="sense", help="what is learned")
-    sub.add_argument("--epochs", type=float, default=2.0, help="passes over the texts")
-    sub.add_argument("--learning-rate", type=float, default=SKDTrainingArguments.learning_rate)
-    temperature = SKDTrainingArguments.temperature
-    sub.add_argument("--temperature", type=float, default=temperature, help="of the sense scores, in units of the distortion")
-    sub.add_argument("--mse-weight", type=float, default=SKDTrainingArguments.mse_weight, help="of the regression in sense+mse")
-    sub.add_argument("--assignment", choices=ASSIGNMENTS, help="what the student returns (default: none for mse, else the dictionary's)")
-    sub.add_argument("--output", required=True, metavar="DIR", help="where the student is saved")
-    _add_run(sub)
+    commands.add_parser(
+        "distill",
+        parents=[HfArgumentParser([DistillArguments, SKDTrainingArguments], add_help=False)],
+        help="Distil a small student that picks the senses its teacher picks.",
+        description="Distil a small student. Arguments can be read from a .yaml or .json file, given first; those behind it win. The same "
+        "command goes on with a run that was stopped. Behind the first arguments are all those of transformers' Trainer.",
+        usage="%(prog)s [FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [arguments]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    ).set_defaults(run=_distill)
 
-    sub = command("evaluate", _evaluate, "Score a model's frozen embeddings on a task, by the protocols of MTEB and, for tokens, of CoNLL.")
+    sub = command("evaluate", evaluate, "Score a model's frozen embeddings on a task, by the protocols of MTEB and, for tokens, of CoNLL.")
     sub.add_argument("--task", choices=TASKS, default="classification", help="tokens: entities, in BIO tags")
     sub.add_argument("--model", required=True, metavar="MODEL", help="a student, or any encoder or decoder")
     sub.add_argument("--senses", metavar="DIR", help="a dictionary to put in the place of the model's embeddings")
@@ -208,95 +198,11 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
-    # Settings are checked before the long work, and the seed is set before weights (a projection) are drawn.
-    args = SKDTrainingArguments(
-        options.output,
-        objective=options.objective,
-        num_train_epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        temperature=options.temperature,
-        mse_weight=options.mse_weight,
-        max_length=options.max_length,
-        per_device_train_batch_size=options.batch_size,
-        seed=options.seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=50,
-        use_cpu=options.device == "cpu",
-    )
-    set_seed(options.seed)
-    teacher = load_teacher(options.teacher, device=options.device)
-    senses = load_senses(options.senses)
-    if options.backbone:
-        backbone = load_teacher(options.backbone, device=options.device)
-        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment)
-    else:
-        layers = options.layers or options.num_hidden_layers
-        student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
-    texts = read_dataset(options.texts)
-    trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, text_column=options.text_column)
-    trainer.train()
-    student.save_pretrained(options.output)
-    print(f"{parameters(student):,} parameters and {megabytes(student.senses):.1f} MB of senses: saved in {options.output}")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    task = read_task(options)
-    model, encode, encode_words = load_encoder(options)
-    begin = time.perf_counter()
-    vectors = task.encode(encode, encode_words)
-    speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
-    scores = task.metric(*vectors)
-    cells = {name: f"{score:.4f}" for name, score in scores.items()}
-    if options.task == "classification":
-        few_shot = f"{cells['few_shot']} ± {cells['few_shot_std']}"
-        cells = {"few-shot (8 a label, 10 draws)": few_shot, f"all {len(task.inputs[0]):,} labels": cells["full"]}
-    cells = {"model": options.model, **cells, "parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
-    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
-    if options.output:
-        used = {"task": options.task, "model": options.model, "senses": options.senses, "assignment": options.assignment}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
-
-
-def read_task(options: argparse.Namespace) -> EvaluationTask:
-    """The task to evaluate on, of its files."""
-    labelled, tagged = (options.text_column, options.label_column), ("tokens", "tags")
-    needed: dict[str, tuple[str, ...]] = {
-        "classification": {"train": labelled, "test": labelled},
-        "similarity": {"test": ("sentence1", "sentence2", "score")},
-        "retrieval": {"corpus": ("id", "text"), "queries": ("text", "relevant")},
-        "tokens": {"train": tagged, "test": tagged},
-    }[options.task]
-    given = [name for name in ("train", "test", "corpus", "queries") if getattr(options, name)]
-    if given != list(needed):
-        flags = [" and ".join(f"--{name}" for name in names) for names in (needed, given)]
-        raise ValueError(f"--task {options.task} needs {flags[0]}, not {flags[1] or 'nothing'}")
-    sets = {}
-    for name, columns in needed.items():
-        data = read_dataset(getattr(options, name), split=name)
-        for column in columns:
-            if column not in data.column_names:
-                raise ValueError(f"--{name} has no column {column!r}, only {', '.join(data.column_names)}")
-        sets[name] = data.to_dict()
-    names = {"text": options.text_column, "label": options.label_column} if options.task == "classification" else {}
-    return TASKS[options.task](**sets, **names)
-
-
-def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
-    """The model to evaluate, and what makes vectors of texts and of words."""
-    if _model_type(options.model) == "skd_student":
-        if options.senses or options.pooling:
-            raise ValueError(f"{options.model} is a student: it has its own senses and pooling; leave out --senses and --pooling")
-        student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        settings = {"assignment": options.assignment, "batch_size": options.batch_size}
-        return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
-    teacher = load_teacher(options.model, pooling=options.pooling, device=options.device)
-    if options.senses:
-        attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
-    elif options.assignment:
-        raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
-    settings = {"batch_size": options.batch_size}
-    return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
+    if options.output_dir is None:
+        raise ValueError("say where the student is to be saved: --output DIR")
+    kinds = (DistillArguments, SKDTrainingArguments)
+    student = distill(*(kind(**{field.name: getattr(options, field.name) for field in fields(kind) if field.init}) for kind in kinds))
+    print(f"{parameters(student):,} parameters and {megabytes(student.senses):.1f} MB of senses: saved in {options.output_dir}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -326,30 +232,6 @@ def _demo(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"the demo needs more packages ({error.name} is missing): pip install 'sensedict_hf[demo]'") from error
     run_demo(Path(options.output), seed=options.seed)
-
-
-def _model_type(path: str) -> str:
-    return AutoConfig.from_pretrained(path).model_type
-
-
-def load_senses(path: str) -> SenseEmbeddingModel:
-    """A dictionary, or the one inside a student.
-
-    Raises:
-        ValueError: it is another kind of model.
-    """
-    kind = _model_type(path)
-    if kind not in ("sense_embedding", "skd_student"):
-        raise ValueError(f"{path} holds a {kind} model, not a sense dictionary: make one with sensedict build")
-    model = AutoModel.from_pretrained(path)
-    if kind == "sense_embedding":
-        return model
-    return model.senses
-
-
-def parameters(model: torch.nn.Module) -> int:
-    """Trainable or not, without the senses."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def megabytes(senses: SenseEmbeddingModel) -> float:

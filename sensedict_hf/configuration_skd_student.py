@@ -13,7 +13,7 @@ class SKDStudentConfig(PreTrainedConfig):
     Args:
         text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
         assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
-            own vectors. Default: `none` after distillation by regression alone (objective `mse`), else the dictionary's.
+            own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
         pooling: how `encode` makes one vector of a text: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
         teacher_layers: the layers of the teacher that the student started from, if it did.
@@ -69,7 +69,8 @@ class SKDStudentConfig(PreTrainedConfig):
     @property
     def default_assignment(self) -> str:
         """What is assigned unless a call says otherwise."""
-        return self.assignment or ("none" if self.objective == "mse" else self.sense_config.assignment)
+        senses_learned = self.objective is None or "sense" in self.objective.split("+")
+        return self.assignment or (self.sense_config.assignment if senses_learned else "none")
 
     @property
     def vocab_size(self) -> int:

@@ -21,6 +21,7 @@ from .windows import Alignment, TokenizedCorpus
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 # Windows are not longer unless asked for: a batch of texts as long as a long-context model takes does not fit into memory.
 DEFAULT_MAX_LENGTH = 512
+FILES_HELP = "text files (.jsonl, .csv, .parquet, .arrow, .txt), all of one kind, a folder of save_to_disk, or the name of a data set"
 CORPUS_FILES = {"input_ids": np.int32, "offsets": np.int64, "digests": np.uint64}
 ALIGNMENT_FILES = {"teacher_ids": np.int32, "teacher_offsets": np.int64, "places": np.int32, "bounds": np.int64}
 # Where less than this share of the tokens aligns with the teacher's, a dictionary would lack most of the text.
@@ -198,6 +199,13 @@ def tokenize_corpus(
         (folder / "progress.json").unlink()  # so that another corpus can be given
         raise ValueError(wrong)
     return open_corpus(folder, tokenizer, teacher_tokenizer)
+
+
+def tokenize_in_memory(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
+    """Tokenizes a few texts."""
+    rows = [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]]
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
+    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), *special_token_counts(tokenizer))
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:

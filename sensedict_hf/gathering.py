@@ -35,7 +35,7 @@ def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, d
     rows = directory / "windows.bin"
     earlier = int(np.searchsorted(plan.positions, 0))
     with open(rows, "wb") as file:
-        for first_text, last_text in _chunks(corpus.shown):
+        for first_text, last_text in chunks(corpus.shown):
             span = earlier + np.searchsorted(plan.positions[earlier:], corpus.offsets[[first_text, last_text]])
             table = _owning_windows(corpus, plan.positions[slice(*span)], max_length, first_text, last_text)
             table[:, 3:] += span[0]
@@ -57,12 +57,12 @@ def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, d
     return open_windows(directory)
 
 
-def _chunks(corpus: TokenizedCorpus) -> Iterator[tuple[int, int]]:
-    """Parts of the corpus, each of one text or of not more than `CHUNK` tokens and texts: its first text and the one behind its last."""
+def chunks(corpus: TokenizedCorpus, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Parts of the corpus, each of one text or of not more than `size` tokens and texts: its first text and the one behind its last."""
     first = 0
     while first < len(corpus):
-        last = int(np.searchsorted(corpus.offsets, corpus.offsets[first] + CHUNK, side="right")) - 1
-        last = min(max(last, first + 1), first + CHUNK)
+        last = int(np.searchsorted(corpus.offsets, corpus.offsets[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), first + size)
         yield first, last
         first = last
 
@@ -83,8 +83,8 @@ def _window_vectors(
     """Runs the teacher over a batch of windows, given by their columns.
 
     Returns:
-        For all positions that the windows own: their indices in `positions`, the teacher's vectors, `[n, hidden]`, float32 on the CPU,
-        and the text of each. A token of another tokenizer has the mean of the vectors of the teacher's tokens that it aligns with, as
+        For all positions that the windows own: their indices in `positions`, the teacher's vectors, `[n, hidden]`, float32, and the
+        text of each. A token of another tokenizer has the mean of the vectors of the teacher's tokens that it aligns with, as
         far as the window shows them.
     """
     text, start, stop, first, last = windows
@@ -107,33 +107,30 @@ def _window_vectors(
     vectors = hidden[torch.from_numpy(of_place).to(hidden.device), column].float()
     if corpus.alignment is not None:
         vectors = torch.segment_reduce(vectors, "mean", lengths=torch.from_numpy(counts).to(hidden.device))
-    return owned, vectors.cpu(), text[row]
+    return owned, vectors, text[row]
 
 
 def teacher_vectors(
-    teacher: Teacher, corpus: TokenizedCorpus, *, layer: int, max_length: int, batch_size: int
+    teacher: Teacher, corpus: TokenizedCorpus, first_text: int, last_text: int, *, layer: int, max_length: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Runs the teacher over a whole corpus; long texts in overlapping windows.
+    """Runs the teacher over the texts `first_text:last_text`; long texts in overlapping windows.
 
     Args:
         max_length: of the windows, in the teacher's tokens.
 
     Yields:
-        Batch by batch, each token of the corpus that has a vector exactly once, in no order: positions in `corpus.input_ids`, `[n]`, and
-        their vectors, `[n, hidden]`, float32 on the CPU. Tokens of another tokenizer that align with none of the teacher's are left out.
+        Batch by batch, each token that has a vector exactly once, in no order: positions in `corpus.input_ids`, `[n]`, and their
+        vectors, `[n, hidden]`, float32. Tokens of another tokenizer that align with none of the teacher's are left out.
     """
-    with tqdm(total=len(corpus.shown.input_ids), desc="Running the teacher", unit=" tokens", leave=False) as bar:
-        for first_text, last_text in _chunks(corpus.shown):
-            begin, end = corpus.offsets[[first_text, last_text]]
-            positions = np.arange(begin, end)
-            if corpus.alignment is not None:
-                positions = positions[corpus.alignment.aligned(begin, end)]
-            table = _owning_windows(corpus, positions, max_length, first_text, last_text)
-            table = table[np.argsort(table[:, 1] - table[:, 2], kind="stable")]
-            for first in range(0, len(table), batch_size):
-                owned, vectors, _ = _window_vectors(teacher, corpus, table[first : first + batch_size].T, positions, layer)
-                yield positions[owned], vectors
-            bar.update(int(corpus.shown.offsets[last_text] - corpus.shown.offsets[first_text]))
+    begin, end = corpus.offsets[[first_text, last_text]]
+    positions = np.arange(begin, end)
+    if corpus.alignment is not None:
+        positions = positions[corpus.alignment.aligned(begin, end)]
+    table = _owning_windows(corpus, positions, max_length, first_text, last_text)
+    table = table[np.argsort(table[:, 1] - table[:, 2], kind="stable")]
+    for first in range(0, len(table), batch_size):
+        owned, vectors, _ = _window_vectors(teacher, corpus, table[first : first + batch_size].T, positions, layer)
+        yield positions[owned], vectors
 
 
 def open_windows(directory: Path) -> dict[str, np.ndarray]:
@@ -199,6 +196,7 @@ def gather_samples(
         rows = slice(batch * batch_size, (batch + 1) * batch_size)
         columns = [windows[name][rows] for name in WINDOW_COLUMNS]
         sample, vectors, text = _window_vectors(teacher, corpus, columns, plan.positions, layer)
+        vectors = vectors.cpu()
         _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text)
         samples[torch.from_numpy(plan.slots[sample])] = vectors.to(samples.dtype)
         unmarked.append(batch)

@@ -1,62 +1,179 @@
-"""Texts -> token ids and the senses that the teacher picks for them, as a data set."""
+"""Texts -> token ids and the senses that the teacher picks for them, as a data set.
 
+The teacher runs once. Parts of the texts are encoded one by one, each into a file of its own, so that any number of processes can take
+part and an interrupted call goes on where it was.
+"""
+
+import os
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, Features, IterableDataset, Sequence, Value, concatenate_datasets, load_from_disk
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .corpus import Texts, check_max_length, tokenize_corpus
-from .encoding import pad_batch
+from .build_folder import locked, publish
+from .building import origin, process_state
+from .corpus import Texts, check_max_length, open_corpus, read_progress, tokenize_in_memory
+from .gathering import chunks, teacher_vectors
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher
-from .teachers import Teacher
+from .planning import read_corpus
+from .teachers import Teacher, load_teacher
+from .windows import TokenizedCorpus
 
 IGNORED = -100  # a position that is not counted; Trainer knows this value
+PART_TOKENS = 1 << 17  # of a part, and how much of the teacher's work an interruption may lose
 
 
 def encode_senses(
-    teacher: Teacher,
+    teacher: str | os.PathLike | PreTrainedModel | Teacher,
     senses: SenseEmbeddingModel,
     texts: Texts,
     *,
+    output_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
     text_column: str = "text",
     max_length: int | None = None,
     batch_size: int = 32,
+    top_k: int = 1,
+    temperature: float = 0.15,
     only_tokens: bool = False,
 ) -> Dataset:
     """Runs the teacher once over the texts and keeps which sense it picks at every position.
 
     Args:
+        output_dir: where the data set is stored, to be loaded by `datasets.load_from_disk`. The same call goes on with one that was
+            interrupted there, and loads one that is finished; under `accelerate launch` or `torchrun` all processes share the
+            work. Default: in memory.
+        overwrite: replaces the data set of other texts or settings in `output_dir`.
         max_length: longest row in tokens (default: what the teacher takes, at most 512); longer texts become several overlapping
             rows, in which every position is counted once.
+        top_k: 1 keeps the best sense (hard labels); more also the probabilities of so many (soft labels), under the posterior at
+            `temperature`, in units of the dictionary's distortion.
         only_tokens: leaves the teacher out; all senses are unknown.
 
     Returns:
-        A data set with a row for each window: `input_ids`, and `labels` of the same length: the sense among the token's own, -1 where
-        it has none or is not known, -100 where the position is counted in another row.
+        A data set with a row for each window: `input_ids`, and `labels` of the same length, 16 bits each: the sense among the token's
+        own, -1 where it has none or is not known, -100 where the position is counted in another row. With `top_k` also `sense_ids`
+        and `probabilities`, `top_k` for each position, one position behind the other.
+
+    Raises:
+        ValueError: the dictionary is not the teacher's, or `output_dir` holds something else.
     """
+    teacher = load_teacher(teacher)
     check_teacher(senses, teacher)
-    max_length = check_max_length(max_length, teacher.max_window)
-    with TemporaryDirectory(prefix="sensedict-") as folder:
-        corpus = tokenize_corpus(texts, teacher.tokenizer, folder, text_column=text_column)
-        windows = corpus.windows(max_length)
-        input_ids = [corpus.window_ids(*window) for window in zip(windows.text, windows.start, windows.stop)]
-    labels = [np.full(len(ids), -1, dtype=np.int32) for ids in input_ids]
-    longest_first = np.argsort([-len(ids) for ids in input_ids], kind="stable")
-    longest_first = longest_first[: sum(len(ids) > 0 for ids in input_ids)]
-    steps = range(0, 0 if only_tokens else len(longest_first), batch_size)
-    for begin in tqdm(steps, desc="Encoding senses", unit=" batches", leave=False):
-        batch = longest_first[begin : begin + batch_size]
-        ids, mask = (x.to(teacher.device) for x in pad_batch([input_ids[index] for index in batch], teacher.pad_token_id))
-        hidden = teacher.hidden_states(ids, mask, senses.config.layer)
-        with torch.inference_mode():
-            sense_ids = senses(ids, hidden, mask, "hard").sense_ids.cpu().numpy()
-        for row, index in enumerate(batch):
-            labels[index] = sense_ids[row, : len(input_ids[index])].astype(np.int32)
-    for index in np.flatnonzero((windows.own_stop - windows.own_start) < [len(ids) for ids in input_ids]):
-        labels[index][: windows.own_start[index] - windows.start[index]] = IGNORED
-        labels[index][windows.own_stop[index] - windows.start[index] :] = IGNORED
-    rows = [index for index, ids in enumerate(input_ids) if len(ids)]  # an empty text of a tokenizer without special tokens
-    return Dataset.from_dict({"input_ids": [input_ids[row] for row in rows], "labels": [labels[row] for row in rows]})
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: it must be at least 1")
+    is_keyed = senses.config.teacher_tokenizer_fingerprint is not None
+    tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
+    max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
+    state = process_state()
+    if output_dir is None and state.num_processes > 1:
+        raise ValueError("give output_dir: several processes need a common folder")
+    settings = {
+        **origin(teacher, tokenizer, max_length, False),
+        "layer": senses.config.layer,
+        "senses": senses.fingerprint(),
+        "batch_size": batch_size,
+        "top_k": top_k,
+        "temperature": temperature if top_k > 1 else None,
+        "only_tokens": only_tokens,
+    }
+    with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
+        folder = Path(path)
+        with locked(folder):
+            begun = [None]
+            if state.is_main_process:
+                corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite, "data set")
+                begun = [corpus is not None]
+            if broadcast_object_list(begun)[0]:
+                _encode(folder, teacher, senses, tokenizer, settings)
+            state.wait_for_everyone()
+        return load_from_disk(folder, keep_in_memory=output_dir is None)
+
+
+def _encode(
+    folder: Path, teacher: Teacher, senses: SenseEmbeddingModel, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+) -> None:
+    """The stages that all processes share, and the last one."""
+    state, stages = process_state(), folder / "building"
+    corpus = open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None)
+    parts = list(chunks(corpus.shown, PART_TOKENS))
+    paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
+    mine = range(state.process_index, len(parts), state.num_processes)
+    sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
+    with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding senses", unit=" tokens", leave=False) as bar:
+        for number in mine:
+            if not paths[number].exists():
+                dataset = _encode_part(teacher, senses, corpus, parts[number], settings)
+                partial = paths[number].with_suffix(".partial")
+                with ArrowWriter(path=str(partial), features=dataset.features) as writer:
+                    writer.write_table(dataset.data.table)
+                    writer.finalize()
+                partial.replace(paths[number])
+            bar.update(sizes[number])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(stages / "ready", ignore_errors=True)
+        concatenate_datasets([Dataset.from_file(str(path)) for path in paths]).save_to_disk(stages / "ready")
+        publish(folder, {**settings, "corpus": read_progress(stages / "corpus").sha256}, "data set")
+
+
+def stream_windows(texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int, text_column: str) -> IterableDataset:
+    """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come."""
+
+    def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
+        corpus = tokenize_in_memory(batch[text_column], tokenizer)
+        return _rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
+
+    return texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
+
+
+def _encode_part(
+    teacher: Teacher, senses: SenseEmbeddingModel, corpus: TokenizedCorpus, part: tuple[int, int], settings: dict[str, Any]
+) -> Dataset:
+    """The rows of some texts."""
+    begin, end = corpus.offsets[list(part)]
+    top_k = settings["top_k"]
+    sense_ids, probabilities = np.full((end - begin, top_k), -1), np.zeros((end - begin, top_k), dtype=np.float16)
+    if not settings["only_tokens"]:
+        length = min(settings["max_length"], teacher.max_window)
+        for positions, vectors in teacher_vectors(
+            teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]
+        ):
+            tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
+            found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
+            sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
+    columns = _rows(corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities)))
+    number = Value("int16" if int(senses.offsets.diff().max()) < 1 << 15 else "int32")
+    kinds = {"input_ids": Value("int32"), "labels": number, "sense_ids": number, "probabilities": Value("float16")}
+    return Dataset.from_dict(columns, features=Features({name: Sequence(kinds[name]) for name in columns}))
+
+
+def _rows(
+    corpus: TokenizedCorpus, max_length: int, first: int, last: int, labels: np.ndarray, *posterior: np.ndarray
+) -> dict[str, list[np.ndarray]]:
+    """The columns for the texts `first:last`: their windows, with what is known of each position of them."""
+    windows = corpus.windows(max_length, first, last)
+    names = ("input_ids", "labels", *("sense_ids", "probabilities")[: len(posterior)])
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for text, start, stop, own_start, own_stop in zip(*vars(windows).values()):
+        begin, end = corpus.offsets[text : text + 2]
+        places = corpus.window_places(text, start, stop)
+        if not len(places):
+            continue  # an empty text of a tokenizer without special tokens
+        owned = (places >= begin + own_start) & (places < begin + own_stop)
+        there = places - corpus.offsets[first]
+        columns["input_ids"].append(corpus.input_ids[places])
+        columns["labels"].append(np.where(owned, labels[there], IGNORED))
+        for name, values in zip(names[2:], posterior):
+            columns[name].append(values[there].ravel())
+    return columns

@@ -1,14 +1,25 @@
-"""Losses of distillation, each summed over the counted positions."""
+"""Losses of regression, each a sum over positions; that of senses is [`SenseEmbeddingModel.cross_entropy`]."""
 
 from torch import Tensor
 
 
-def hidden_mse(student: Tensor, teacher: Tensor, counted: Tensor, unit: float) -> Tensor:
+def hidden_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     """Summed squared distance between the student's and the teacher's vectors, the usual hidden-state regression.
 
     Args:
-        student, teacher: `[batch, positions, hidden]`. counted: `[batch, positions]`, bool.
-        unit: what a squared distance is divided by. With the dictionary's distortion the loss is of the order of the
-            cross-entropy over senses, whatever the scale of the teacher.
+        student, teacher: `[batch, positions, hidden]`. weights: `[batch, positions]`, 0 where a position is not counted.
     """
-    return (student[counted].float() - teacher[counted].float()).square().sum() / unit
+    return ((student.float() - teacher.float()).square().sum(-1) * weights).sum()
+
+
+def sentence_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """The same for the mean vectors of the texts, as in distillation of sentence embeddings (Reimers and Gurevych, "Making
+    Monolingual Sentence Embeddings Multilingual", EMNLP 2020). Each text counts as often as it has positions, so that the sum can be
+    divided by their number like that of `hidden_mse`, which it never exceeds.
+
+    Args:
+        student, teacher: `[batch, positions, hidden]`. weights: `[batch, positions]`, 0 where a position is not counted.
+    """
+    totals = weights.sum(1)
+    difference = ((student.float() - teacher.float()) * weights[..., None]).sum(1)
+    return (difference.square().sum(-1) / totals.clamp_min(1e-12)).sum()

@@ -16,6 +16,7 @@ from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
 from .corpus import tokenizer_fingerprint
 from .model_card import model_card
 from .ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from .tensor_files import digest_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -328,6 +329,11 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """A temperature in units of the distortion as one in units of the score (a dictionary of exact samples has no distortion, and
         1 as its unit)."""
         return temperature * (self.config.distortion or 1.0)
+
+    def fingerprint(self) -> str:
+        """A digest of what assignments depend on."""
+        config = self.config
+        return digest_tensors(f"{config.similarity} {config.layer} {config.distortion}", self.state_dict())
 
     def token_id(self, token: int | str) -> int:
         """The id of a token given as id, as it stands in the vocabulary, or as a word that is a single token, at the beginning of a

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, logging
 
@@ -244,6 +244,19 @@ class SKDStudentForSequenceClassification(SKDStudentPreTrainedModel):
         if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return F.cross_entropy(logits, labels.view(-1))
+
+
+def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
+    """A dictionary, or the one inside a student.
+
+    Raises:
+        ValueError: it is another kind of model.
+    """
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in ("sense_embedding", "skd_student"):
+        raise ValueError(f"{path} holds a {kind} model, not a sense dictionary: make one with sensedict build")
+    model = AutoModel.from_pretrained(path)
+    return model if kind == "sense_embedding" else model.senses
 
 
 def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:

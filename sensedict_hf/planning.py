@@ -31,6 +31,54 @@ BYTES_PER_SAMPLE = 120
 WORKING_COPIES = 4
 
 
+def read_corpus(
+    folder: Path,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Texts,
+    text_column: str,
+    settings: dict[str, Any],
+    overwrite: bool,
+    kind: str = "dictionary",
+) -> TokenizedCorpus | None:
+    """Tokenizes the texts of a build, or goes on with that; None if the folder holds the finished dictionary or data set.
+
+    Raises:
+        ValueError: the folder holds another one, or an unfinished build with other settings or texts, and `overwrite` is not set.
+    """
+    is_one_shot = iter(texts) is texts
+    try:
+        finished = None if overwrite and is_one_shot else finished_build(folder, kind)
+    except ValueError:
+        if not overwrite:
+            raise
+        finished = None
+    changed = None
+    if finished is not None:
+        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
+        if changed and not overwrite:
+            raise ValueError(f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite")
+    if finished is not None and not changed:
+        discard(folder / "building")
+        logger.info(f"{folder} holds this {kind} already")
+        return None
+    stages = begin_build(folder, settings, overwrite)
+    reading = {
+        "text_column": text_column,
+        "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
+        "truncate_at": settings["max_length"] if settings["truncation"] else None,
+    }
+    try:
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
+    except CorpusChangedError:
+        if not overwrite or is_one_shot:
+            raise
+        stages = begin_build(folder, settings, overwrite, afresh=True)
+        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
+    _warn_of_lost_tokens(corpus, teacher.name, settings["max_length"])
+    return corpus
+
+
 def plan_build(
     folder: Path,
     teacher: Teacher,
@@ -42,39 +90,13 @@ def plan_build(
     overwrite: bool,
 ) -> bool:
     """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    is_one_shot = iter(texts) is texts
-    try:
-        finished = None if overwrite and is_one_shot else finished_build(folder)
-    except ValueError:
-        if not overwrite:
-            raise
-        finished = None
-    changed = None
-    if finished is not None:
-        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
-        if changed and not overwrite:
-            raise ValueError(f"{folder} holds a dictionary with other settings: {changed}; give the same, another folder, or overwrite")
-    if finished is not None and not changed:
-        discard(folder / "building")
-        logger.info(f"{folder} holds this dictionary already")
-        return False
-    stages = begin_build(folder, settings, overwrite)
-    max_length = settings["max_length"]
-    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    # Before the texts are read: is there such a layer?
     probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
-    reading = {
-        "text_column": text_column,
-        "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
-        "truncate_at": max_length if settings["truncation"] else None,
-    }
-    try:
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
-    except CorpusChangedError:
-        if not overwrite or is_one_shot:
-            raise
-        stages = begin_build(folder, settings, overwrite, afresh=True)
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
-    _warn_of_lost_tokens(corpus, teacher.name, max_length)
+    corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite)
+    if corpus is None:
+        return False
+    stages, max_length = folder / "building", settings["max_length"]
+    embeddings = teacher.model.get_input_embeddings().num_embeddings
     if not (stages / "plan.safetensors").exists():
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from transformers.utils import cached_file, logging
 
 from .corpus import model_max_length
 from .encoding import POOLINGS, encode_texts, encode_words, padding_id
+from .tensor_files import digest_tensors
 
 logger = logging.get_logger(__name__)
-
-FINGERPRINT_CHUNK = 1 << 24  # numbers that are hashed at a time
 
 # sentence-transformers' names of poolings that exist here
 SENTENCE_TRANSFORMERS_POOLINGS = {
@@ -79,14 +77,8 @@ class Teacher:
         for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
             config.pop(name, None)
         kind = [type(self.model).__name__, self.model.config._attn_implementation, config]
-        digest = blake2b(json.dumps(kind, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in self.model.state_dict().items():
-            if not name.startswith("pooler."):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                flat = tensor.detach().contiguous().view(-1)
-                for begin in range(0, len(flat), FINGERPRINT_CHUNK):
-                    digest.update(flat[begin : begin + FINGERPRINT_CHUNK].cpu().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
+        return digest_tensors(json.dumps(kind, sort_keys=True, default=str), tensors)
 
     def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """`[batch, positions] -> [batch, positions, hidden]`."""

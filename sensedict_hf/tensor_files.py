@@ -10,6 +10,7 @@ import mmap
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ DTYPES = {
     "U64": torch.uint64,
     "BOOL": torch.bool,
 }
+DIGEST_CHUNK = 1 << 24  # numbers that are hashed at a time
 # Mapped for reading, a file of any size can be opened; torch has no tensors that are read-only, and says so.
 warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -99,3 +101,14 @@ def write_tensor_file(path: str | os.PathLike, tensors: dict[str, Tensor]) -> No
         file[name].copy_(tensor)
     file.flush()
     partial.replace(path)
+
+
+def digest_tensors(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """A digest of a description and of every tensor's name, dtype, shape and bytes."""
+    digest = blake2b(description.encode(), digest_size=16)
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().view(-1)
+        for begin in range(0, len(flat), DIGEST_CHUNK):
+            digest.update(flat[begin : begin + DIGEST_CHUNK].cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -3,41 +3,62 @@
 import os
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalPrediction, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .corpus import Texts, check_max_length, model_max_length
 from .encoding import pad_batch, padding_id
-from .labeling import IGNORED, encode_senses
-from .losses import hidden_mse
+from .labeling import IGNORED, encode_senses, stream_windows
+from .losses import hidden_mse, sentence_mse
 from .model_card import model_card
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentModel, check_teacher
 from .teachers import Teacher, load_teacher
 from .training_args import SKDTrainingArguments
+
+# What is summed over batches, for the means that are logged.
+SUMS = ("loss", "counted", "owned", "covered", "known", "right", "error")
+REMEMBERED = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "temperature",
+    "label_top_k",
+    "label_temperature",
+    "mse_weight",
+    "sentence_weight",
+    "frequency_power",
+    "seed",
+)
 
 
 class SKDTrainer(Trainer):
     """Distils a student: text in, trained student out.
 
-    For the objective `sense` the teacher runs once over all texts, before training, and is let go; with a regression it runs beside the
-    student.
+    For the objective `sense` the teacher runs once over all texts, before training, and is let go; for other objectives, and for texts
+    that are streamed, it runs beside the student. Logged beside the loss: `sense_accuracy`, the share of the positions at which
+    the student picks the teacher's sense; `quantization_error`, the mean squared distance from the student's vectors to the senses it
+    picks, in units of the dictionary's distortion; `coverage`, the share of the positions whose token has senses.
 
     Args:
-        model: the student; its dictionary decides what the teacher's senses are.
+        model: the student, also under an adapter of PEFT; its dictionary decides what the teacher's senses are.
         teacher: a name, a path, a model or a [`Teacher`]. May be None if the data sets come from [`encode_senses`] and the objective
             is `sense`.
         train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns;
-            to evaluate on, also a dict of those.
+            to evaluate on, also a dict of those. What the teacher has encoded stays in `args.output_dir/_encoded`, so that the same
+            call goes on with it if it is interrupted. A streamed data set (`datasets.IterableDataset`) is encoded as it comes, and
+            needs `max_steps`.
         text_column: where the texts are.
 
     Raises:
-        ValueError: the dictionary does not fit the teacher, or a teacher is needed and not given.
+        ValueError: the dictionary does not fit the teacher, a teacher is needed and not given, or the model is not a student.
     """
 
     args: SKDTrainingArguments
@@ -52,17 +73,18 @@ class SKDTrainer(Trainer):
         text_column: str = "text",
         **kwargs: Any,
     ):
+        self.student, self.senses = find_student(model), find_student(model).senses
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
-            check_teacher(model.senses, self.teacher)
+            check_teacher(self.senses, self.teacher)
         if train_dataset is not None:
-            train_dataset = self._encode(train_dataset, model, args)
+            train_dataset = self._encode(train_dataset, args, "train")
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._encode(texts, model, args) for name, texts in eval_dataset.items()}
+            eval_dataset = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = self._encode(eval_dataset, model, args)
-        if args.objective == "sense":
+            eval_dataset = self._encode(eval_dataset, args, "eval")
+        if not args.needs_vectors and not isinstance(train_dataset, IterableDataset):
             self.teacher = None
         super().__init__(
             model,
@@ -70,26 +92,26 @@ class SKDTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=kwargs.pop("data_collator", self._collate),
-            processing_class=kwargs.pop("processing_class", model.tokenizer),
-            compute_metrics=kwargs.pop("compute_metrics", sense_accuracy),
+            processing_class=kwargs.pop("processing_class", self.student.tokenizer),
             **kwargs,
         )
         # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
-        self._correct = self._counted = 0
+        self._weights = position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
+        self._has_senses = (self.senses.offsets.diff() > 0).cpu()
+        self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; the student remembers how it was distilled."""
-        config = self.accelerator.unwrap_model(self.model).config
-        names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "temperature", "mse_weight", "seed")
-        config.objective = self.args.objective
-        config.distillation = {name: getattr(self.args, name) for name in names}
+        self.student.config.objective = self.args.objective
+        self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
         return super().train(*args, **kwargs)
 
-    def _encode(self, texts: Texts, model: SKDStudentModel, args: SKDTrainingArguments) -> Dataset:
+    def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
+        """Token ids and senses of texts; a data set that has them is left as it is."""
         if isinstance(texts, Dataset) and {"input_ids", "labels"} <= set(texts.column_names):
-            if self.teacher is None and args.objective != "sense":
+            if self.teacher is None and args.needs_vectors:
                 raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=")
             return texts
         if self.teacher is None:
@@ -97,52 +119,82 @@ class SKDTrainer(Trainer):
                 "texts need a teacher to tell their senses: pass teacher= (for objective sense it is let go once the first texts are "
                 "encoded), or data sets made by encode_senses"
             )
-        longest = min(self.teacher.max_window, model_max_length(self.teacher.tokenizer, model.config.text_config))
+        is_streamed, is_keyed = isinstance(texts, IterableDataset), self.senses.config.teacher_tokenizer_fingerprint is not None
+        if is_keyed and (args.needs_vectors or is_streamed):
+            raise ValueError(
+                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's tokens beside it, as "
+                "the dictionary is for another tokenizer; choose objective='sense' and texts that are not streamed"
+            )
+        tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
+        longest = model_max_length(tokenizer, self.student.config.text_config)
+        max_length = check_max_length(args.max_length, longest if is_keyed else min(longest, self.teacher.max_window))
+        if is_streamed:
+            return stream_windows(texts, tokenizer, max_length, self.text_column)
         return encode_senses(
             self.teacher,
-            model.senses.to(self.teacher.device),
+            self.senses.to(self.teacher.device),
             texts,
+            output_dir=os.path.join(args.output_dir, "_encoded", name),
+            overwrite=True,
             text_column=self.text_column,
-            max_length=check_max_length(args.max_length, longest),
+            max_length=max_length,
             batch_size=args.per_device_eval_batch_size,
-            only_tokens=args.objective != "sense",
+            top_k=args.label_top_k,
+            temperature=args.label_temperature,
+            only_tokens=args.needs_vectors,
         )
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.model))
-        labels = torch.full_like(input_ids, IGNORED)
-        labels[mask.bool()] = torch.from_numpy(np.concatenate([row["labels"] for row in rows])).long()
-        if self.args.objective == "sense":
-            labels[labels < 0] = IGNORED  # nothing can be learned where the token has no senses
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.student))
+        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
+        if self.args.terms == ("sense",):  # nothing can be learned where the token has no senses
+            batch["labels"] = labels.masked_fill(~self._has_senses[input_ids], IGNORED)
+        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
+            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
+            batch[name] = pad_sequence(values, True, filling)
+        return batch
 
-    def _loss_and_choices(
-        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the student's senses and the teacher's, both `[batch, positions]` (-1: unknown, as all are without their loss)."""
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The loss summed over the positions of a batch; adds to what is logged."""
+        args, senses, unit = self.args, self.senses, self.senses.score_temperature(1.0)
         input_ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        senses = self.accelerator.unwrap_model(model).senses
         hidden = model(input_ids=input_ids, attention_mask=mask, assignment="none").student_hidden_state
         counted = labels != IGNORED
-        loss, choices = hidden.new_zeros(()), torch.full_like(labels, -1)
-        if self.args.objective != "sense":
+        weights = counted.float() if self._weights is None else counted * self._weights[input_ids]
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        target = None
+        if self.teacher is not None:
             there = self.teacher.device
             target = self.teacher.hidden_states(input_ids.to(there), mask.to(there), senses.config.layer).to(hidden.device).clone()
-            weight = 1.0 if self.args.objective == "mse" else self.args.mse_weight
-            own, unit = hidden, senses.score_temperature(1.0)
-            if senses.config.similarity == "cosine":  # the distortion is one between unit vectors
-                own, target = F.normalize(own.float(), dim=-1), F.normalize(target.float(), dim=-1)
-            loss = loss + weight * hidden_mse(own, target, counted, unit)
-            if self.args.objective == "sense+mse":
-                chosen = senses(input_ids, target, mask, "hard").sense_ids
-                labels = torch.where(counted, chosen, labels)
-        if self.args.objective == "mse":
-            labels = choices
-        else:
-            sense_loss, choices = senses.cross_entropy(input_ids, hidden, labels, self.args.temperature)
+        if "sense" in args.terms:
+            sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
+            if target is not None:
+                sense_ids, probabilities = senses.posterior(input_ids, target, counted, args.label_temperature, args.label_top_k)
+            probabilities = weights[..., None] * (torch.ones_like(weights)[..., None] if probabilities is None else probabilities)
+            sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
             loss = loss + sense_loss
-        positions = counted.sum() if num_items_in_batch is None else num_items_in_batch
-        return loss / positions, choices, labels
+            known = choices >= 0
+            self._sums["known"] += known.sum()
+            self._sums["right"] += (choices == sense_ids[..., 0])[known].sum()
+            with torch.no_grad():
+                distances = self._comparable(hidden[known]) - self._comparable(senses.look_up(input_ids[known], choices[known]))
+                self._sums["error"] += distances.square().sum() / unit
+        if args.needs_vectors:
+            own, target = self._comparable(hidden), self._comparable(target)
+            for name, regression, weight in (("mse", hidden_mse, args.mse_weight), ("sentence", sentence_mse, args.sentence_weight)):
+                if name in args.terms:
+                    weight = weight if len(args.terms) > 1 else 1.0
+                    loss = loss + weight / unit * regression(own, target, weights)
+        self._sums["loss"] += loss.detach()
+        self._sums["counted"] += counted.sum()
+        self._sums["owned"] += inputs["owned"].sum()
+        self._sums["covered"] += (inputs["owned"] & self._has_senses.to(input_ids.device)[input_ids]).sum()
+        return loss
+
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        """Vectors between which the dictionary's distortion is a squared distance: for cosine similarity unit vectors."""
+        return F.normalize(vectors.float(), dim=-1) if self.senses.config.similarity == "cosine" else vectors.float()
 
     def compute_loss(
         self,
@@ -151,44 +203,75 @@ class SKDTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss, choices, labels = self._loss_and_choices(model, inputs, num_items_in_batch)
-        known = labels >= 0
-        self._correct += (choices == labels)[known].sum()
-        self._counted += known.sum()
+        loss = self._loss(model, inputs)
+        counted = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / counted
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP takes the mean of gradients that are already divided by all positions
-        return (loss, {"choices": choices}) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
         """As in transformers; texts are encoded first."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._encode(eval_dataset, self.accelerator.unwrap_model(self.model), self.args)
+            eval_dataset = self._encode(eval_dataset, self.args, "evaluated")
         return super().get_eval_dataloader(eval_dataset)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Evaluation keeps sense ids instead of vectors."""
+    ) -> tuple[Tensor, None, None]:
+        """Evaluation keeps sums instead of vectors."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad():
-            loss, choices, labels = self._loss_and_choices(model, inputs, None)
-        return (loss, None, None) if prediction_loss_only else (loss, choices, labels)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self._loss(model, inputs) / (inputs["labels"] != IGNORED).sum().clamp_min(1), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in transformers, with the means over positions of all batches and processes in the place of a mean of means."""
+        training, self._sums = self._sums, self._no_sums()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._means().items()})
+        self._sums = training
+        return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._counted:
-            logs["sense_accuracy"] = round(float(self._correct) / float(self._counted), 4)
-            self._correct = self._counted = 0
+        if "loss" in logs and self._sums["owned"] > 0:
+            logs |= {name: round(value, 4) for name, value in self._means().items() if name != "loss"}
+            self._sums = self._no_sums()
         super().log(logs, *args, **kwargs)
+
+    def _no_sums(self) -> dict[str, Tensor]:
+        return {name: torch.zeros((), device=self.args.device) for name in SUMS}
+
+    def _means(self) -> dict[str, float]:
+        """What the sums of all processes come to."""
+        sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in SUMS]), reduction="sum")
+        loss, counted, owned, covered, known, right, error = sums.tolist()
+        means = {"loss": loss / max(counted, 1), "coverage": covered / max(owned, 1)}
+        return means if not known else means | {"sense_accuracy": right / known, "quantization_error": error / known}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the student's own card."""
         if self.is_world_process_zero():
-            model_card(self.accelerator.unwrap_model(self.model).config).save(os.path.join(self.args.output_dir, "README.md"))
+            model_card(self.student.config).save(os.path.join(self.args.output_dir, "README.md"))
 
 
-def sense_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of the positions with a known sense at which the student picks the teacher's."""
-    known = prediction.label_ids >= 0
-    if not known.any():
-        return {}
-    return {"sense_accuracy": float((prediction.predictions == prediction.label_ids)[known].mean())}
+def find_student(model: nn.Module) -> SKDStudentModel:
+    """The student that a trainer is given, with or without adapters.
+
+    Raises:
+        ValueError: the model is none; of a task model the student inside it is to be distilled.
+    """
+    if isinstance(getattr(model, "student", None), SKDStudentModel):
+        raise ValueError(f"a {type(model).__name__} is fine-tuned by Trainer; to distil the student inside it, pass model.student")
+    student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
+    if student is None:
+        raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
+    return student
+
+
+def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:
+    """How much a position with each token counts, `[vocab]`: a power of the token's number of occurrences in the dictionary's corpus,
+    with the mean weight 1 over that. A token that did not occur counts as one that occurred once."""
+    totals = torch.cat([senses.usage.new_zeros(1), senses.usage.cumsum(0)])[senses.offsets]
+    counts = totals.diff().float()
+    weights = counts.clamp_min(1) ** power
+    return weights * counts.sum() / (counts * weights).sum()

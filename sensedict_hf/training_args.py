@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-OBJECTIVES = ("sense", "mse", "sense+mse")
+OBJECTIVES = ("sense", "mse", "sentence")
 
 
 @dataclass
@@ -12,30 +12,55 @@ class SKDTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the objective of distillation, and defaults that suit it.
 
     Args:
-        objective: `sense`, cross-entropy over each token's senses against the one that the teacher picks; `mse`, regression of the
-            teacher's hidden states, the usual baseline; or `sense+mse`, the first plus `mse_weight` times the second.
+        objective: one of these, or several joined by `+`, whose losses are added: `sense`, cross-entropy over each token's senses
+            against what the teacher picks; `mse`, regression of the teacher's hidden states, the usual baseline; `sentence`,
+            regression of their mean over the text.
         temperature: divides the scores of the senses, in units of the dictionary's mean squared distortion.
-        mse_weight: of the regression in `sense+mse`; its unit is the dictionary's distortion.
+        label_top_k: 1: the label of a position is the sense that the teacher picks (hard labels); more: the so many most probable
+            senses of its posterior (soft labels). label_temperature: of that posterior, in the same units.
+        mse_weight, sentence_weight: of these losses beside others; their unit is the dictionary's distortion.
+        frequency_power: weighs a position by a power of how often its token stands in the dictionary's corpus, with the mean
+            weight 1: 0 all alike, -1 all tokens alike.
         max_length: longest input in tokens (default: the teacher's maximum); longer texts are cut into windows.
     """
 
-    objective: str = field(default="sense", metadata={"help": "sense, mse or sense+mse"})
+    objective: str = field(default="sense", metadata={"help": "sense, mse or sentence, or several of them joined by +"})
     temperature: float = field(default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"})
-    mse_weight: float = field(default=0.1, metadata={"help": "weight of the regression in sense+mse"})
+    label_top_k: int = field(default=1, metadata={"help": "senses of the teacher's posterior that make a label; 1: the best alone"})
+    label_temperature: float = field(default=0.15, metadata={"help": "of the teacher's posterior, in units of the distortion"})
+    mse_weight: float = field(default=0.1, metadata={"help": "weight of the regression of hidden states beside other losses"})
+    sentence_weight: float = field(default=1.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"})
+    frequency_power: float = field(default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"})
     max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})
+    output_dir: str | None = field(default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]})
     learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "texts per device and step"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "texts per device and step", "aliases": ["--batch-size"]})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "texts per device in evaluation"})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts"})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
     # Every forward pass of DDP would send the whole dictionary, which never changes.
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "leave off: the dictionary is a buffer"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective {self.objective!r}: choose one of {', '.join(OBJECTIVES)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0")
-        if not self.mse_weight > 0:
-            raise ValueError(f"mse_weight is {self.mse_weight}: it must be above 0; objective='sense' leaves the regression out")
+        unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
+        if unknown:
+            raise ValueError(f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +")
+        for name in ("temperature", "label_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for name in ("mse_weight", "sentence_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead")
+        if self.label_top_k < 1:
+            raise ValueError(f"label_top_k is {self.label_top_k}: it must be at least 1")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The losses that are added."""
+        return tuple(self.objective.split("+"))
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the teacher's vectors are needed, not only the senses that it picks."""
+        return self.terms != ("sense",)

@@ -86,13 +86,15 @@ class TokenizedCorpus:
         own_stop = np.where(is_last, lengths[text], np.concatenate([border, [0]]))
         return Windows(text + first, start, stop, own_start, own_stop)
 
+    def window_places(self, text: int, start: int, stop: int) -> np.ndarray:
+        """Where the tokens of one window stand in `input_ids`, special tokens included; position p of the text is at `p - start`."""
+        begin, end = self.offsets[text : text + 2]
+        content = np.arange(begin + self.prefix + start, begin + self.prefix + stop)
+        return np.concatenate([np.arange(begin, begin + self.prefix), content, np.arange(end - self.suffix, end)])
+
     def window_ids(self, text: int, start: int, stop: int) -> np.ndarray:
-        """The token ids of one window, special tokens included; position p of the text is at `p - start`."""
-        ids = self.input_ids[self.offsets[text] : self.offsets[text + 1]]
-        if stop - start == len(ids) - self.prefix - self.suffix:
-            return ids
-        content = ids[self.prefix + start : self.prefix + stop]
-        return np.concatenate([ids[: self.prefix], content, ids[len(ids) - self.suffix :]])
+        """The token ids of one window, special tokens included."""
+        return self.input_ids[self.window_places(text, start, stop)]
 
 
 @dataclass

@@ -111,7 +111,7 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
         make_trainer(bert, senses, texts, tmp_path, teacher=False)
     with pytest.raises(ValueError, match="needs the teacher's vectors"):
         make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, teacher=False, objective="mse")
-    wrong = [({"objective": "kl"}, "'kl': choose one of"), ({"temperature": 0}, "temperature"), ({"mse_weight": -1}, "mse_weight")]
+    wrong = [({"objective": "kl"}, "'kl': choose sense"), ({"temperature": 0}, "temperature"), ({"mse_weight": -1}, "mse_weight")]
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             SKDTrainingArguments(str(tmp_path), **settings)

@@ -1,0 +1,81 @@
+"""`sensedict evaluate`: a model and a task -> scores."""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from .attaching import attach_senses
+from .corpus import read_dataset
+from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
+from .modeling_skd_student import load_senses
+from .teachers import load_teacher
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Scores a model on a task; prints a table and writes the scores to `--output`."""
+    task = read_task(options)
+    model, encode, encode_words = load_encoder(options)
+    begin = time.perf_counter()
+    vectors = task.encode(encode, encode_words)
+    speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
+    scores = task.metric(*vectors)
+    cells = {name: f"{score:.4f}" for name, score in scores.items()}
+    if options.task == "classification":
+        few_shot = f"{cells['few_shot']} ± {cells['few_shot_std']}"
+        cells = {"few-shot (8 a label, 10 draws)": few_shot, f"all {len(task.inputs[0]):,} labels": cells["full"]}
+    cells = {"model": options.model, **cells, "parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
+    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
+    if options.output:
+        used = {"task": options.task, "model": options.model, "senses": options.senses, "assignment": options.assignment}
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+
+
+def read_task(options: argparse.Namespace) -> EvaluationTask:
+    """The task to evaluate on, of its files."""
+    labelled, tagged = (options.text_column, options.label_column), ("tokens", "tags")
+    needed: dict[str, tuple[str, ...]] = {
+        "classification": {"train": labelled, "test": labelled},
+        "similarity": {"test": ("sentence1", "sentence2", "score")},
+        "retrieval": {"corpus": ("id", "text"), "queries": ("text", "relevant")},
+        "tokens": {"train": tagged, "test": tagged},
+    }[options.task]
+    given = [name for name in ("train", "test", "corpus", "queries") if getattr(options, name)]
+    if given != list(needed):
+        flags = [" and ".join(f"--{name}" for name in names) for names in (needed, given)]
+        raise ValueError(f"--task {options.task} needs {flags[0]}, not {flags[1] or 'nothing'}")
+    sets = {}
+    for name, columns in needed.items():
+        data = read_dataset(getattr(options, name), split=name)
+        for column in columns:
+            if column not in data.column_names:
+                raise ValueError(f"--{name} has no column {column!r}, only {', '.join(data.column_names)}")
+        sets[name] = data.to_dict()
+    names = {"text": options.text_column, "label": options.label_column} if options.task == "classification" else {}
+    return TASKS[options.task](**sets, **names)
+
+
+def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
+    """The model to evaluate, and what makes vectors of texts and of words."""
+    if AutoConfig.from_pretrained(options.model).model_type == "skd_student":
+        if options.senses or options.pooling:
+            raise ValueError(f"{options.model} is a student: it has its own senses and pooling; leave out --senses and --pooling")
+        student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = {"assignment": options.assignment, "batch_size": options.batch_size}
+        return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
+    teacher = load_teacher(options.model, pooling=options.pooling, device=options.device)
+    if options.senses:
+        attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
+    elif options.assignment:
+        raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
+    settings = {"batch_size": options.batch_size}
+    return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Trainable or not, without the senses."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("senses"))
