@@ -89,8 +89,8 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
                 f"width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
             )
         config = copy.deepcopy(student.config)
-        config.id2label, config.label2id = dict(classifier.config.id2label), dict(classifier.config.label2id)
-        settings |= {"problem_type": classifier.config.problem_type, "freeze_head": True}
+        settings |= {name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")}
+        settings["freeze_head"] = True
         for name, value in settings.items():
             setattr(config, name, value)
         model = cls(config)
@@ -139,10 +139,11 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
 
     @classmethod
     def _no_head(cls, classifier: PreTrainedModel) -> ValueError:
+        task = cls.__name__.removeprefix("SKDStudent")
         return ValueError(
-            f"cannot copy the head of {type(classifier).__name__}, only that of decoders and of {', '.join(ENCODER_HEADS)} models "
-            f"{cls.__name__.removeprefix('SKDStudent')}: save the student, load it with {cls._teacher_class.__name__}.from_pretrained("
-            "folder, num_labels=...) and learn a head of its own with Trainer"
+            f"cannot copy the head of {type(classifier).__name__}: known are decoders and {', '.join(ENCODER_HEADS)}, {task}; for others "
+            f"save the student, load it by {cls._teacher_class.__name__}.from_pretrained(folder, num_labels=...) and learn a head of its "
+            "own with Trainer"
         )
 
     def _freeze_head(self) -> "SKDStudentHeadModel":
