@@ -61,7 +61,8 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
 
         Args:
             classifier: a name, a path or a model: `bert-base-uncased` fine-tuned for this task, say.
-            senses: a dictionary built from it. num_hidden_layers, config: as in [`SKDStudentModel.from_teacher`].
+            senses: a dictionary built from it. num_hidden_layers, config: as in [`SKDStudentModel.from_teacher`]; labels, pooling and the
+                like are those of the head.
 
         Raises:
             ValueError: the dictionary does not fit the teacher, there are no such layers, or the teacher's head cannot be copied.
