@@ -1,6 +1,6 @@
 """Multi-sense embeddings and sense-based knowledge distillation for transformers; importing it registers the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from .attaching import AttachedSenses, attach_senses
 from .building import build_sense_dictionary
@@ -10,7 +10,8 @@ from .evaluation import evaluate_classification, evaluate_retrieval, evaluate_si
 from .labeling import encode_senses
 from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentForSequenceClassification, SKDStudentModel
+from .modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from .modeling_skd_student import SKDStudentModel
 from .teachers import Teacher, load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -20,11 +21,13 @@ AutoConfig.register(SKDStudentConfig.model_type, SKDStudentConfig, exist_ok=True
 AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenClassification, exist_ok=True)
 
 __all__ = [
     "AttachedSenses",
     "SKDStudentConfig",
     "SKDStudentForSequenceClassification",
+    "SKDStudentForTokenClassification",
     "SKDStudentModel",
     "SKDTrainer",
     "SKDTrainingArguments",

@@ -19,6 +19,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
     Args:
         vocab_size: tokens that the dictionary is keyed by. hidden_size: width of a sense. num_senses: senses in all.
         senses_dtype: dtype of the stored table: `float16`, `bfloat16`, `float32` or `int8` (with a scale for every sense).
+        learn_senses: whether the senses are a parameter, in float32 while they are learned, instead of a constant.
         similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
         assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
             vector itself.
@@ -41,6 +42,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         hidden_size: int = 1,
         num_senses: int = 0,
         senses_dtype: str = "float32",
+        learn_senses: bool = False,
         similarity: str = "l2",
         assignment: str = "hard",
         assignment_temperature: float = 0.3,
@@ -76,6 +78,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_senses = num_senses
         self.senses_dtype = senses_dtype
+        self.learn_senses = learn_senses
         self.similarity = similarity
         self.assignment = assignment
         self.assignment_temperature = assignment_temperature

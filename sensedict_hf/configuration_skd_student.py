@@ -14,11 +14,13 @@ class SKDStudentConfig(PreTrainedConfig):
         text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
         assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
             own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
-        pooling: how `encode` makes one vector of a text: `mean`, `cls`, `last` or `max`.
+        pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
         teacher_layers: the layers of the teacher that the student started from, if it did.
         objective: what it was distilled with (None: not yet). distillation: the settings of that.
-        classifier_dropout: of the classification head.
+        classifier_activation: of the dense layer between the pooled vector and the classifier of texts (None: there is no such layer).
+        classifier_dropout: before the classifier. freeze_head: whether the head stays as it is in training, as one does that was copied
+            from the teacher.
     """
 
     model_type = "skd_student"
@@ -34,7 +36,9 @@ class SKDStudentConfig(PreTrainedConfig):
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
         distillation: dict[str, Any] | None = None,
+        classifier_activation: str | None = None,
         classifier_dropout: float = 0.1,
+        freeze_head: bool = False,
         **kwargs: Any,
     ):
         if assignment not in (None, *ASSIGNMENTS):
@@ -58,7 +62,9 @@ class SKDStudentConfig(PreTrainedConfig):
         self.teacher_layers = teacher_layers
         self.objective = objective
         self.distillation = distillation
+        self.classifier_activation = classifier_activation
         self.classifier_dropout = classifier_dropout
+        self.freeze_head = freeze_head
         super().__init__(**kwargs)
 
     @property
@@ -71,6 +77,15 @@ class SKDStudentConfig(PreTrainedConfig):
         """What is assigned unless a call says otherwise."""
         senses_learned = self.objective is None or "sense" in self.objective.split("+")
         return self.assignment or (self.sense_config.assignment if senses_learned else "none")
+
+    @property
+    def learn_senses(self) -> bool:
+        """Whether the senses are a parameter, see [`SenseEmbeddingConfig`]."""
+        return self.sense_config.learn_senses
+
+    @learn_senses.setter
+    def learn_senses(self, value: bool) -> None:  # from_pretrained(..., learn_senses=True) assigns it
+        self.sense_config.learn_senses = value
 
     @property
     def vocab_size(self) -> int:

@@ -22,6 +22,17 @@ from transformers import pipeline
 
 classify = pipeline("text-classification", model="{name}")
 classify("a sentence")""",
+    "SKDStudentForTokenClassification": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+tag = pipeline("token-classification", model="{name}")
+tag("a sentence")""",
+}
+PIPELINE_TAGS = {
+    "skd_student": "feature-extraction",
+    "SKDStudentForSequenceClassification": "text-classification",
+    "SKDStudentForTokenClassification": "token-classification",
 }
 
 
@@ -35,7 +46,8 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     senses = getattr(config, "sense_config", config)
     teacher = senses.base_model_name_or_path
     is_student = config.model_type == "skd_student"
-    is_classifier = "SKDStudentForSequenceClassification" in (config.architectures or [])
+    head = next((name for name in config.architectures or [] if name in PIPELINE_TAGS), None)
+    kind = head or config.model_type
     # Only what looks like a repository may stand in the metadata: the Hub resolves it.
     repository = teacher if teacher and teacher.count("/") == 1 else None
     data = ModelCardData(
@@ -43,7 +55,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         license_name=None if license else "see-teacher",
         base_model=repository,
         library_name="transformers",
-        pipeline_tag="text-classification" if is_classifier else "feature-extraction" if is_student else None,
+        pipeline_tag=PIPELINE_TAGS.get(kind),
         tags=["sensedict", "sense-embeddings"] + (["knowledge-distillation"] if is_student else []),
     )
     rows = {
@@ -51,6 +63,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         "revision": senses.base_model_revision,
         "layer": senses.layer,
         "senses": f"{senses.num_senses:,} of width {senses.hidden_size}, {senses.senses_dtype}",
+        "senses learned": "yes" if senses.learn_senses else None,
         "similarity": senses.similarity,
         "placed by": senses.method and (f"{senses.method} = {senses.method_value:,}" if senses.method_value else senses.method),
         "corpus": senses.num_texts and f"{senses.num_texts:,} texts, {senses.num_tokens:,} tokens",
@@ -68,9 +81,13 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         )
         rows |= {"pooling": config.pooling, "assignment": config.default_assignment, "objective": config.objective}
         rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}
+        if head:
+            labels = ", ".join(str(config.id2label[number]) for number in range(min(config.num_labels, 20)))
+            rows["labels"] = f"{config.num_labels}: {labels}" + (", ..." if config.num_labels > 20 else "")
+            rows["head"] = "copied from the teacher" if config.freeze_head else None
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
-    usage = USAGE["SKDStudentForSequenceClassification" if is_classifier else config.model_type].format(name=name or "path/or/repository")
+    usage = USAGE[kind].format(name=name or "path/or/repository")
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = "Sense-distilled student" if is_student else "Sense dictionary"
     licence = (

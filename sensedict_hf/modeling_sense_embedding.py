@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
@@ -137,8 +138,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
     """A sense dictionary: for every token of a vocabulary the few vectors that stand for all its contextual ones.
 
     Attributes:
-        senses: `[total_senses, hidden]`. offsets: `[vocab + 1]`, int64: the senses of token t are the rows
-            `offsets[t]:offsets[t + 1]`. usage: `[total_senses]`, int64: how often each was the nearest in the corpus.
+        senses: `[total_senses, hidden]`, a buffer, or a parameter with `config.learn_senses`.
+        offsets: `[vocab + 1]`, int64: the senses of token t are the rows `offsets[t]:offsets[t + 1]`.
+        usage: `[total_senses]`, int64: how often each was the nearest in the corpus.
         scales: `[total_senses]`, what each row of an int8 table is to be multiplied with; None for other dtypes.
     """
 
@@ -153,9 +155,16 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def __init__(self, config: SenseEmbeddingConfig):
         super().__init__(config)
+        if config.learn_senses:
+            if config.senses_dtype == "int8":
+                raise ValueError("learn_senses=True: int8 senses cannot be learned; make them float32 first, by senses.to_dtype('float32')")
+            config.senses_dtype = "float32"  # half precision would lose small updates
         # An explicit dtype stays what it is under from_pretrained(dtype=...): only a table of the file's dtype is memory-mapped.
         table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype])
-        self.register_buffer("senses", table)
+        if config.learn_senses:
+            self.senses = nn.Parameter(table)
+        else:
+            self.register_buffer("senses", table)
         if config.senses_dtype == "int8":
             self.register_buffer("scales", torch.zeros(config.num_senses, dtype=torch.float32))
         else:
@@ -211,6 +220,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None,
             self.scales,
         )
+        if self.senses.requires_grad and assignment == "hard":  # the same senses, with a gradient to them
+            rows = (self.offsets[tokens.clamp_min(0)] + sense_ids).clamp_min(0)
+            vectors = torch.where((sense_ids < 0)[:, None], vectors, F.embedding(rows, self.senses).to(vectors.dtype))
         vectors = vectors.view_as(hidden_states)
         if hidden_states.requires_grad:
             # Straight through (van den Oord et al., "Neural discrete representation learning", 2017): the choice of a sense passes
@@ -365,16 +377,19 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return self.dequantized(self.rows_of(token))
 
     def dequantized(self, rows: slice = slice(None)) -> Tensor:
-        """Rows of the table, `[rows, hidden]`, as numbers that mean something: those of an int8 table times their scales."""
-        return self.senses[rows] if self.scales is None else self.senses[rows] * self.scales[rows, None]
+        """Rows of the table, `[rows, hidden]`, as numbers that mean something, without gradient: those of an int8 table times their
+        scales."""
+        table = self.senses.detach()[rows]
+        return table if self.scales is None else table * self.scales[rows, None]
 
     def to_dtype(self, senses_dtype: str) -> "SenseEmbeddingModel":
-        """The same dictionary with its table in another dtype: `float16`, `bfloat16`, `float32` or `int8`.
+        """The same dictionary, no longer learned, with its table in another dtype: `float16`, `bfloat16`, `float32` or `int8`.
 
         Raises:
             ValueError: unknown dtype, or senses too large for it.
         """
-        model = SenseEmbeddingModel(SenseEmbeddingConfig(**{**self.config.to_dict(), "senses_dtype": senses_dtype, "dtype": None}))
+        changes = {"senses_dtype": senses_dtype, "learn_senses": False, "dtype": None}
+        model = SenseEmbeddingModel(SenseEmbeddingConfig(**{**self.config.to_dict(), **changes}))
         table, scales = store_senses(self.dequantized(), model.senses.dtype)
         model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage
         model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source

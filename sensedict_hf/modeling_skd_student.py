@@ -1,4 +1,4 @@
-"""Students: backbone -> projection to the teacher's width -> senses -> head."""
+"""Students: backbone -> projection to the teacher's width -> senses."""
 
 import copy
 import os
@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import encode_texts, encode_words, padding_id, pool
+from .encoding import encode_texts, encode_words, padding_id
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
 from .teachers import Teacher, load_teacher
 
@@ -136,6 +135,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         raise ValueError("a student's vocabulary is that of its dictionary: build a dictionary with the new tokenizer")
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -152,7 +152,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         """
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         own = outputs.last_hidden_state if self.projection is None else self.projection(outputs.last_hidden_state)
         assignment = assignment or self.config.default_assignment
         assigned = None if assignment == "none" else self.senses(input_ids, own, attention_mask, assignment)
@@ -196,54 +196,6 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             device=self.device,
             show_progress=show_progress,
         )
-
-
-class SKDStudentForSequenceClassification(SKDStudentPreTrainedModel):
-    """A student with a linear classifier on its pooled senses."""
-
-    # The loss is a mean over the batch, so that Trainer has to divide it by the accumulation steps.
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: SKDStudentConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.student = SKDStudentModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.sense_config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.student.get_input_embeddings()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        assignment: str | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask: `[batch, positions]`.
-            labels: `[batch]` classes (cross-entropy), `[batch, num_labels]` floats (binary cross-entropy for each label), or, for
-                `num_labels=1`, `[batch]` numbers (squared error); `config.problem_type` decides if it is set.
-        """
-        outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, **kwargs)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = self.classifier(self.dropout(pool(outputs.last_hidden_state, mask, self.config.pooling)))
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type
-        if kind == "regression" or (kind is None and self.num_labels == 1):
-            logits = logits.squeeze(-1)
-            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
-        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels.view(-1))
 
 
 def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:

@@ -48,7 +48,8 @@ class SKDTrainer(Trainer):
     picks, in units of the dictionary's distortion; `coverage`, the share of the positions whose token has senses.
 
     Args:
-        model: the student, also under an adapter of PEFT; its dictionary decides what the teacher's senses are.
+        model: the student, also under an adapter of PEFT, or a task model, of which the student inside is distilled; its dictionary
+            decides what the teacher's senses are.
         teacher: a name, a path, a model or a [`Teacher`]. May be None if the data sets come from [`encode_senses`] and the objective
             is `sense`.
         train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns;
@@ -65,7 +66,7 @@ class SKDTrainer(Trainer):
 
     def __init__(
         self,
-        model: SKDStudentModel,
+        model: PreTrainedModel,
         args: SKDTrainingArguments,
         teacher: str | os.PathLike | PreTrainedModel | Teacher | None = None,
         train_dataset: Texts | None = None,
@@ -73,7 +74,12 @@ class SKDTrainer(Trainer):
         text_column: str = "text",
         **kwargs: Any,
     ):
-        self.student, self.senses = find_student(model), find_student(model).senses
+        if isinstance(getattr(model, "student", None), SKDStudentModel):
+            model = model.student  # inside a task model, whose head has no part in this
+        self.student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
+        if self.student is None:
+            raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
+        self.senses = self.student.senses
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
@@ -252,20 +258,6 @@ class SKDTrainer(Trainer):
         """Keeps the student's own card."""
         if self.is_world_process_zero():
             model_card(self.student.config).save(os.path.join(self.args.output_dir, "README.md"))
-
-
-def find_student(model: nn.Module) -> SKDStudentModel:
-    """The student that a trainer is given, with or without adapters.
-
-    Raises:
-        ValueError: the model is none; of a task model the student inside it is to be distilled.
-    """
-    if isinstance(getattr(model, "student", None), SKDStudentModel):
-        raise ValueError(f"a {type(model).__name__} is fine-tuned by Trainer; to distil the student inside it, pass model.student")
-    student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
-    if student is None:
-        raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
-    return student
 
 
 def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES, WORDS, make_model, make_tokenizer
+from conftest import SIZES, WORDS, make_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
-from sensedict_hf import SKDStudentForSequenceClassification, SKDStudentModel, Teacher, build_sense_dictionary
+from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary
 
 
 @pytest.fixture
@@ -90,42 +90,6 @@ def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
     for layers in (0, 5, [], [1, 4], [-1]):
         with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
             SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
-
-
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_fine_tuning_a_saved_student_under_trainer(kind, tokenizer, texts, tmp_path):
-    """The label is whether a word occurs; the gradient passes straight through the senses, which stay as they are."""
-    teacher = Teacher(make_model(kind), tokenizer, name="tiny", max_window=64)
-    senses = build_sense_dictionary(teacher, texts, budget=90)
-    SKDStudentModel.from_teacher(teacher, senses).save_pretrained(tmp_path / "student")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=2)
-    assert isinstance(model, SKDStudentForSequenceClassification)
-    rows = [{**tokenizer(text, return_token_type_ids=False), "labels": int("w27" in text.split())} for text in texts]
-    args = TrainingArguments(tmp_path / "out", num_train_epochs=15, learning_rate=1e-2, report_to="none", save_strategy="no")
-    before = model.student.backbone.get_input_embeddings().weight.detach().clone()
-    trainer = Trainer(model, args, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
-    predictions = trainer.predict(rows)
-    assert (predictions.predictions.argmax(-1) == predictions.label_ids).mean() > 0.9
-    assert not torch.equal(before, model.student.backbone.get_input_embeddings().weight)
-    assert torch.equal(model.student.senses.senses, senses.senses)
-    model.save_pretrained(tmp_path / "tuned")
-    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").eval()
-    batch = batch_of(teacher, texts)
-    assert torch.equal(tuned(**batch).logits, model.eval()(**batch).logits)
-
-
-def test_losses_of_the_classification_head(bert, texts):
-    config = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).config
-    batch = batch_of(bert, texts)
-    for labels, number in [
-        (torch.tensor([0, 1, 2, 0, 1]), 3),
-        (torch.rand(5, 3).round(), 3),
-        (torch.rand(5), 1),
-    ]:
-        config.num_labels = number
-        output = SKDStudentForSequenceClassification(config)(**batch, labels=labels)
-        assert output.logits.shape == (5, number) and output.loss > 0
 
 
 def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
