@@ -181,6 +181,7 @@ def evaluate_token_classification(
             if len(vectors) != len(words):
                 raise ValueError(f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags")
     annotated = _entities(test_tags)
+    # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips; standardized vectors with C = 1 were worse.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
     classifier.fit(_normalized(np.concatenate(train_features)), np.concatenate(train_tags))
     tags = classifier.predict(_normalized(np.concatenate(test_features)))
