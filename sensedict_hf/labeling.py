@@ -145,7 +145,9 @@ def _encode_part(
     top_k = settings["top_k"]
     sense_ids, probabilities = np.full((end - begin, top_k), -1), np.zeros((end - begin, top_k), dtype=np.float16)
     if not settings["only_tokens"]:
-        length = min(settings["max_length"], teacher.max_window)
+        length = settings["max_length"]
+        if corpus.alignment is not None:  # that is the student's; the teacher's as in the making of the dictionary
+            length = senses.config.window_length or check_max_length(None, teacher.max_window)
         for positions, vectors in teacher_vectors(
             teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]
         ):

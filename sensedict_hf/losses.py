@@ -13,13 +13,11 @@ def hidden_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
 
 
 def sentence_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """The same for the mean vectors of the texts, as in distillation of sentence embeddings (Reimers and Gurevych, "Making
-    Monolingual Sentence Embeddings Multilingual", EMNLP 2020). Each text counts as often as it has positions, so that the sum can be
-    divided by their number like that of `hidden_mse`, which it never exceeds.
+    """The same for the vectors of whole texts, as in distillation of sentence embeddings (Reimers and Gurevych, "Making Monolingual
+    Sentence Embeddings Multilingual", EMNLP 2020). A text counts as often as its positions together, so that the sum can be divided
+    by their number like that of `hidden_mse`, which it does not exceed for means.
 
     Args:
-        student, teacher: `[batch, positions, hidden]`. weights: `[batch, positions]`, 0 where a position is not counted.
+        student, teacher: `[batch, hidden]`. weights: `[batch, positions]`.
     """
-    totals = weights.sum(1)
-    difference = ((student.float() - teacher.float()) * weights[..., None]).sum(1)
-    return (difference.square().sum(-1) / totals.clamp_min(1e-12)).sum()
+    return ((student.float() - teacher.float()).square().sum(-1) * weights.sum(1)).sum()

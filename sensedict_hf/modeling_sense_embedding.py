@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
@@ -220,9 +219,6 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None,
             self.scales,
         )
-        if self.senses.requires_grad and assignment == "hard":  # the same senses, with a gradient to them
-            rows = (self.offsets[tokens.clamp_min(0)] + sense_ids).clamp_min(0)
-            vectors = torch.where((sense_ids < 0)[:, None], vectors, F.embedding(rows, self.senses).to(vectors.dtype))
         vectors = vectors.view_as(hidden_states)
         if hidden_states.requires_grad:
             # Straight through (van den Oord et al., "Neural discrete representation learning", 2017): the choice of a sense passes

@@ -29,9 +29,9 @@ class Assignment(NamedTuple):
     sense_ids: Tensor
 
 
-def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | slice]]:
     """All positions whose token has senses, in blocks of `positions [tokens, count]` and `own [tokens, size, hidden]`, float32: where
-    some tokens stand, and which senses they have. A negative token has none."""
+    some tokens stand, and which senses they have; and the rows of those, `[tokens, size]` or a slice. A negative token has none."""
     device, width, base = token_ids.device, senses.shape[1], len(token_ids) + 1
     tokens, inverse, counts = token_ids.unique(return_inverse=True, return_counts=True)
     ids = tokens.clamp_min(0).to(offsets.device)
@@ -54,7 +54,7 @@ def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor |
                 rows = some[:, None] + torch.arange(size, device=some.device)
             own = _senses(rows, senses, scales, device).view(-1, size, width)
             for part in where[first : first + step].split(max(1, BLOCK_ELEMENTS // max(size, width)), dim=1):
-                yield part, own
+                yield part, own, rows
         token, position = token + number, position + number * count
 
 
@@ -103,21 +103,56 @@ def assign_senses(
 
     Returns:
         The vectors and the index of each position's best sense among its token's own. A token without senses keeps its vector and
-        has index -1. Not differentiable.
+        has index -1. Differentiable in the senses alone.
     """
+    if temperature is not None:
+        return Assignment(*_SoftAssignment.apply(hidden, token_ids, senses, offsets, similarity, temperature, scales))
+    vectors, sense_ids = hidden.detach().clone(), torch.full_like(token_ids, -1, dtype=torch.int64)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        vectors, sense_ids = hidden.clone(), torch.full_like(token_ids, -1, dtype=torch.int64)
-        for positions, own in _blocks(token_ids, senses, offsets, scales):
-            scores, _, _ = _scores(F.embedding(positions, hidden).float(), own, similarity)
-            sense_ids[positions] = scores.argmax(-1)
-            if temperature is not None:
-                vectors[positions] = torch.bmm((scores / temperature).softmax(-1), own).to(vectors.dtype)
-        if temperature is None:
-            found = (sense_ids >= 0).nonzero().squeeze(-1)
-            for positions in found.split(max(1, BLOCK_ELEMENTS // hidden.shape[1])):
-                chosen = look_up(token_ids[positions], sense_ids[positions], senses, offsets, scales)
-                vectors[positions] = chosen.to(vectors.device, vectors.dtype)
+        for positions, own, _ in _blocks(token_ids, senses, offsets, scales):
+            sense_ids[positions] = _scores(F.embedding(positions, hidden).float(), own, similarity)[0].argmax(-1)
+    found = (sense_ids >= 0).nonzero().squeeze(-1)
+    for positions in found.split(max(1, BLOCK_ELEMENTS // hidden.shape[1])):
+        chosen = look_up(token_ids[positions], sense_ids[positions], senses, offsets, scales)
+        vectors[positions] = chosen.to(vectors.device, vectors.dtype)
     return Assignment(vectors, sense_ids)
+
+
+class _SoftAssignment(torch.autograd.Function):
+    """The mean of the senses under `softmax(scores / temperature)`. For the gradient to the senses, as parts of the mean and as what the
+    scores are of, everything is computed again, block by block, instead of being kept."""
+
+    @staticmethod
+    def forward(ctx, hidden, token_ids, senses, offsets, similarity, temperature, scales):
+        vectors, sense_ids = hidden.clone(), torch.full_like(token_ids, -1, dtype=torch.int64)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for positions, own, _ in _blocks(token_ids, senses, offsets, scales):
+                scores, _, _ = _scores(F.embedding(positions, hidden).float(), own, similarity)
+                sense_ids[positions] = scores.argmax(-1)
+                vectors[positions] = torch.bmm((scores / temperature).softmax(-1), own).to(vectors.dtype)
+        ctx.save_for_backward(hidden, token_ids, senses, offsets)
+        ctx.similarity, ctx.temperature = similarity, temperature
+        ctx.mark_non_differentiable(sense_ids)
+        return vectors, sense_ids
+
+    @staticmethod
+    def backward(ctx, grad_vectors, _):
+        if not ctx.needs_input_grad[2]:
+            return (None,) * 7
+        hidden, token_ids, senses, offsets = ctx.saved_tensors
+        gradient = torch.zeros_like(senses)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for positions, own, rows in _blocks(token_ids, senses, offsets, None):
+                own = own.requires_grad_()
+                with torch.enable_grad():
+                    scores, _, _ = _scores(F.embedding(positions, hidden).float(), own, ctx.similarity)
+                    mean = torch.bmm((scores / ctx.temperature).softmax(-1), own)
+                (part,) = torch.autograd.grad(mean, own, F.embedding(positions, grad_vectors).float())
+                if isinstance(rows, slice):
+                    gradient[rows] += part[0]
+                else:
+                    gradient.index_add_(0, rows.flatten(), part.flatten(0, 1))
+        return None, None, gradient, None, None, None, None
 
 
 def look_up(token_ids: Tensor, sense_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -149,7 +184,7 @@ def sense_posterior(
     sense_ids = torch.full((len(token_ids), top_k), -1, device=hidden.device)
     probabilities = torch.zeros(len(token_ids), top_k, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        for positions, own in _blocks(token_ids, senses, offsets, scales):
+        for positions, own, _ in _blocks(token_ids, senses, offsets, scales):
             scores, _, _ = _scores(F.embedding(positions, hidden).float(), own, similarity)
             kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
             sense_ids[positions, : kept.indices.shape[-1]] = kept.indices
@@ -166,7 +201,7 @@ class _SenseCrossEntropy(torch.autograd.Function):
         predicted = torch.full_like(token_ids, -1)
         loss = gradient.new_zeros(())
         with torch.autocast(hidden.device.type, enabled=False):
-            for positions, own in _blocks(token_ids, senses, offsets, scales):
+            for positions, own, _ in _blocks(token_ids, senses, offsets, scales):
                 vectors, labels = F.embedding(positions, hidden).float(), sense_ids[positions]
                 scores, queries, keys = _scores(vectors, own, similarity)
                 predicted[positions] = scores.argmax(-1)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .corpus import Texts, check_max_length, model_max_length
-from .encoding import pad_batch, padding_id
+from .encoding import pad_batch, padding_id, pool
 from .labeling import IGNORED, encode_senses, stream_windows
 from .losses import hidden_mse, sentence_mse
 from .model_card import model_card
@@ -80,6 +80,8 @@ class SKDTrainer(Trainer):
         if self.student is None:
             raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
         self.senses = self.student.senses
+        if self.senses.config.learn_senses:
+            raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
@@ -188,10 +190,12 @@ class SKDTrainer(Trainer):
                 self._sums["error"] += distances.square().sum() / unit
         if args.needs_vectors:
             own, target = self._comparable(hidden), self._comparable(target)
-            for name, regression, weight in (("mse", hidden_mse, args.mse_weight), ("sentence", sentence_mse, args.sentence_weight)):
-                if name in args.terms:
-                    weight = weight if len(args.terms) > 1 else 1.0
-                    loss = loss + weight / unit * regression(own, target, weights)
+            alone = len(args.terms) == 1
+            if "mse" in args.terms:
+                loss = loss + (1 if alone else args.mse_weight) / unit * hidden_mse(own, target, weights)
+            if "sentence" in args.terms:
+                own, target = (pool(vectors, mask, self.student.config.pooling) for vectors in (own, target))
+                loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, target, weights)
         self._sums["loss"] += loss.detach()
         self._sums["counted"] += counted.sum()
         self._sums["owned"] += inputs["owned"].sum()

@@ -14,7 +14,7 @@ class SKDTrainingArguments(TrainingArguments):
     Args:
         objective: one of these, or several joined by `+`, whose losses are added: `sense`, cross-entropy over each token's senses
             against what the teacher picks; `mse`, regression of the teacher's hidden states, the usual baseline; `sentence`,
-            regression of their mean over the text.
+            regression of the text's vector, by the student's pooling.
         temperature: divides the scores of the senses, in units of the dictionary's mean squared distortion.
         label_top_k: 1: the label of a position is the sense that the teacher picks (hard labels); more: the so many most probable
             senses of its posterior (soft labels). label_temperature: of that posterior, in the same units.
@@ -38,6 +38,8 @@ class SKDTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "texts per device in evaluation"})
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
+    # Labels beyond `labels` are no arguments of the student; the trainer's collator takes what it needs.
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: soft labels would be removed"})
     # Every forward pass of DDP would send the whole dictionary, which never changes.
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "leave off: the dictionary is a buffer"})
 

@@ -190,6 +190,29 @@ def test_gradient_to_the_chosen_senses(bert, texts, tmp_path):
     torch.testing.assert_close(hidden.grad, weights)
 
 
+@pytest.mark.parametrize("similarity", ["l2", "cosine", "dot"])
+def test_gradient_to_softly_assigned_senses(bert, texts, tmp_path, similarity):
+    """Against a loop over positions; rare tokens share a block, frequent ones have one of their own."""
+    build_sense_dictionary(bert, texts, budget=90, similarity=similarity).save_pretrained(tmp_path)
+    senses = AutoModel.from_pretrained(tmp_path, learn_senses=True)
+    input_ids = torch.tensor([bert.tokenizer(" ".join(texts[:6]))["input_ids"]])
+    hidden, weights = torch.randn(*input_ids.shape, 16), torch.randn(*input_ids.shape, 16)
+    (senses(input_ids, hidden, assignment="soft").hidden_states * weights).sum().backward()
+    table = senses.senses.detach().clone().requires_grad_()
+    unit = senses.score_temperature(senses.config.assignment_temperature)
+    loss = torch.zeros(())
+    for token, vector, weight in zip(input_ids[0].tolist(), hidden[0], weights[0]):
+        own = table[senses.rows_of(token)]
+        products = own @ vector
+        if similarity == "cosine":
+            products = torch.nn.functional.cosine_similarity(vector[None], own)
+        scores = {"l2": 2 * products - own.square().sum(-1), "cosine": 2 * products, "dot": products}[similarity]
+        if len(own):
+            loss = loss + ((scores / unit).softmax(-1) @ own * weight).sum()
+    loss.backward()
+    torch.testing.assert_close(senses.senses.grad, table.grad, rtol=1e-4, atol=1e-5)
+
+
 LORA = dict(r=4, target_modules=["query", "value"], init_lora_weights=False)
 
 

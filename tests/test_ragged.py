@@ -187,7 +187,9 @@ def test_memory_of_a_product_is_bounded(device, monkeypatch):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
     token_ids = torch.cat([torch.arange(61), torch.full((500,), 60)]).to(device)
     seen = []
-    for positions, own in ragged._blocks(token_ids, torch.randn(len(sizes.repeat_interleave(sizes)), WIDTH, device=device), offsets, None):
+    for positions, own, _ in ragged._blocks(
+        token_ids, torch.randn(len(sizes.repeat_interleave(sizes)), WIDTH, device=device), offsets, None
+    ):
         assert positions.numel() * WIDTH <= 600 and positions.numel() * own.shape[1] <= 600
         assert own.numel() <= 600 or len(own) == 1
         seen += positions.flatten().tolist()

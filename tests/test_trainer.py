@@ -1,13 +1,18 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import SIZES, WORDS
 from datasets import Dataset
-from tokenizers.processors import TemplateProcessing
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
-from sensedict_hf.corpus import tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -18,8 +23,8 @@ def senses(bert, texts):
 def make_trainer(bert, senses, texts, folder, teacher=True, **settings):
     torch.manual_seed(0)
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
-    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 20, "logging_steps": 1, "seed": 0} | settings
-    args = SKDTrainingArguments(str(folder), save_strategy="no", report_to="none", disable_tqdm=True, **settings)
+    settings = {"num_train_epochs": 1, "save_strategy": "no", "per_device_train_batch_size": 20, "logging_steps": 1, "seed": 0} | settings
+    args = SKDTrainingArguments(str(folder), report_to="none", disable_tqdm=True, **settings)
     return SKDTrainer(student, args, teacher=bert if teacher else None, train_dataset=texts)
 
 
@@ -88,22 +93,150 @@ def test_accumulated_uneven_batches_are_one_batch(bert, senses, texts, tmp_path)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_long_texts_are_counted_once(bert, senses):
-    text = " ".join(WORDS * 4)
-    encoded = encode_senses(bert, senses, [text], max_length=30)
-    counted = [token for row in encoded for token, label in zip(row["input_ids"], row["labels"]) if label != -100]
-    assert counted == bert.tokenizer(text)["input_ids"] and len(encoded) > 3
-
-
-def test_evaluation_tells_the_sense_accuracy(bert, senses, texts, tmp_path):
-    trainer = make_trainer(bert, senses, texts, tmp_path)
+def test_evaluation_is_a_mean_over_positions(bert, senses, texts, tmp_path):
+    trainer = make_trainer(bert, senses, texts, tmp_path, per_device_eval_batch_size=7)
     metrics = trainer.evaluate(encode_senses(bert, senses, texts[:33]))
-    right = known = 0
+    right = known = total = loss = error = 0
     for text in texts[:33]:
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
-        mine, theirs = trainer.model.eval()(ids).sense_ids, senses(ids, bert.last_hidden_state(ids)).sense_ids
-        right, known = right + int((mine == theirs).sum()), known + ids.numel()
+        output, theirs = trainer.model.eval()(ids), senses(ids, bert.last_hidden_state(ids)).sense_ids
+        right, known = right + int((output.sense_ids == theirs).sum()), known + ids.numel()
+        error += (output.student_hidden_state - output.last_hidden_state).square().sum().item()
+        for token, label, vector in zip(ids[0].tolist(), theirs[0], output.student_hidden_state[0]):
+            scores = -(vector - senses.senses_of(token).float()).square().sum(-1) / (0.15 * senses.config.distortion)
+            loss, total = loss + F.cross_entropy(scores, label).item(), total + 1
     assert metrics["eval_sense_accuracy"] == pytest.approx(right / known)
+    assert metrics["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
+    assert metrics["eval_quantization_error"] == pytest.approx(error / total / senses.config.distortion, rel=1e-3)
+    assert metrics["eval_coverage"] == 1
+
+
+def test_coverage_is_the_share_of_tokens_with_senses(bert, texts, tmp_path):
+    rare = build_sense_dictionary(bert, [" ".join(WORDS[14:])], num_senses=1)
+    metrics = make_trainer(bert, rare, texts, tmp_path).evaluate(encode_senses(bert, rare, texts))
+    ids = [token for text in texts for token in bert.tokenizer(text)["input_ids"]]
+    covered = [token for token in ids if len(rare.senses_of(token))]
+    assert 0.5 < metrics["eval_coverage"] < 1 and metrics["eval_coverage"] == pytest.approx(len(covered) / len(ids))
+
+
+def test_soft_labels_and_weights_are_the_formula(bert, senses, texts, tmp_path):
+    settings = dict(label_top_k=100, label_temperature=0.9, temperature=0.7, frequency_power=-0.5)
+    trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
+    counts = torch.tensor([float(senses.usage[senses.rows_of(token)].sum()) for token in range(senses.config.vocab_size)])
+    weights = counts.clamp_min(1) ** -0.5
+    weights *= counts.sum() / (counts * weights).sum()
+    unit, loss, total = senses.config.distortion, 0.0, 0
+    for text in texts[:20]:
+        ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            vectors = trainer.model.eval()(ids).student_hidden_state[0]
+        for token, vector, target in zip(ids[0].tolist(), vectors, bert.last_hidden_state(ids)[0]):
+            own = senses.senses_of(token).float()
+            scores = [-(v - own).square().sum(-1) / (temperature * unit) for v, temperature in ((vector, 0.7), (target, 0.9))]
+            loss += weights[token].item() * F.cross_entropy(scores[0], scores[1].softmax(-1)).item()
+            total += 1
+    encoded = encode_senses(bert, senses, texts[:20], top_k=100, temperature=0.9)
+    assert trainer.evaluate(encoded)["eval_loss"] == pytest.approx(loss / total, rel=2e-3)
+
+
+@pytest.mark.parametrize("objective", ["sense", "sense+sentence"])
+def test_streamed_texts_give_the_same_training(bert, senses, texts, tmp_path, objective):
+    texts = [*texts, " ".join(WORDS * 3)]
+    data = Dataset.from_dict({"text": texts})
+    losses = []
+    for texts in (data, data.to_iterable_dataset()):
+        settings = dict(objective=objective, max_steps=3, max_length=40, label_top_k=3, train_sampling_strategy="sequential")
+        trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
+        trainer.train()
+        logs = [{name: value for name, value in entry.items() if name in LOGGED} for entry in trainer.state.log_history[:-1]]
+        losses.append(logs)
+    for one, other in zip(*losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-3) and one["coverage"] == 1
+
+
+LOGGED = ("loss", "grad_norm", "sense_accuracy", "quantization_error", "coverage")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
+    trainer = make_trainer(bert, senses, texts, tmp_path, objective="sentence")
+    trainer.student.config.pooling = pooling
+    loss, total = 0.0, 0
+    for text in texts[:20]:
+        ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            vectors = trainer.model.eval()(ids).student_hidden_state[0]
+        pooled = [{"mean": x.mean(0), "cls": x[0], "last": x[-1]}[pooling] for x in (vectors, bert.last_hidden_state(ids)[0])]
+        loss += ids.numel() * (pooled[0] - pooled[1]).square().sum().item() / senses.config.distortion
+        total += ids.numel()
+    assert trainer.evaluate(texts[:20])["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
+
+
+def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
+    """With dropout, to the last bit."""
+    settings = dict(num_train_epochs=2, save_strategy="epoch", gradient_accumulation_steps=2, objective="sense+mse")
+    straight = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
+    straight.train()
+    for folder in (tmp_path / "straight").glob("checkpoint-*"):
+        if folder.name != "checkpoint-2":
+            shutil.rmtree(folder)
+    resumed = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == straight.state.global_step == 4
+    for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=3, learning_rate=1e-2)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    adapted = get_peft_model(student, LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    SKDTrainer(adapted, args, teacher=bert, train_dataset=texts).train()
+    merged = adapted.merge_and_unload().state_dict()
+    changed = {name for name in before if not torch.equal(before[name], merged[name])}
+    assert changed and all("query.weight" in name or "value.weight" in name for name in changed)
+
+    SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1).save_pretrained(tmp_path / "student")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=2)
+    head = model.classifier.weight.clone()
+    SKDTrainer(model, args, teacher=bert, train_dataset=texts).train()
+    assert torch.equal(head, model.classifier.weight) and model.config.objective == "sense"
+    assert not torch.equal(model.student.get_input_embeddings().weight, before["backbone.embeddings.word_embeddings.weight"])
+    learned = AutoModel.from_pretrained(tmp_path / "student", learn_senses=True)
+    with pytest.raises(ValueError, match="learn_senses=False"):
+        SKDTrainer(learned, args, teacher=bert, train_dataset=texts)
+    with pytest.raises(ValueError, match="BertModel is not a student"):
+        SKDTrainer(bert.model, args, teacher=bert, train_dataset=texts)
+
+
+def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path):
+    """Their gradients are those of the batch that both make together; unequal texts count by their positions. The dictionary is not
+    sent around."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        config = json.loads((teacher_folder / "config.json").read_text()) | {name: 0.0}
+        (teacher_folder / "config.json").write_text(json.dumps(config))
+    senses.save_pretrained(tmp_path / "senses")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ["-m", "sensedict_hf", "distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses")]
+    command += ["--texts", str(tmp_path / "texts.jsonl"), "--num-hidden-layers", "1", "--epochs", "2", "--logging-steps", "1", "--use-cpu"]
+    command += ["--objective", "sense+sentence", "--disable-tqdm", "True"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launch, batch, output in [([], "20", "one"), (launcher, "10", "two")]:
+        run = subprocess.run(
+            [sys.executable, *launch, *command, "--batch-size", batch, "--output", str(tmp_path / output)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert run.returncode == 0, run.stderr
+    one, two = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    for (name, a), b, before in zip(one.named_parameters(), two.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+        assert before.requires_grad
+    assert not torch.equal(one.backbone.get_input_embeddings().weight, start.backbone.get_input_embeddings().weight)
 
 
 def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
@@ -140,9 +273,3 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="max_length=17: the model takes 8 to 16 tokens"):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
-
-
-def test_texts_without_tokens_are_left_out(bert, senses):
-    bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    senses.config.tokenizer_fingerprint = tokenizer_fingerprint(bert.tokenizer)
-    assert len(encode_senses(bert, senses, ["w1 w2", "", "w3"])) == 2
