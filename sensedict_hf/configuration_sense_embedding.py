@@ -44,7 +44,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         senses_dtype: str = "float32",
         learn_senses: bool = False,
         similarity: str = "l2",
-        assignment: str = "hard",
+        assignment: str = "soft",
         assignment_temperature: float = 0.3,
         distortion: float = 0.0,
         base_model_name_or_path: str | None = None,

@@ -132,7 +132,7 @@ def stream_windows(texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, m
 
     def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
         corpus = tokenize_in_memory(batch[text_column], tokenizer)
-        return _rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
+        return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
 
     return texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
 
@@ -154,13 +154,13 @@ def _encode_part(
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
             sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
-    columns = _rows(corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities)))
+    columns = window_rows(corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities)))
     number = Value("int16" if int(senses.offsets.diff().max()) < 1 << 15 else "int32")
     kinds = {"input_ids": Value("int32"), "labels": number, "sense_ids": number, "probabilities": Value("float16")}
     return Dataset.from_dict(columns, features=Features({name: Sequence(kinds[name]) for name in columns}))
 
 
-def _rows(
+def window_rows(
     corpus: TokenizedCorpus, max_length: int, first: int, last: int, labels: np.ndarray, *posterior: np.ndarray
 ) -> dict[str, list[np.ndarray]]:
     """The columns for the texts `first:last`: their windows, with what is known of each position of them."""

@@ -35,6 +35,7 @@ REMEMBERED = (
     "mse_weight",
     "sentence_weight",
     "frequency_power",
+    "dropout",
     "seed",
 )
 
@@ -114,7 +115,15 @@ class SKDTrainer(Trainer):
         """As in transformers; the student remembers how it was distilled."""
         self.student.config.objective = self.args.objective
         self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
-        return super().train(*args, **kwargs)
+        layers = [module for module in self.student.modules() if isinstance(module, nn.Dropout)]
+        before = [layer.p for layer in layers]
+        try:
+            for layer in layers:
+                layer.p = self.args.dropout
+            return super().train(*args, **kwargs)
+        finally:
+            for layer, p in zip(layers, before):
+                layer.p = p
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
@@ -171,10 +180,7 @@ class SKDTrainer(Trainer):
         counted = labels != IGNORED
         weights = counted.float() if self._weights is None else counted * self._weights[input_ids]
         loss = hidden.new_zeros((), dtype=torch.float32)
-        target = None
-        if self.teacher is not None:
-            there = self.teacher.device
-            target = self.teacher.hidden_states(input_ids.to(there), mask.to(there), senses.config.layer).to(hidden.device).clone()
+        target = None if self.teacher is None else self._teacher_vectors(inputs)
         if "sense" in args.terms:
             sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
             if target is not None:
@@ -201,6 +207,12 @@ class SKDTrainer(Trainer):
         self._sums["owned"] += inputs["owned"].sum()
         self._sums["covered"] += (inputs["owned"] & self._has_senses.to(input_ids.device)[input_ids]).sum()
         return loss
+
+    def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the teacher makes of a batch, `[batch, positions, hidden]`."""
+        there = self.teacher.device
+        vectors = self.teacher.hidden_states(inputs["input_ids"].to(there), inputs["attention_mask"].to(there), self.senses.config.layer)
+        return vectors.to(self.args.device).clone()  # a tensor of inference mode has no part in gradients
 
     def _comparable(self, vectors: Tensor) -> Tensor:
         """Vectors between which the dictionary's distortion is a squared distance: for cosine similarity unit vectors."""

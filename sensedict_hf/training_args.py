@@ -21,6 +21,7 @@ class SKDTrainingArguments(TrainingArguments):
         mse_weight, sentence_weight: of these losses beside others; their unit is the dictionary's distortion.
         frequency_power: weighs a position by a power of how often its token stands in the dictionary's corpus, with the mean
             weight 1: 0 all alike, -1 all tokens alike.
+        dropout: of the student while it is distilled, instead of what its config says for fine-tuning: there are labels enough.
         max_length: longest input in tokens (default: the teacher's maximum); longer texts are cut into windows.
     """
 
@@ -31,6 +32,7 @@ class SKDTrainingArguments(TrainingArguments):
     mse_weight: float = field(default=0.1, metadata={"help": "weight of the regression of hidden states beside other losses"})
     sentence_weight: float = field(default=1.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"})
     frequency_power: float = field(default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"})
+    dropout: float = field(default=0.0, metadata={"help": "of the student while it is distilled"})
     max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})
     output_dir: str | None = field(default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]})
     learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
@@ -54,6 +56,8 @@ class SKDTrainingArguments(TrainingArguments):
         for name in ("mse_weight", "sentence_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.label_top_k < 1:
             raise ValueError(f"label_top_k is {self.label_top_k}: it must be at least 1")
 

