@@ -80,7 +80,7 @@ def main() -> None:
         for objective in ("sense", "mse"):
             name = f"{objective}-{epochs}-{options.learning_rate:g}"
             distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-float16", "--texts", train)
-            settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate)
+            settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate, "--seed", 0)
             student = step(name, *distill, *settings, "--num-hidden-layers", 2)
             for assignment in ("none", "hard", "soft"):
                 scores = evaluate(f"{name}-{assignment}", "--model", student, "--assignment", assignment)

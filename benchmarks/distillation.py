@@ -48,7 +48,6 @@ from sensedict_hf.labeling import window_rows
 MAX_LENGTH = 128
 SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these
 SMALL = ("uci_sentiment", "poem_sentiment", "stsb", "xquad_retrieval", "wnut17")
-LEARNING_RATES = (3e-4, 1e-3, 2e-3)
 EPOCHS = {"short": 2, "long": 6}
 OUTPUTS = ("raw", "hard", "soft")
 MAIN_SCORES = {name: "few_shot" for name in CLASSIFICATION} | {"stsb": "spearman", "xquad_retrieval": "ndcg_at_10", "wnut17": "f1"}
@@ -236,10 +235,10 @@ class Comparison:
 
     def search(self, key: str, layers: int) -> float:
         """The learning rate whose students are best on held-out training texts, on the average."""
-        if key == "cut" or self.options.smoke:
-            return LEARNING_RATES[1]
+        if key == "cut" or len(self.options.learning_rates) == 1:
+            return self.options.learning_rates[0]
         found = {}
-        for learning_rate in LEARNING_RATES:
+        for learning_rate in self.options.learning_rates:
             student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
             path = f"{key.removesuffix('-sep')}-{layers}-short-{learning_rate:g}-0"
             scores = [self.score(path, name, True, student, student.senses)[METHODS[key].output] for name in SEARCHED]
@@ -299,12 +298,15 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[3e-4, 1e-3, 2e-3], help="to choose from; one alone is not")
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
     parser.add_argument("--device")
     parser.add_argument("--smoke", action="store_true", help="without the four large sets, at one learning rate")
     options = parser.parse_args()
+    if options.smoke:
+        options.learning_rates = [1e-3]
     comparison = Comparison(options)
 
     titles = ["average", "few-shot", "all labels", *comparison.names]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from sensedict_hf import SKDTrainer
 from sensedict_hf.cli import main
 
 
@@ -62,6 +63,42 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
 
 
+def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, teacher_folder, tmp_path, monkeypatch):
+    run(capsys, "build", "--teacher", teacher_folder, "--texts", files[0], "--budget", 90, "--output", tmp_path / "senses")
+    settings = {"teacher": str(teacher_folder), "senses": str(tmp_path / "senses"), "texts": [files[0]], "num_train_epochs": 3}
+    settings |= {"learning_rate": "1e-2", "objective": "sense+mse", "save_strategy": "epoch", "use_cpu": True, "layers": None}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
+    status, out, _ = run(capsys, "distill", tmp_path / "run.yaml", "--num-hidden-layers", 1, "--output", tmp_path / "straight")
+    assert status == 0 and "parameters and" in out
+
+    command = ["distill", tmp_path / "run.json", "--num-hidden-layers", 1, "--output", tmp_path / "stopped"]
+    step, steps = SKDTrainer.training_step, []
+
+    def stop_in_the_third_epoch(self, *arguments, **options):
+        steps.append(1)
+        if len(steps) == 6:
+            raise OSError("the machine is gone")
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(SKDTrainer, "training_step", stop_in_the_third_epoch)
+    assert run(capsys, *command)[0] == 2 and not (tmp_path / "stopped" / "config.json").exists()
+    status, _, err = run(capsys, *command, "--learning-rate", "1e-3")
+    assert status == 2 and "a run with other settings: learning_rate was 0.01, is 0.001" in err
+    assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch, and two epochs were done
+    one, two = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    left = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert not any(name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left)
+
+    assert run(capsys, *command)[0] == 0 and len(steps) == 8  # it is there already
+    status, _, err = run(capsys, *command, "--seed", 1)
+    assert status == 2 and "seed was 42, is 1" in err
+    assert run(capsys, *command, "--seed", 1, "--overwrite")[0] == 0 and len(steps) == 14
+    status, _, err = run(capsys, *command[:-1], tmp_path / "senses")
+    assert status == 2 and "a model that no sensedict distill has put there" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -69,6 +106,8 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         (["build", "--texts", "none.jsonl"], "there is no file none.jsonl"),
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
