@@ -152,12 +152,10 @@ class Comparison:
     def senses(self, names: Sequence[str], dev: bool, similarity: str) -> SenseEmbeddingModel:
         """The dictionary of the texts of these tasks."""
         folder = self.output / f"senses-{scope(names)}{'-dev' * dev}"
-        senses = build_sense_dictionary(
-            self.teacher,
-            self.texts(names, dev),
-            output_dir=folder,
-            max_length=MAX_LENGTH,
-        )
+        if (folder / "config.json").is_file():
+            senses = AutoModel.from_pretrained(folder)
+        else:
+            senses = build_sense_dictionary(self.teacher, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH)
         senses.config.similarity = similarity
         return senses
 
@@ -306,7 +304,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="without the four large sets, at one learning rate")
     options = parser.parse_args()
     if options.smoke:
-        options.learning_rates = [1e-3]
+        options.learning_rates, options.output = [1e-3], options.output / "smoke"
     comparison = Comparison(options)
 
     titles = ["average", "few-shot", "all labels", *comparison.names]

@@ -65,16 +65,19 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
 
 
-def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, *, afresh: bool = False) -> Path:
+def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, kind: str = "dictionary", *, afresh: bool = False) -> Path:
     """Makes the folder of the stages, or finds the one that an interrupted build with the same settings has left. As long as there is
     nothing but tokenized text, only what that depends on must be the same.
 
     Raises:
-        ValueError: the folder holds an unfinished build with other settings, or files of other origin that would be replaced,
-            and `overwrite` is not set.
+        ValueError: the folder holds what is finished of another kind, an unfinished build with other settings, or files of other
+            origin that would be replaced, and `overwrite` is not set.
     """
     stages = folder / "building"
     path = stages / "settings.json"
+    others = [other for other, marker in MARKERS.items() if other != kind and (folder / marker).is_file()]
+    if others and not overwrite:
+        raise ValueError(f"{folder} holds a {others[0]}: give the {kind} another folder, or overwrite")
     if afresh:
         discard(stages)
     if path.is_file():

@@ -9,35 +9,27 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import AutoModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .build_folder import differences
 from .configuration_sense_embedding import ASSIGNMENTS
-from .corpus import FILES_HELP, read_dataset
+from .corpus import FILES_HELP, corpus_digest, read_dataset
 from .modeling_skd_student import SKDStudentModel, load_senses
 from .teachers import load_teacher
-from .trainer import REMEMBERED, SKDTrainer
+from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-# What else decides the weights.
-DECISIVE = (
-    *REMEMBERED,
-    "objective",
-    "max_length",
-    "gradient_accumulation_steps",
-    "optim",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "bf16",
-    "fp16",
-    "train_sampling_strategy",
+# Of Trainer's arguments those that do not decide the weights, by how their names begin.
+INDECISIVE = tuple(
+    "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
+    "dataloader_num_workers dataloader_p ddp_ use_cpu resume_from remove_unused debug".split()
 )
+STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
 
 
 @dataclass
@@ -84,58 +76,77 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     Raises:
         ValueError: the folder holds another student or a run with other settings, and `overwrite` is not set; and see [`SKDTrainer`].
     """
-    folder = Path(args.output_dir)
-    settings = {**asdict(options), **{name: getattr(args, name) for name in DECISIVE}}
-    del settings["overwrite"]
-    settings = json.loads(json.dumps(settings, default=str))
-    state = PartialState()
+    if args.push_to_hub:
+        raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
+    folder, state = Path(args.output_dir), PartialState()
+    teacher, senses = load_teacher(options.teacher, device=args.device), load_senses(options.senses)
+    texts = read_dataset(options.texts, streaming=options.streaming)
+    begun: list[Any] = [None]
     if state.is_main_process:
-        _begin(folder, settings, options.overwrite)
-    state.wait_for_everyone()
-    if (folder / "config.json").is_file():
+        settings = {**asdict(options), **args.to_dict(), "processes": state.num_processes}
+        for name in [name for name in settings if name.startswith(INDECISIVE) or name == "overwrite"]:
+            del settings[name]
+        for name in ("teacher", "senses", "backbone"):  # where they lie on this machine is nobody's business
+            settings[name] = settings[name] and Path(settings[name]).name
+        settings["texts"] = [Path(path).name for path in options.texts]
+        settings |= {"teacher_fingerprint": teacher.fingerprint(), "senses_fingerprint": senses.fingerprint()}
+        settings["corpus"] = None if options.streaming else corpus_digest(texts, options.text_column)
+        begun = [_begin(folder, json.loads(json.dumps(settings, default=str)), options.overwrite)]
+    if broadcast_object_list(begun)[0]:
         logger.info(f"{folder} holds this student already")
         return AutoModel.from_pretrained(folder)
-    # The seed is set before weights (a projection) are drawn.
-    set_seed(args.seed)
-    teacher, senses = load_teacher(options.teacher, device=args.device), load_senses(options.senses)
+    set_seed(args.seed)  # before weights (a projection) are drawn
     if options.backbone:
         student = SKDStudentModel.from_backbone(options.backbone, senses, assignment=options.assignment)
     else:
         layers = options.layers or options.num_hidden_layers
         student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
-    texts = read_dataset(options.texts, streaming=options.streaming)
     eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
     trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
+    del teacher  # so that the trainer can let it go
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     if state.is_main_process:
         ready = folder / "_student"
         student.save_pretrained(ready)
-        for path in sorted(ready.iterdir(), key=lambda path: path.name == "config.json"):  # without that nothing loads
+        for path in ready.iterdir():
             path.replace(folder / path.name)
-        ready.rmdir()
+        _write(folder, {**json.loads((folder / STATE).read_text()), "finished": True})
         _clear(folder)
     state.wait_for_everyone()
     return student
 
 
-def _clear(folder: Path) -> None:
-    """Removes what is there only to go on from: checkpoints, and the texts' token ids, which have no place in what is published."""
-    for path in (folder / "_encoded", *folder.glob("checkpoint-*")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Notes the settings in the folder, or compares them with those that are there."""
-    path = folder / "_distilling.json"
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Notes the settings in the folder, or compares them with those that are there; whether the student is finished."""
+    path = folder / STATE
     begun = json.loads(path.read_text()) if path.is_file() else None
-    there = (folder / "config.json").is_file()
-    changed = differences(begun, settings) if begun else ""
-    if (changed or there and begun is None) and not overwrite:
+    changed = differences({name: value for name, value in begun.items() if name != "finished"}, settings) if begun else ""
+    if (changed or (folder / "config.json").is_file() and begun is None) and not overwrite:
         what = f"a run with other settings: {changed}" if begun else "a model that no sensedict distill has put there"
         raise ValueError(f"{folder} holds {what}; give the same, another folder, or --overwrite")
     if begun and not changed:
-        return
+        # A checkpoint whose writing was interrupted lacks its last file.
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not (checkpoint / "trainer_state.json").is_file():
+                shutil.rmtree(checkpoint)
+        if begun.get("finished"):
+            _clear(folder)
+        return bool(begun.get("finished"))
+    path.unlink(missing_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2))
+    _write(folder, settings)
+    return False
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    partial = folder / f"{STATE}.partial"
+    partial.write_text(json.dumps(settings, indent=2))
+    partial.replace(folder / STATE)  # whole or not at all
+
+
+def _clear(folder: Path) -> None:
+    """Removes what is there only to go on from: checkpoints, and the texts' token ids, which have no place in what is published."""
+    for path in (folder / "_encoded", folder / "_student", *folder.glob("checkpoint-*")):
+        shutil.rmtree(path, ignore_errors=True)

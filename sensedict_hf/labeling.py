@@ -4,6 +4,7 @@ The teacher runs once. Parts of the texts are encoded one by one, each into a fi
 part and an interrupted call goes on where it was.
 """
 
+import json
 import os
 import shutil
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from .teachers import Teacher, load_teacher
 from .windows import TokenizedCorpus
 
 IGNORED = -100  # a position that is not counted; Trainer knows this value
+LABEL_SETTINGS = ("senses", "top_k", "temperature", "only_tokens")
 PART_TOKENS = 1 << 17  # of a part, and how much of the teacher's work an interruption may lose
 
 
@@ -68,14 +70,14 @@ def encode_senses(
     Raises:
         ValueError: the dictionary is not the teacher's, or `output_dir` holds something else.
     """
-    teacher = load_teacher(teacher)
+    state = process_state()
+    teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: it must be at least 1")
     is_keyed = senses.config.teacher_tokenizer_fingerprint is not None
     tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
-    state = process_state()
     if output_dir is None and state.num_processes > 1:
         raise ValueError("give output_dir: several processes need a common folder")
     settings = {
@@ -123,8 +125,19 @@ def _encode(
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(stages / "ready", ignore_errors=True)
-        concatenate_datasets([Dataset.from_file(str(path)) for path in paths]).save_to_disk(stages / "ready")
+        dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        dataset.info.description = json.dumps({name: settings[name] for name in LABEL_SETTINGS})
+        dataset.save_to_disk(stages / "ready")
         publish(folder, {**settings, "corpus": read_progress(stages / "corpus").sha256}, "data set")
+
+
+def label_settings(dataset: Dataset) -> dict[str, Any]:
+    """What the labels of a data set of [`encode_senses`] were made with; nothing for any other."""
+    try:
+        settings = json.loads(dataset.info.description)
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) and settings.keys() == set(LABEL_SETTINGS) else {}
 
 
 def stream_windows(texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int, text_column: str) -> IterableDataset:

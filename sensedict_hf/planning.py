@@ -62,7 +62,7 @@ def read_corpus(
         discard(folder / "building")
         logger.info(f"{folder} holds this {kind} already")
         return None
-    stages = begin_build(folder, settings, overwrite)
+    stages = begin_build(folder, settings, overwrite, kind)
     reading = {
         "text_column": text_column,
         "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
@@ -73,7 +73,7 @@ def read_corpus(
     except CorpusChangedError:
         if not overwrite or is_one_shot:
             raise
-        stages = begin_build(folder, settings, overwrite, afresh=True)
+        stages = begin_build(folder, settings, overwrite, kind, afresh=True)
         corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
     _warn_of_lost_tokens(corpus, teacher.name, settings["max_length"])
     return corpus

@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .corpus import Texts, check_max_length, model_max_length
 from .encoding import pad_batch, padding_id, pool
-from .labeling import IGNORED, encode_senses, stream_windows
+from .labeling import IGNORED, encode_senses, label_settings, stream_windows
 from .losses import hidden_mse, sentence_mse
 from .model_card import model_card
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -83,17 +83,22 @@ class SKDTrainer(Trainer):
         self.senses = self.student.senses
         if self.senses.config.learn_senses:
             raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
+        if args.eval_strategy != "no" and eval_dataset is None:
+            raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
             check_teacher(self.senses, self.teacher)
-        if train_dataset is not None:
-            train_dataset = self._encode(train_dataset, args, "train")
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, args, "eval")
-        if not args.needs_vectors and not isinstance(train_dataset, IterableDataset):
+        if train_dataset is not None:
+            train_dataset = self._encode(train_dataset, args, "train")
+        data = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
+        if any(isinstance(texts, IterableDataset) for texts in data):
+            args.accelerator_config.dispatch_batches = False  # batches of processes are padded differently, and cannot be cut out of one
+        elif not args.needs_vectors:
             self.teacher = None
         super().__init__(
             model,
@@ -115,21 +120,28 @@ class SKDTrainer(Trainer):
         """As in transformers; the student remembers how it was distilled."""
         self.student.config.objective = self.args.objective
         self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
-        layers = [module for module in self.student.modules() if isinstance(module, nn.Dropout)]
-        before = [layer.p for layer in layers]
+        self._sums = self._no_sums()
+        before = [(module, name, getattr(module, name)) for module, name in find_dropout(self.student)]
         try:
-            for layer in layers:
-                layer.p = self.args.dropout
+            for module, name, _ in before:
+                setattr(module, name, self.args.dropout)
             return super().train(*args, **kwargs)
         finally:
-            for layer, p in zip(layers, before):
-                layer.p = p
+            for module, name, value in before:
+                setattr(module, name, value)
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
         if isinstance(texts, Dataset) and {"input_ids", "labels"} <= set(texts.column_names):
             if self.teacher is None and args.needs_vectors:
                 raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=")
+            made_with = label_settings(texts)
+            wanted = {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
+            wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
+            wrong = [name for name, value in wanted.items() if made_with.get(name, value) != value]
+            if wrong and not args.needs_vectors:
+                was, now = made_with[wrong[0]], wanted[wrong[0]]
+                raise ValueError(f"the data set was encoded with {wrong[0]}={was}, here it is {now}: encode the texts again")
             return texts
         if self.teacher is None:
             raise ValueError(
@@ -166,7 +178,8 @@ class SKDTrainer(Trainer):
         labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
         batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
         if self.args.terms == ("sense",):  # nothing can be learned where the token has no senses
-            batch["labels"] = labels.masked_fill(~self._has_senses[input_ids], IGNORED)
+            known = self._has_senses[input_ids] & ((labels >= 0) | (self.teacher is not None))
+            batch["labels"] = labels.masked_fill(~known, IGNORED)
         for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
             values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
             batch[name] = pad_sequence(values, True, filling)
@@ -185,6 +198,7 @@ class SKDTrainer(Trainer):
             sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
             if target is not None:
                 sense_ids, probabilities = senses.posterior(input_ids, target, counted, args.label_temperature, args.label_top_k)
+            sense_ids = sense_ids.masked_fill(~counted[..., None], -1)
             probabilities = weights[..., None] * (torch.ones_like(weights)[..., None] if probabilities is None else probabilities)
             sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
             loss = loss + sense_loss
@@ -195,13 +209,13 @@ class SKDTrainer(Trainer):
                 distances = self._comparable(hidden[known]) - self._comparable(senses.look_up(input_ids[known], choices[known]))
                 self._sums["error"] += distances.square().sum() / unit
         if args.needs_vectors:
-            own, target = self._comparable(hidden), self._comparable(target)
             alone = len(args.terms) == 1
             if "mse" in args.terms:
-                loss = loss + (1 if alone else args.mse_weight) / unit * hidden_mse(own, target, weights)
+                regression = hidden_mse(self._comparable(hidden), self._comparable(target), weights)
+                loss = loss + (1 if alone else args.mse_weight) / unit * regression
             if "sentence" in args.terms:
-                own, target = (pool(vectors, mask, self.student.config.pooling) for vectors in (own, target))
-                loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, target, weights)
+                own, theirs = (self._comparable(pool(vectors, mask, self.student.config.pooling)) for vectors in (hidden, target))
+                loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, theirs, weights)
         self._sums["loss"] += loss.detach()
         self._sums["counted"] += counted.sum()
         self._sums["owned"] += inputs["owned"].sum()
@@ -227,32 +241,40 @@ class SKDTrainer(Trainer):
     ) -> Any:
         loss = self._loss(model, inputs)
         counted = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / counted
+        loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(1)  # of a batch without senses the loss is 0
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP takes the mean of gradients that are already divided by all positions
         return (loss, {}) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
-        """As in transformers; texts are encoded first."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
+        """As in transformers; texts are encoded first. No text is repeated to give all processes as many batches."""
+        known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if eval_dataset is not None and not isinstance(eval_dataset, str) and not any(eval_dataset is data for data in known):
             eval_dataset = self._encode(eval_dataset, self.args, "evaluated")
-        return super().get_eval_dataloader(eval_dataset)
+        config = self.accelerator.dataloader_config
+        even_batches, config.even_batches = config.even_batches, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            config.even_batches = even_batches
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """Evaluation keeps sums instead of vectors."""
-        inputs = self._prepare_inputs(inputs)
+    ) -> tuple[None, None, None]:
+        """Evaluation keeps sums, and nothing of single batches, which processes may have unequally many of."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self._loss(model, inputs) / (inputs["labels"] != IGNORED).sum().clamp_min(1), None, None
+            self._loss(model, self._prepare_inputs(inputs))
+        return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in transformers, with the means over positions of all batches and processes in the place of a mean of means."""
         training, self._sums = self._sums, self._no_sums()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._means().items()})
-        self._sums = training
-        return output
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._means().items()})
+            return output
+        finally:
+            self._sums = training
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._sums["owned"] > 0:
@@ -274,6 +296,16 @@ class SKDTrainer(Trainer):
         """Keeps the student's own card."""
         if self.is_world_process_zero():
             model_card(self.student.config).save(os.path.join(self.args.output_dir, "README.md"))
+
+
+def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a model keeps its dropout: that of modules, and numbers that they pass on. Adapters keep their own."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
+            found.append((module, "p"))
+        found += [(module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+    return found
 
 
 def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:

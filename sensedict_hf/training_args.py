@@ -42,6 +42,8 @@ class SKDTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
     # Labels beyond `labels` are no arguments of the student; the trainer's collator takes what it needs.
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: soft labels would be removed"})
+    # The first process may tokenize for long while the others wait.
+    ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
     # Every forward pass of DDP would send the whole dictionary, which never changes.
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "leave off: the dictionary is a buffer"})
 
@@ -50,6 +52,8 @@ class SKDTrainingArguments(TrainingArguments):
         unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
         if unknown:
             raise ValueError(f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +")
+        if len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"objective={self.objective!r} names a loss twice: give it a weight instead")
         for name in ("temperature", "label_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
