@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -85,9 +86,17 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
     assert run(capsys, *command)[0] == 2 and not (tmp_path / "stopped" / "config.json").exists()
     status, _, err = run(capsys, *command, "--learning-rate", "1e-3")
     assert status == 2 and "a run with other settings: learning_rate was 0.01, is 0.001" in err
+    (tmp_path / "senses").rename(tmp_path / "kept")
+    run(capsys, "build", "--teacher", teacher_folder, "--texts", files[1], "--output", tmp_path / "senses")
+    status, _, err = run(capsys, *command)
+    assert status == 2 and "senses_fingerprint was" in err
+    shutil.rmtree(tmp_path / "senses")
+    (tmp_path / "kept").rename(tmp_path / "senses")
+    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # killed while it was written
     assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch, and two epochs were done
     one, two = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
     left = {path.name for path in (tmp_path / "stopped").iterdir()}
     assert not any(name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left)
 
@@ -107,6 +116,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),

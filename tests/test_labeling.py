@@ -114,6 +114,17 @@ def test_a_finished_folder_is_loaded_or_refused(bert, senses, texts, tmp_path, m
     assert len(again) == len(texts) - 1 and {label for row in again["labels"] for label in row} == {-1}
 
 
+def test_what_is_of_another_kind_is_not_replaced(bert, senses, texts, tmp_path):
+    build_sense_dictionary(bert, texts, budget=120, output_dir=tmp_path / "senses")
+    encode_senses(bert, senses, texts, output_dir=tmp_path / "encoded")
+    before = contents(tmp_path / "senses"), contents(tmp_path / "encoded")
+    with pytest.raises(ValueError, match="holds a dictionary: give the data set another folder"):
+        encode_senses(bert, senses, texts, output_dir=tmp_path / "senses")
+    with pytest.raises(ValueError, match="holds a data set: give the dictionary another folder"):
+        build_sense_dictionary(bert, texts, budget=120, output_dir=tmp_path / "encoded")
+    assert before == (contents(tmp_path / "senses"), contents(tmp_path / "encoded"))
+
+
 @pytest.mark.parametrize("pattern", [".", r"\S+|\s"])
 def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
     """Labels are the senses nearest to the teacher's vectors of the tokens that cover the same characters; it trains and encodes."""

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,43 @@ def test_evaluation_is_a_mean_over_positions(bert, senses, texts, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
     assert metrics["eval_quantization_error"] == pytest.approx(error / total / senses.config.distortion, rel=1e-3)
     assert metrics["eval_coverage"] == 1
+
+
+def test_a_step_without_senses_changes_nothing(bert, texts, tmp_path):
+    rare = build_sense_dictionary(bert, [" ".join(WORDS[:2])], num_senses=1)
+    for token in (2, 3):  # as if they too had none
+        rare.offsets[token + 1 :] -= len(rare.senses_of(token))
+    trainer = make_trainer(bert, rare, ["w20 w21", "w22"], tmp_path, per_device_train_batch_size=1)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+
+
+def test_labels_of_another_dictionary_or_kind_are_refused(bert, senses, texts, tmp_path):
+    other = build_sense_dictionary(bert, texts, budget=120, seed=0, max_samples_per_token=20)
+    for data, settings, message in [
+        (encode_senses(bert, other, texts), {}, "encoded with senses="),
+        (encode_senses(bert, senses, texts, only_tokens=True), {}, "encoded with only_tokens=True, here it is False"),
+        (encode_senses(bert, senses, texts), {"label_top_k": 3}, "encoded with top_k=1, here it is 3"),
+        (encode_senses(bert, senses, texts, top_k=3), {"label_top_k": 3, "label_temperature": 1.0}, "temperature=0.15, here it is 1.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_trainer(bert, senses, data, tmp_path, **settings)
+    make_trainer(bert, senses, encode_senses(bert, other, texts), tmp_path, objective="sense+mse")  # labels are made beside
+
+
+def test_streams_can_be_evaluated_on(bert, senses, texts, tmp_path):
+    data = Dataset.from_dict({"text": texts[:9]})
+    expected = make_trainer(bert, senses, texts, tmp_path).evaluate(encode_senses(bert, senses, texts[:9]))
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", eval_strategy="epoch")
+    for eval_dataset, prefix in [(data.to_iterable_dataset(), "eval_"), ({"a": data.to_iterable_dataset()}, "eval_a_")]:
+        trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts, eval_dataset=eval_dataset)
+        metrics = trainer.evaluate()
+        for name in ("loss", "sense_accuracy", "coverage"):
+            assert metrics[prefix + name] == pytest.approx(expected["eval_" + name], rel=1e-4)
+    with pytest.raises(ValueError, match="eval_strategy='epoch' needs an eval_dataset"):
+        SKDTrainer(student, args, teacher=bert, train_dataset=texts)
 
 
 def test_coverage_is_the_share_of_tokens_with_senses(bert, texts, tmp_path):
@@ -219,8 +257,11 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     command = ["-m", "sensedict_hf", "distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses")]
     command += ["--texts", str(tmp_path / "texts.jsonl"), "--num-hidden-layers", "1", "--epochs", "2", "--logging-steps", "1", "--use-cpu"]
-    command += ["--objective", "sense+sentence", "--disable-tqdm", "True"]
+    command += ["--objective", "sense+sentence", "--disable-tqdm", "True", "--eval-strategy", "epoch", "--per-device-eval-batch-size", "8"]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:17]))
+    command += ["--eval-texts", str(tmp_path / "eval.jsonl")]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    evaluations = []
     for launch, batch, output in [([], "20", "one"), (launcher, "10", "two")]:
         run = subprocess.run(
             [sys.executable, *launch, *command, "--batch-size", batch, "--output", str(tmp_path / output)],
@@ -230,11 +271,16 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
             timeout=180,
         )
         assert run.returncode == 0, run.stderr
+        evaluations.append([float(loss) for loss in re.findall(r"'eval_loss': '?([0-9.]+)", run.stdout)])
+    assert len(evaluations[0]) == 2 and evaluations[0] == pytest.approx(evaluations[1], rel=1e-3)  # 17 texts, and none of them twice
     one, two = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two"))
     start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
     assert not torch.equal(one.backbone.get_input_embeddings().weight, start.backbone.get_input_embeddings().weight)
+    stream = ["--streaming", "--max-steps", "2", "--eval-strategy", "no", "--batch-size", "10", "--output", str(tmp_path / "streamed")]
+    run = subprocess.run([sys.executable, *launcher, *command[:-2], *stream], capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr
 
 
 def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
