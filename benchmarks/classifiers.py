@@ -42,6 +42,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
+    logging,
     set_seed,
 )
 
@@ -68,6 +69,7 @@ SETTINGS: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
+    "dataloader_pin_memory": False,
     "seed": 0,
 }
 SPEED_TEXTS, SPEED_ROUNDS = 512, 3
@@ -106,9 +108,9 @@ def predict(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: S
 def narrow_backbone(classifier: PreTrainedModel) -> BertModel:
     """A BERT of two layers, half as wide, with random weights; the embeddings of its tokens are the classifier's, reduced by PCA."""
     embeddings, full = classifier.get_input_embeddings().weight.detach(), classifier.config
-    width, heads = full.hidden_size // 2, full.num_attention_heads // 2
-    config = BertConfig(len(embeddings), width, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=4 * width)
-    model = BertModel(config)
+    width = full.hidden_size // 2
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": full.num_attention_heads // 2, "intermediate_size": 4 * width}
+    model = BertModel(BertConfig(vocab_size=len(embeddings), hidden_size=width, **sizes))
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(torch.from_numpy(PCA(width, random_state=0).fit_transform(embeddings.numpy())))
     return model
@@ -266,6 +268,7 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
+    logging.set_verbosity_error()  # else each loading reports the head that is new and the layers that are left out
     for name in options.sets:
         print(f"\n{name}", flush=True)
         Benchmark(
