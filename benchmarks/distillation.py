@@ -8,7 +8,8 @@ teacher runs once over the texts: all methods read its vectors from the disk, as
 teacher costs. Each student is scored with its own vectors (raw) and with the senses that they are nearest to (hard, soft).
 
 What is finished stays in the output folder, so that a run that was stopped goes on behind it; `--hours` stops one by itself. Several runs
-with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets.
+with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets, and
+takes a quarter of the texts of the others.
 FOLDER is described in `distillation_tasks.py`.
 """
 
@@ -124,7 +125,8 @@ class Comparison:
 
     def texts(self, names: Sequence[str], dev: bool = False) -> list[str]:
         """What students of these tasks learn from, each text once."""
-        return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts))
+        step = 4 if self.options.smoke else 1
+        return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts[::step]))
 
     @cached_property
     def rows(self) -> tuple[Dataset, dict[str, range], np.ndarray]:
@@ -301,7 +303,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
     parser.add_argument("--device")
-    parser.add_argument("--smoke", action="store_true", help="without the four large sets, at one learning rate")
+    parser.add_argument("--smoke", action="store_true", help="a quarter of the texts of the five small sets, at one learning rate")
     options = parser.parse_args()
     if options.smoke:
         options.learning_rates, options.output = [1e-3], options.output / "smoke"
