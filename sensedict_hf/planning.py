@@ -90,11 +90,10 @@ def plan_build(
     overwrite: bool,
 ) -> bool:
     """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    # Before the texts are read: is there such a layer?
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
     corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite)
     if corpus is None:
         return False
+    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
     stages, max_length = folder / "building", settings["max_length"]
     embeddings = teacher.model.get_input_embeddings().num_embeddings
     if not (stages / "plan.safetensors").exists():
