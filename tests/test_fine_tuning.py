@@ -69,7 +69,7 @@ def test_a_saved_student_is_fine_tuned(kind, task, tokenizer, texts, tmp_path):
     before = AutoModel.from_pretrained(folder)
     trainer.train()
     output = trainer.predict(trainer.train_dataset)
-    assert (output.predictions.argmax(-1) == output.label_ids)[output.label_ids != -100].mean() > 0.9
+    assert (output.predictions.argmax(-1) == output.label_ids)[output.label_ids != -100].mean() > 0.8  # 0.58 by the majority
     assert not torch.equal(before.get_input_embeddings().weight, trainer.model.get_input_embeddings().weight)
     assert torch.equal(before.senses.senses, trainer.model.student.senses.senses)
     trainer.save_model(tmp_path / "tuned")
@@ -179,7 +179,7 @@ def test_gradient_to_the_chosen_senses(bert, texts, tmp_path):
     hidden = torch.randn(*input_ids.shape, 16, requires_grad=True)
     mask = torch.ones_like(input_ids)
     mask[0, 0] = 0
-    output = senses(input_ids, hidden, mask)
+    output = senses(input_ids, hidden, mask, "hard")
     weights = torch.randn_like(hidden)
     (output.hidden_states * weights).sum().backward()
     expected = torch.zeros_like(senses.senses)

@@ -147,7 +147,7 @@ def test_forward(senses, bert, texts):
     batch = bert.tokenizer(texts[:4], padding=True, return_tensors="pt")
     ids, mask = batch["input_ids"], batch["attention_mask"]
     hidden = bert.last_hidden_state(ids, mask)
-    output = senses(ids, hidden, mask)
+    output = senses(ids, hidden, mask, "hard")
     assert (output.sense_ids[mask == 0] == -1).all() and (output.sense_ids[mask == 1] >= 0).all()
     assert torch.equal(output.hidden_states[mask == 0], hidden[mask == 0])
     token, number = int(ids[2, 1]), int(output.sense_ids[2, 1])
