@@ -19,6 +19,7 @@ from transformers import AutoModel, BertConfig, BertModel, ByT5Tokenizer, PreTra
 
 from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary
 from sensedict_hf.alignment import align_texts
+from sensedict_hf.cli import main
 from sensedict_hf.corpus import tokenize_corpus, tokenizer_fingerprint
 from sensedict_hf.gathering import teacher_vectors
 from sensedict_hf.inspection import find_occurrences
@@ -238,13 +239,13 @@ def test_two_processes_make_the_same_bytes(texts, characters, teacher_folder, tm
     """By the command line."""
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     characters.save_pretrained(tmp_path / "tokenizer")
-    build = ["-m", "sensedict_hf", "build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl")]
+    build = ["build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl")]
     build += ["--tokenizer", str(tmp_path / "tokenizer"), "--budget", "40", "--max-samples-per-token", "15", "--batch-size", "8"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert main([*build, "--output", str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sensedict_hf"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for launch, output in [([], "one"), (launcher, "two")]:
-        command = [sys.executable, *launch, *build, "--output", str(tmp_path / output)]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert run.returncode == 0, run.stderr
+    command = [*launch, *build, "--output", str(tmp_path / "two")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert "40 senses of 13 tokens, from 60 texts" in run.stdout

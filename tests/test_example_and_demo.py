@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModel
 
 
@@ -38,6 +39,7 @@ def test_demo_corpus():
 def test_demo(tmp_path, monkeypatch, capsys):
     demo = pytest.importorskip("sensedict_hf.demo", reason="needs the extra [demo]")
     monkeypatch.setattr(demo, "EPOCHS", 1)
+    torch.set_num_threads(os.cpu_count() or 1)  # its models are real
     demo.run_demo(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     for name in ("teacher", "quantized", "skd", "mse"):

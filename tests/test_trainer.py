@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
+from sensedict_hf.cli import main
 
 
 @pytest.fixture
@@ -251,36 +252,34 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
         SKDTrainer(bert.model, args, teacher=bert, train_dataset=texts)
 
 
-def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path):
-    """Their gradients are those of the batch that both make together; unequal texts count by their positions."""
+def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path, capsys):
+    """Their gradients are those of the batch that both make together; unequal texts count by their positions. A stream is shared too."""
     senses.save_pretrained(tmp_path / "senses")
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    command = ["-m", "sensedict_hf", "distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses")]
-    command += ["--texts", str(tmp_path / "texts.jsonl"), "--num-hidden-layers", "1", "--epochs", "2", "--logging-steps", "1", "--use-cpu"]
-    command += ["--objective", "sense+sentence", "--disable-tqdm", "True", "--eval-strategy", "epoch", "--per-device-eval-batch-size", "8"]
-    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:17]))
-    command += ["--eval-texts", str(tmp_path / "eval.jsonl")]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    evaluations = []
-    for launch, batch, output in [([], "20", "one"), (launcher, "10", "two")]:
-        run = subprocess.run(
-            [sys.executable, *launch, *command, "--batch-size", batch, "--output", str(tmp_path / output)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert run.returncode == 0, run.stderr
-        evaluations.append([float(loss) for loss in re.findall(r"'eval_loss': '?([0-9.]+)", run.stdout)])
-    assert len(evaluations[0]) == 2 and evaluations[0] == pytest.approx(evaluations[1], rel=1e-3)  # 17 texts, and none of them twice
-    one, two = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two"))
-    start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    for name, rows in [("texts", texts), ("eval", texts[:17])]:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    command = ["distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses"), "--texts", str(tmp_path / "texts.jsonl")]
+    command += ["--num-hidden-layers", "1", "--epochs", "2", "--logging-steps", "1", "--use-cpu", "--objective", "sense+sentence"]
+    evaluated = ["--eval-texts", str(tmp_path / "eval.jsonl"), "--eval-strategy", "epoch", "--per-device-eval-batch-size", "8"]
+    assert main([*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "20", "--output", str(tmp_path / "one")]) == 0
+    two = [*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "10", "--output", str(tmp_path / "two")]
+    streamed = [*command, "--streaming", "--max-steps", "2", "--batch-size", "10", "--output", str(tmp_path / "streamed")]
+    script = tmp_path / "distill.py"
+    script.write_text(f"from sensedict_hf.cli import main\nraise SystemExit(main({two!r}) or main({streamed!r}))")
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    losses = [[float(loss) for loss in re.findall(r"'eval_loss': '?([0-9.]+)", out)] for out in (capsys.readouterr().out, run.stdout)]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)  # 17 texts, and none of them twice
+    one, two, streamed = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "streamed"))
+    start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1).get_input_embeddings().weight
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
-    assert not torch.equal(one.backbone.get_input_embeddings().weight, start.backbone.get_input_embeddings().weight)
-    stream = ["--streaming", "--max-steps", "2", "--eval-strategy", "no", "--batch-size", "10", "--output", str(tmp_path / "streamed")]
-    run = subprocess.run([sys.executable, *launcher, *command[:-2], *stream], capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr
+    assert not any(torch.equal(student.get_input_embeddings().weight, start) for student in (one, streamed))
 
 
 def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
