@@ -9,6 +9,7 @@ ASSIGNMENTS = ("hard", "soft", "none")
 SIMILARITIES = ("l2", "cosine", "dot")
 METHODS = ("budget", "num_senses", "mcl")
 SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
 
@@ -20,6 +21,11 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         vocab_size: tokens that the dictionary is keyed by. hidden_size: width of a sense. num_senses: senses in all.
         senses_dtype: dtype of the stored table: `float16`, `bfloat16`, `float32` or `int8` (with a scale for every sense).
         learn_senses: whether the senses are a parameter, in float32 while they are learned, instead of a constant.
+        sense_device: where the table of senses lies. None: with the rest of the model. `cpu`: in host memory, whatever device the model is
+            moved to, which is then sent the senses of a batch's tokens alone; such senses cannot be learned. A table that
+            `from_pretrained` loads into host memory stays mapped from its file, and is read where it is used: so one that is larger than
+            the memory can lie on disk, without a setting of its own. Several processes need `ddp_broadcast_buffers=False`, the default of
+            [`SKDTrainingArguments`]; `nn.DataParallel` takes no model whose buffers lie apart.
         similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
         assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
             vector itself.
@@ -43,6 +49,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         num_senses: int = 0,
         senses_dtype: str = "float32",
         learn_senses: bool = False,
+        sense_device: str | None = None,
         similarity: str = "l2",
         assignment: str = "soft",
         assignment_temperature: float = 0.3,
@@ -79,6 +86,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.num_senses = num_senses
         self.senses_dtype = senses_dtype
         self.learn_senses = learn_senses
+        self.sense_device = sense_device
         self.similarity = similarity
         self.assignment = assignment
         self.assignment_temperature = assignment_temperature
@@ -98,4 +106,18 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.num_tokens = num_tokens
         self.sensedict_version = sensedict_version
         self.format_version = format_version
+        self.check_sense_device()
         super().__init__(**kwargs)
+
+    def check_sense_device(self) -> None:
+        """Raises a ValueError if senses cannot lie on `sense_device`, which `from_pretrained` may have assigned."""
+        if self.sense_device not in SENSE_DEVICES:
+            raise ValueError(
+                f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "
+                "wherever the model is moved to"
+            )
+        if self.learn_senses and self.sense_device is not None:
+            raise ValueError(
+                f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie apart from the model; choose "
+                "sense_device=None, or learn_senses=False"
+            )

@@ -88,6 +88,15 @@ class SKDStudentConfig(PreTrainedConfig):
         self.sense_config.learn_senses = value
 
     @property
+    def sense_device(self) -> str | None:
+        """Where the table of senses lies, see [`SenseEmbeddingConfig`]."""
+        return self.sense_config.sense_device
+
+    @sense_device.setter
+    def sense_device(self, value: str | None) -> None:  # from_pretrained(..., sense_device="cpu") assigns it
+        self.sense_config.sense_device = value
+
+    @property
     def vocab_size(self) -> int:
         return self.text_config.vocab_size
 

@@ -1,7 +1,7 @@
 """The sense dictionary as a model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,7 +69,17 @@ class SensePreTrainedModel(PreTrainedModel):
         options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         for part in model._parts():
             part._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
+            if isinstance(part, SenseEmbeddingModel):
+                part._apply(lambda tensor: tensor)  # a device_map of several devices has moved tables that are to stay
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """As in transformers, but a `device_map` does not have tables loaded that are to stay in host memory."""
+        if load_config.device_map is not None:
+            tables = {f"{prefix}.{name}".lstrip("."): "cpu" for prefix, name in _tables_apart(model)}
+            load_config = replace(load_config, device_map={**load_config.device_map, **tables})
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
 
     def save_pretrained(
         self,
@@ -154,29 +164,35 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def __init__(self, config: SenseEmbeddingConfig):
         super().__init__(config)
+        config.check_sense_device()
         if config.learn_senses:
             if config.senses_dtype == "int8":
                 raise ValueError("learn_senses=True: int8 senses cannot be learned; make them float32 first, by senses.to_dtype('float32')")
             config.senses_dtype = "float32"  # half precision would lose small updates
         # An explicit dtype stays what it is under from_pretrained(dtype=...): only a table of the file's dtype is memory-mapped.
-        table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype])
+        # Built on the meta device, as by from_pretrained, all tables are there, and none takes memory.
+        device = None if torch.empty(0).is_meta else config.sense_device
+        table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype], device=device)
         if config.learn_senses:
             self.senses = nn.Parameter(table)
         else:
             self.register_buffer("senses", table)
         if config.senses_dtype == "int8":
-            self.register_buffer("scales", torch.zeros(config.num_senses, dtype=torch.float32))
+            self.register_buffer("scales", torch.zeros(config.num_senses, dtype=torch.float32, device=device))
         else:
             self.scales = None
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
-        self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64))
+        self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64, device=device))
         self.post_init()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SenseEmbeddingModel":
-        """Moves the tables, but keeps their dtype: `student.bfloat16()` must not round the senses."""
+        """Moves the tables, but keeps their dtype: `student.bfloat16()` must not round the senses. With `config.sense_device` all that
+        have a row for each sense stay there."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor[:0])
+            if self.config.sense_device is not None and tensor is not self.offsets and not tensor.is_meta:
+                return tensor.to(self.config.sense_device)
             return fn(tensor) if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
@@ -186,8 +202,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return self.senses.dtype if self.scales is None else self.scales.dtype
 
     @property
-    def device(self) -> torch.device:
-        return self.senses.device
+    def device(self) -> torch.device:  # of the vectors that it takes; the senses may lie apart
+        return self.offsets.device
 
     def forward(
         self,
@@ -390,3 +406,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage
         model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source
         return model.eval()
+
+
+def _tables_apart(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The tables that lie apart from the rest of a model: the name of their dictionary in it, and their own."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, SenseEmbeddingModel) and module.config.sense_device is not None:
+            yield from ((prefix, name) for name, _ in module.named_buffers(recurse=False) if name != "offsets")

@@ -31,14 +31,15 @@ class Assignment(NamedTuple):
 
 def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | slice]]:
     """All positions whose token has senses, in blocks of `positions [tokens, count]` and `own [tokens, size, hidden]`, float32: where
-    some tokens stand, and which senses they have; and the rows of those, `[tokens, size]` or a slice. A negative token has none."""
-    device, width, base = token_ids.device, senses.shape[1], len(token_ids) + 1
+    some tokens stand, and which senses they have; and the rows of those, `[tokens, size]` or a slice. A negative token has none. All
+    tensors are on one device."""
+    width, base = senses.shape[1], len(token_ids) + 1
     tokens, inverse, counts = token_ids.unique(return_inverse=True, return_counts=True)
-    ids = tokens.clamp_min(0).to(offsets.device)
-    starts, ends = offsets[ids].to(device), offsets[ids + 1].to(device)
+    ids = tokens.clamp_min(0)
+    starts, ends = offsets[ids], offsets[ids + 1]
     shapes, order = ((ends - starts).masked_fill(tokens < 0, 0) * base + counts).sort(stable=True)
     positions = order.argsort()[inverse].argsort(stable=True)  # those of one token after the other
-    starts = starts[order].to(senses.device)
+    starts = starts[order]
     first_rows = starts.tolist()
     shapes, numbers = shapes.unique_consecutive(return_counts=True)
     token = position = 0
@@ -52,7 +53,7 @@ def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor |
                 rows = slice(first_rows[token + first], first_rows[token + first] + size)
             else:
                 rows = some[:, None] + torch.arange(size, device=some.device)
-            own = _senses(rows, senses, scales, device).view(-1, size, width)
+            own = _senses(rows, senses, scales, senses.device).view(-1, size, width)
             for part in where[first : first + step].split(max(1, BLOCK_ELEMENTS // max(size, width)), dim=1):
                 yield part, own, rows
         token, position = token + number, position + number * count
@@ -62,9 +63,36 @@ def _senses(rows: Tensor | slice, senses: Tensor, scales: Tensor | None, device:
     """Rows of the table, `[*rows, hidden]`, float32."""
 
     def take(table: Tensor) -> Tensor:  # an embedding copies rows several times faster than an index on a CPU
-        return (table[rows] if isinstance(rows, slice) else F.embedding(rows, table)).to(device, torch.float32)
+        return (table[rows] if isinstance(rows, slice) else F.embedding(rows, table)).to(device).float()
 
     return take(senses) if scales is None else take(senses) * take(scales[:, None])
+
+
+def _local(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Tokens and a dictionary on the device of the tokens: these, or what :func:`_fetch` makes of them."""
+    if token_ids.device == senses.device == offsets.device:
+        return token_ids, senses, offsets, scales
+    return _fetch(token_ids, senses, offsets, scales)
+
+
+def _fetch(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The dictionary of these tokens alone, on their device, and their numbers in it `[n]`. Its senses are sent all at once, in the dtype
+    of the table: a GPU would wait for those of each block."""
+    device = token_ids.device
+    tokens, numbers = token_ids.unique(return_inverse=True)
+    ids, has_none = tokens.clamp_min(0).to(offsets.device), (tokens < 0).to(offsets.device)
+    starts = offsets[ids]
+    sizes = (offsets[ids + 1] - starts).masked_fill(has_none, 0)
+    own_offsets = F.pad(sizes.cumsum(0), (1, 0))
+    rows = (starts - own_offsets[:-1]).repeat_interleave(sizes)
+    rows = (rows + torch.arange(len(rows), device=rows.device)).to(senses.device)
+
+    def take(table: Tensor) -> Tensor:
+        is_pinned = table.is_cpu and device.type == "cuda"  # pageable memory is sent several times more slowly
+        found = torch.empty(len(rows), *table.shape[1:], dtype=table.dtype, device=table.device, pin_memory=is_pinned)
+        return torch.index_select(table, 0, rows, out=found).to(device, non_blocking=is_pinned)
+
+    return numbers, take(senses), own_offsets.to(device), None if scales is None else take(scales)
 
 
 def _scores(vectors: Tensor, own: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +121,8 @@ def assign_senses(
 
     Args:
         hidden: `[n, hidden]`, any float dtype. token_ids: `[n]`, below the vocabulary size; a negative one has no senses.
-        senses: `[total_senses, hidden]`. offsets: `[vocab + 1]`, int64. Both may be on another device than `hidden`.
+        senses: `[total_senses, hidden]`. offsets: `[vocab + 1]`, int64. Both may be on another device than `hidden`, if no gradient is
+            wanted: the senses of the batch's tokens are then copied to that of `hidden`.
         similarity: `l2` scores `2 h.s - |s|^2`, which is `-|h - s|^2` up to a constant of h; `cosine` scores `2 cos(h, s)`, which is
             the same for unit vectors; `dot` scores `h.s`.
         temperature: `None` takes the best sense (hard), the first one of equals; a number in units of the score takes the mean of the
@@ -105,6 +134,7 @@ def assign_senses(
         The vectors and the index of each position's best sense among its token's own. A token without senses keeps its vector and
         has index -1. Differentiable in the senses alone.
     """
+    token_ids, senses, offsets, scales = _local(token_ids, senses, offsets, scales)
     if temperature is not None:
         return Assignment(*_SoftAssignment.apply(hidden, token_ids, senses, offsets, similarity, temperature, scales))
     vectors, sense_ids = hidden.detach().clone(), torch.full_like(token_ids, -1, dtype=torch.int64)
@@ -114,7 +144,7 @@ def assign_senses(
     found = (sense_ids >= 0).nonzero().squeeze(-1)
     for positions in found.split(max(1, BLOCK_ELEMENTS // hidden.shape[1])):
         chosen = look_up(token_ids[positions], sense_ids[positions], senses, offsets, scales)
-        vectors[positions] = chosen.to(vectors.device, vectors.dtype)
+        vectors[positions] = chosen.to(vectors.dtype)
     return Assignment(vectors, sense_ids)
 
 
@@ -181,6 +211,7 @@ def sense_posterior(
         Sense ids `[n, top_k]`, the best first, and their probabilities `[n, top_k]`, float32. A token with fewer senses has -1 and 0 in
         the places that are left.
     """
+    token_ids, senses, offsets, scales = _local(token_ids, senses, offsets, scales)
     sense_ids = torch.full((len(token_ids), top_k), -1, device=hidden.device)
     probabilities = torch.zeros(len(token_ids), top_k, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -263,7 +294,7 @@ def sense_cross_entropy(
             f"sense id {int(sense_ids[place].amax())} of token {int(token_ids[place])} is not in the dictionary: the sense ids were made "
             "with another dictionary; encode the texts again"
         )
-    counted = token_ids.masked_fill(sense_ids[:, 0] < 0, -1)
+    counted, senses, offsets, scales = _local(token_ids.masked_fill(sense_ids[:, 0] < 0, -1), senses, offsets, scales)
     return _SenseCrossEntropy.apply(hidden, counted, sense_ids, probabilities, senses, offsets, similarity, temperature, scales)
 
 

@@ -1,0 +1,176 @@
+"""Senses that lie apart from the model. Where there is no GPU, the meta device is the other one that things are moved to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, SKDStudentConfig, SKDStudentModel, build_sense_dictionary, ragged
+from sensedict_hf.ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+
+ELSEWHERE = ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.fixture(params=["float16", "int8"])
+def senses(bert, texts, request):
+    return build_sense_dictionary(bert, texts, budget=90, senses_dtype=request.param)
+
+
+@pytest.fixture
+def folder(senses, tmp_path):
+    senses.config.sense_device = "cpu"
+    senses.save_pretrained(tmp_path / "senses")
+    return tmp_path / "senses"
+
+
+def devices(senses):
+    return {name: tensor.device.type for name, tensor in senses.state_dict().items()}
+
+
+def apart(senses, device):
+    """Where the tables are if only the offsets have gone with the model."""
+    return {name: "cpu" if name != "offsets" else device for name in senses.state_dict()}
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_senses_stay_where_they_are(senses, device):
+    senses.config.sense_device = "cpu"
+    table = senses.senses
+    assert devices(senses.to(device)) == apart(senses, device)
+    assert senses.device.type == device and senses.senses is table
+    assert senses.to(device, torch.bfloat16).senses is table and senses.half().senses is table
+    senses.config.sense_device = None
+    assert set(devices(senses.to(device)).values()) == {device}
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_senses_of_a_student_stay_where_they_are(bert, senses, texts, tmp_path, device):
+    student = SKDStudentModel.from_teacher(bert, senses, sense_device="cpu")
+    assert student.config.sense_config.sense_device == "cpu" and senses.config.sense_device is None
+    expected = student.encode(texts)
+    student.save_pretrained(tmp_path)
+    for auto in (AutoModel, AutoModelForSequenceClassification):
+        model = auto.from_pretrained(tmp_path)
+        inside = next(module for module in model.modules() if isinstance(module, SenseEmbeddingModel))
+        assert devices(inside) == apart(senses, "cpu")
+        model.to(device)
+        assert devices(inside) == apart(senses, device) and model.device.type == device
+        model = auto.from_pretrained(tmp_path, device_map=device)
+        inside = next(module for module in model.modules() if isinstance(module, SenseEmbeddingModel))
+        assert devices(inside) == apart(senses, device) and model.device.type == device
+    again = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(texts), expected)
+    if device != "meta":
+        torch.testing.assert_close(again.to(device).encode(texts), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(again.cpu().encode(texts), expected)
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_where_it_is_loaded(folder, device):
+    """As saved, or as asked for when it is loaded."""
+    assert json.loads((folder / "config.json").read_text())["sense_device"] == "cpu"
+    loaded = AutoModel.from_pretrained(folder, device_map=device)
+    assert loaded.config.sense_device == "cpu" and devices(loaded) == apart(loaded, device)
+    loaded = AutoModel.from_pretrained(folder, sense_device=None, device_map=device)
+    assert set(devices(loaded).values()) == {device}
+    AutoModel.from_pretrained(folder, sense_device=None).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text()).get("sense_device") is None
+    assert devices(AutoModel.from_pretrained(folder, sense_device="cpu").to(device)) == apart(loaded, device)
+
+
+def test_from_a_student_and_back(bert, senses, texts, tmp_path):
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
+    student = AutoModel.from_pretrained(tmp_path, sense_device="cpu")
+    assert student.config.sense_device == "cpu" and devices(student.to("meta").senses) == apart(senses, "meta")
+    student = AutoModel.from_pretrained(tmp_path)
+    assert student.config.sense_device is None and set(devices(student.to("meta").senses).values()) == {"meta"}
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_made_on_a_device(senses, device):
+    """On the meta device nothing is allocated, there or in host memory."""
+    senses.config.sense_device = "cpu"
+    with torch.device(device):
+        model = SenseEmbeddingModel(senses.config)
+    assert devices(model) == ({name: "meta" for name in devices(model)} if device == "meta" else apart(model, device))
+    assert devices(SenseEmbeddingModel(senses.config).to_dtype("float32").to(device))["senses"] == "cpu"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
+def test_the_table_stays_mapped(tmp_path):
+    """A table of 200 MB is not read into memory by loading it beside a model on another device, nor by moving that."""
+    config = SenseEmbeddingConfig(vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype="float16", sense_device="cpu")
+    SenseEmbeddingModel(config).save_pretrained(tmp_path)
+    code = """if True:
+        import sys, sensedict_hf
+        from pathlib import Path
+        from transformers import AutoModel
+        def anonymous():
+            return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1000
+        before = anonymous()
+        models = [AutoModel.from_pretrained(sys.argv[1], device_map=place).half().to("meta") for place in (None, "meta")]
+        print(anonymous() - before, *(model.senses.device for model in models))"""
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert float(output.split()[0]) < 50 and output.split()[1:] == ["cpu", "cpu"]
+
+
+def test_what_is_refused(folder):
+    with pytest.raises(ValueError, match="unknown sense_device 'disk': choose 'cpu' to keep .* or None"):
+        SenseEmbeddingConfig(sense_device="disk")
+    with pytest.raises(ValueError, match="unknown sense_device 'cuda'"):
+        AutoModel.from_pretrained(folder, sense_device="cuda")
+    with torch.device("meta"), pytest.raises(ValueError, match="unknown sense_device 'gpu'"):
+        SKDStudentModel(SKDStudentConfig(sense_device="gpu"))
+    with pytest.raises(ValueError, match="learn_senses=True with sense_device='cpu': .* choose sense_device=None"):
+        AutoModel.from_pretrained(folder, learn_senses=True)
+
+
+@pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("device", ["cpu", ELSEWHERE[1]])
+def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
+    """The same results as of a table beside the vectors; on a CPU the fetching is forced."""
+    sizes = torch.tensor([3, 0, 1, 40, 0, 7, 3, 3])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    table, scales = store_senses(torch.randn(int(sizes.sum()), 6), dtype)
+    token_ids = torch.tensor([3, 0, 1, 5, -1, 3, 2, 0, 4, 3, 5, 7, 6, 6, 7], device=device)
+    hidden = torch.randn(len(token_ids), 6, device=device)
+    labels = torch.tensor([2, 1, -1, 6, -1, 39, 0, 0, -1, -1, 3, 2, 0, -1, 1], device=device)
+
+    def results(*dictionary, scales):
+        own = hidden.clone().requires_grad_()
+        loss, choices = sense_cross_entropy(own, token_ids, labels, *dictionary, similarity, 0.5, scales)
+        loss.backward()
+        found = [assign_senses(hidden, token_ids, *dictionary, similarity, temperature, scales) for temperature in (None, 0.7)]
+        vectors = look_up(token_ids[:2], labels[:2], *dictionary, scales)
+        posterior = sense_posterior(hidden, token_ids, *dictionary, similarity, 0.7, scales, top_k=2)
+        return [loss, choices, own.grad, vectors, *posterior, *found[0], *found[1]]
+
+    expected = results(table.to(device), offsets.to(device), scales=None if scales is None else scales.to(device))
+    monkeypatch.setattr(ragged, "_local", ragged._fetch)
+    assert all(map(torch.equal, results(table, offsets, scales=scales), expected))
+    assert all(map(torch.equal, results(table, offsets.to(device), scales=scales), expected))
+    own = ragged._fetch(token_ids, table, offsets, scales)
+    assert len(own[1]) == int(sizes.sum()) and len(ragged._fetch(token_ids[:2], table, offsets, scales)[1]) == 43
+
+
+def test_a_loop_through_the_model(senses, bert, texts, monkeypatch):
+    """Nothing in forward, posterior or cross-entropy needs the whole table where the vectors are."""
+    batch = bert.tokenizer(texts[:8], padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    hidden = bert.last_hidden_state(ids, mask)
+
+    def results():
+        chosen = [senses(ids, hidden, mask, assignment) for assignment in ("hard", "soft")]
+        labels = chosen[0].sense_ids
+        return [*chosen[0].to_tuple(), *chosen[1].to_tuple(), *senses.posterior(ids, hidden, mask, top_k=2)] + [
+            *senses.cross_entropy(ids, hidden, labels)
+        ]
+
+    expected = results()
+    monkeypatch.setattr(ragged, "_local", ragged._fetch)
+    assert all(map(torch.equal, results(), expected))
