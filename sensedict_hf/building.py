@@ -6,6 +6,7 @@ Every stage leaves its results in a folder, so that any number of processes can 
 import os
 import shutil
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +71,7 @@ def build_sense_dictionary(
     text_column: str = "text",
     sample_dtype: str = "float16",
     senses_dtype: str = "float16",
+    prompt_senses: bool = False,
 ) -> SenseEmbeddingModel:
     """Builds a sense dictionary: runs the teacher over text and clusters the vectors of each token.
 
@@ -100,6 +102,7 @@ def build_sense_dictionary(
         batch_size: texts in a forward pass. seed: of the sample. device: default: a GPU if there is one.
         sample_dtype: `float16` or `float32`, how samples are held on disk while building. senses_dtype: `float16`, `bfloat16`,
             `float32` or `int8` (with a scale for every sense), of the finished table.
+        prompt_senses: whether the tokens of the teacher's instruction and template, which have no part in a text's vector, get senses.
 
     Raises:
         ValueError: see the messages: bad settings, an empty corpus, a budget below one sense for each token in the texts, a
@@ -133,6 +136,8 @@ def build_sense_dictionary(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
+    if prompt_senses and teacher.prompt is not None:
+        teacher = replace(teacher, prompt=replace(teacher.prompt, pooled="all"))
     settings |= origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
     if settings["teacher_tokenizer"] is None:
         tokenizer = teacher.tokenizer
@@ -183,7 +188,9 @@ def _check_settings(
 def origin(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: bool) -> dict[str, Any]:
     """What, beside settings, decides what a teacher makes of texts. `teacher_tokenizer` is None if it is the dictionary's."""
     own, theirs = tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(teacher.tokenizer)
+    prompt = {} if teacher.prompt is None else {"prompt": asdict(teacher.prompt)}
     return {
+        **prompt,
         "tokenizer": own,
         "teacher_tokenizer": None if theirs == own else theirs,
         "max_length": max_length,
@@ -227,7 +234,7 @@ def _gather_and_fit(
     limits = [torch.finfo(kind).max for kind in (dtype, SENSES_DTYPES[settings["senses_dtype"]]) if kind.is_floating_point]
     gather_samples(
         teacher,
-        open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None),
+        open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt),
         plan,
         open_windows(stages),
         stages,
@@ -289,6 +296,7 @@ def _finish(
         method_value=settings["num_senses"] or budget,
         max_samples_per_token=settings["max_samples_per_token"],
         window_length=settings["max_length"],
+        prompt=settings.get("prompt"),
         seed=settings["seed"],
         num_texts=progress.texts + (earlier[1].num_texts if earlier else 0),
         num_tokens=int(plan.counts.sum()),

@@ -12,9 +12,9 @@ from transformers import HfArgumentParser
 from .building import build_sense_dictionary, process_state
 from .cli_distill import DistillArguments, distill, read_argument_file
 from .cli_evaluate import evaluate, parameters
+from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from .corpus import FILES_HELP, read_dataset
-from .encoding import POOLINGS
 from .evaluation_tasks import TASKS
 from .inspection import find_occurrences, report_senses
 from .merging import merge_sense_dictionaries
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[:1] == ["distill"]:
             given[1:] = read_argument_file(given[1:])
         options = _parser().parse_args(given)
+        if hasattr(options, "adapters"):
+            names = [field.name for field in fields(TeacherArguments)]
+            options.of_teacher = TeacherArguments(**{name: getattr(options, name) for name in names})
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"sensedict {given[0]}: {error}", file=sys.stderr)
@@ -44,13 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sensedict", description="Sense dictionaries, and small students distilled from them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str, *parents: type) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            parents=[HfArgumentParser(parents, add_help=False)] if parents else [],
+            help=help,
+            description=help,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("build", _build, "Run a teacher over text and keep a few senses for every token.")
-    _add_teacher(sub)
+    sub = command("build", _build, "Run a teacher over text and keep a few senses for every token.", TeacherArguments)
+    sub.add_argument("--teacher", required=True, metavar="MODEL", help="name or folder of an encoder or decoder")
     sub.add_argument("--tokenizer", metavar="MODEL", help="name or folder of another tokenizer, whose tokens the dictionary is for")
     _add_texts(sub)
     size = sub.add_mutually_exclusive_group()
@@ -70,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--similarity", choices=SIMILARITIES, default="l2", help="how a sense is chosen")
     sub.add_argument("--layer", type=int, default=-1, help="hidden states of the teacher; -1: the last")
     sub.add_argument("--max-samples-per-token", type=int, default=1000, metavar="N", help="occurrences looked at, drawn at random")
+    sub.add_argument("--prompt-senses", action="store_true", help="senses also for the tokens of instruction and template")
     sub.add_argument("--truncation", action="store_true", help="cut long texts off instead of into windows")
     _add_dtype(sub)
     sub.add_argument("--sample-dtype", choices=SAMPLE_DTYPES, default="float16", help="of samples while building")
@@ -95,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     ).set_defaults(run=_distill)
 
-    sub = command("evaluate", evaluate, "Score a model's frozen embeddings on a task, by the protocols of MTEB and, for tokens, of CoNLL.")
+    about = "Score a model's frozen embeddings on a task, by the protocols of MTEB and, for tokens, of CoNLL."
+    sub = command("evaluate", evaluate, about, TeacherArguments)
     sub.add_argument("--task", choices=TASKS, default="classification", help="tokens: entities, in BIO tags")
     sub.add_argument("--model", required=True, metavar="MODEL", help="a student, or any encoder or decoder")
     sub.add_argument("--senses", metavar="DIR", help="a dictionary to put in the place of the model's embeddings")
     sub.add_argument("--assignment", choices=ASSIGNMENTS, help="of the senses (default: the model's own)")
-    sub.add_argument("--pooling", choices=POOLINGS, help="of a plain model (default: its own, else mean)")
     sub.add_argument("--train", nargs="+", metavar="FILE", help="of classification (see the columns below), or of tokens (tokens, tags)")
     sub.add_argument("--test", nargs="+", metavar="FILE", help="the same, or of similarity (sentence1, sentence2, score); " + FILES_HELP)
     sub.add_argument("--corpus", nargs="+", metavar="FILE", help="of retrieval: documents (id, text and, if there is one, title)")
@@ -123,10 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="demo", metavar="DIR", help="where results, dictionary, student and picture go")
     sub.add_argument("--seed", type=int, default=0)
     return parser
-
-
-def _add_teacher(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--teacher", required=True, metavar="MODEL", help="name or folder of an encoder or decoder")
 
 
 def _add_dtype(sub: argparse.ArgumentParser) -> None:
@@ -154,7 +160,7 @@ def _build(options: argparse.Namespace) -> None:
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
-        options.teacher,
+        options.of_teacher.load(options.teacher, state.device if state.num_processes > 1 else options.device),
         # The others need not read the texts.
         read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
         tokenizer=options.tokenizer,
@@ -176,6 +182,7 @@ def _build(options: argparse.Namespace) -> None:
         text_column=options.text_column,
         sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
+        prompt_senses=options.prompt_senses,
     )
     if state.is_main_process:
         config, seen = senses.config, int((senses.offsets.diff() > 0).sum())

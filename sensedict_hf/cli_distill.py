@@ -15,10 +15,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .build_folder import differences
+from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import FILES_HELP, corpus_digest, read_dataset
 from .modeling_skd_student import SKDStudentModel, load_senses
-from .teachers import load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
@@ -32,8 +32,8 @@ INDECISIVE = tuple(
 STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
 
 
-@dataclass
-class DistillArguments:
+@dataclass(kw_only=True)
+class DistillArguments(TeacherArguments):
     """What is distilled into what; how, the settings of [`SKDTrainingArguments`] tell."""
 
     teacher: str = field(metadata={"help": "name or folder of an encoder or decoder"})
@@ -79,7 +79,7 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     if args.push_to_hub:
         raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
     folder, state = Path(args.output_dir), PartialState()
-    teacher, senses = load_teacher(options.teacher, device=args.device), load_senses(options.senses)
+    teacher, senses = options.load(options.teacher, args.device), load_senses(options.senses)
     texts = read_dataset(options.texts, streaming=options.streaming)
     begun: list[Any] = [None]
     if state.is_main_process:
@@ -88,6 +88,8 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
             del settings[name]
         for name in ("teacher", "senses", "backbone"):  # where they lie on this machine is nobody's business
             settings[name] = settings[name] and Path(settings[name]).name
+        settings["adapters"] = [Path(adapter).name for adapter in options.adapters or []]
+        settings["prompt"] = teacher.prompt and asdict(teacher.prompt)
         settings["texts"] = [Path(path).name for path in options.texts]
         settings |= {"teacher_fingerprint": teacher.fingerprint(), "senses_fingerprint": senses.fingerprint()}
         settings["corpus"] = None if options.streaming else corpus_digest(texts, options.text_column)

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from .attaching import attach_senses
+from .cli_teacher import TeacherArguments
 from .corpus import read_dataset
 from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from .modeling_skd_student import load_senses
-from .teachers import load_teacher
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -62,12 +62,12 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
 def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
     """The model to evaluate, and what makes vectors of texts and of words."""
     if AutoConfig.from_pretrained(options.model).model_type == "skd_student":
-        if options.senses or options.pooling:
-            raise ValueError(f"{options.model} is a student: it has its own senses and pooling; leave out --senses and --pooling")
+        if options.senses or options.of_teacher != TeacherArguments():
+            raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
-    teacher = load_teacher(options.model, pooling=options.pooling, device=options.device)
+    teacher = options.of_teacher.load(options.model, options.device)
     if options.senses:
         attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
     elif options.assignment:

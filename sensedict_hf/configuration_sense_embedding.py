@@ -37,6 +37,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             teacher_tokenizer_fingerprint: of the teacher's, None if it is the same.
         method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
+        prompt: what the teacher read around the texts, the fields of a [`Prompt`].
         sensedict_version, format_version: what wrote it.
     """
 
@@ -64,6 +65,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         method_value: int | None = None,
         max_samples_per_token: int | None = None,
         window_length: int | None = None,
+        prompt: dict[str, Any] | None = None,
         seed: int | None = None,
         num_texts: int | None = None,
         num_tokens: int | None = None,
@@ -101,6 +103,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.method_value = method_value
         self.max_samples_per_token = max_samples_per_token
         self.window_length = window_length
+        self.prompt = prompt
         self.seed = seed
         self.num_texts = num_texts
         self.num_tokens = num_tokens

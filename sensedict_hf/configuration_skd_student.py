@@ -16,6 +16,7 @@ class SKDStudentConfig(PreTrainedConfig):
             own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
         pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
+        prompt: what `encode` puts around a text, the fields of a [`Prompt`]; a text's vector is made without it.
         teacher_layers: the layers of the teacher that the student started from, if it did.
         objective: what it was distilled with (None: not yet). distillation: the settings of that.
         classifier_activation: of the dense layer between the pooled vector and the classifier of texts (None: there is no such layer).
@@ -33,6 +34,7 @@ class SKDStudentConfig(PreTrainedConfig):
         assignment: str | None = None,
         pooling: str = "mean",
         max_seq_length: int = 512,
+        prompt: dict[str, Any] | None = None,
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
         distillation: dict[str, Any] | None = None,
@@ -59,6 +61,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self.assignment = assignment
         self.pooling = pooling
         self.max_seq_length = max_seq_length
+        self.prompt = prompt
         self.teacher_layers = teacher_layers
         self.objective = objective
         self.distillation = distillation

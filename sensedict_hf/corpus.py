@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from .alignment import align_texts, check_offsets, special_token_counts
+from .prompts import Prompt
 from .windows import Alignment, TokenizedCorpus
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
@@ -147,6 +148,7 @@ def tokenize_corpus(
     text_column: str = "text",
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     truncate_at: int | None = None,
+    prompt: Prompt | None = None,
 ) -> TokenizedCorpus:
     """Tokenizes a corpus into `directory`, in one pass and with memory for one batch.
 
@@ -156,6 +158,7 @@ def tokenize_corpus(
         teacher_tokenizer: what the teacher reads the texts with, if that is another tokenizer: the tokens are aligned with its tokens.
         truncate_at: longest text in (the teacher's) tokens, special tokens included; what lies behind is dropped and counted. None: no
             truncation.
+        prompt: what is put around every text; its tokens are among the special tokens.
 
     Raises:
         ValueError: no texts, a text that is not a string, or two tokenizers of which one does not tell which characters its tokens cover.
@@ -163,7 +166,9 @@ def tokenize_corpus(
     """
     if teacher_tokenizer is not None:
         check_offsets(tokenizer, teacher_tokenizer)
-    prefix, suffix = special_token_counts(tokenizer)
+        if prompt is not None:
+            raise ValueError(f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them")
+    prefix, suffix = _surroundings(tokenizer, prompt)
     folder = Path(directory)
     progress = read_progress(folder)
     strings = iterate_texts(texts, text_column)
@@ -183,7 +188,7 @@ def tokenize_corpus(
         if changed:
             raise CorpusChangedError(f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite")
         if not progress.complete:
-            _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, bar)
+            _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, prompt, bar)
     content = progress.tokens - progress.texts * (prefix + suffix)
     wrong = None
     if content <= 0:
@@ -198,14 +203,15 @@ def tokenize_corpus(
     if wrong:
         (folder / "progress.json").unlink()  # so that another corpus can be given
         raise ValueError(wrong)
-    return open_corpus(folder, tokenizer, teacher_tokenizer)
+    return open_corpus(folder, tokenizer, teacher_tokenizer, prompt)
 
 
-def tokenize_in_memory(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
+def tokenize_in_memory(texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None = None) -> TokenizedCorpus:
     """Tokenizes a few texts."""
-    rows = [np.asarray(ids, dtype=np.int32) for ids in tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]]
+    rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), *special_token_counts(tokenizer))
+    sizes = _surroundings(tokenizer, prompt)
+    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), *sizes, without=_left_out(prompt, sizes))
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
@@ -223,18 +229,36 @@ def read_progress(folder: Path) -> Progress:
 
 
 def open_corpus(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    prompt: Prompt | None = None,
 ) -> TokenizedCorpus:
     """The corpus that [`tokenize_corpus`] has left in this folder."""
     progress = read_progress(folder)
     kinds = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
     files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in kinds.items()}
-    corpus = TokenizedCorpus(*(files[name] for name in CORPUS_FILES), *special_token_counts(tokenizer), dropped=progress.dropped)
+    sizes = _surroundings(tokenizer, prompt)
+    arrays = (files[name] for name in CORPUS_FILES)
+    corpus = TokenizedCorpus(*arrays, *sizes, dropped=progress.dropped, without=_left_out(prompt, sizes))
     if teacher_tokenizer is not None:
         specials = special_token_counts(teacher_tokenizer)
         teacher = TokenizedCorpus(files["teacher_ids"], files["teacher_offsets"], corpus.digests, *specials)
         corpus.alignment = Alignment(teacher, files["places"], files["bounds"], progress.unaligned)
     return corpus
+
+
+def _surroundings(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int]:
+    """How many tokens stand before and behind each text."""
+    if prompt is None:
+        return special_token_counts(tokenizer)
+    before, behind = prompt.around(tokenizer)
+    return len(before), len(behind)
+
+
+def _left_out(prompt: Prompt | None, sizes: tuple[int, int]) -> tuple[int, int]:
+    """Of the tokens around each text, how many have no part in its vector."""
+    return (0, 0) if prompt is None else (sizes[0] * prompt.skips_head, sizes[1] * prompt.skips_tail)
 
 
 def _update(digest, text: str) -> None:
@@ -255,7 +279,7 @@ def _batches(strings: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at: int | None, bar) -> None:
+def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at, prompt, bar) -> None:
     """Appends the remaining texts to the files, from where `progress` is, and brings it and `digest` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = int(progress.texts > 0)  # files of offsets begin with a zero
@@ -291,7 +315,7 @@ def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Pro
     committed = time.monotonic()
     for batch in _batches(strings):
         if teacher_tokenizer is None:
-            for ids, dropped in _token_ids(batch, tokenizer, truncate_at):
+            for ids, dropped in _token_ids(batch, tokenizer, truncate_at, prompt):
                 write(ids, dropped)
         else:
             for row in align_texts(batch, tokenizer, teacher_tokenizer, truncate_at=truncate_at):
@@ -316,11 +340,18 @@ def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Pro
         file.close()
 
 
-def _token_ids(batch: list[str], tokenizer: PreTrainedTokenizerBase, truncate_at: int | None) -> Iterator[tuple[np.ndarray, int]]:
+def _token_ids(
+    batch: list[str], tokenizer: PreTrainedTokenizerBase, truncate_at: int | None, prompt: Prompt | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """The ids of each text, int32, and how many more were cut off."""
-    suffix = special_token_counts(tokenizer)[1]
-    # verbose=False: longer texts than the model takes are expected, windows are cut from them
-    for ids in tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]:
+    if prompt is None:
+        suffix = special_token_counts(tokenizer)[1]
+        # verbose=False: longer texts than the model takes are expected, windows are cut from them
+        rows = tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
+    else:
+        before, behind = prompt.around(tokenizer)
+        suffix, rows = len(behind), [before + ids + behind for ids in prompt.content(tokenizer, batch)]
+    for ids in rows:
         dropped = 0 if truncate_at is None else max(0, len(ids) - truncate_at)
         kept = ids[: len(ids) - suffix - dropped] + ids[len(ids) - suffix :] if dropped else ids
         yield np.asarray(kept, dtype=np.int32), dropped

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-POOLINGS = ("mean", "cls", "last", "max")
+from .prompts import Prompt, Prompted
+
+POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
@@ -26,19 +28,24 @@ def pad_batch(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> 
     return input_ids, mask.long()
 
 
-def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean") -> Tensor:
+def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", pooled: Tensor | None = None) -> Tensor:
     """`[batch, positions, hidden] x [batch, positions] -> [batch, hidden]`, over the positions whose mask is not 0.
 
-    `mean` is the mean of all positions, `cls` the first of them, `last` the last of them, `max` the largest value per dimension.
+    `mean` is the mean of all positions, `weighted_mean` that with weights 1, 2, 3 ... from the first to the last, `max` the largest
+    value per dimension, `cls` the first position and `last` the last.
+
+    Args:
+        pooled: `[batch, positions]`, a part of the mask, the only positions that means and `max` are of.
 
     Raises:
         ValueError: unknown pooling, or a row without positions.
     """
-    mask = attention_mask.bool()
+    mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
     if not mask.any(1).all():
         raise ValueError(f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool")
-    if pooling == "mean":
-        return (hidden_states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).to(hidden_states.dtype)
+    if pooling in ("mean", "weighted_mean"):
+        weights = (mask if pooling == "mean" else mask.cumsum(1) * mask).to(hidden_states.dtype)
+        return (hidden_states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
     if pooling == "max":
         return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
     if pooling in ("cls", "last"):
@@ -51,13 +58,14 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean") -
 def encode_texts(
     forward: Callable[[Tensor, Tensor], Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Prompted],
     *,
     pad_token_id: int,
     pooling: str,
     max_length: int,
     batch_size: int,
     device: torch.device,
+    prompt: Prompt | None = None,
     show_progress: bool = True,
 ) -> Tensor:
     """Sentence vectors `[texts, hidden]`, float32 on the CPU; `forward` maps ids and mask to hidden states. Longer texts are truncated.
@@ -68,10 +76,21 @@ def encode_texts(
     if isinstance(texts, str):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     texts = list(texts)
-    rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+    if prompt is None and any(not isinstance(text, str) for text in texts):
+        prompt = Prompt()  # they are pairs
+    if prompt is not None:
+        prompted = prompt.tokenize(tokenizer, texts, max_length)
+        rows = [row.input_ids for row in prompted]
+    else:
+        prompted, rows = [], tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
     vectors: dict[int, Tensor] = {}
     for batch, hidden_states, mask in _batches(forward, rows, texts, pad_token_id, batch_size, device, show_progress):
-        vectors.update(zip(batch, pool(hidden_states, mask, pooling).cpu()))
+        pooled = None
+        if prompted:
+            begin, end = (torch.tensor([prompted[i][side] for i in batch], device=mask.device)[:, None] for side in (1, 2))
+            place = torch.arange(mask.shape[1], device=mask.device)
+            pooled = (place >= begin) & (place < end)
+        vectors.update(zip(batch, pool(hidden_states, mask, pooling, pooled).cpu()))
     return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)
 
 
@@ -116,7 +135,7 @@ def encode_words(
 def _batches(
     forward: Callable[[Tensor, Tensor], Tensor],
     rows: Sequence[Sequence[int]],
-    texts: Sequence[str | Sequence[str]],
+    texts: Sequence[Prompted],
     pad_token_id: int,
     batch_size: int,
     device: torch.device,

@@ -123,9 +123,7 @@ def teacher_vectors(
         vectors, `[n, hidden]`, float32. Tokens of another tokenizer that align with none of the teacher's are left out.
     """
     begin, end = corpus.offsets[[first_text, last_text]]
-    positions = np.arange(begin, end)
-    if corpus.alignment is not None:
-        positions = positions[corpus.alignment.aligned(begin, end)]
+    positions = np.arange(begin, end)[corpus.has_vectors(begin, end)]
     table = _owning_windows(corpus, positions, max_length, first_text, last_text)
     table = table[np.argsort(table[:, 1] - table[:, 2], kind="stable")]
     for first in range(0, len(table), batch_size):

@@ -72,7 +72,8 @@ def find_occurrences(
     with TemporaryDirectory(prefix="sensedict-") as folder:
         own = senses.config.teacher_tokenizer_fingerprint is None
         tokenizer, teacher_tokenizer = (teacher.tokenizer, None) if own else (senses.tokenizer, teacher.tokenizer)
-        corpus = tokenize_corpus(texts, tokenizer, folder, text_column=text_column, teacher_tokenizer=teacher_tokenizer)
+        settings = {"text_column": text_column, "teacher_tokenizer": teacher_tokenizer, "prompt": teacher.prompt}
+        corpus = tokenize_corpus(texts, tokenizer, folder, **settings)
         positions = np.flatnonzero(corpus.input_ids == token_id)
         total = len(positions)
         if total > max_occurrences:

@@ -27,6 +27,7 @@ from .gathering import chunks, teacher_vectors
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher
 from .planning import read_corpus
+from .prompts import Prompt
 from .teachers import Teacher, load_teacher
 from .windows import TokenizedCorpus
 
@@ -107,7 +108,7 @@ def _encode(
 ) -> None:
     """The stages that all processes share, and the last one."""
     state, stages = process_state(), folder / "building"
-    corpus = open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None)
+    corpus = open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt)
     parts = list(chunks(corpus.shown, PART_TOKENS))
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
     mine = range(state.process_index, len(parts), state.num_processes)
@@ -140,11 +141,13 @@ def label_settings(dataset: Dataset) -> dict[str, Any]:
     return settings if isinstance(settings, dict) and settings.keys() == set(LABEL_SETTINGS) else {}
 
 
-def stream_windows(texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int, text_column: str) -> IterableDataset:
+def stream_windows(
+    texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int, text_column: str, prompt: Prompt | None = None
+) -> IterableDataset:
     """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come."""
 
     def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
-        corpus = tokenize_in_memory(batch[text_column], tokenizer)
+        corpus = tokenize_in_memory(batch[text_column], tokenizer, prompt)
         return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
 
     return texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
@@ -186,6 +189,7 @@ def window_rows(
         if not len(places):
             continue  # an empty text of a tokenizer without special tokens
         owned = (places >= begin + own_start) & (places < begin + own_stop)
+        owned &= (places >= begin + corpus.without[0]) & (places < end - corpus.without[1])
         there = places - corpus.offsets[first]
         columns["input_ids"].append(corpus.input_ids[places])
         columns["labels"].append(np.where(owned, labels[there], IGNORED))

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
 from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
+from .prompts import Prompt, Prompted
 from .teachers import Teacher, load_teacher
 
 logger = logging.get_logger(__name__)
@@ -83,7 +84,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
         if not layers or not all(0 <= layer < total for layer in layers):
             raise ValueError(f"num_hidden_layers={num_hidden_layers}: {teacher.name} has layers 0 to {total - 1}")
-        config = {"pooling": teacher.pooling, "max_seq_length": teacher.max_seq_length, "teacher_layers": layers} | config
+        config = _encoding_settings(teacher) | {"teacher_layers": layers} | config
         text_config = _keep_layers(teacher.model.config, layers)
         student = cls._new(text_config, senses, config)
         weights = _keep_layer_weights(teacher.model, layers)
@@ -111,7 +112,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
         senses.check_tokenizer(backbone.tokenizer)
-        config = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length} | config
+        config = _encoding_settings(backbone) | config
         student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
         weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
         student.backbone.load_state_dict(weights)
@@ -164,9 +165,11 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
-    def encode(self, texts: Sequence[str], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True) -> Tensor:
-        """One vector per text, `[texts, teacher's hidden]`, float32, not normalized; longer texts are truncated to
-        `config.max_seq_length`. Puts the model into evaluation mode."""
+    def encode(
+        self, texts: Sequence[Prompted], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
+    ) -> Tensor:
+        """One vector per text, or per pair of an instruction and a text, `[texts, teacher's hidden]`, float32, not normalized; longer
+        texts are truncated to `config.max_seq_length`. Puts the model into evaluation mode."""
         self.eval()
         return encode_texts(
             lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
@@ -177,6 +180,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             max_length=self.config.max_seq_length,
             batch_size=batch_size,
             device=self.device,
+            prompt=None if self.config.prompt is None else Prompt(**self.config.prompt),
             show_progress=show_progress,
         )
 
@@ -226,7 +230,16 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
             "same model, its senses mean nothing"
         )
+    before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
+    if before != now and (before or now):
+        logger.warning_once(f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt")
     senses.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def _encoding_settings(source: Teacher) -> dict[str, Any]:
+    """What a student takes over of how its teacher or backbone makes vectors of texts."""
+    prompt = None if source.prompt is None else asdict(source.prompt)
+    return {"pooling": source.pooling, "max_seq_length": source.max_seq_length, "prompt": prompt}
 
 
 def _keep_layers(config: Any, layers: list[int]) -> Any:

@@ -67,6 +67,7 @@ def read_corpus(
         "text_column": text_column,
         "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
         "truncate_at": settings["max_length"] if settings["truncation"] else None,
+        "prompt": teacher.prompt,
     }
     try:
         corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)

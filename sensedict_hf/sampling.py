@@ -64,9 +64,7 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
             raise ValueError(f"token id {bad} is outside the vocabulary of {vocab_size} tokens: the tokenizer does not belong to the model")
-        if corpus.alignment is not None:
-            tokens = tokens[corpus.alignment.aligned(begin, begin + len(tokens))]
-        counts += np.bincount(tokens, minlength=vocab_size)
+        counts += np.bincount(tokens[corpus.has_vectors(begin, begin + len(tokens))], minlength=vocab_size)
     counts[list(exclude)] = 0
     return counts
 
@@ -199,8 +197,7 @@ def _candidates(
     files = [open(path, "wb") for path in paths]
     for begin, tokens, priorities in _priorities(corpus, keys):
         drawn = np.flatnonzero((priorities <= limits[tokens]) & (limits[tokens] > 0))
-        if corpus.alignment is not None:
-            drawn = drawn[corpus.alignment.aligned(begin, begin + len(tokens))[drawn]]
+        drawn = drawn[corpus.has_vectors(begin, begin + len(tokens))[drawn]]
         for file, values in zip(files, (tokens[drawn], priorities[drawn], begin + drawn)):
             values.tofile(file)
     if earlier is not None:

@@ -2,29 +2,26 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
+from .attention import probe_attention, set_bidirectional
+from .checkpoints import Checkpoint, read_checkpoint
 from .corpus import model_max_length
 from .encoding import POOLINGS, encode_texts, encode_words, padding_id
+from .prompts import Prompt, Prompted
 from .tensor_files import digest_tensors
 
 logger = logging.get_logger(__name__)
-
-# sentence-transformers' names of poolings that exist here
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
 
 
 @dataclass
@@ -35,6 +32,7 @@ class Teacher:
         model: bare, without a head. name, revision: what is remembered of its origin.
         pooling: how `encode` makes one vector of a text. max_seq_length: where `encode` truncates, in tokens; max_window: the longest
             input that the model takes.
+        prompt: what the model reads around a text, if anything.
     """
 
     model: PreTrainedModel
@@ -44,6 +42,7 @@ class Teacher:
     pooling: str = "mean"
     max_seq_length: int = 512
     max_window: int = 512
+    prompt: Prompt | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +83,9 @@ class Teacher:
         """`[batch, positions] -> [batch, positions, hidden]`."""
         return self.hidden_states(input_ids, attention_mask)
 
-    def encode(self, texts: Sequence[str], *, batch_size: int = 32, show_progress: bool = True) -> Tensor:
-        """One vector per text, `[texts, hidden]`, float32, not normalized; longer texts are truncated to `max_seq_length`."""
+    def encode(self, texts: Sequence[Prompted], *, batch_size: int = 32, show_progress: bool = True) -> Tensor:
+        """One vector per text, or per pair of an instruction and a text, `[texts, hidden]`, float32, not normalized; longer texts are
+        truncated to `max_seq_length`."""
         return encode_texts(
             self.last_hidden_state,
             self.tokenizer,
@@ -95,11 +95,13 @@ class Teacher:
             max_length=self.max_seq_length,
             batch_size=batch_size,
             device=self.device,
+            prompt=self.prompt,
             show_progress=show_progress,
         )
 
     def encode_words(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True) -> list[Tensor]:
-        """Vectors of the words of each sentence, `[words, hidden]`, float32: means over a word's tokens; zeros behind `max_seq_length`."""
+        """Vectors of the words of each sentence, read without a prompt, `[words, hidden]`, float32: means over a word's tokens; zeros
+        behind `max_seq_length`."""
         return encode_words(
             self.last_hidden_state,
             self.tokenizer,
@@ -115,92 +117,158 @@ class Teacher:
 def load_teacher(
     teacher: str | os.PathLike | PreTrainedModel | Teacher,
     *,
-    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    bidirectional: bool | None = None,
+    adapters: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     pooling: str | None = None,
+    instruction: str | None = None,
+    template: str | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    quantization_config: Any = None,
     trust_remote_code: bool = False,
 ) -> Teacher:
     """Makes a [`Teacher`] of a name, a path or a loaded model.
 
+    What the tokens of the model attend to is probed; a model that does not do what it is asked for is refused.
+
     Args:
-        teacher: a repository or folder (of transformers or sentence-transformers), a model with or without a head, which is put into
-            evaluation mode, or a `Teacher`, which can be moved to a device but not changed otherwise.
+        teacher: a repository or folder (of transformers, sentence-transformers or LLM2Vec, or an adapter of PEFT, which is merged into
+            its base model), a model with or without a head, which is put into evaluation mode, or a `Teacher`, which can be
+            moved to a device but not changed otherwise.
+        bidirectional: whether every token of a decoder attends to all others, as in LLM2Vec, or to those before it (the setting is kept
+            in the model's config). Default: what its config says; LLM2Vec's checkpoints are run bidirectionally.
+        adapters: of PEFT, merged into the model one after the other.
+        pooling: `mean`, `weighted_mean` (linearly, the last token most), `cls`, `last` or `max`; default: that of the folder's settings
+            of sentence-transformers or LLM2Vec, else `mean`.
+        instruction: read before every text that comes without one. template: read around instruction and text, for which it holds
+            `{text}`. Neither is pooled, nor do their tokens get senses. Default: what the folder's settings say.
         tokenizer: or its name. Default: the one beside the model's weights.
-        pooling: `mean`, `cls`, `last` or `max`; default: that of the sentence-transformers folder, else `mean`.
-        device: default: a GPU if there is one; a loaded model stays where it is.
+        device: default: a GPU if there is one; a loaded model stays where it is. device_map, quantization_config: as in
+            `from_pretrained`, in the place of `device`.
 
     Raises:
-        ValueError: the checkpoint lacks weights, the model is an encoder-decoder, or no tokenizer can be found.
+        ValueError: the checkpoint lacks weights or an adapter does not fit, the model is an encoder-decoder, does not attend as it
+            should, or no tokenizer can be found.
     """
     if isinstance(teacher, Teacher):
-        given = {"tokenizer": tokenizer, "pooling": pooling, "revision": revision, "dtype": dtype}
+        given = {"bidirectional": bidirectional, "adapters": adapters, "pooling": pooling, "instruction": instruction, "template": template}
+        given |= {"tokenizer": tokenizer, "revision": revision, "dtype": dtype, "device_map": device_map}
         given = {name: value for name, value in given.items() if value is not None}
         if given:
             raise ValueError(f"{', '.join(given)} given beside a Teacher, which has its own: use dataclasses.replace(teacher, ...)")
         if device is not None:
             teacher.model.to(device)
         return teacher
+    if type(teacher).__module__.split(".")[0] == "llm2vec":
+        raise ValueError(
+            "teacher is an object of the llm2vec package, whose models are silently causal on padded batches with this version of "
+            "transformers: pass the name or folder of the checkpoint instead, load_teacher(path)"
+        )
+    names = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
+    names = [os.fspath(name) for name in names]
     if isinstance(teacher, PreTrainedModel):
         model, source = teacher.base_model, teacher.name_or_path
+        checkpoint = read_checkpoint(source, names, revision) if source else Checkpoint("", names)
+        checkpoint.adapters = names  # its own are in it
         if device is not None:
             model.to(device)
     elif isinstance(teacher, (str, os.PathLike)):
         source = os.fspath(teacher)
+        checkpoint = read_checkpoint(source, names, revision)
+        options = {"revision": revision if checkpoint.base == source else None, "trust_remote_code": trust_remote_code}
         model, info = AutoModel.from_pretrained(
-            source, revision=revision, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
+            checkpoint.base,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            quantization_config=quantization_config,
+            output_loading_info=True,
+            **options,
         )
         # A checkpoint trained without a pooler gets a random one; the hidden states do not depend on it.
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise ValueError(f"{source} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}")
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device_map is None and quantization_config is None:
+            model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         raise ValueError(f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher")
     if model.config.model_type in ("sense_embedding", "skd_student"):
         raise ValueError(f"{source} is a {type(model).__name__}, not a teacher")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer=")
+    for name in checkpoint.adapters:
+        model = _merge_adapter(model, name)
+    _check_attention(model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
     if tokenizer is None:
         if not source:
             raise ValueError("the model does not say where it comes from: pass its tokenizer as tokenizer=")
-        tokenizer = source
+        tokenizer = _tokenizer_source(source, checkpoint)
     if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=trust_remote_code)
-    settings = _sentence_transformers_settings(source, revision) if source else {}
-    pooling = pooling or settings.get("pooling", "mean")
+        of_source = {"revision": revision} if tokenizer == source else {}
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code, **of_source)
+    pooling = pooling or checkpoint.pooling or "mean"
     if pooling not in POOLINGS:
         raise ValueError(f"pooling {pooling!r} is not supported: choose one of {', '.join(POOLINGS)} with pooling=")
+    prompt = checkpoint.prompt
+    changes = {"template": template, "instruction": instruction}
+    if any(value is not None for value in changes.values()):
+        prompt = replace(prompt or Prompt(), **{name: value for name, value in changes.items() if value is not None})
     longest = model_max_length(tokenizer, model.config)
     return Teacher(
-        model=model.eval(),
+        model=model,
         tokenizer=tokenizer,
         # A folder of one machine means nothing on another, so only its last part is remembered.
         name=Path(source).resolve().name if os.path.isdir(source) else source or type(model).__name__,
         revision=revision or getattr(model.config, "_commit_hash", None),
         pooling=pooling,
-        max_seq_length=min(settings.get("max_seq_length") or longest, longest),
+        max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
+        prompt=prompt,
     )
 
 
-def _sentence_transformers_settings(source: str, revision: str | None) -> dict[str, Any]:
-    """Pooling and maximum length of a sentence-transformers model; nothing for any other."""
+def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> None:
+    """Makes a model attend as asked for, and proves that it does; None: as it does, but the same with and without padding.
 
-    def read(name: str) -> Any:
-        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        path = cached_file(source, name, revision=revision, **quiet)
-        return json.loads(Path(path).read_text()) if path else None
+    Raises:
+        ValueError: it does not.
+    """
+    found, wanted = probe_attention(model), {True: "bidirectional", False: "causal", None: None}[bidirectional]
+    if wanted is not None and found != wanted:
+        set_bidirectional(model.config, bidirectional)
+        found = probe_attention(model)
+    if found not in ("bidirectional", "causal") or wanted not in (None, found):
+        raise ValueError(
+            f"{type(model).__name__} with {model.config._attn_implementation} attention is {found} (with no padding/on either side), not "
+            f"{wanted or 'one and the same'}: load it with another attn_implementation ('eager', 'sdpa') and pass the model"
+            + (", or leave bidirectional out" if bidirectional is not None else "")
+        )
 
-    settings: dict[str, Any] = {}
-    for module in read("modules.json") or []:
-        if module["type"].endswith(".Pooling"):
-            modes = read(f"{module['path']}/config.json") or {}
-            active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
-            if "pooling_mode" in modes:
-                active = [modes["pooling_mode"]]
-            settings["pooling"] = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, str(name)) for name in active)
-        elif module["type"].endswith(".Transformer"):
-            settings["max_seq_length"] = (read(f"{module['path']}/sentence_bert_config.json".lstrip("/")) or {}).get("max_seq_length")
-    return settings
+
+def _merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with an adapter merged into its weights; into quantized ones it is not merged but attached.
+
+    Raises:
+        ValueError: not all weights of the adapter have a place in the model, or not all of its places a weight.
+    """
+    config = PeftConfig.from_pretrained(folder)
+    config.inference_mode, config.task_type, config.auto_mapping = True, None, None  # the model has no head
+    # An adapter of a model with a head has its weights one module deeper.
+    pattern = re.compile(r"^base_model\.model\.(?:" + re.escape(model.base_model_prefix) + r"\.)?")
+    weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in load_peft_weights(folder, device="cpu").items()}
+    adapted: PeftModel = get_peft_model(model, config)
+    wrong = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
+    if wrong:
+        raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}: {', '.join(wrong[:5])} are only in one of them")
+    set_peft_model_state_dict(adapted, weights)
+    return adapted.get_base_model() if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
+
+
+def _tokenizer_source(source: str, checkpoint: Checkpoint) -> str:
+    """Where the tokenizer lies: beside the adapter, or else beside the model that it belongs to."""
+    if source == checkpoint.base or not os.path.isdir(source):
+        return source
+    return source if any(Path(source, name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")) else checkpoint.base

@@ -158,7 +158,7 @@ class SKDTrainer(Trainer):
         longest = model_max_length(tokenizer, self.student.config.text_config)
         max_length = check_max_length(args.max_length, longest if is_keyed else min(longest, self.teacher.max_window))
         if is_streamed:
-            return stream_windows(texts, tokenizer, max_length, self.text_column)
+            return stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt)
         return encode_senses(
             self.teacher,
             self.senses.to(self.teacher.device),
@@ -214,7 +214,8 @@ class SKDTrainer(Trainer):
                 regression = hidden_mse(self._comparable(hidden), self._comparable(target), weights)
                 loss = loss + (1 if alone else args.mse_weight) / unit * regression
             if "sentence" in args.terms:
-                own, theirs = (self._comparable(pool(vectors, mask, self.student.config.pooling)) for vectors in (hidden, target))
+                pooled = inputs["owned"] if self.student.config.prompt else None
+                own, theirs = (self._comparable(pool(vectors, mask, self.student.config.pooling, pooled)) for vectors in (hidden, target))
                 loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, theirs, weights)
         self._sums["loss"] += loss.detach()
         self._sums["counted"] += counted.sum()

@@ -6,6 +6,8 @@ import numpy as np
 
 from .alignment import ranges
 
+SMALLEST_WIDTH = 4  # tokens of a text in a window: fewer give no context
+
 
 @dataclass
 class Windows:
@@ -33,6 +35,7 @@ class TokenizedCorpus:
         input_ids: `[tokens]`, int32. offsets: `[texts + 1]`, int64. digests: `[texts]`, uint64, of each text's token ids.
         prefix, suffix: number of special tokens before and behind each text.
         dropped: number of tokens cut off by truncation.
+        without: of the tokens before and behind each text, how many the dictionary leaves out.
         alignment: with the teacher's tokens, if the teacher has another tokenizer.
     """
 
@@ -42,6 +45,7 @@ class TokenizedCorpus:
     prefix: int
     suffix: int
     dropped: int = 0
+    without: tuple[int, int] = (0, 0)
     alignment: "Alignment | None" = None
 
     def __len__(self) -> int:
@@ -51,6 +55,20 @@ class TokenizedCorpus:
     def shown(self) -> "TokenizedCorpus":
         """The same texts in the teacher's tokens: what the teacher is shown, and windows are cut from."""
         return self if self.alignment is None else self.alignment.teacher
+
+    def has_vectors(self, begin: int, end: int) -> np.ndarray:
+        """Which of the tokens `begin:end` have vectors that are looked at, `[end - begin]`: those that align with any of the teacher's,
+        and are not part of a prompt."""
+        if self.alignment is not None:
+            return np.diff(self.alignment.bounds[begin : end + 1]) > 0
+        found = np.ones(end - begin, dtype=bool)
+        if any(self.without):
+            first, last = np.searchsorted(self.offsets, [begin, end], side="right") - 1
+            bounds = self.offsets[first : min(last + 2, len(self.offsets))]
+            before, behind = self.without
+            left_out = np.concatenate([(bounds[:-1, None] + np.arange(before)).ravel(), (bounds[1:, None] - 1 - np.arange(behind)).ravel()])
+            found[left_out[(left_out >= begin) & (left_out < end)] - begin] = False
+        return found
 
     def first_places(self, positions: np.ndarray) -> np.ndarray:
         """Where tokens that align stand in `shown.input_ids`: the first place of each."""
@@ -72,6 +90,11 @@ class TokenizedCorpus:
         """Cuts the texts `first:last`, where longer than `max_length`, into windows that overlap by a quarter; the middle of an overlap
         divides the ownership, so that an owned token has context on both sides."""
         width = max_length - self.prefix - self.suffix
+        if width < SMALLEST_WIDTH:
+            raise ValueError(
+                f"max_length={max_length} leaves {max(0, width)} tokens of a text beside the {self.prefix + self.suffix} around it: give "
+                f"{self.prefix + self.suffix + SMALLEST_WIDTH} or more, or a shorter prompt"
+            )
         stride = width - width // 4
         lengths = np.diff(self.offsets[first : len(self) + 1 if last is None else last + 1])
         content = lengths - self.prefix - self.suffix
@@ -112,7 +135,3 @@ class Alignment:
     places: np.ndarray
     bounds: np.ndarray
     unaligned: int
-
-    def aligned(self, begin: int, end: int) -> np.ndarray:
-        """Which of the tokens `begin:end` of the corpus align with any, `[end - begin]`; the others have no vectors."""
-        return np.diff(self.bounds[begin : end + 1]) > 0

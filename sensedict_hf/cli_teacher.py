@@ -1,0 +1,57 @@
+"""The options of all commands that run a teacher."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .encoding import POOLINGS
+from .teachers import Teacher, load_teacher
+
+
+@dataclass(kw_only=True)
+class TeacherArguments:
+    """How a teacher is loaded, as in [`load_teacher`]."""
+
+    bidirectional: bool | None = field(
+        default=None, metadata={"help": "whether a decoder's tokens attend to all others (true) or to those before (false)"}
+    )
+    adapters: list[str] | None = field(default=None, metadata={"help": "folders or names of PEFT adapters, merged one after the other"})
+    pooling: str | None = field(
+        default=None, metadata={"help": "how one vector is made of a text (default: the model's own, else mean)", "choices": [*POOLINGS]}
+    )
+    instruction: str | None = field(default=None, metadata={"help": "read before every text, and not pooled"})
+    template: str | None = field(default=None, metadata={"help": "read around instruction and text, for which it holds {text}"})
+    teacher_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16 (default: as stored)"})
+    device_map: str | None = field(default=None, metadata={"help": "how a large teacher is spread over devices: auto"})
+    quantization_config: str | None = field(
+        default=None, metadata={"help": """of the teacher, in JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code from the teacher's repository"})
+
+    def load(self, name: str, device: torch.device | str | None = None) -> Teacher:
+        """The teacher of that name or folder.
+
+        Raises:
+            ValueError: see [`load_teacher`].
+        """
+        return load_teacher(
+            name,
+            bidirectional=self.bidirectional,
+            adapters=self.adapters,
+            pooling=self.pooling,
+            instruction=self.instruction,
+            template=None if self.template is None else self.template.replace("\\n", "\n"),
+            dtype=self._dtype(),
+            device=device,
+            device_map=self.device_map,
+            quantization_config=self.quantization_config and json.loads(self.quantization_config),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def _dtype(self) -> Any:
+        allowed = ("float32", "bfloat16", "float16")
+        if self.teacher_dtype not in (None, *allowed):
+            raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: choose one of {', '.join(allowed)}")
+        return self.teacher_dtype

@@ -1,0 +1,157 @@
+"""Instructions and templates around a text: the model attends to them, the text's vector is made without them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .alignment import check_offsets
+
+POOLED = ("text", "text_and_tail", "all")
+# A text, or an instruction and a text.
+Prompted: TypeAlias = str | Sequence[str]
+
+
+class PromptedRow(NamedTuple):
+    """The token ids of a text with what is around it, and which of them are pooled: `input_ids[begin:end]`."""
+
+    input_ids: list[int]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads around a text.
+
+    Attributes:
+        template: holds `{text}` once, where an instruction, a space and the text go.
+        instruction: of texts that come without one of their own.
+        pooled: what a text's vector is made of. `text`: of the tokens behind instruction and head of the template, up to its tail (to
+            the end where it has none); `text_and_tail`: of as many tokens at the end as text and tail have alone, without special
+            tokens, which is LLM2Vec's rule; `all`: of all tokens.
+        max_text_length: longer texts lose words at their end until they have so many tokens (LLM2Vec's `doc_max_length`).
+
+    Raises:
+        ValueError: a template without `{text}`, or another word for what is pooled.
+    """
+
+    template: str = "{text}"
+    instruction: str = ""
+    pooled: str = "text"
+    max_text_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.template.count("{text}") != 1:
+            raise ValueError(f"template {self.template!r}: it must hold {{text}} once, where the text goes")
+        if self.pooled not in POOLED:
+            raise ValueError(f"pooled={self.pooled!r}: choose one of {', '.join(POOLED)}")
+
+    @property
+    def tail(self) -> str:
+        return self.template.split("{text}")[1]
+
+    @property
+    def skips_head(self) -> bool:
+        """Whether what stands before the text is left out."""
+        return self.pooled != "all"
+
+    @property
+    def skips_tail(self) -> bool:
+        """Whether what stands behind the text is left out."""
+        return self.pooled == "text" and bool(self.tail)
+
+    def parts(self, text: Prompted) -> tuple[str, str, str]:
+        """What stands before a text, the text and what stands behind it.
+
+        Raises:
+            ValueError: neither a string nor a pair of strings.
+        """
+        instruction, text = (self.instruction, text) if isinstance(text, str) else _pair(text)
+        head = self.template.split("{text}")[0] + (f"{instruction.strip()} " if instruction else "")
+        return head, text.rstrip() if self.tail else text, self.tail
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Prompted], max_length: int | None) -> list[PromptedRow]:
+        """The rows of texts; what is too long loses tokens at the end of the text, by LLM2Vec's rule at the end of all.
+
+        Args:
+            max_length: in tokens, with all that is around the text; None: no limit.
+
+        Raises:
+            ValueError: a tokenizer that does not tell which characters its tokens cover, or a prompt that leaves no room for a text.
+        """
+        parts = [self.parts(text) for text in texts]
+        if self.max_text_length is not None:
+            parts = [(head, self._shorten(tokenizer, text, max_length), tail) for head, text, tail in parts]
+        if not parts:
+            return []
+        joined = ["".join(part) for part in parts]
+        if self.pooled != "text":
+            cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+            rows = tokenizer(joined, **cut)["input_ids"]
+            if self.pooled == "all":
+                return [PromptedRow(ids, 0, len(ids)) for ids in rows]
+            ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
+            # A text without tokens is given the vector of all that is around it.
+            return [PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)]
+        check_offsets(tokenizer)
+        encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+        return [self._cut(*row, part, max_length) for *row, part in zip(*columns, parts)]
+
+    def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """The token ids before and behind any text, special tokens included."""
+        check_offsets(tokenizer)
+        head, text, tail = self.parts("a")
+        encoding = tokenizer(head + text + tail, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        begin, end = _covered(encoding["offset_mapping"], encoding["special_tokens_mask"], len(head), len(head) + len(text))
+        return encoding["input_ids"][:begin], encoding["input_ids"][end:]
+
+    def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of the texts themselves, as they are inside the prompt."""
+        parts = [self.parts(text) for text in texts]
+        encoding = tokenizer(["".join(part) for part in parts], return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        rows = []
+        for ids, offsets, special, (head, text, _) in zip(
+            encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"], parts
+        ):
+            begin, end = _covered(offsets, special, len(head), len(head) + len(text))
+            rows.append(ids[begin:end])
+        return rows
+
+    def _cut(self, ids, offsets, special, part: tuple[str, str, str], max_length: int | None) -> PromptedRow:
+        head, text, tail = part
+        begin, end = _covered(offsets, special, len(head), len(head) + len(text))
+        excess = 0 if max_length is None else max(0, len(ids) - max_length)
+        if excess >= max(1, end - begin) and excess:
+            raise ValueError(f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens")
+        ids, end = ids[: end - excess] + ids[end:], end - excess
+        if begin == end:  # a text without tokens is given the vector of all that is around it
+            return PromptedRow(ids, 0, len(ids))
+        return PromptedRow(ids, begin, end if tail else len(ids))
+
+    def _shorten(self, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None) -> str:
+        cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+        while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > self.max_text_length:
+            words = text.split()
+            text = " ".join(words[: int(len(words) * self.max_text_length / length)])
+        return text
+
+
+def _pair(text: Sequence[str]) -> Sequence[str]:
+    if len(text) != 2 or not all(isinstance(part, str) for part in text):
+        raise ValueError(f"{text!r:.60} is neither a string nor an instruction and a text")
+    return text
+
+
+def _covered(offsets: Sequence[tuple[int, int]], special: Sequence[int], begin: int, end: int) -> tuple[int, int]:
+    """The first token that covers a character of `begin:end`, and the one behind the last; where there is none, the place of one."""
+    (starts, stops), own = np.array(offsets).reshape(-1, 2).T, np.array(special) == 0
+    covering = np.flatnonzero(own & (starts < end) & (stops > begin) & (stops > starts))
+    if len(covering):
+        return int(covering[0]), int(covering[-1]) + 1
+    before = np.flatnonzero(own & (stops <= begin))
+    place = int(before[-1]) + 1 if len(before) else int(np.argmax(own)) if own.any() else len(own)
+    return place, place
