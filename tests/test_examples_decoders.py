@@ -1,0 +1,107 @@
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SIZES, WORDS, make_tokenizer
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sensedict_hf import load_teacher
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A decoder with a head, saved as a user would have it; the weights are large, so that the head, which stays as it is, tells words
+    apart."""
+    folder, settings = tmp_path / "base", {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3}
+    LlamaForCausalLM(LlamaConfig(**SIZES, **settings, pad_token_id=0)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def texts():
+    """Words in their order, of which the neighbours of one that is hidden tell which it is."""
+    return [" ".join(WORDS[begin : begin + 8]) for begin in range(20)] * 4
+
+
+@pytest.fixture
+def files(texts, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    return ["--texts", str(tmp_path / "texts.txt"), "--held-out", "0.2", "--batch-size", "16"]
+
+
+def test_mntp(base, files, texts, tmp_path, capsys):
+    settings = ["--model", str(base), *files, "--mask-token", "[UNK]", "--learning-rate", "2e-2"]
+    before, after = example("mntp").main([*settings, "--output", str(tmp_path / "mntp"), "--max-steps", "15"])
+    assert after < before - 0.3
+    assert f"held-out windows: {before:.4f} before, {after:.4f} after 15 steps" in capsys.readouterr().out
+
+    # The adapter is for the bare base model, and is all that was learned.
+    saved = load_file(tmp_path / "mntp" / "adapter_model.safetensors")
+    adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "mntp")
+    assert saved.keys() == get_peft_model_state_dict(adapted).keys()
+    assert len(saved) == 2 * 7 * SIZES["num_hidden_layers"] and all(name.startswith("base_model.model.layers.") for name in saved)
+    assert all(tensor.abs().max() > 0 for tensor in saved.values())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mntp")
+    assert tokenizer.mask_token is None and tokenizer(texts)["input_ids"] == AutoTokenizer.from_pretrained(base)(texts)["input_ids"]
+
+    teacher = load_teacher(tmp_path / "mntp", bidirectional=True)
+    ids = torch.tensor([tokenizer("w1 w2 w3")["input_ids"], tokenizer("w1 w2 w4")["input_ids"]])
+    states = teacher.hidden_states(ids)
+    assert not torch.equal(states[0, 1], states[1, 1])
+    adapted.config.is_causal = False
+    torch.testing.assert_close(states, adapted.eval()(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+    # One seed, one adapter; recomputing activations changes nothing.
+    for name, more in (("one", []), ("two", ["--gradient-checkpointing"])):
+        torch.rand(1)
+        example("mntp").main([*settings, "--output", str(tmp_path / name), "--max-steps", "1", *more])
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(one, two)
+
+
+def test_mntp_loss_is_of_the_position_before():
+    mntp_loss = example("mntp").mntp_loss
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 1, 2] = 100  # behind position 1 comes token 2
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, 2]])).item() == pytest.approx(0)
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, -100]])).item() == pytest.approx(math.log(4))
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, 2]]), 4).item() == pytest.approx(math.log(4) / 4)
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, -100]])).item() == 0
+
+
+def test_mntp_needs_a_mask_that_the_model_knows(base, files, tmp_path):
+    with pytest.raises(ValueError, match=r"mask token '_' is none of the tokenizer's 32 tokens: .* --mask-token, for example '\[UNK\]'"):
+        example("mntp").main(["--model", str(base), *files, "--output", str(tmp_path / "mntp")])
+
+
+def test_train_decoder(files, texts, tmp_path):
+    sizes = ["--hidden-size", "16", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--vocab-size", "270", "--max-length", "16"]
+    settings = [*files, *sizes, "--max-steps", "20", "--learning-rate", "1e-2", "--output", str(tmp_path / "decoder")]
+    before, after = example("train_decoder").main(settings)
+    assert before == pytest.approx(math.log(270), abs=0.2) and after < before - 1
+    tokenizer, decoder = (kind.from_pretrained(tmp_path / "decoder") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    assert decoder.config.num_hidden_layers == 2 and decoder.config.use_cache and decoder.config.vocab_size == len(tokenizer) == 270
+    ids = tokenizer("w1 Ünïcode_ 日本")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.decode(ids, skip_special_tokens=True) == "w1 Ünïcode_ 日本"
+    assert decoder.generate(torch.tensor([ids[:3]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
+    assert load_teacher(tmp_path / "decoder").encode(texts[:2]).shape == (2, 16)
+    # Its own vocabulary has the mask that LLM2Vec takes.
+    example("mntp").main(["--model", str(tmp_path / "decoder"), *files, "--max-steps", "1", "--output", str(tmp_path / "mntp")])
+
+
+def test_train_decoder_needs_a_window(files, tmp_path):
+    with pytest.raises(ValueError, match="the train texts have fewer than 9000 tokens: give more texts, or a smaller --max-length"):
+        example("train_decoder").main([*files, "--max-length", "9000", "--output", str(tmp_path / "decoder")])
