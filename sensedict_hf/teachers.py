@@ -237,10 +237,13 @@ def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> None
         ValueError: it does not.
     """
     found, wanted = probe_attention(model), {True: "bidirectional", False: "causal", None: None}[bidirectional]
+    before = dict(vars(model.config))
     if wanted is not None and found != wanted:
         set_bidirectional(model.config, bidirectional)
         found = probe_attention(model)
     if found not in ("bidirectional", "causal") or wanted not in (None, found):
+        vars(model.config).clear()
+        vars(model.config).update(before)  # a model that was passed is as it was
         raise ValueError(
             f"{type(model).__name__} with {model.config._attn_implementation} attention is {found} (with no padding/on either side), not "
             f"{wanted or 'one and the same'}: load it with another attn_implementation ('eager', 'sdpa') and pass the model"
@@ -256,6 +259,7 @@ def _merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     """
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode, config.task_type, config.auto_mapping = True, None, None  # the model has no head
+    config.base_model_name_or_path = model.name_or_path  # as it may lie elsewhere than where the adapter was trained
     # An adapter of a model with a head has its weights one module deeper.
     pattern = re.compile(r"^base_model\.model\.(?:" + re.escape(model.base_model_prefix) + r"\.)?")
     weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in load_peft_weights(folder, device="cpu").items()}
