@@ -12,6 +12,7 @@ from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .modeling_skd_student import SKDStudentModel
+from .prompts import Prompt
 from .teachers import Teacher, load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -25,6 +26,7 @@ AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenCla
 
 __all__ = [
     "AttachedSenses",
+    "Prompt",
     "SKDStudentConfig",
     "SKDStudentForSequenceClassification",
     "SKDStudentForTokenClassification",

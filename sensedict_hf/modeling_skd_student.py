@@ -80,6 +80,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         senses.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
+        if getattr(teacher.model, "is_quantized", False):
+            raise ValueError(f"the weights of {teacher.name} are quantized: take the layers out of the model as it was, load_teacher(name)")
         total = teacher.model.config.num_hidden_layers
         layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
         if not layers or not all(0 <= layer < total for layer in layers):
