@@ -1,6 +1,7 @@
 """What the files beside a model's weights say about how it is run: adapters of PEFT, LLM2Vec and sentence-transformers."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,8 @@ from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
 
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
+# Of a version of it by these names; earlier ones write pooling_mode_cls_token, pooling_mode_weightedmean_tokens and so on.
+SENTENCE_TRANSFORMERS_POOLINGS = {"weightedmean": "weighted_mean", "lasttoken": "last"}
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
 # LLM2Vec wraps texts for these models, known by name.
 LLM2VEC_TEMPLATES = {
@@ -117,7 +113,8 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
                 active = [modes["pooling_mode"]]
-            found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, str(name)) for name in active)
+            names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
+            found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
             pools_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
             settings = _read(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}

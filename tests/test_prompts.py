@@ -13,7 +13,9 @@ from sensedict_hf import (
     Teacher,
     build_sense_dictionary,
     encode_senses,
+    load_teacher,
 )
+from sensedict_hf.cli import main
 from sensedict_hf.encoding import pool
 from sensedict_hf.prompts import Prompt
 
@@ -135,3 +137,42 @@ def test_a_slow_tokenizer_is_refused(tokenizer):
     with pytest.raises(ValueError, match="fast"):
         Prompt("w1 {text}").tokenize(Slow(), ["w1"], 8)
     assert make_tokenizer().is_fast
+
+
+@pytest.mark.parametrize("include_prompt, pooling", [(True, "mean"), (True, "weightedmean"), (True, "lasttoken"), (False, "mean")])
+def test_prompts_of_sentence_transformers(bert, teacher_folder, texts, tmp_path, include_prompt, pooling):
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules", reason="needs sentence-transformers")
+    from sentence_transformers import SentenceTransformer
+
+    parts = [modules.Transformer(str(teacher_folder)), modules.Pooling(16, pooling_mode=pooling, include_prompt=include_prompt)]
+    model = SentenceTransformer(modules=parts, prompts={"query": "w20 w21 "}, default_prompt_name="query", device="cpu")
+    model.save_pretrained(str(tmp_path / "model"))
+    teacher = load_teacher(tmp_path / "model")
+    assert teacher.prompt == Prompt("w20 w21 {text}", pooled="all" if include_prompt else "text")
+    torch.testing.assert_close(teacher.encode(texts), torch.from_numpy(model.encode(texts)))
+
+
+def test_the_command_takes_them(teacher_folder, texts, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    options = ["--teacher", teacher_folder, "--instruction", "w23", "--template", "w20 {text}", "--texts", tmp_path / "texts.txt"]
+    assert main([*map(str, ["build", *options, "--pooling", "max", "--output", tmp_path / "senses"])]) == 0
+    training = ["--senses", tmp_path / "senses", "--max-steps", "1", "--report-to", "none", "--output-dir", tmp_path / "student"]
+    assert main([*map(str, ["distill", *options, "--pooling", "weighted_mean", *training])]) == 0
+    student = SKDStudentModel.from_pretrained(tmp_path / "student")
+    assert student.config.pooling == "weighted_mean" and student.config.prompt["instruction"] == "w23"
+    capsys.readouterr()
+    changed = ["--template", "w21 {text}"]
+    assert main([*map(str, ["build", *options, *changed, "--output", tmp_path / "senses"])]) == 2
+    assert "other settings: prompt" in capsys.readouterr().err
+    wrong = [
+        "build",
+        "--teacher",
+        teacher_folder,
+        "--bidirectional",
+        "false",
+        "--texts",
+        tmp_path / "texts.txt",
+        "--output",
+        tmp_path / "x",
+    ]
+    assert main([*map(str, wrong)]) == 2 and "not causal" in capsys.readouterr().err
