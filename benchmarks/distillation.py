@@ -5,7 +5,8 @@
 Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps; its learning rate
 is the best of the same few, by students trained on a part of the training texts and scored on texts that are held out from those. The
 teacher runs once over the texts: all methods read its vectors from the disk, as what is compared is what a student learns, not what the
-teacher costs. Each student is scored with its own vectors (raw) and with the senses that they are nearest to (hard, soft).
+teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean of
+its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
 
 What is finished stays in the output folder, so that a run that was stopped goes on behind it; `--hours` stops one by itself. Several runs
 with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets, and
@@ -50,7 +51,7 @@ MAX_LENGTH = 128
 SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these
 SMALL = ("uci_sentiment", "poem_sentiment", "stsb", "xquad_retrieval", "wnut17")
 EPOCHS = {"short": 2, "long": 6}
-OUTPUTS = ("raw", "hard", "soft")
+OUTPUTS = ("raw", "hard", "soft", "half")  # half: soft senses and the model's own vectors, half of each
 MAIN_SCORES = {name: "few_shot" for name in CLASSIFICATION} | {"stsb": "spearman", "xquad_retrieval": "ndcg_at_10", "wnut17": "f1"}
 BATCH = 32
 
@@ -203,8 +204,9 @@ class Comparison:
     def score(self, path: str, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel) -> dict[str, Any]:
         """All scores of a model on a task: its own vectors, and those with senses in their place."""
         file = self.output / "scores" / f"{path}-{name}{'-dev' * dev}.json"
-        if file.exists():
-            return json.loads(file.read_text())
+        scores = json.loads(file.read_text()) if file.exists() else {}
+        if scores.keys() == set(OUTPUTS):
+            return scores
         model = student.model if isinstance(student, Teacher) else student.eval()
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -212,7 +214,8 @@ class Comparison:
             own = (
                 student.last_hidden_state(input_ids, mask) if isinstance(student, Teacher) else model(input_ids, mask, assignment="none")[0]
             )
-            return torch.cat([own] + [senses(input_ids, own, mask, output).hidden_states for output in OUTPUTS[1:]], dim=-1)
+            hard, soft = (senses(input_ids, own, mask, assignment).hidden_states for assignment in ("hard", "soft"))
+            return torch.cat([own, hard, soft, (own + soft) / 2], dim=-1)
 
         settings = dict(
             pad_token_id=self.teacher.pad_token_id, max_length=self.teacher.max_seq_length, batch_size=BATCH, device=model.device
@@ -223,8 +226,9 @@ class Comparison:
             lambda words: encode_words(forward, tokenizer, words, **settings),
         )
         width = senses.config.hidden_size
-        scores = {}
         for number, output in enumerate(OUTPUTS):
+            if output in scores:
+                continue
             part = slice(number * width, (number + 1) * width)
             own = [[x[:, part] for x in some] if evaluation.of_words else some[:, part] for some in vectors]
             scores[output] = dict(evaluation.metric(*own))

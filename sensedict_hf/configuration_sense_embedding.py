@@ -30,6 +30,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
             vector itself.
         assignment_temperature: of the soft assignment, in units of `distortion`.
+        residual: how much of the difference between a vector and what takes its place is added to that: 0: nothing, as in the paper;
+            1: all of it, so that the vector stays.
         distortion: mean squared distance between a sample and its sense.
         base_model_name_or_path, base_model_revision: the teacher; base_model_fingerprint: of its weights and
             settings. layer: index into the teacher's hidden states (-1: the last).
@@ -54,6 +56,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         similarity: str = "l2",
         assignment: str = "soft",
         assignment_temperature: float = 0.3,
+        residual: float = 0.0,
         distortion: float = 0.0,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
@@ -81,6 +84,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
         if not assignment_temperature > 0:
             raise ValueError(f"assignment_temperature is {assignment_temperature}: it must be above 0; hard assignment is its limit")
+        if not 0 <= residual <= 1:
+            raise ValueError(f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         if format_version > FORMAT_VERSION:
             raise ValueError(f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf")
         self.vocab_size = vocab_size
@@ -92,6 +97,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.similarity = similarity
         self.assignment = assignment
         self.assignment_temperature = assignment_temperature
+        self.residual = residual
         self.distortion = distortion
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision

@@ -236,6 +236,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales,
         )
         vectors = vectors.view_as(hidden_states)
+        if self.config.residual:
+            vectors = vectors + self.config.residual * (hidden_states.detach() - vectors)
         if hidden_states.requires_grad:
             # Straight through (van den Oord et al., "Neural discrete representation learning", 2017): the choice of a sense passes
             # its gradient on to the vector that made it. The difference is exactly zero.

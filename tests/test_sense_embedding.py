@@ -81,6 +81,26 @@ def test_other_dtypes(bert, texts, tmp_path, dtype, error):
     assert back.senses.dtype == torch.float32 and back.scales is None
 
 
+def test_residual(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
+    ids, hidden = torch.tensor([[5, 9, 30]]), torch.randn(1, 3, 16, requires_grad=True)
+    for assignment in ("hard", "soft"):
+        alone = senses(ids, hidden, assignment=assignment)
+        senses.config.residual = 0.25
+        both = senses(ids, hidden, assignment=assignment)
+        torch.testing.assert_close(both.hidden_states, 0.75 * alone.hidden_states + 0.25 * hidden)
+        assert torch.equal(both.sense_ids, alone.sense_ids)
+        (gradient,) = torch.autograd.grad(both.hidden_states.sum(), hidden)
+        torch.testing.assert_close(gradient, torch.ones_like(hidden))
+        senses.config.residual = 0.0
+    senses.config.residual = 1.0
+    torch.testing.assert_close(senses(ids, hidden).hidden_states, hidden)
+    senses.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config.residual == 1.0
+    with pytest.raises(ValueError, match="residual is 2"):
+        SenseEmbeddingConfig(residual=2)
+
+
 def test_senses_too_large_for_a_dtype(bert, texts):
     senses = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
     senses.senses[3, 2] = 1e5
