@@ -5,8 +5,8 @@
 Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps; its learning rate
 is the best of the same few, by students trained on a part of the training texts and scored on texts that are held out from those. The
 teacher runs once over the texts: all methods read its vectors from the disk, as what is compared is what a student learns, not what the
-teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean of
-its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
+teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean
+of its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
 
 What is finished stays in the output folder, so that a run that was stopped goes on behind it; `--hours` stops one by itself. Several runs
 with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets, and
