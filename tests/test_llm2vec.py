@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sensedict_hf import load_teacher
 from sensedict_hf.checkpoints import LLM2VEC_POOLINGS, llm2vec_prompt
@@ -134,6 +134,24 @@ def test_any_adapter_is_merged(llm2vec_folder, tmp_path, with_head):
         assert not torch.allclose(teacher.last_hidden_state(ids), alone)
     with pytest.raises(ValueError, match="holds no adapter"):
         load_teacher(llm2vec_folder, adapters=llm2vec_folder)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma"])
+def test_adapters_of_other_architectures(kind, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32)
+    model = AutoModel.from_config(CONFIG_MAPPING[kind](**sizes, head_dim=8, pad_token_id=0))
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    first = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    first.save_pretrained(tmp_path / "mntp")
+    second = get_peft_model(first.merge_and_unload(), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)).eval()
+    second.save_pretrained(tmp_path / "supervised")
+    teacher = load_teacher(tmp_path / "base", adapters=[tmp_path / "mntp", tmp_path / "supervised"], bidirectional=True)
+    second.base_model.model.config.is_causal = False
+    ids, mask = torch.tensor([[5, 6, 7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    expected = second(input_ids=ids, attention_mask=mask).last_hidden_state[:, :4]
+    torch.testing.assert_close(teacher.last_hidden_state(ids, mask)[:, :4], expected)
 
 
 def test_an_adapter_of_another_model_is_refused(llm2vec_folder, tmp_path):
