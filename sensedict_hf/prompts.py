@@ -1,6 +1,6 @@
 """Instructions and templates around a text: the model attends to them, the text's vector is made without them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -96,41 +96,34 @@ class Prompt:
             ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
             # A text without tokens is given the vector of all that is around it.
             return [PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)]
-        check_offsets(tokenizer)
-        encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
-        return [self._cut(*row, part, max_length) for *row, part in zip(*columns, parts)]
+        return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
 
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         """The token ids before and behind any text, special tokens included."""
-        check_offsets(tokenizer)
-        head, text, tail = self.parts("a")
-        encoding = tokenizer(head + text + tail, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        begin, end = _covered(encoding["offset_mapping"], encoding["special_tokens_mask"], len(head), len(head) + len(text))
-        return encoding["input_ids"][:begin], encoding["input_ids"][end:]
+        ((ids, begin, end),) = self._locate(tokenizer, [self.parts("a")])
+        return ids[:begin], ids[end:]
 
     def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of the texts themselves, as they are inside the prompt."""
-        parts = [self.parts(text) for text in texts]
-        encoding = tokenizer(["".join(part) for part in parts], return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        rows = []
-        for ids, offsets, special, (head, text, _) in zip(
-            encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"], parts
-        ):
-            begin, end = _covered(offsets, special, len(head), len(head) + len(text))
-            rows.append(ids[begin:end])
-        return rows
+        return [ids[begin:end] for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts])]
 
-    def _cut(self, ids, offsets, special, part: tuple[str, str, str], max_length: int | None) -> PromptedRow:
-        head, text, tail = part
-        begin, end = _covered(offsets, special, len(head), len(head) + len(text))
+    def _locate(self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]) -> Iterator[PromptedRow]:
+        """All that is read, and where in it the tokens of the text are."""
+        check_offsets(tokenizer)
+        joined = ["".join(part) for part in parts]
+        encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+        for ids, offsets, special, (head, text, _) in zip(*columns, parts):
+            yield PromptedRow(ids, *_covered(offsets, special, len(head), len(head) + len(text)))
+
+    def _cut(self, ids: list[int], begin: int, end: int, max_length: int | None) -> PromptedRow:
         excess = 0 if max_length is None else max(0, len(ids) - max_length)
-        if excess >= max(1, end - begin) and excess:
+        if excess and excess >= end - begin:
             raise ValueError(f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens")
         ids, end = ids[: end - excess] + ids[end:], end - excess
         if begin == end:  # a text without tokens is given the vector of all that is around it
             return PromptedRow(ids, 0, len(ids))
-        return PromptedRow(ids, begin, end if tail else len(ids))
+        return PromptedRow(ids, begin, end if self.tail else len(ids))
 
     def _shorten(self, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None) -> str:
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
