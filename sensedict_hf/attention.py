@@ -14,8 +14,8 @@ REACHED = 1e-4
 def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
     """Notes in the config of a decoder whether every token attends to all others (as LLM2Vec does) or to those before it.
 
-    A sliding window of all layers, as Mistral's, is dropped with the causal mask, as in LLM2Vec; windows of some layers only, to which
-    the model's positions may be adapted, stay, on both sides of the token.
+    A sliding window that the config has for all layers at once, as Mistral's, is dropped with the causal mask, as in LLM2Vec; windows
+    that it gives to layers one by one, to which their positions may be adapted, stay, on both sides of the token.
     """
     config.is_causal = not bidirectional
     if bidirectional:

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "sensedict_hf")
+TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
 MANIFEST = "manifest.json"
 MARKERS = {"dictionary": "config.json", "data set": "state.json"}
 CHUNK = 1 << 24  # bytes that are hashed at a time

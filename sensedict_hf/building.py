@@ -121,6 +121,7 @@ def build_sense_dictionary(
         "sample_dtype": sample_dtype,
         "senses_dtype": senses_dtype,
         "keep_samples": keep_samples,
+        "prompt_senses": prompt_senses,
     }
     for name in ("num_senses", "budget", "max_samples_per_token", "batch_size"):
         if settings[name] is not None and settings[name] < 1:
@@ -136,9 +137,9 @@ def build_sense_dictionary(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
+    settings |= origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
     if prompt_senses and teacher.prompt is not None:
         teacher = replace(teacher, prompt=replace(teacher.prompt, pooled="all"))
-    settings |= origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
     if settings["teacher_tokenizer"] is None:
         tokenizer = teacher.tokenizer
     else:
@@ -188,9 +189,8 @@ def _check_settings(
 def origin(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, max_length: int, truncation: bool) -> dict[str, Any]:
     """What, beside settings, decides what a teacher makes of texts. `teacher_tokenizer` is None if it is the dictionary's."""
     own, theirs = tokenizer_fingerprint(tokenizer), tokenizer_fingerprint(teacher.tokenizer)
-    prompt = {} if teacher.prompt is None else {"prompt": asdict(teacher.prompt)}
     return {
-        **prompt,
+        "prompt": teacher.prompt and asdict(teacher.prompt),
         "tokenizer": own,
         "teacher_tokenizer": None if theirs == own else theirs,
         "max_length": max_length,
@@ -211,7 +211,7 @@ def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, S
     if manifest is None or "samples.safetensors" not in manifest["files"]:
         raise ValueError(f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated")
     names = ("tokenizer", "teacher_tokenizer", "teacher_fingerprint", "layer", "max_length", "truncation")
-    names += ("max_samples_per_token", "sample_dtype")
+    names += ("max_samples_per_token", "sample_dtype", "prompt", "prompt_senses")
     if PartialState().is_main_process:
         changed = differences(*({name: values.get(name) for name in names} for values in (manifest["settings"], settings)))
         if changed:
@@ -296,7 +296,8 @@ def _finish(
         method_value=settings["num_senses"] or budget,
         max_samples_per_token=settings["max_samples_per_token"],
         window_length=settings["max_length"],
-        prompt=settings.get("prompt"),
+        prompt=settings["prompt"],
+        attention=teacher.attention,
         seed=settings["seed"],
         num_texts=progress.texts + (earlier[1].num_texts if earlier else 0),
         num_tokens=int(plan.counts.sum()),

@@ -35,48 +35,62 @@ class Checkpoint:
 
     Attributes:
         base: name or folder of the weights. adapters: those on top of them, in the order in which they are merged.
-        is_llm2vec: whether it is run as in LLM2Vec. pooling, max_seq_length: None where nothing is said. prompt: around texts.
+        tokenizer: where it is: beside the adapter, or else beside the base model.
+        is_llm2vec: whether it is run as in LLM2Vec, with these settings. pooling, max_seq_length: None where nothing is said. prompt:
+            around texts.
     """
 
     base: str
     adapters: list[str] = field(default_factory=list)
+    tokenizer: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     is_llm2vec: bool = False
     pooling: str | None = None
     max_seq_length: int | None = None
     prompt: Prompt | None = None
 
 
-def read_checkpoint(source: str, adapters: list[str], revision: str | None = None) -> Checkpoint:
+def read_checkpoint(source: str, adapters: list[str], revision: str | None = None, pooling: str | None = None) -> Checkpoint:
     """Reads the small files of a repository or folder, and of adapters that are put on top of it.
+
+    Args:
+        revision: of `source`. pooling: in the place of what the files say.
 
     Raises:
         ValueError: an adapter is missing or does not say what it belongs to, or was trained on top of another one.
     """
-    config = _read(source, "config.json", revision) or {}
-    own = _read(source, "adapter_config.json", revision)
-    settings = _read(source, "llm2vec_config.json", revision)
+    config = read_json(source, "config.json", revision) or {}
+    own = read_json(source, "adapter_config.json", revision)
+    settings = read_json(source, "llm2vec_config.json", revision)
     if own is not None and not config and settings is not None:
         raise ValueError(
             f"{source} holds an adapter that LLM2Vec trained on top of another one, which it does not name: load that, with this one in "
             f"adapters=, as in load_teacher(MNTP_FOLDER, adapters={source!r})"
         )
-    found = Checkpoint(source)
+    found = Checkpoint(source, tokenizer=source)
     if own is not None:
         found = read_checkpoint(_beside(own.get("base_model_name_or_path"), source), [])
         found.adapters.append(source)
+        if any(read_json(source, name, revision) for name in ("tokenizer_config.json", "tokenizer.json")):
+            found.tokenizer = source
     found.is_llm2vec |= settings is not None or _names_llm2vec(config) or _names_llm2vec(own or {})
     for adapter in adapters:
-        theirs = _read(adapter, "adapter_config.json")
+        theirs = read_json(adapter, "adapter_config.json")
         if theirs is None:
             raise ValueError(f"adapters: {adapter} holds no adapter of PEFT (adapter_config.json)")
-        above = _read(adapter, "llm2vec_config.json")
+        above = read_json(adapter, "llm2vec_config.json")
         settings = settings if above is None else above
         found.adapters.append(adapter)
         found.is_llm2vec |= above is not None or _names_llm2vec(theirs)
+    found.settings |= settings or {}
     if found.is_llm2vec:
-        kind = (config or _read(found.base, "config.json") or {}).get("model_type", "")
+        kind = (config or read_json(found.base, "config.json") or {}).get("model_type", "")
         name = config.get("_name_or_path") or (own or {}).get("base_model_name_or_path") or found.base
-        _apply_llm2vec(found, settings or {}, kind, Path(name).name)
+        mode = pooling or found.settings.get("pooling_mode", "mean")
+        found.pooling = LLM2VEC_POOLINGS.get(mode, mode)
+        found.max_seq_length = found.settings.get("max_length", 512)
+        skip, longest = found.settings.get("skip_instruction", True), found.settings.get("doc_max_length", 400)
+        found.prompt = llm2vec_prompt(mode, kind, Path(name).name, skip, longest)
     else:
         _apply_sentence_transformers(found, source, revision)
     return found
@@ -95,21 +109,14 @@ def llm2vec_prompt(pooling: str = "mean", kind: str = "", name: str = "", skip_i
     return Prompt(template, pooled="text_and_tail" if skip_instruction else "all", max_text_length=max_text_length)
 
 
-def _apply_llm2vec(found: Checkpoint, settings: dict[str, Any], kind: str, name: str) -> None:
-    pooling = settings.get("pooling_mode", "mean")
-    found.pooling = LLM2VEC_POOLINGS.get(pooling, pooling)
-    found.max_seq_length = settings.get("max_length", 512)
-    found.prompt = llm2vec_prompt(pooling, kind, name, settings.get("skip_instruction", True), settings.get("doc_max_length", 400))
-
-
 def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None) -> None:
     """Pooling, maximum length and default prompt of a sentence-transformers model; nothing for any other."""
-    modules = _read(source, "modules.json", revision) or []
+    modules = read_json(source, "modules.json", revision) or []
     pools_prompt = True
     for module in modules:
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
-            modes = _read(source, f"{path}/config.json", revision) or {}
+            modes = read_json(source, f"{path}/config.json", revision) or {}
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
                 active = [modes["pooling_mode"]]
@@ -117,11 +124,11 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
             pools_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
-            settings = _read(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
+            settings = read_json(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
             found.max_seq_length = settings.get("max_seq_length")
         elif kind != "Normalize":
             logger.warning(f"the sentence vectors of {source} also go through {module['type']}, which `encode` leaves out")
-    settings = (modules and _read(source, "config_sentence_transformers.json", revision)) or {}
+    settings = (modules and read_json(source, "config_sentence_transformers.json", revision)) or {}
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "")
     if prompt:
         found.prompt = Prompt(prompt + "{text}", pooled="all" if pools_prompt else "text")
@@ -143,11 +150,12 @@ def _beside(name: str | None, adapter: str) -> str:
     """The base model of an adapter: by its name, or, if that is no folder here, in a folder of that name beside the adapter's own."""
     if not name:
         raise ValueError(f"{adapter} does not say what it is an adapter of (base_model_name_or_path): load that, with it in adapters=")
-    beside = Path(adapter).resolve().parent / Path(name).name
-    return str(beside) if not Path(name).is_dir() and Path(adapter).is_dir() and beside.is_dir() else name
+    own = Path(adapter).resolve()
+    beside = own.parent / Path(name).name
+    return str(beside) if not Path(name).is_dir() and own.is_dir() and beside.is_dir() and beside != own else name
 
 
-def _read(source: str, name: str, revision: str | None = None) -> Any:
+def read_json(source: str, name: str, revision: str | None = None) -> Any:
     """The content of a .json file of a repository or folder; None if there is no such file."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)

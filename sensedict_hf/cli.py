@@ -20,7 +20,6 @@ from .inspection import find_occurrences, report_senses
 from .merging import merge_sense_dictionaries
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import load_senses
-from .teachers import load_teacher
 from .training_args import SKDTrainingArguments
 
 
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = [field.name for field in fields(TeacherArguments)]
             options.of_teacher = TeacherArguments(**{name: getattr(options, name) for name in names})
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"sensedict {given[0]}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -121,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--device", help="default: a GPU if there is one")
 
-    sub = command("inspect", _inspect, "Show the senses of a token, and where they are found.")
+    sub = command("inspect", _inspect, "Show the senses of a token, and where they are found.", TeacherArguments)
     sub.add_argument("senses", metavar="DIR", help="a dictionary or a student")
     sub.add_argument("token", metavar="TOKEN")
     sub.add_argument("--texts", nargs="+", metavar="FILE", help="where to look for contexts: " + FILES_HELP)
@@ -220,7 +219,7 @@ def _inspect(options: argparse.Namespace) -> None:
         name = options.teacher or senses.config.base_model_name_or_path
         if not options.teacher and name.count("/") != 1:
             raise ValueError(f"the dictionary was built from a folder named {name}: say where it is with --teacher")
-        teacher = load_teacher(name, revision=None if options.teacher else senses.config.base_model_revision)
+        teacher = options.of_teacher.load(name, revision=None if options.teacher else senses.config.base_model_revision)
         texts = read_dataset(options.texts)
         occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
         if occurrences.total > len(occurrences.contexts):

@@ -19,6 +19,7 @@ from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import FILES_HELP, corpus_digest, read_dataset
 from .modeling_skd_student import SKDStudentModel, load_senses
+from .teachers import load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
@@ -84,7 +85,7 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     begun: list[Any] = [None]
     if state.is_main_process:
         settings = {**asdict(options), **args.to_dict(), "processes": state.num_processes}
-        for name in [name for name in settings if name.startswith(INDECISIVE) or name == "overwrite"]:
+        for name in [name for name in settings if name.startswith(INDECISIVE) or name in ("overwrite", "device_map")]:
             del settings[name]
         for name in ("teacher", "senses", "backbone"):  # where they lie on this machine is nobody's business
             settings[name] = settings[name] and Path(settings[name]).name
@@ -99,7 +100,8 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         return AutoModel.from_pretrained(folder)
     set_seed(args.seed)  # before weights (a projection) are drawn
     if options.backbone:
-        student = SKDStudentModel.from_backbone(options.backbone, senses, assignment=options.assignment)
+        backbone = load_teacher(options.backbone, bidirectional=options.bidirectional)
+        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment)
     else:
         layers = options.layers or options.num_hidden_layers
         student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)

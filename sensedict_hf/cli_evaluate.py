@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from .attaching import attach_senses
+from .checkpoints import read_json
 from .cli_teacher import TeacherArguments
 from .corpus import read_dataset
 from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
-from .modeling_skd_student import load_senses
+from .modeling_skd_student import check_teacher, load_senses
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -61,7 +62,7 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
 
 def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
     """The model to evaluate, and what makes vectors of texts and of words."""
-    if AutoConfig.from_pretrained(options.model).model_type == "skd_student":
+    if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
         if options.senses or options.of_teacher != TeacherArguments():
             raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,7 +70,9 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, 
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = options.of_teacher.load(options.model, options.device)
     if options.senses:
-        attach_senses(teacher.model, load_senses(options.senses), assignment=options.assignment, tokenizer=teacher.tokenizer)
+        senses = load_senses(options.senses)
+        check_teacher(senses, teacher)
+        attach_senses(teacher.model, senses, assignment=options.assignment, tokenizer=teacher.tokenizer)
     elif options.assignment:
         raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
     settings = {"batch_size": options.batch_size}

@@ -30,7 +30,7 @@ class TeacherArguments:
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code from the teacher's repository"})
 
-    def load(self, name: str, device: torch.device | str | None = None) -> Teacher:
+    def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
         """The teacher of that name or folder.
 
         Raises:
@@ -44,6 +44,7 @@ class TeacherArguments:
             instruction=self.instruction,
             template=None if self.template is None else self.template.replace("\\n", "\n"),
             dtype=self._dtype(),
+            revision=revision,
             device=device,
             device_map=self.device_map,
             quantization_config=self.quantization_config and json.loads(self.quantization_config),

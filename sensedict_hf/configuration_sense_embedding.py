@@ -39,7 +39,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             teacher_tokenizer_fingerprint: of the teacher's, None if it is the same.
         method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
         max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
-        prompt: what the teacher read around the texts, the fields of a [`Prompt`].
+        prompt: what the teacher read around the texts, the fields of a [`Prompt`]. attention: what its tokens attended to,
+            `bidirectional` or `causal`, see [`probe_attention`].
         sensedict_version, format_version: what wrote it.
     """
 
@@ -69,6 +70,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         max_samples_per_token: int | None = None,
         window_length: int | None = None,
         prompt: dict[str, Any] | None = None,
+        attention: str | None = None,
         seed: int | None = None,
         num_texts: int | None = None,
         num_tokens: int | None = None,
@@ -110,6 +112,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.max_samples_per_token = max_samples_per_token
         self.window_length = window_length
         self.prompt = prompt
+        self.attention = attention
         self.seed = seed
         self.num_texts = num_texts
         self.num_tokens = num_tokens

@@ -166,7 +166,7 @@ def tokenize_corpus(
     """
     if teacher_tokenizer is not None:
         check_offsets(tokenizer, teacher_tokenizer)
-        if prompt is not None:
+        if prompt is not None and prompt.around(tokenizer) != Prompt().around(tokenizer):
             raise ValueError(f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them")
     prefix, suffix = _surroundings(tokenizer, prompt)
     folder = Path(directory)

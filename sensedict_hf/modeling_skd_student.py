@@ -114,7 +114,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
         senses.check_tokenizer(backbone.tokenizer)
-        config = _encoding_settings(backbone) | config
+        prompt = senses.config.prompt or _encoding_settings(backbone)["prompt"]  # inside which the senses were found
+        config = _encoding_settings(backbone) | {"prompt": prompt} | config
         student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
         weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
         student.backbone.load_state_dict(weights)
@@ -231,6 +232,12 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
         logger.warning_once(
             f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
             "same model, its senses mean nothing"
+        )
+    ways = senses.config.attention, teacher.attention
+    if None not in ways and ways[0] != ways[1]:
+        raise ValueError(
+            f"the dictionary was built from a {ways[0]} teacher, {teacher.name} is {ways[1]}: load it with "
+            f"bidirectional={ways[0] == 'bidirectional'}, or build a dictionary from it as it is"
         )
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now and (before or now):

@@ -6,8 +6,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .alignment import check_offsets
+
+logger = logging.get_logger(__name__)
 
 POOLED = ("text", "text_and_tail", "all")
 # A text, or an instruction and a text.
@@ -32,6 +35,7 @@ class Prompt:
         pooled: what a text's vector is made of. `text`: of the tokens behind instruction and head of the template, up to its tail (to
             the end where it has none); `text_and_tail`: of as many tokens at the end as text and tail have alone, without special
             tokens, which is LLM2Vec's rule; `all`: of all tokens.
+            Poolings `cls` and `last` take the first and the last position of all, whatever this says.
         max_text_length: longer texts lose words at their end until they have so many tokens (LLM2Vec's `doc_max_length`).
 
     Raises:
@@ -99,13 +103,20 @@ class Prompt:
         return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
 
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """The token ids before and behind any text, special tokens included."""
+        """The token ids before and behind any text, special tokens included, as far as they do not depend on the text: before some
+        texts a token of white space comes behind them, or the last of them is one with the text's first."""
         ((ids, begin, end),) = self._locate(tokenizer, [self.parts("a")])
         return ids[:begin], ids[end:]
 
     def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of the texts themselves, as they are inside the prompt."""
-        return [ids[begin:end] for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts])]
+        """The token ids of the texts as they are inside the prompt: all that is between those of `around`."""
+        before, behind = self.around(tokenizer)
+        rows = []
+        for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts]):
+            last = len(ids) - len(behind)
+            fits = len(before) <= min(begin, last) and ids[: len(before)] == before, end <= last and ids[last:] == behind
+            rows.append(ids[len(before) if fits[0] else begin : last if fits[1] else end])
+        return rows
 
     def _locate(self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]) -> Iterator[PromptedRow]:
         """All that is read, and where in it the tokens of the text are."""
@@ -129,6 +140,8 @@ class Prompt:
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
         while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > self.max_text_length:
             words = text.split()
+            if length and len(words) * self.max_text_length < length:
+                logger.warning_once(f"no word of {text[:40]!r}... is left: {length} tokens, max_text_length={self.max_text_length}")
             text = " ".join(words[: int(len(words) * self.max_text_length / length)])
         return text
 

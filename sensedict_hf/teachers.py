@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -32,7 +33,8 @@ class Teacher:
         model: bare, without a head. name, revision: what is remembered of its origin.
         pooling: how `encode` makes one vector of a text. max_seq_length: where `encode` truncates, in tokens; max_window: the longest
             input that the model takes.
-        prompt: what the model reads around a text, if anything.
+        prompt: what the model reads around a text, if anything. attention: what its tokens attend to, `bidirectional` or `causal`
+            (None: not known); see [`probe_attention`].
     """
 
     model: PreTrainedModel
@@ -43,6 +45,7 @@ class Teacher:
     max_seq_length: int = 512
     max_window: int = 512
     prompt: Prompt | None = None
+    attention: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -156,11 +159,12 @@ def load_teacher(
     if isinstance(teacher, Teacher):
         given = {"bidirectional": bidirectional, "adapters": adapters, "pooling": pooling, "instruction": instruction, "template": template}
         given |= {"tokenizer": tokenizer, "revision": revision, "dtype": dtype, "device_map": device_map}
+        given |= {"quantization_config": quantization_config}
         given = {name: value for name, value in given.items() if value is not None}
         if given:
             raise ValueError(f"{', '.join(given)} given beside a Teacher, which has its own: use dataclasses.replace(teacher, ...)")
         if device is not None:
-            teacher.model.to(device)
+            _move(teacher.model, device)
         return teacher
     if type(teacher).__module__.split(".")[0] == "llm2vec":
         raise ValueError(
@@ -170,14 +174,20 @@ def load_teacher(
     names = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
     names = [os.fspath(name) for name in names]
     if isinstance(teacher, PreTrainedModel):
+        given = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            raise ValueError(f"{', '.join(given)} given beside a loaded model: load it with that, or pass its name")
         model, source = teacher.base_model, teacher.name_or_path
-        checkpoint = read_checkpoint(source, names, revision) if source else Checkpoint("", names)
+        if names and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise ValueError(f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before others are added")
+        checkpoint = read_checkpoint(source, names, revision, pooling) if source else Checkpoint("", names)
         checkpoint.adapters = names  # its own are in it
         if device is not None:
-            model.to(device)
+            _move(model, device)
     elif isinstance(teacher, (str, os.PathLike)):
         source = os.fspath(teacher)
-        checkpoint = read_checkpoint(source, names, revision)
+        checkpoint = read_checkpoint(source, names, revision, pooling)
         options = {"revision": revision if checkpoint.base == source else None, "trust_remote_code": trust_remote_code}
         model, info = AutoModel.from_pretrained(
             checkpoint.base,
@@ -191,21 +201,24 @@ def load_teacher(
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise ValueError(f"{source} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}")
-        if device_map is None and quantization_config is None:
-            model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(f"device_map={device_map!r} leaves weights of {source} outside the devices: give it devices with room for all")
+        _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         raise ValueError(f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher")
     if model.config.model_type in ("sense_embedding", "skd_student"):
         raise ValueError(f"{source} is a {type(model).__name__}, not a teacher")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer=")
+    if len(checkpoint.adapters) > 1 and getattr(model, "is_quantized", False):
+        raise ValueError(f"{len(checkpoint.adapters)} adapters on quantized weights: merge them first, and quantize the result")
     for name in checkpoint.adapters:
-        model = _merge_adapter(model, name)
-    _check_attention(model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+        model = _merge_adapter(model, name, revision if name == source else None)
+    attention = _check_attention(model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
     if tokenizer is None:
         if not source:
             raise ValueError("the model does not say where it comes from: pass its tokenizer as tokenizer=")
-        tokenizer = _tokenizer_source(source, checkpoint)
+        tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, str):
         of_source = {"revision": revision} if tokenizer == source else {}
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code, **of_source)
@@ -216,22 +229,33 @@ def load_teacher(
     changes = {"template": template, "instruction": instruction}
     if any(value is not None for value in changes.values()):
         prompt = replace(prompt or Prompt(), **{name: value for name, value in changes.items() if value is not None})
+        if template is not None or prompt.pooled == "all":
+            prompt = replace(prompt, pooled="text")
     longest = model_max_length(tokenizer, model.config)
+    # A folder of one machine means nothing on another, so only its last part is remembered.
+    origins = [Path(name).resolve().name if os.path.isdir(name) else name for name in (source or type(model).__name__, *names)]
     return Teacher(
         model=model,
         tokenizer=tokenizer,
-        # A folder of one machine means nothing on another, so only its last part is remembered.
-        name=Path(source).resolve().name if os.path.isdir(source) else source or type(model).__name__,
+        name=" + ".join(origins),
         revision=revision or getattr(model.config, "_commit_hash", None),
         pooling=pooling,
         max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
         prompt=prompt,
+        attention=attention,
     )
 
 
-def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> None:
-    """Makes a model attend as asked for, and proves that it does; None: as it does, but the same with and without padding.
+def _move(model: PreTrainedModel, device: torch.device | str) -> None:
+    """Moves a model, unless it was spread over devices or quantized where it is."""
+    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+        model.to(device)
+
+
+def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> str:
+    """Makes a model attend as asked for, and proves that it does; None: as it does, with a warning if that depends on padding. Returns
+    what [`probe_attention`] finds.
 
     Raises:
         ValueError: it does not.
@@ -241,38 +265,34 @@ def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> None
     if wanted is not None and found != wanted:
         set_bidirectional(model.config, bidirectional)
         found = probe_attention(model)
-    if found not in ("bidirectional", "causal") or wanted not in (None, found):
+    if wanted is None and found not in ("bidirectional", "causal"):
+        logger.warning(f"{type(model).__name__} is {found} (with no padding/on either side): its vectors depend on how texts are batched")
+    if wanted not in (None, found):
         vars(model.config).clear()
         vars(model.config).update(before)  # a model that was passed is as it was
         raise ValueError(
             f"{type(model).__name__} with {model.config._attn_implementation} attention is {found} (with no padding/on either side), not "
-            f"{wanted or 'one and the same'}: load it with another attn_implementation ('eager', 'sdpa') and pass the model"
-            + (", or leave bidirectional out" if bidirectional is not None else "")
+            f"{wanted}: load it with another attn_implementation ('eager', 'sdpa') and pass the model, or leave bidirectional out"
         )
+    return found
 
 
-def _merge_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+def _merge_adapter(model: PreTrainedModel, folder: str, revision: str | None) -> PreTrainedModel:
     """The model with an adapter merged into its weights; into quantized ones it is not merged but attached.
 
     Raises:
         ValueError: not all weights of the adapter have a place in the model, or not all of its places a weight.
     """
-    config = PeftConfig.from_pretrained(folder)
+    config = PeftConfig.from_pretrained(folder, revision=revision)
     config.inference_mode, config.task_type, config.auto_mapping = True, None, None  # the model has no head
     config.base_model_name_or_path = model.name_or_path  # as it may lie elsewhere than where the adapter was trained
     # An adapter of a model with a head has its weights one module deeper.
     pattern = re.compile(r"^base_model\.model\.(?:" + re.escape(model.base_model_prefix) + r"\.)?")
-    weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in load_peft_weights(folder, device="cpu").items()}
+    loaded = load_peft_weights(folder, device="cpu", revision=revision)
+    weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in loaded.items()}
     adapted: PeftModel = get_peft_model(model, config)
     wrong = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if wrong:
         raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}: {', '.join(wrong[:5])} are only in one of them")
     set_peft_model_state_dict(adapted, weights)
     return adapted.get_base_model() if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
-
-
-def _tokenizer_source(source: str, checkpoint: Checkpoint) -> str:
-    """Where the tokenizer lies: beside the adapter, or else beside the model that it belongs to."""
-    if source == checkpoint.base or not os.path.isdir(source):
-        return source
-    return source if any(Path(source, name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")) else checkpoint.base

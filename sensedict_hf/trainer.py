@@ -214,7 +214,10 @@ class SKDTrainer(Trainer):
                 regression = hidden_mse(self._comparable(hidden), self._comparable(target), weights)
                 loss = loss + (1 if alone else args.mse_weight) / unit * regression
             if "sentence" in args.terms:
-                pooled = inputs["owned"] if self.student.config.prompt else None
+                pooled = None
+                if self.student.config.prompt or self.teacher.prompt:  # positions of a prompt are not owned; an empty text is nothing else
+                    owned = inputs["owned"]
+                    pooled = torch.where(owned.any(1, keepdim=True), owned, mask.bool())
                 own, theirs = (self._comparable(pool(vectors, mask, self.student.config.pooling, pooled)) for vectors in (hidden, target))
                 loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, theirs, weights)
         self._sums["loss"] += loss.detach()

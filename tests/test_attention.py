@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from conftest import SIZES, make_model
@@ -83,6 +85,23 @@ def test_an_encoder_keeps_its_config(tokenizer):
     before = bert.config.to_dict()
     load_teacher(bert, tokenizer=tokenizer, bidirectional=True)
     assert bert.config.to_dict() == before
+
+
+def test_a_dictionary_is_of_one_kind_of_attention(tokenizer, texts):
+    senses = build_sense_dictionary(load_teacher(make_model("llama"), tokenizer=tokenizer, bidirectional=True), texts, budget=90)
+    with pytest.raises(ValueError, match="bidirectional teacher, .* is causal: load it with bidirectional=True"):
+        SKDStudentModel.from_teacher(load_teacher(make_model("llama"), tokenizer=tokenizer), senses)
+
+
+def test_an_encoder_that_sees_padding_is_warned_of(tokenizer, caplog):
+    class Forgetful(type(make_model("bert"))):
+        def forward(self, input_ids, attention_mask=None, **kwargs):
+            return super().forward(input_ids=input_ids, **kwargs)
+
+    logging.getLogger("sensedict_hf").propagate = True
+    with caplog.at_level(logging.WARNING):
+        load_teacher(Forgetful(make_model("bert").config).eval(), tokenizer=tokenizer)
+    assert "unmasked" in caplog.text
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

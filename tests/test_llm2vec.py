@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sensedict_hf import load_teacher
-from sensedict_hf.checkpoints import LLM2VEC_POOLINGS, llm2vec_prompt
+from sensedict_hf.checkpoints import LLM2VEC_POOLINGS, _beside, llm2vec_prompt
 
 FOLDER = Path(__file__).parents[2] / "shared" / "fixtures" / "llm2vec"
 golden = pytest.mark.skipif(not FOLDER.is_dir(), reason="the golden vectors of LLM2Vec are not here")
@@ -151,6 +151,27 @@ def test_adapters_of_other_architectures(kind, tokenizer, tmp_path):
     ids, mask = torch.tensor([[5, 6, 7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     expected = second(input_ids=ids, attention_mask=mask).last_hidden_state[:, :4]
     torch.testing.assert_close(teacher.last_hidden_state(ids, mask)[:, :4], expected)
+
+
+def test_adapters_on_adapters(llm2vec_folder, tmp_path):
+    """One that lies beside a base model of the same name, on settings of that; and one on a model that has another in it."""
+    model = get_peft_model(AutoModel.from_pretrained(llm2vec_folder), LoraConfig(r=2, target_modules=["q_proj"]))
+    folder = tmp_path / "adapters" / "merged"
+    model.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(llm2vec_folder)}))
+    teacher = load_teacher(folder)
+    assert (teacher.pooling, teacher.max_seq_length, teacher.prompt.max_text_length) == ("weighted_mean", 48, 20)
+    assert load_teacher(folder, pooling="mean").pooling == "mean"
+    assert load_teacher(llm2vec_folder, adapters=folder).name == "merged + merged"
+    assert _beside("org/merged", str(folder)) == "org/merged"
+    with pytest.raises(ValueError, match="has adapters in it already"):
+        load_teacher(model.get_base_model(), adapters=folder)
+
+
+def test_what_a_template_of_ones_own_pools(llm2vec_folder):
+    assert load_teacher(llm2vec_folder, instruction="w1").prompt.pooled == "text_and_tail"
+    assert load_teacher(llm2vec_folder, template="w1 {text} w2").prompt.pooled == "text"
 
 
 def test_an_adapter_of_another_model_is_refused(llm2vec_folder, tmp_path):

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from sensedict_hf import (
@@ -127,6 +130,53 @@ def test_where_prompt_and_text_share_a_token_it_is_of_the_text():
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
     assert row(Prompt("a a:{text}"), tokenizer, "b a") == ([1, 2, 1], 1, 3)
+
+
+def test_a_corpus_has_the_tokens_that_encode_reads():
+    """Also where the white space before a text is a token of its own, or one with the text's first."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.train_from_iterator(["Instruct: a few words 123", "words (in brackets) 45", "hello words"] * 9, BpeTrainer(vocab_size=60))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    texts = ["123 words", "hello", "words a", "(in", ")", "few 45"]
+    for prompt in (Prompt("Instruct: {text}"), Prompt("{text}", "Instruct:"), Prompt("words ({text}) hello"), Prompt("a{text} b")):
+        before, behind = prompt.around(tokenizer)
+        rows = [row.input_ids for row in prompt.tokenize(tokenizer, texts, None)]
+        assert [before + ids + behind for ids in prompt.content(tokenizer, texts)] == rows
+
+
+def test_another_prompt_is_another_build(prompted, texts, tmp_path, monkeypatch):
+    other = replace(prompted, prompt=Prompt("w9 {text}"))
+    for stage, teachers in (("plan_samples", (other, replace(prompted, prompt=None))), ("fit_senses", (other,))):
+        folder = tmp_path / stage
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sensedict_hf.{'planning' if stage == 'plan_samples' else 'building'}.{stage}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                build_sense_dictionary(prompted, texts, budget=90, output_dir=folder)
+        for teacher in teachers:
+            with pytest.raises(ValueError, match="other settings: prompt"):
+                build_sense_dictionary(teacher, texts, budget=90, output_dir=folder)
+        assert build_sense_dictionary(prompted, texts, budget=90, output_dir=folder).config.prompt["template"] == CHAT.template
+    build_sense_dictionary(prompted, texts, budget=90, output_dir=tmp_path / "kept", keep_samples=True)
+    with pytest.raises(ValueError, match="other settings: prompt"):
+        build_sense_dictionary(other, texts, budget=90, update=tmp_path / "kept")
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_an_empty_text_has_the_vector_of_what_is_around_it(prompted, texts, tmp_path):
+    senses = build_sense_dictionary(prompted, texts, budget=90)
+    args = SKDTrainingArguments(str(tmp_path), objective="sentence", max_steps=2, report_to="none")
+    trainer = SKDTrainer(SKDStudentModel.from_teacher(prompted, senses), args, teacher=prompted, train_dataset=["", "w1 w2"] * 8)
+    assert trainer.train().training_loss > 0
+
+
+def test_another_backbone_reads_the_prompt_too(prompted, texts):
+    senses = build_sense_dictionary(prompted, texts, budget=90)
+    student = SKDStudentModel.from_backbone(replace(prompted, prompt=None), senses)
+    torch.testing.assert_close(student.encode(texts, assignment="none"), prompted.encode(texts))
 
 
 def test_a_slow_tokenizer_is_refused(tokenizer):
