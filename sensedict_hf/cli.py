@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, metavar="MODEL", help="a student, or any encoder or decoder")
     sub.add_argument("--senses", metavar="DIR", help="a dictionary to put in the place of the model's embeddings")
     sub.add_argument("--assignment", choices=ASSIGNMENTS, help="of the senses (default: the model's own)")
+    sub.add_argument("--residual", type=float, metavar="SHARE", help="of the model's own vectors that is added to senses (0 to 1)")
     sub.add_argument("--train", nargs="+", metavar="FILE", help="of classification (see the columns below), or of tokens (tokens, tags)")
     sub.add_argument("--test", nargs="+", metavar="FILE", help="the same, or of similarity (sentence1, sentence2, score); " + FILES_HELP)
     sub.add_argument("--corpus", nargs="+", metavar="FILE", help="of retrieval: documents (id, text and, if there is one, title)")

@@ -14,6 +14,7 @@ from .checkpoints import read_json
 from .cli_teacher import TeacherArguments
 from .corpus import read_dataset
 from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher, load_senses
 
 
@@ -32,7 +33,7 @@ def evaluate(options: argparse.Namespace) -> None:
     cells = {"model": options.model, **cells, "parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
     if options.output:
-        used = {"task": options.task, "model": options.model, "senses": options.senses, "assignment": options.assignment}
+        used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
 
@@ -66,17 +67,26 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, 
         if options.senses or options.of_teacher != TeacherArguments():
             raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        _set_residual(student.senses, options.residual)
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = options.of_teacher.load(options.model, options.device)
     if options.senses:
         senses = load_senses(options.senses)
         check_teacher(senses, teacher)
+        _set_residual(senses, options.residual)
         attach_senses(teacher.model, senses, assignment=options.assignment, tokenizer=teacher.tokenizer)
-    elif options.assignment:
-        raise ValueError(f"--assignment {options.assignment} needs --senses, as {options.model} has none")
+    elif options.assignment or options.residual is not None:
+        raise ValueError(f"--assignment or --residual needs --senses, as {options.model} has none")
     settings = {"batch_size": options.batch_size}
     return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
+
+
+def _set_residual(senses: SenseEmbeddingModel, residual: float | None) -> None:
+    if residual is not None:
+        if not 0 <= residual <= 1:
+            raise ValueError(f"--residual {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
+        senses.config.residual = residual
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -100,6 +100,15 @@ class SKDStudentConfig(PreTrainedConfig):
         self.sense_config.sense_device = value
 
     @property
+    def residual(self) -> float:
+        """How much of its own vectors is added to the senses, see [`SenseEmbeddingConfig`]."""
+        return self.sense_config.residual
+
+    @residual.setter
+    def residual(self, value: float) -> None:  # from_pretrained(..., residual=0.5) assigns it
+        self.sense_config.residual = value
+
+    @property
     def vocab_size(self) -> int:
         return self.text_config.vocab_size
 

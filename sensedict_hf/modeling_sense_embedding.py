@@ -236,6 +236,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales,
         )
         vectors = vectors.view_as(hidden_states)
+        if not 0 <= self.config.residual <= 1:  # from_pretrained may have assigned it
+            raise ValueError(f"residual is {self.config.residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         if self.config.residual:
             vectors = vectors + self.config.residual * (hidden_states.detach() - vectors)
         if hidden_states.requires_grad:

@@ -139,3 +139,14 @@ def test_parts_know_the_tokenizer(bert, texts, tmp_path):
     with pytest.raises(ValueError, match=r"text 1 \(''\) has no tokens"):
         bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
         bert.encode(["w1", ""])
+
+
+def test_a_part_of_its_own_vectors(bert, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
+    student.save_pretrained(tmp_path)
+    both = AutoModel.from_pretrained(tmp_path, residual=0.25)
+    assert both.config.residual == 0.25 and student.config.residual == 0
+    expected = 0.75 * student.encode(texts, assignment="soft") + 0.25 * student.encode(texts, assignment="none")
+    torch.testing.assert_close(both.encode(texts), expected)
+    with pytest.raises(ValueError, match="residual is 1.5"):
+        AutoModel.from_pretrained(tmp_path, residual=1.5).encode(texts)
