@@ -15,8 +15,9 @@ What this table can show: that all parts work together on a decoder, and which w
 it by more than the deviation of the few-shot draws. What it cannot: how far that holds for others. Whether a decoder gains or loses by
 being run bidirectionally without training depends on how it was trained (in LLM2Vec's experiments Mistral alone hardly lost), and so does
 what MNTP adds. One of a few hundred thousand parameters that has read children's stories knows nothing of cards and accounts: most of its
-accuracy comes from which tokens a text has, and the order of its rows says little about that of a large one's. All is one seed, one rank of
-adapters, one length of training, and intents in English.
+accuracy comes from which tokens a text has, and the order of its rows says little about that of a large one's. Where the first layers as
+they are score above their teacher, students that come near it prove nothing about distillation. All is one seed, one rank of adapters, one
+length of training, and intents in English.
 """
 
 import argparse
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--mntp-steps", type=int, default=500)
     parser.add_argument("--mntp-learning-rates", nargs="+", type=float, default=[1e-3, 5e-3], help="to choose from; LLM2Vec's is 5e-5")
-    parser.add_argument("--mask-token", default="_", help="of MNTP")
+    parser.add_argument("--mask-token", default="_", help="of MNTP, where the tokenizer has none; <0x5F> is the byte of _")
     parser.add_argument("--layers", type=int, default=2, help="of the students")
     parser.add_argument("--epochs", type=float, default=2, help="of the students")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3], help="of the students, to choose from")
