@@ -13,10 +13,10 @@ test texts are scored once, at the end. What is finished stays in the output fol
 
 What this table can show: that all parts work together on a decoder, and which way each moves the accuracy of that decoder, where it moves
 it by more than the deviation of the few-shot draws. What it cannot: how far that holds for others. Whether a decoder gains or loses by
-being run bidirectionally without training depends on how it was trained, and so does what MNTP adds. One of a few hundred thousand parameters that has read children's stories knows nothing of cards and accounts: most of its
-accuracy comes from which tokens a text has, and the order of its rows says little about that of a large one's. Where the first layers as
-they are score above their teacher, students that come near it prove nothing about distillation. All is one seed, one rank of adapters, one
-length of training, and intents in English.
+being run bidirectionally without training depends on how it was trained, and so does what MNTP adds. One of a few hundred thousand
+parameters that has read children's stories knows nothing of cards and accounts: most of its accuracy comes from which tokens a text has,
+and the order of its rows says little about that of a large one's. Where the first layers as they are score above their teacher, students
+that come near it prove nothing about distillation. All is one seed, one rank of adapters, one length of training, and intents in English.
 """
 
 import argparse
