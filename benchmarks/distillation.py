@@ -78,7 +78,7 @@ METHODS = {
     "sentence": Method("sentence-embedding MSE", settings={"objective": "sentence"}),
     "paper": Method("SKD as in the paper (dot, hard labels)", "hard", {"objective": "sense"}, "dot"),
     "skd": Method("SKD", "soft", {"objective": "sense"}),
-    "skd+mse": Method("SKD and hidden-state MSE", "soft", {"objective": "sense+mse", "mse_weight": 1.0}),
+    "skd+mse": Method("SKD and hidden-state MSE", "half", {"objective": "sense+mse", "mse_weight": 1.0}),
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
 }

@@ -96,7 +96,9 @@ def read_checkpoint(source: str, adapters: list[str], revision: str | None = Non
     return found
 
 
-def llm2vec_prompt(pooling: str = "mean", kind: str = "", name: str = "", skip_instruction: bool = True, max_text_length=400) -> Prompt:
+def llm2vec_prompt(
+    pooling: str = "mean", kind: str = "", name: str = "", skip_instruction: bool = True, max_text_length: int = 400
+) -> Prompt:
     """What LLM2Vec puts around texts.
 
     Args:

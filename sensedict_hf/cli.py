@@ -32,9 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[:1] == ["distill"]:
             given[1:] = read_argument_file(given[1:])
         options = _parser().parse_args(given)
-        if hasattr(options, "adapters"):
-            names = [field.name for field in fields(TeacherArguments)]
-            options.of_teacher = TeacherArguments(**{name: getattr(options, name) for name in names})
         options.run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"sensedict {given[0]}: {error}", file=sys.stderr)
@@ -160,7 +157,7 @@ def _build(options: argparse.Namespace) -> None:
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
-        options.of_teacher.load(options.teacher, state.device if state.num_processes > 1 else options.device),
+        TeacherArguments.of(options).load(options.teacher, state.device if state.num_processes > 1 else options.device),
         # The others need not read the texts.
         read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
         tokenizer=options.tokenizer,
@@ -220,7 +217,7 @@ def _inspect(options: argparse.Namespace) -> None:
         name = options.teacher or senses.config.base_model_name_or_path
         if not options.teacher and name.count("/") != 1:
             raise ValueError(f"the dictionary was built from a folder named {name}: say where it is with --teacher")
-        teacher = options.of_teacher.load(name, revision=None if options.teacher else senses.config.base_model_revision)
+        teacher = TeacherArguments.of(options).load(name, revision=None if options.teacher else senses.config.base_model_revision)
         texts = read_dataset(options.texts)
         occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
         if occurrences.total > len(occurrences.contexts):

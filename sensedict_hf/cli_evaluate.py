@@ -64,13 +64,13 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
 def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
     """The model to evaluate, and what makes vectors of texts and of words."""
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        if options.senses or options.of_teacher != TeacherArguments():
+        if options.senses or TeacherArguments.of(options) != TeacherArguments():
             raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _set_residual(student.senses, options.residual)
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
-    teacher = options.of_teacher.load(options.model, options.device)
+    teacher = TeacherArguments.of(options).load(options.model, options.device)
     if options.senses:
         senses = load_senses(options.senses)
         check_teacher(senses, teacher)
@@ -84,9 +84,8 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, 
 
 def _set_residual(senses: SenseEmbeddingModel, residual: float | None) -> None:
     if residual is not None:
-        if not 0 <= residual <= 1:
-            raise ValueError(f"--residual {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         senses.config.residual = residual
+        senses.config.check()
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -1,8 +1,8 @@
 """The options of all commands that run a teacher."""
 
+import argparse
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -23,12 +23,19 @@ class TeacherArguments:
     )
     instruction: str | None = field(default=None, metadata={"help": "read before every text, and not pooled"})
     template: str | None = field(default=None, metadata={"help": "read around instruction and text, for which it holds {text}"})
-    teacher_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16 (default: as stored)"})
+    teacher_dtype: str | None = field(
+        default=None, metadata={"help": "of its weights (default: as stored)", "choices": ["float32", "bfloat16", "float16"]}
+    )
     device_map: str | None = field(default=None, metadata={"help": "how a large teacher is spread over devices: auto"})
     quantization_config: str | None = field(
         default=None, metadata={"help": """of the teacher, in JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code from the teacher's repository"})
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "TeacherArguments":
+        """Those among the options of a command."""
+        return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
     def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
         """The teacher of that name or folder.
@@ -42,17 +49,11 @@ class TeacherArguments:
             adapters=self.adapters,
             pooling=self.pooling,
             instruction=self.instruction,
-            template=None if self.template is None else self.template.replace("\\n", "\n"),
-            dtype=self._dtype(),
+            template=self.template and self.template.replace("\\n", "\n"),  # which a shell does not write
+            dtype=self.teacher_dtype,
             revision=revision,
             device=device,
             device_map=self.device_map,
             quantization_config=self.quantization_config and json.loads(self.quantization_config),
             trust_remote_code=self.trust_remote_code,
         )
-
-    def _dtype(self) -> Any:
-        allowed = ("float32", "bfloat16", "float16")
-        if self.teacher_dtype not in (None, *allowed):
-            raise ValueError(f"unknown teacher_dtype {self.teacher_dtype!r}: choose one of {', '.join(allowed)}")
-        return self.teacher_dtype

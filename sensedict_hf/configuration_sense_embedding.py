@@ -86,8 +86,6 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
         if not assignment_temperature > 0:
             raise ValueError(f"assignment_temperature is {assignment_temperature}: it must be above 0; hard assignment is its limit")
-        if not 0 <= residual <= 1:
-            raise ValueError(f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         if format_version > FORMAT_VERSION:
             raise ValueError(f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf")
         self.vocab_size = vocab_size
@@ -118,11 +116,13 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.num_tokens = num_tokens
         self.sensedict_version = sensedict_version
         self.format_version = format_version
-        self.check_sense_device()
+        self.check()
         super().__init__(**kwargs)
 
-    def check_sense_device(self) -> None:
-        """Raises a ValueError if senses cannot lie on `sense_device`, which `from_pretrained` may have assigned."""
+    def check(self) -> None:
+        """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
+        if not 0 <= self.residual <= 1:
+            raise ValueError(f"residual is {self.residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "

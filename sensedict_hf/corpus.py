@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
@@ -168,7 +168,7 @@ def tokenize_corpus(
         check_offsets(tokenizer, teacher_tokenizer)
         if prompt is not None and prompt.around(tokenizer) != Prompt().around(tokenizer):
             raise ValueError(f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them")
-    prefix, suffix = _surroundings(tokenizer, prompt)
+    surroundings = _surroundings(tokenizer, prompt)
     folder = Path(directory)
     progress = read_progress(folder)
     strings = iterate_texts(texts, text_column)
@@ -189,7 +189,7 @@ def tokenize_corpus(
             raise CorpusChangedError(f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite")
         if not progress.complete:
             _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, prompt, bar)
-    content = progress.tokens - progress.texts * (prefix + suffix)
+    content = progress.tokens - progress.texts * (surroundings["prefix"] + surroundings["suffix"])
     wrong = None
     if content <= 0:
         wrong = f"the corpus is empty: none of its {progress.texts} texts holds a token"
@@ -210,8 +210,7 @@ def tokenize_in_memory(texts: list[str], tokenizer: PreTrainedTokenizerBase, pro
     """Tokenizes a few texts."""
     rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    sizes = _surroundings(tokenizer, prompt)
-    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), *sizes, without=_left_out(prompt, sizes))
+    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), **_surroundings(tokenizer, prompt))
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
@@ -238,9 +237,7 @@ def open_corpus(
     progress = read_progress(folder)
     kinds = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
     files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in kinds.items()}
-    sizes = _surroundings(tokenizer, prompt)
-    arrays = (files[name] for name in CORPUS_FILES)
-    corpus = TokenizedCorpus(*arrays, *sizes, dropped=progress.dropped, without=_left_out(prompt, sizes))
+    corpus = TokenizedCorpus(*(files[name] for name in CORPUS_FILES), dropped=progress.dropped, **_surroundings(tokenizer, prompt))
     if teacher_tokenizer is not None:
         specials = special_token_counts(teacher_tokenizer)
         teacher = TokenizedCorpus(files["teacher_ids"], files["teacher_offsets"], corpus.digests, *specials)
@@ -248,17 +245,13 @@ def open_corpus(
     return corpus
 
 
-def _surroundings(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int]:
-    """How many tokens stand before and behind each text."""
+def _surroundings(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> dict[str, Any]:
+    """How many tokens stand before and behind each text, and how many of them have no part in its vector: fields of the corpus."""
     if prompt is None:
-        return special_token_counts(tokenizer)
-    before, behind = prompt.around(tokenizer)
-    return len(before), len(behind)
-
-
-def _left_out(prompt: Prompt | None, sizes: tuple[int, int]) -> tuple[int, int]:
-    """Of the tokens around each text, how many have no part in its vector."""
-    return (0, 0) if prompt is None else (sizes[0] * prompt.skips_head, sizes[1] * prompt.skips_tail)
+        prefix, suffix = special_token_counts(tokenizer)
+        return {"prefix": prefix, "suffix": suffix}
+    prefix, suffix = map(len, prompt.around(tokenizer))
+    return {"prefix": prefix, "suffix": suffix, "without": (prefix * prompt.skips_head, suffix * prompt.skips_tail)}
 
 
 def _update(digest, text: str) -> None:

@@ -76,21 +76,16 @@ def encode_texts(
     if isinstance(texts, str):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     texts = list(texts)
-    if prompt is None and any(not isinstance(text, str) for text in texts):
-        prompt = Prompt()  # they are pairs
-    if prompt is not None:
-        prompted = prompt.tokenize(tokenizer, texts, max_length)
-        rows = [row.input_ids for row in prompted]
-    else:
-        prompted, rows = [], tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+    if prompt is None:
+        has_instructions = any(not isinstance(text, str) for text in texts)
+        prompt = Prompt() if has_instructions else Prompt(pooled="all")
+    prompted = prompt.tokenize(tokenizer, texts, max_length)
+    rows = [row.input_ids for row in prompted]
     vectors: dict[int, Tensor] = {}
     for batch, hidden_states, mask in _batches(forward, rows, texts, pad_token_id, batch_size, device, show_progress):
-        pooled = None
-        if prompted:
-            begin, end = (torch.tensor([prompted[i][side] for i in batch], device=mask.device)[:, None] for side in (1, 2))
-            place = torch.arange(mask.shape[1], device=mask.device)
-            pooled = (place >= begin) & (place < end)
-        vectors.update(zip(batch, pool(hidden_states, mask, pooling, pooled).cpu()))
+        begin, end = (torch.tensor([prompted[i][side] for i in batch], device=mask.device)[:, None] for side in (1, 2))
+        place = torch.arange(mask.shape[1], device=mask.device)
+        vectors.update(zip(batch, pool(hidden_states, mask, pooling, (place >= begin) & (place < end)).cpu()))
     return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)
 
 

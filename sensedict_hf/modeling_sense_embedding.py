@@ -1,134 +1,20 @@
 """The sense dictionary as a model."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
 from .corpus import tokenizer_fingerprint
-from .model_card import model_card
 from .ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from .saving import SensePreTrainedModel
 from .tensor_files import digest_tensors
 
 logger = logging.get_logger(__name__)
-
-DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
-
-
-class SensePreTrainedModel(PreTrainedModel):
-    """What dictionaries and students share: a folder or repository that holds all they need, tokenizer and model card included, and
-    that is never completed with invented senses."""
-
-    # The senses are looked up, not attended to: any attention implementation of a student's backbone is fine with them.
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _tokenizer: PreTrainedTokenizerBase | None = None
-    _tokenizer_source: tuple[str, dict[str, Any]] | None = None
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer whose ids the model takes, read from where the model was loaded when it is first asked for."""
-        if self._tokenizer is None:
-            if self._tokenizer_source is None:
-                raise ValueError(f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`")
-            path, options = self._tokenizer_source
-            self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        for part in self._parts():
-            part._tokenizer = tokenizer
-
-    def _parts(self) -> Iterator["SensePreTrainedModel"]:
-        """Itself, and the student and the dictionary inside it."""
-        return (module for module in self.modules() if isinstance(module, SensePreTrainedModel))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but refuses a checkpoint whose senses are missing or of another size, instead of inventing some.
-
-        Raises:
-            ValueError: the checkpoint does not hold the dictionary that its config describes.
-        """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
-        wrong = [key for key in info["missing_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
-        wrong += [key for key, *_ in info["mismatched_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
-        if wrong:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(wrong))} in the size that its config says: senses cannot be "
-                "initialized; load it with its own config, or build the dictionary again"
-            )
-        options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        for part in model._parts():
-            part._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
-            if isinstance(part, SenseEmbeddingModel):
-                part._apply(lambda tensor: tensor)  # a device_map of several devices has moved tables that are to stay
-        return (model, info) if output_loading_info else model
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
-        """As in transformers, but a `device_map` does not have tables loaded that are to stay in host memory."""
-        if load_config.device_map is not None:
-            tables = {f"{prefix}.{name}".lstrip("."): "cpu" for prefix, name in _tables_apart(model)}
-            load_config = replace(load_config, device_map={**load_config.device_map, **tables})
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
-
-    def save_pretrained(
-        self,
-        save_directory,
-        is_main_process: bool = True,
-        *,
-        license: str | None = None,
-        card_name: str | None = None,
-        push_to_hub: bool = False,
-        **kwargs,
-    ) -> None:
-        """As in transformers; also saves the tokenizer and a model card.
-
-        Args:
-            license: of the card, an identifier of the Hub. card_name: what the card says to load.
-
-        Raises:
-            ValueError: `push_to_hub` is set: the folder would be uploaded before it is complete.
-        """
-        if push_to_hub:
-            raise ValueError("save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead")
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            Path(save_directory, "manifest.json").unlink(missing_ok=True)  # of a build whose files these have replaced
-            try:
-                self.tokenizer.save_pretrained(save_directory)
-            except (ValueError, OSError) as error:  # hours of training must not be lost for it
-                logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{save_directory}/README.md")
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        license: str | None = None,
-    ) -> CommitInfo:
-        """Uploads what `save_pretrained` writes, the model card included."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
-            message = commit_message or f"Upload {type(self).__name__}"
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr)
 
 
 @dataclass
@@ -164,7 +50,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def __init__(self, config: SenseEmbeddingConfig):
         super().__init__(config)
-        config.check_sense_device()
+        config.check()
         if config.learn_senses:
             if config.senses_dtype == "int8":
                 raise ValueError("learn_senses=True: int8 senses cannot be learned; make them float32 first, by senses.to_dtype('float32')")
@@ -189,13 +75,19 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Moves the tables, but keeps their dtype: `student.bfloat16()` must not round the senses. With `config.sense_device` all that
         have a row for each sense stay there."""
 
+        apart = [getattr(self, name) for name in self._tables_apart()]
+
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor[:0])
-            if self.config.sense_device is not None and tensor is not self.offsets and not tensor.is_meta:
+            if any(tensor is table for table in apart) and not tensor.is_meta:
                 return tensor.to(self.config.sense_device)
             return fn(tensor) if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+    def _tables_apart(self) -> list[str]:
+        names = [name for name, _ in self.named_buffers(recurse=False) if name != "offsets"]
+        return names if self.config.sense_device is not None else []
 
     @property
     def dtype(self) -> torch.dtype:  # there are no parameters to tell it from
@@ -236,8 +128,6 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales,
         )
         vectors = vectors.view_as(hidden_states)
-        if not 0 <= self.config.residual <= 1:  # from_pretrained may have assigned it
-            raise ValueError(f"residual is {self.config.residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
         if self.config.residual:
             vectors = vectors + self.config.residual * (hidden_states.detach() - vectors)
         if hidden_states.requires_grad:
@@ -410,10 +300,3 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         model.senses, model.scales, model.offsets, model.usage = table, scales, self.offsets, self.usage
         model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source
         return model.eval()
-
-
-def _tables_apart(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The tables that lie apart from the rest of a model: the name of their dictionary in it, and their own."""
-    for prefix, module in model.named_modules():
-        if isinstance(module, SenseEmbeddingModel) and module.config.sense_device is not None:
-            yield from ((prefix, name) for name, _ in module.named_buffers(recurse=False) if name != "offsets")

@@ -14,8 +14,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
-from .modeling_sense_embedding import SenseEmbeddingModel, SensePreTrainedModel
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
+from .saving import SensePreTrainedModel
 from .teachers import Teacher, load_teacher
 
 logger = logging.get_logger(__name__)
@@ -240,7 +241,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"bidirectional={ways[0] == 'bidirectional'}, or build a dictionary from it as it is"
         )
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
-    if before != now and (before or now):
+    if before != now:
         logger.warning_once(f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt")
     senses.check_teacher_tokenizer(teacher.tokenizer)
 

@@ -113,9 +113,12 @@ class Prompt:
         before, behind = self.around(tokenizer)
         rows = []
         for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts]):
-            last = len(ids) - len(behind)
-            fits = len(before) <= min(begin, last) and ids[: len(before)] == before, end <= last and ids[last:] == behind
-            rows.append(ids[len(before) if fits[0] else begin : last if fits[1] else end])
+            first, last = len(before), len(ids) - len(behind)
+            if first <= begin and ids[:first] == before:  # else they share a token, which is the text's
+                begin = first
+            if end <= last and ids[last:] == behind:
+                end = last
+            rows.append(ids[begin:end])
         return rows
 
     def _locate(self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]) -> Iterator[PromptedRow]:

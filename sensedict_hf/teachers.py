@@ -156,13 +156,19 @@ def load_teacher(
         ValueError: the checkpoint lacks weights or an adapter does not fit, the model is an encoder-decoder, does not attend as it
             should, or no tokenizer can be found.
     """
+    loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
-        given = {"bidirectional": bidirectional, "adapters": adapters, "pooling": pooling, "instruction": instruction, "template": template}
-        given |= {"tokenizer": tokenizer, "revision": revision, "dtype": dtype, "device_map": device_map}
-        given |= {"quantization_config": quantization_config}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given:
-            raise ValueError(f"{', '.join(given)} given beside a Teacher, which has its own: use dataclasses.replace(teacher, ...)")
+        _refuse(
+            "a Teacher, which has its own: use dataclasses.replace(teacher, ...)",
+            bidirectional=bidirectional,
+            adapters=adapters,
+            pooling=pooling,
+            instruction=instruction,
+            template=template,
+            tokenizer=tokenizer,
+            revision=revision,
+            **loading,
+        )
         if device is not None:
             _move(teacher.model, device)
         return teacher
@@ -174,10 +180,7 @@ def load_teacher(
     names = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
     names = [os.fspath(name) for name in names]
     if isinstance(teacher, PreTrainedModel):
-        given = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given:
-            raise ValueError(f"{', '.join(given)} given beside a loaded model: load it with that, or pass its name")
+        _refuse("a loaded model: load it with that, or pass its name", **loading)
         model, source = teacher.base_model, teacher.name_or_path
         if names and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise ValueError(f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before others are added")
@@ -188,21 +191,7 @@ def load_teacher(
     elif isinstance(teacher, (str, os.PathLike)):
         source = os.fspath(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
-        options = {"revision": revision if checkpoint.base == source else None, "trust_remote_code": trust_remote_code}
-        model, info = AutoModel.from_pretrained(
-            checkpoint.base,
-            dtype=dtype or "auto",
-            device_map=device_map,
-            quantization_config=quantization_config,
-            output_loading_info=True,
-            **options,
-        )
-        # A checkpoint trained without a pooler gets a random one; the hidden states do not depend on it.
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-        if missing:
-            raise ValueError(f"{source} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}")
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise ValueError(f"device_map={device_map!r} leaves weights of {source} outside the devices: give it devices with room for all")
+        model = _load_model(checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading)
         _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         raise ValueError(f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher")
@@ -245,6 +234,39 @@ def load_teacher(
         prompt=prompt,
         attention=attention,
     )
+
+
+def _refuse(beside: str, **given: Any) -> None:
+    """Raises a ValueError if an argument is given beside something that it has no part in."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ValueError(f"{', '.join(names)} given beside {beside}")
+
+
+def _load_model(
+    name: str, revision: str | None, trust_remote_code: bool, *, dtype: Any, device_map: Any, **options: Any
+) -> PreTrainedModel:
+    """The bare model of a repository or folder.
+
+    Raises:
+        ValueError: weights are missing, or were put where only a forward pass finds them.
+    """
+    model, info = AutoModel.from_pretrained(
+        name,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype or "auto",
+        device_map=device_map,
+        output_loading_info=True,
+        **options,
+    )
+    # A checkpoint trained without a pooler gets a random one; the hidden states do not depend on it.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{name} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"device_map={device_map!r} leaves weights of {name} outside the devices: give it devices with room for all")
+    return model
 
 
 def _move(model: PreTrainedModel, device: torch.device | str) -> None:
