@@ -78,9 +78,16 @@ METHODS = {
     "mse": Method("hidden-state MSE", settings={"objective": "mse"}),
     "cosine": Method("hidden-state cosine", settings={"objective": "mse"}),
     "sentence": Method("sentence-embedding MSE", settings={"objective": "sentence"}),
+    "mse+sentence": Method(
+        "hidden-state and sentence-embedding MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
+    ),
     "paper": Method("SKD as in the paper (dot, hard labels)", "hard", {"objective": "sense"}, "dot"),
     "skd": Method("SKD", "soft", {"objective": "sense"}),
-    "skd+mse": Method("SKD and hidden-state MSE", "half", {"objective": "sense+mse", "mse_weight": 1.0}),
+    "skd+mse+sentence": Method(
+        "SKD, hidden-state and sentence-embedding MSE",
+        "half",
+        {"objective": "sense+mse+sentence", "mse_weight": 3.0, "sentence_weight": 9.0},
+    ),
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
 }
@@ -307,7 +314,7 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=[3e-4, 1e-3, 2e-3], help="to choose from; one alone is not")
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help="to choose from; one alone is not")
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")

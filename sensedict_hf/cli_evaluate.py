@@ -12,9 +12,9 @@ from transformers import AutoModel
 from .attaching import attach_senses
 from .checkpoints import read_json
 from .cli_teacher import TeacherArguments
+from .configuration_sense_embedding import check_residual
 from .corpus import read_dataset
 from .evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher, load_senses
 
 
@@ -63,29 +63,26 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
 
 def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
     """The model to evaluate, and what makes vectors of texts and of words."""
+    check_residual(options.residual or 0.0)
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
         if options.senses or TeacherArguments.of(options) != TeacherArguments():
             raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        _set_residual(student.senses, options.residual)
+        if options.residual is not None:
+            student.config.residual = options.residual
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     if options.senses:
         senses = load_senses(options.senses)
         check_teacher(senses, teacher)
-        _set_residual(senses, options.residual)
+        if options.residual is not None:
+            senses.config.residual = options.residual
         attach_senses(teacher.model, senses, assignment=options.assignment, tokenizer=teacher.tokenizer)
     elif options.assignment or options.residual is not None:
         raise ValueError(f"--assignment or --residual needs --senses, as {options.model} has none")
     settings = {"batch_size": options.batch_size}
     return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
-
-
-def _set_residual(senses: SenseEmbeddingModel, residual: float | None) -> None:
-    if residual is not None:
-        senses.config.residual = residual
-        senses.config.check()
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -121,8 +121,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
-        if not 0 <= self.residual <= 1:
-            raise ValueError(f"residual is {self.residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
+        check_residual(self.residual)
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "
@@ -133,3 +132,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie apart from the model; choose "
                 "sense_device=None, or learn_senses=False"
             )
+
+
+def check_residual(residual: float) -> None:
+    """Raises a ValueError if it is not a share."""
+    if not 0 <= residual <= 1:
+        raise ValueError(f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")

@@ -4,7 +4,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .configuration_sense_embedding import ASSIGNMENTS, SenseEmbeddingConfig
+from .configuration_sense_embedding import ASSIGNMENTS, SenseEmbeddingConfig, check_residual
+
+HALF = 0.5  # better than 0 and 1 for teachers and students in benchmarks/distillation.py
 
 
 class SKDStudentConfig(PreTrainedConfig):
@@ -14,6 +16,8 @@ class SKDStudentConfig(PreTrainedConfig):
         text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
         assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
             own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
+        residual: how much of its own vectors is kept beside the senses, see [`SenseEmbeddingConfig`]. Default: half after distillation
+            with regression, which makes them like the teacher's, else the dictionary's.
         pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `cls`, `last` or `max`.
         max_seq_length: where `encode` truncates, in tokens.
         prompt: what `encode` puts around a text, the fields of a [`Prompt`]; a text's vector is made without it.
@@ -32,6 +36,7 @@ class SKDStudentConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         sense_config: SenseEmbeddingConfig | dict[str, Any] | None = None,
         assignment: str | None = None,
+        residual: float | None = None,
         pooling: str = "mean",
         max_seq_length: int = 512,
         prompt: dict[str, Any] | None = None,
@@ -45,6 +50,7 @@ class SKDStudentConfig(PreTrainedConfig):
     ):
         if assignment not in (None, *ASSIGNMENTS):
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+        check_residual(residual or 0.0)
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
@@ -59,6 +65,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self.text_config = text_config
         self.sense_config = sense_config
         self.assignment = assignment
+        self.residual = residual
         self.pooling = pooling
         self.max_seq_length = max_seq_length
         self.prompt = prompt
@@ -78,8 +85,19 @@ class SKDStudentConfig(PreTrainedConfig):
     @property
     def default_assignment(self) -> str:
         """What is assigned unless a call says otherwise."""
-        senses_learned = self.objective is None or "sense" in self.objective.split("+")
-        return self.assignment or (self.sense_config.assignment if senses_learned else "none")
+        return self.assignment or ("none" if self._objectives and "sense" not in self._objectives else self.sense_config.assignment)
+
+    @property
+    def default_residual(self) -> float:
+        """How much of its own vectors is kept beside what is assigned."""
+        if self.residual is None:
+            return HALF if set(self._objectives) - {"sense"} else self.sense_config.residual
+        check_residual(self.residual)  # from_pretrained may have assigned it
+        return self.residual
+
+    @property
+    def _objectives(self) -> list[str]:
+        return self.objective.split("+") if self.objective else []
 
     @property
     def learn_senses(self) -> bool:
@@ -98,15 +116,6 @@ class SKDStudentConfig(PreTrainedConfig):
     @sense_device.setter
     def sense_device(self, value: str | None) -> None:  # from_pretrained(..., sense_device="cpu") assigns it
         self.sense_config.sense_device = value
-
-    @property
-    def residual(self) -> float:
-        """How much of its own vectors is added to the senses, see [`SenseEmbeddingConfig`]."""
-        return self.sense_config.residual
-
-    @residual.setter
-    def residual(self, value: float) -> None:  # from_pretrained(..., residual=0.5) assigns it
-        self.sense_config.residual = value
 
     @property
     def vocab_size(self) -> int:

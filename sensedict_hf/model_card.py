@@ -79,7 +79,8 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
             f"A student with {config.text_config.num_hidden_layers} layers ({config.text_config.model_type}) distilled from {teacher}: for "
             "each token it picks one of the senses that its teacher has for it. The dictionary of senses is inside."
         )
-        rows |= {"pooling": config.pooling, "assignment": config.default_assignment, "objective": config.objective}
+        rows |= {"pooling": config.pooling, "assignment": config.default_assignment}
+        rows |= {"residual": config.default_residual, "objective": config.objective}
         rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}
         if head:
             labels = ", ".join(str(config.id2label[number]) for number in range(min(config.num_labels, 20)))

@@ -103,13 +103,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         assignment: str | None = None,
+        residual: float | None = None,
     ) -> SenseEmbeddingOutput:
         """Replaces contextual vectors by senses.
 
         Args:
             input_ids: `[batch, positions]`. hidden_states: `[batch, positions, hidden]`, at the layer of the dictionary.
             attention_mask: `[batch, positions]`; where it is 0, the vector stays.
-            assignment: `hard`, `soft` or `none`; default: the config's.
+            assignment: `hard`, `soft` or `none`. residual: how much of the vectors is kept; see [`SenseEmbeddingConfig`], which has
+                the defaults of both.
 
         Raises:
             ValueError: widths or shapes differ, a token id outside the vocabulary, or an unknown assignment.
@@ -128,8 +130,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales,
         )
         vectors = vectors.view_as(hidden_states)
-        if self.config.residual:
-            vectors = vectors + self.config.residual * (hidden_states.detach() - vectors)
+        residual = self.config.residual if residual is None else residual
+        if residual:
+            vectors = vectors + residual * (hidden_states.detach() - vectors)
         if hidden_states.requires_grad:
             # Straight through (van den Oord et al., "Neural discrete representation learning", 2017): the choice of a sense passes
             # its gradient on to the vector that made it. The difference is exactly zero.

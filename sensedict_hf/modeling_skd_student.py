@@ -160,7 +160,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         own = outputs.last_hidden_state if self.projection is None else self.projection(outputs.last_hidden_state)
         assignment = assignment or self.config.default_assignment
-        assigned = None if assignment == "none" else self.senses(input_ids, own, attention_mask, assignment)
+        assigned = None
+        if assignment != "none":
+            assigned = self.senses(input_ids, own, attention_mask, assignment, self.config.default_residual)
         return SKDStudentOutput(
             last_hidden_state=own if assigned is None else assigned.hidden_states,
             student_hidden_state=own,

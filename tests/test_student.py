@@ -6,7 +6,7 @@ from conftest import SIZES, WORDS, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
-from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary
+from sensedict_hf import SKDStudentConfig, SKDStudentModel, Teacher, build_sense_dictionary
 
 
 @pytest.fixture
@@ -145,8 +145,26 @@ def test_a_part_of_its_own_vectors(bert, texts, tmp_path):
     student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
     student.save_pretrained(tmp_path)
     both = AutoModel.from_pretrained(tmp_path, residual=0.25)
-    assert both.config.residual == 0.25 and student.config.residual == 0
+    assert both.config.default_residual == 0.25 and student.config.default_residual == 0
     expected = 0.75 * student.encode(texts, assignment="soft") + 0.25 * student.encode(texts, assignment="none")
     torch.testing.assert_close(both.encode(texts), expected)
+    both.save_pretrained(tmp_path)
+    torch.testing.assert_close(AutoModel.from_pretrained(tmp_path).encode(texts), expected)
     with pytest.raises(ValueError, match="residual is 1.5"):
         AutoModel.from_pretrained(tmp_path, residual=1.5).encode(texts)
+
+
+def test_what_a_student_returns_follows_from_its_objective():
+    found = {}
+    for objective in (None, "sense", "mse", "sense+mse", "sense+mse+sentence"):
+        config = SKDStudentConfig(objective=objective)
+        found[objective] = config.default_assignment, config.default_residual
+    assert found == {
+        None: ("soft", 0.0),
+        "sense": ("soft", 0.0),
+        "mse": ("none", 0.5),
+        "sense+mse": ("soft", 0.5),
+        "sense+mse+sentence": ("soft", 0.5),
+    }
+    own = SKDStudentConfig(objective="sense+mse", assignment="hard", residual=0.0)
+    assert (own.default_assignment, own.default_residual) == ("hard", 0.0)
