@@ -67,13 +67,14 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, dict[str, float]]:
     plot_senses(senses, {word: find_occurrences(senses, teacher, word, texts) for word in WORDS_DRAWN}, output / "senses.png")
 
     students = {}
-    for number, objective in enumerate(("sense", "mse"), start=2):
+    for number, objective in enumerate((SKDTrainingArguments.objective, "mse"), start=2):
         print(f"\n{number}. A student with 2 of {teacher.model.config.num_hidden_layers} layers, objective {objective}", flush=True)
         students[objective] = distill(teacher, senses, texts, objective, output, seed)
-    students["sense"].save_pretrained(output / "student")
+    skd = students[SKDTrainingArguments.objective]
+    skd.save_pretrained(output / "student")
     reloaded = AutoModel.from_pretrained(output / "student")
     probe = [row["text"] for row in test[:16]]
-    if not torch.equal(reloaded.encode(probe), students["sense"].encode(probe)):
+    if not torch.equal(reloaded.encode(probe), skd.encode(probe)):
         raise ValueError("the student gives other vectors after save_pretrained and AutoModel.from_pretrained")
     print("   saved, loaded again by AutoModel.from_pretrained: equal outputs")
 

@@ -134,7 +134,7 @@ class SKDTrainer(Trainer):
         """Token ids and senses of texts; a data set that has them is left as it is."""
         if isinstance(texts, Dataset) and {"input_ids", "labels"} <= set(texts.column_names):
             if self.teacher is None and args.needs_vectors:
-                raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=")
+                raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
             made_with = label_settings(texts)
             wanted = {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
             wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}

@@ -14,7 +14,8 @@ class SKDTrainingArguments(TrainingArguments):
     Args:
         objective: one of these, or several joined by `+`, whose losses are added: `sense`, cross-entropy over each token's senses
             against what the teacher picks; `mse`, regression of the teacher's hidden states, the usual baseline; `sentence`,
-            regression of the text's vector, by the student's pooling.
+            regression of the text's vector, by the student's pooling. The sum of all three is the best of what was compared (see the
+            README); `sense` alone needs no teacher beside the student.
         temperature: divides the scores of the senses, in units of the dictionary's mean squared distortion.
         label_top_k: 1: the label of a position is the sense that the teacher picks (hard labels); more: the so many most probable
             senses of its posterior (soft labels). label_temperature: of that posterior, in the same units.
@@ -25,12 +26,12 @@ class SKDTrainingArguments(TrainingArguments):
         max_length: longest input in tokens (default: the teacher's maximum); longer texts are cut into windows.
     """
 
-    objective: str = field(default="sense", metadata={"help": "sense, mse or sentence, or several of them joined by +"})
+    objective: str = field(default="sense+mse+sentence", metadata={"help": "sense, mse or sentence, or several of them joined by +"})
     temperature: float = field(default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"})
     label_top_k: int = field(default=1, metadata={"help": "senses of the teacher's posterior that make a label; 1: the best alone"})
     label_temperature: float = field(default=0.15, metadata={"help": "of the teacher's posterior, in units of the distortion"})
-    mse_weight: float = field(default=0.1, metadata={"help": "weight of the regression of hidden states beside other losses"})
-    sentence_weight: float = field(default=1.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"})
+    mse_weight: float = field(default=3.0, metadata={"help": "weight of the regression of hidden states beside other losses"})
+    sentence_weight: float = field(default=9.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"})
     frequency_power: float = field(default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"})
     dropout: float = field(default=0.0, metadata={"help": "of the student while it is distilled"})
     max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})

@@ -19,7 +19,8 @@ def test_example(texts, teacher_folder, tmp_path, capsys):
     example.main([*files, "--epochs", "1"])
     assert "two sentences become (2, 16)" in capsys.readouterr().out
     student = AutoModel.from_pretrained(tmp_path / "out")
-    assert student.config.num_hidden_layers == 2 and student.config.objective == "sense" and student.config.default_assignment == "soft"
+    assert student.config.num_hidden_layers == 2 and student.config.objective == "sense+mse+sentence"
+    assert (student.config.default_assignment, student.config.default_residual) == ("soft", 0.5)
     rows = student.encode(texts[:4]) - student.encode(texts[:4], assignment="none")
     assert rows.abs().max() > 1e-3  # its senses are used
 

@@ -145,7 +145,7 @@ def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
             assert row["labels"][place] == senses(ids, vectors[covering].mean(0)[None, None]).sense_ids.item()
     small = type(bert.model)(type(bert.model.config)(**{**bert.model.config.to_dict(), "vocab_size": len(other), "hidden_size": 8}))
     student = SKDStudentModel.from_backbone(small, senses)
-    args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=2)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=2, objective="sense")
     trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
     trainer.train()
     assert student.encode(texts[:2]).shape == (2, 16)

@@ -25,7 +25,14 @@ def senses(bert, texts):
 def make_trainer(bert, senses, texts, folder, teacher=True, **settings):
     torch.manual_seed(0)
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
-    settings = {"num_train_epochs": 1, "save_strategy": "no", "per_device_train_batch_size": 20, "logging_steps": 1, "seed": 0} | settings
+    settings = {
+        "objective": "sense",
+        "num_train_epochs": 1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 20,
+        "logging_steps": 1,
+        "seed": 0,
+    } | settings
     args = SKDTrainingArguments(str(folder), report_to="none", disable_tqdm=True, **settings)
     return SKDTrainer(student, args, teacher=bert if teacher else None, train_dataset=texts)
 
@@ -138,7 +145,7 @@ def test_streams_can_be_evaluated_on(bert, senses, texts, tmp_path):
     data = Dataset.from_dict({"text": texts[:9]})
     expected = make_trainer(bert, senses, texts, tmp_path).evaluate(encode_senses(bert, senses, texts[:9]))
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
-    args = SKDTrainingArguments(str(tmp_path), report_to="none", eval_strategy="epoch")
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", eval_strategy="epoch", objective="sense")
     for eval_dataset, prefix in [(data.to_iterable_dataset(), "eval_"), ({"a": data.to_iterable_dataset()}, "eval_a_")]:
         trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts, eval_dataset=eval_dataset)
         metrics = trainer.evaluate()
@@ -243,7 +250,7 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=2)
     head = model.classifier.weight.clone()
     SKDTrainer(model, args, teacher=bert, train_dataset=texts).train()
-    assert torch.equal(head, model.classifier.weight) and model.config.objective == "sense"
+    assert torch.equal(head, model.classifier.weight) and model.config.objective == "sense+mse+sentence"
     assert not torch.equal(model.student.get_input_embeddings().weight, before["backbone.embeddings.word_embeddings.weight"])
     learned = AutoModel.from_pretrained(tmp_path / "student", learn_senses=True)
     with pytest.raises(ValueError, match="learn_senses=False"):
