@@ -83,11 +83,7 @@ METHODS = {
     ),
     "paper": Method("SKD as in the paper (dot, hard labels)", "hard", {"objective": "sense"}, "dot"),
     "skd": Method("SKD", "soft", {"objective": "sense"}),
-    "skd+mse+sentence": Method(
-        "SKD, hidden-state and sentence-embedding MSE",
-        "half",
-        {"objective": "sense+mse+sentence", "mse_weight": 3.0, "sentence_weight": 9.0},
-    ),
+    "skd+mse+sentence": Method("SKD, hidden-state and sentence-embedding MSE", "half"),  # the defaults
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
 }

@@ -92,7 +92,6 @@ class SKDStudentConfig(PreTrainedConfig):
         """How much of its own vectors is kept beside what is assigned."""
         if self.residual is None:
             return HALF if set(self._objectives) - {"sense"} else self.sense_config.residual
-        check_residual(self.residual)  # from_pretrained may have assigned it
         return self.residual
 
     @property

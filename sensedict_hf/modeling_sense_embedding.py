@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
-from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
+from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, check_residual
 from .corpus import tokenizer_fingerprint
 from .ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
 from .saving import SensePreTrainedModel
@@ -114,7 +114,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                 the defaults of both.
 
         Raises:
-            ValueError: widths or shapes differ, a token id outside the vocabulary, or an unknown assignment.
+            ValueError: widths or shapes differ, a token id outside the vocabulary, an unknown assignment or no share as residual.
         """
         assignment = assignment or self.config.assignment
         if assignment not in ("hard", "soft", "none"):
@@ -131,6 +131,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         )
         vectors = vectors.view_as(hidden_states)
         residual = self.config.residual if residual is None else residual
+        check_residual(residual)  # from_pretrained may have assigned it to a config
         if residual:
             vectors = vectors + residual * (hidden_states.detach() - vectors)
         if hidden_states.requires_grad:
