@@ -1,6 +1,6 @@
 """Ways to distil a teacher, compared at equal cost on nine tasks.
 
-    python benchmarks/distillation.py --data FOLDER --output runs/distillation
+    python benchmarks/distillation.py --data FOLDER --output runs/distillation    # --hours 0: the table of what has been measured
 
 Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps; its learning rate
 is the best of the same few, by students trained on a part of the training texts and scored on texts that are held out from those. The
@@ -8,10 +8,12 @@ teacher runs once over the texts: all methods read its vectors from the disk, as
 teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean
 of its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
 
-What is finished stays in the output folder, and checkpoints of what is not, so that a run that was stopped goes on; `--hours` stops one by
-itself before the next student. Several runs with different `--methods` may share the folder, once the teacher's vectors are there.
-`--smoke` tries all methods in half an hour: four small sets, a sixteenth of their texts, the short budget, no search.
-FOLDER is described in `distillation_tasks.py`.
+Scores are kept in `distillation_scores/` beside this file, where those of the README are: what has scores there is neither trained nor
+scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, so that a run
+that was stopped goes on; `--hours` stops one by itself before the next student and without measuring speed. Several runs with different
+`--methods` may share both folders, once the teacher's vectors are there. `--smoke` tries all methods in half an hour: four small sets, a
+sixteenth of their texts, the short budget, no search.
+FOLDER is described in `distillation_tasks.py`. `pip install ".[benchmark]"` brings what is needed beside the package.
 """
 
 import argparse
@@ -77,13 +79,13 @@ METHODS = {
     "cut": Method("layers cut off"),
     "mse": Method("hidden-state MSE", settings={"objective": "mse"}),
     "cosine": Method("hidden-state cosine", settings={"objective": "mse"}),
-    "sentence": Method("sentence-embedding MSE", settings={"objective": "sentence"}),
+    "sentence": Method("sentence MSE", settings={"objective": "sentence"}),
     "mse+sentence": Method(
-        "hidden-state and sentence-embedding MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
+        "hidden-state and sentence MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
     ),
-    "paper": Method("SKD as in the paper (dot, hard labels)", "hard", {"objective": "sense"}, "dot"),
+    "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
     "skd": Method("SKD", "soft", {"objective": "sense"}),
-    "skd+mse+sentence": Method("SKD, hidden-state and sentence-embedding MSE", "half"),  # the defaults
+    "skd+mse+sentence": Method("SKD, hidden-state and sentence MSE", "half"),  # the defaults
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
 }
@@ -120,7 +122,8 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.output = options, options.output
-        self.output.mkdir(parents=True, exist_ok=True)
+        for folder in (options.output, options.scores):
+            folder.mkdir(parents=True, exist_ok=True)
         self.names = SMALL if options.smoke else NAMES
         self.load_task = cache(load_task)
         self.end = time.monotonic() + 3600 * options.hours
@@ -209,12 +212,18 @@ class Comparison:
         os.replace(unfinished, folder)
         return student
 
-    def score(self, path: str, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel) -> dict[str, Any]:
+    def recorded(self, title: str) -> dict[str, Any]:
+        """What the folder of scores has under a title: scores of a model by task, or of a search by learning rate."""
+        file = self.options.scores / f"{title}.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def record(self, title: str, key: str, scores: dict[str, dict[str, float]]) -> None:
+        file = self.options.scores / f"{title}.json"
+        file.with_suffix(".partial").write_text(json.dumps(self.recorded(title) | {key: scores}, indent=1) + "\n")
+        os.replace(file.with_suffix(".partial"), file)
+
+    def score(self, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel) -> dict[str, dict[str, float]]:
         """All scores of a model on a task: its own vectors, and those with senses in their place."""
-        file = self.output / "scores" / f"{path}-{name}{'-dev' * dev}.json"
-        scores = json.loads(file.read_text()) if file.exists() else {}
-        if scores.keys() == set(OUTPUTS):
-            return scores
         model = student.model if isinstance(student, Teacher) else student.eval()
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -233,54 +242,50 @@ class Comparison:
             lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
             lambda words: encode_words(forward, tokenizer, words, **settings),
         )
-        width = senses.config.hidden_size
+        width, scores = senses.config.hidden_size, {}
         for number, output in enumerate(OUTPUTS):
-            if output in scores:
-                continue
             part = slice(number * width, (number + 1) * width)
             own = [[x[:, part] for x in some] if evaluation.of_words else some[:, part] for some in vectors]
-            scores[output] = dict(evaluation.metric(*own))
-        file.parent.mkdir(exist_ok=True)
-        file.with_suffix(".partial").write_text(json.dumps(scores, indent=1))
-        os.replace(file.with_suffix(".partial"), file)
+            scores[output] = {metric: round(float(value), 5) for metric, value in evaluation.metric(*own).items()}
         return scores
 
     def search(self, key: str, layers: int) -> float:
         """The learning rate whose students are best on held-out training texts, on the average."""
         if key == "cut" or len(self.options.learning_rates) == 1:
             return self.options.learning_rates[0]
-        found = {}
+        title, output = f"{key.removesuffix('-sep')}-{layers}-search", METHODS[key].output
         for learning_rate in self.options.learning_rates:
-            student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
-            path = f"{key.removesuffix('-sep')}-{layers}-short-{learning_rate:g}-0"
-            scores = [self.score(path, name, True, student, student.senses)[METHODS[key].output] for name in SEARCHED]
-            found[learning_rate] = np.mean([score[MAIN_SCORES[name]] for score, name in zip(scores, SEARCHED)])
-        return max(found, key=found.get)
+            if f"{learning_rate:g}" not in self.recorded(title):
+                student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
+                scores = {name: self.score(name, True, student, student.senses) for name in SEARCHED}
+                mean = {way: np.mean([scores[name][way][MAIN_SCORES[name]] for name in SEARCHED]).round(5) for way in OUTPUTS}
+                self.record(title, f"{learning_rate:g}", mean)
+        found = self.recorded(title)
+        return max(self.options.learning_rates, key=lambda learning_rate: found[f"{learning_rate:g}"][output])
 
-    def run(self, key: str, budget: str, seed: int, layers: int) -> dict[str, dict[str, Any]]:
-        """The scores of a method on all tasks."""
+    def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:
+        """The learning rate of a method and its scores on all tasks."""
         learning_rate = self.search(key, layers)
-        path = f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"
-        names = [(name,) for name in self.names] if METHODS[key].separate else [self.names]
-        scores: dict[str, dict[str, Any]] = {"learning_rate": learning_rate}
-        for some in names:
-            student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
-            scores |= {name: self.score(path, name, False, student, student.senses) for name in some}
-        return scores
+        title = f"{key}-{layers}" if key == "cut" else f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        for some in [(name,) for name in self.names] if METHODS[key].separate else [self.names]:
+            for name in some:
+                if name not in self.recorded(title):
+                    student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
+                    self.record(title, name, self.score(name, False, student, student.senses))
+        return learning_rate, self.recorded(title)
 
     def reference(self, key: str) -> dict[str, dict[str, Any]]:
         """The scores of the teacher, also through the dictionary of all texts, or of model2vec."""
-        if key == "teacher":
-            senses = self.senses(self.names, False, "l2")
-            return {name: self.score("teacher", name, False, self.teacher, senses) for name in self.names}
-        scores = {}
         for name in self.names:
-            file = self.output / "scores" / f"model2vec-{name}.json"
-            if not file.exists():
+            if name in self.recorded(key):
+                continue
+            if key == "teacher":
+                scores = self.score(name, False, self.teacher, self.senses(self.names, False, "l2"))
+            else:
                 encoders = model2vec_encoders(distill_model2vec(self.options.teacher, self.output / "model2vec"))
-                file.write_text(json.dumps({"raw": self.task(name, False).score(*encoders)}))
-            scores[name] = json.loads(file.read_text())
-        return scores
+                scores = {"raw": self.task(name, False).score(*encoders)}
+            self.record(key, name, scores)
+        return self.recorded(key)
 
     def throughput(self, encoders: dict[str, Callable[[list[str]], Any]], rounds: int = 3) -> dict[str, float]:
         """Texts of uci_sentiment's test file that each encodes in a second: the best of some rounds, taken in turn."""
@@ -307,6 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
+    parser.add_argument("--scores", type=Path, help="default: the recorded ones; in the output folder for another teacher and --smoke")
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
@@ -319,28 +325,34 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.learning_rates, options.budgets, options.output = [1e-3], ["short"], options.output / "smoke"
+    recorded = options.teacher == parser.get_default("teacher") and not options.smoke
+    options.scores = options.scores or (Path(__file__).parent / "distillation_scores" if recorded else options.output / "scores")
     comparison = Comparison(options)
 
-    titles = ["average", "few-shot", "all labels", *comparison.names]
-    print(f"| model | output | {' | '.join(titles)} |\n|{'---|' * (2 + len(titles))}")
-    teacher = comparison.reference("teacher")
+    titles = ["model", "output", "average", "few-shot", "all labels", *comparison.names]
+    header = f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+    static, teacher = comparison.reference("model2vec"), comparison.reference("teacher")
+    print(header)
     for output in OUTPUTS:
         print_row("teacher", output, teacher)
-    print_row("model2vec, no training", "raw", comparison.reference("model2vec"))
+    print_row("model2vec, no training", "raw", static)
     missing = []
-    for layers, budget, key, seed in product(options.layers, options.budgets, options.methods, options.seeds):
-        title = f"{METHODS[key].title}, {layers} layers, {budget}, seed {seed}"
-        if key == "cut" and budget != options.budgets[0]:
-            continue  # it is not trained
-        try:
-            scores = comparison.run(key, budget, seed, layers)
-        except TimeoutError:
-            missing.append(title)
-            continue
-        for output in OUTPUTS:
-            print_row(f"{title}, learning rate {scores['learning_rate']:g}", output, scores)
+    for layers, seed in product(options.layers, options.seeds):
+        print(f"\nStudents of {layers} layers, seed {seed}, by budget and learning rate:\n\n{header}")
+        for budget, key in product(options.budgets, options.methods):
+            if key == "cut" and budget != options.budgets[0]:
+                continue  # it is not trained
+            try:
+                learning_rate, scores = comparison.run(key, budget, seed, layers)
+            except TimeoutError:
+                missing.append(f"{METHODS[key].title} ({layers} layers, {budget}, seed {seed})")
+                continue
+            for output in OUTPUTS:
+                print_row(METHODS[key].title + ("" if key == "cut" else f", {budget}, {learning_rate:g}"), output, scores)
     print(f"\nNot there yet: {'; '.join(missing) or 'nothing'}\n")
 
+    if time.monotonic() > comparison.end:
+        return
     # Cost, side by side in one process.
     senses = comparison.senses(comparison.names, False, "l2")
     students = {layers: SKDStudentModel.from_teacher(comparison.teacher, senses, num_hidden_layers=layers) for layers in options.layers}
