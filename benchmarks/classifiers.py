@@ -219,7 +219,7 @@ class Benchmark:
             model = load(path)
             systems += [System(title, output, model, None, None if output == "raw" else size) for output in ("raw", "hard", "soft")]
         systems.insert(6, System("student, 2 layers, MSE", "raw", load(mse)))
-        systems.append(System("student, 2 layers, SKD, fine-tuned", "hard", skd_tuned, None, size))
+        systems.append(System("student, 2 layers, SKD, fine-tuned", "soft", skd_tuned, None, size))
         systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", mse_tuned))
         return [*systems, System("first 2 layers, fine-tuned", "raw", cut_tuned)]
 

@@ -84,10 +84,10 @@ METHODS = {
         "hidden-state and sentence MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
     ),
     "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
-    "skd": Method("SKD", "soft", {"objective": "sense"}),
-    "skd+mse+sentence": Method("SKD, hidden-state and sentence MSE", "half"),  # the defaults
+    "sense": Method("senses alone", "soft", {"objective": "sense"}),
+    "skd": Method("SKD", "half"),  # by default: senses, hidden-state and sentence MSE together
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
-    "skd-sep": Method("SKD, a student for each task", "soft", {"objective": "sense"}, separate=True),
+    "skd-sep": Method("SKD, a student for each task", "half", separate=True),
 }
 
 

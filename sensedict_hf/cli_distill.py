@@ -66,6 +66,8 @@ def read_argument_file(arguments: Sequence[str]) -> list[str]:
     written: list[str] = []
     for name, value in values.items():
         if value is not None:
+            if value is False and name.replace("-", "_").endswith("_strategy"):
+                value = "no"  # which YAML reads as false
             items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
             written += [f"--{name}", *map(str, items)]
     return written + list(arguments[1:])
@@ -79,8 +81,13 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     """
     if args.push_to_hub:
         raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
+    if options.backbone and options.layers:
+        raise ValueError("--layers are the teacher's, --backbone is another model: give one of them")
     folder, state = Path(args.output_dir), PartialState()
     teacher, senses = options.load(options.teacher, args.device), load_senses(options.senses)
+    backbone = options.backbone and load_teacher(
+        options.backbone, bidirectional=options.bidirectional, trust_remote_code=options.trust_remote_code
+    )
     texts = read_dataset(options.texts, streaming=options.streaming)
     begun: list[Any] = [None]
     if state.is_main_process:
@@ -93,15 +100,15 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         settings["prompt"] = teacher.prompt and asdict(teacher.prompt)
         settings["texts"] = [Path(path).name for path in options.texts]
         settings |= {"teacher_fingerprint": teacher.fingerprint(), "senses_fingerprint": senses.fingerprint()}
+        settings["backbone_fingerprint"] = backbone and backbone.fingerprint()
         settings["corpus"] = None if options.streaming else corpus_digest(texts, options.text_column)
         begun = [_begin(folder, json.loads(json.dumps(settings, default=str)), options.overwrite)]
     if broadcast_object_list(begun)[0]:
         logger.info(f"{folder} holds this student already")
         return AutoModel.from_pretrained(folder)
     set_seed(args.seed)  # before weights (a projection) are drawn
-    if options.backbone:
-        backbone = load_teacher(options.backbone, bidirectional=options.bidirectional)
-        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment)
+    if backbone:
+        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment, pooling=teacher.pooling)
     else:
         layers = options.layers or options.num_hidden_layers
         student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)

@@ -82,10 +82,6 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
         if senses_dtype not in SENSES_DTYPES:
             raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
-        if assignment not in ASSIGNMENTS:
-            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
-        if not assignment_temperature > 0:
-            raise ValueError(f"assignment_temperature is {assignment_temperature}: it must be above 0; hard assignment is its limit")
         if format_version > FORMAT_VERSION:
             raise ValueError(f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf")
         self.vocab_size = vocab_size
@@ -121,7 +117,11 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
+        check_assignment(self.assignment)
         check_residual(self.residual)
+        temperature = self.assignment_temperature
+        if not temperature > 0:
+            raise ValueError(f"assignment_temperature is {temperature}: it must be above 0; hard assignment is its limit")
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "
@@ -132,6 +132,12 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie apart from the model; choose "
                 "sense_device=None, or learn_senses=False"
             )
+
+
+def check_assignment(assignment: str) -> None:
+    """Raises a ValueError if there is no such assignment."""
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
 
 
 def check_residual(residual: float) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .configuration_sense_embedding import ASSIGNMENTS, SenseEmbeddingConfig, check_residual
+from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
+from .encoding import check_pooling
 
 HALF = 0.5  # better than 0 and 1 for teachers and students in benchmarks/distillation.py
 
@@ -17,8 +18,10 @@ class SKDStudentConfig(PreTrainedConfig):
         assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
             own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
         residual: how much of its own vectors is kept beside the senses, see [`SenseEmbeddingConfig`]. Default: half after distillation
-            with regression, which makes them like the teacher's, else the dictionary's.
-        pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `cls`, `last` or `max`.
+            with regression, which makes them like the teacher's (not with a dictionary for cosine similarity, for which only directions
+            are learned), else the dictionary's.
+        pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `weighted_mean`, `cls`, `last` or
+            `max`.
         max_seq_length: where `encode` truncates, in tokens.
         prompt: what `encode` puts around a text, the fields of a [`Prompt`]; a text's vector is made without it.
         teacher_layers: the layers of the teacher that the student started from, if it did.
@@ -48,9 +51,6 @@ class SKDStudentConfig(PreTrainedConfig):
         freeze_head: bool = False,
         **kwargs: Any,
     ):
-        if assignment not in (None, *ASSIGNMENTS):
-            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
-        check_residual(residual or 0.0)
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
@@ -75,7 +75,16 @@ class SKDStudentConfig(PreTrainedConfig):
         self.classifier_activation = classifier_activation
         self.classifier_dropout = classifier_dropout
         self.freeze_head = freeze_head
+        self.check()
         super().__init__(**kwargs)
+
+    def check(self) -> None:
+        """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
+        if self.assignment is not None:
+            check_assignment(self.assignment)
+        if self.residual is not None:
+            check_residual(self.residual)
+        check_pooling(self.pooling)
 
     @property
     def hidden_size(self) -> int:
@@ -91,7 +100,8 @@ class SKDStudentConfig(PreTrainedConfig):
     def default_residual(self) -> float:
         """How much of its own vectors is kept beside what is assigned."""
         if self.residual is None:
-            return HALF if set(self._objectives) - {"sense"} else self.sense_config.residual
+            alike = self.sense_config.similarity != "cosine" and set(self._objectives) - {"sense"}
+            return HALF if alike else self.sense_config.residual
         return self.residual
 
     @property

@@ -40,6 +40,7 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
     Raises:
         ValueError: unknown pooling, or a row without positions.
     """
+    check_pooling(pooling)
     mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
     if not mask.any(1).all():
         raise ValueError(f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool")
@@ -48,11 +49,15 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
         return (hidden_states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
     if pooling == "max":
         return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
-    if pooling in ("cls", "last"):
-        place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, mask.shape[1] if pooling == "cls" else -1)
-        place = place.amin(1) if pooling == "cls" else place.amax(1)
-        return hidden_states[torch.arange(len(place), device=place.device), place]
-    raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+    place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, mask.shape[1] if pooling == "cls" else -1)
+    place = place.amin(1) if pooling == "cls" else place.amax(1)
+    return hidden_states[torch.arange(len(place), device=place.device), place]
+
+
+def check_pooling(pooling: str) -> None:
+    """Raises a ValueError if there is no such pooling."""
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)} with pooling=")
 
 
 def encode_texts(

@@ -76,6 +76,8 @@ def encode_senses(
     check_teacher(senses, teacher)
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: it must be at least 1")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: it must be above 0")
     is_keyed = senses.config.teacher_tokenizer_fingerprint is not None
     tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)

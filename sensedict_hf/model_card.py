@@ -1,5 +1,7 @@
 """The model card that is saved beside every dictionary and student."""
 
+import re
+
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
@@ -29,6 +31,11 @@ from transformers import pipeline
 tag = pipeline("token-classification", model="{name}")
 tag("a sentence")""",
 }
+RETURNED = {  # by assignment
+    "none": "its own vectors",
+    "hard": "for each token the best of the senses that its teacher has for it",
+    "soft": "for each token the mean of the senses that its teacher has for it, weighted by their probabilities",
+}
 PIPELINE_TAGS = {
     "skd_student": "feature-extraction",
     "SKDStudentForSequenceClassification": "text-classification",
@@ -49,7 +56,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     head = next((name for name in config.architectures or [] if name in PIPELINE_TAGS), None)
     kind = head or config.model_type
     # Only what looks like a repository may stand in the metadata: the Hub resolves it.
-    repository = teacher if teacher and teacher.count("/") == 1 else None
+    repository = teacher if teacher and re.fullmatch(r"[\w.-]+/[\w.-]+", teacher) else None
     data = ModelCardData(
         license=license or "other",
         license_name=None if license else "see-teacher",
@@ -75,10 +82,11 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         "sensedict_hf": senses.sensedict_version,
     }
     if is_student:
-        what = (
-            f"A student with {config.text_config.num_hidden_layers} layers ({config.text_config.model_type}) distilled from {teacher}: for "
-            "each token it picks one of the senses that its teacher has for it. The dictionary of senses is inside."
-        )
+        returned = RETURNED[config.default_assignment]
+        if config.default_assignment != "none" and config.default_residual:
+            returned += f", and {config.default_residual:.0%} of its own vectors in each"
+        layers = f"{config.text_config.num_hidden_layers} layers ({config.text_config.model_type})"
+        what = f"A student with {layers} distilled from {teacher}. It returns {returned}. The dictionary of senses is inside."
         rows |= {"pooling": config.pooling, "assignment": config.default_assignment}
         rows |= {"residual": config.default_residual, "objective": config.objective}
         rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}

@@ -51,6 +51,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     """A small model that picks, for each token, the sense its teacher would pick."""
 
     def __init__(self, config: SKDStudentConfig):
+        config.check()
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         if getattr(self.backbone, "pooler", None) is not None:

@@ -1,5 +1,6 @@
 """What is saved and loaded: folders and repositories that hold all a model needs."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +66,11 @@ class SensePreTrainedModel(PreTrainedModel):
                 "initialized; load it with its own config, or build the dictionary again"
             )
         options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        source = pretrained_model_name_or_path
+        if os.path.isdir(source):
+            source = os.path.abspath(source)  # the working directory may be another when it is read
         for part in model._parts():
-            part._tokenizer_source = (pretrained_model_name_or_path, {name: kwargs[name] for name in options if name in kwargs})
+            part._tokenizer_source = (source, {name: kwargs[name] for name in options if name in kwargs})
             if part._tables_apart():
                 part._apply(lambda tensor: tensor)  # a device_map of several devices has moved tables that are to stay
         return (model, info) if output_loading_info else model
@@ -124,6 +128,8 @@ class SensePreTrainedModel(PreTrainedModel):
         """Uploads what `save_pretrained` writes, the model card included."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
             message = commit_message or f"Upload {type(self).__name__}"

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .attention import probe_attention, set_bidirectional
 from .checkpoints import Checkpoint, read_checkpoint
 from .corpus import model_max_length
-from .encoding import POOLINGS, encode_texts, encode_words, padding_id
+from .encoding import check_pooling, encode_texts, encode_words, padding_id
 from .prompts import Prompt, Prompted
 from .tensor_files import digest_tensors
 
@@ -212,8 +212,7 @@ def load_teacher(
         of_source = {"revision": revision} if tokenizer == source else {}
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code, **of_source)
     pooling = pooling or checkpoint.pooling or "mean"
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling {pooling!r} is not supported: choose one of {', '.join(POOLINGS)} with pooling=")
+    check_pooling(pooling)
     prompt = checkpoint.prompt
     changes = {"template": template, "instruction": instruction}
     if any(value is not None for value in changes.values()):

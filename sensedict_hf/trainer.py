@@ -4,13 +4,14 @@ import os
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, LargeList, List
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
 
 from .corpus import Texts, check_max_length, model_max_length
 from .encoding import pad_batch, padding_id, pool
@@ -18,9 +19,11 @@ from .labeling import IGNORED, encode_senses, label_settings, stream_windows
 from .losses import hidden_mse, sentence_mse
 from .model_card import model_card
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentModel, check_teacher
+from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, check_teacher
 from .teachers import Teacher, load_teacher
 from .training_args import SKDTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 # What is summed over batches, for the means that are logged.
 SUMS = ("loss", "counted", "owned", "covered", "known", "right", "error")
@@ -49,8 +52,9 @@ class SKDTrainer(Trainer):
     picks, in units of the dictionary's distortion; `coverage`, the share of the positions whose token has senses.
 
     Args:
-        model: the student, also under an adapter of PEFT, or a task model, of which the student inside is distilled; its dictionary
-            decides what the teacher's senses are.
+        model: the student, also under an adapter of PEFT, or a task model, of which the student inside is distilled, and is what
+            checkpoints and `save_model` hold (save the task model itself with its `save_pretrained`). Its dictionary decides what the
+            teacher's senses are.
         teacher: a name, a path, a model or a [`Teacher`]. May be None if the data sets come from [`encode_senses`] and the objective
             is `sense`.
         train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns;
@@ -75,8 +79,11 @@ class SKDTrainer(Trainer):
         text_column: str = "text",
         **kwargs: Any,
     ):
-        if isinstance(getattr(model, "student", None), SKDStudentModel):
-            model = model.student  # inside a task model, whose head has no part in this
+        has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
+        if has_head:
+            model = model.student  # the head has no part in this
+        elif isinstance(getattr(model, "student", None), SKDStudentModel):  # PEFT passes attributes on
+            raise ValueError("adapters over a task model: put them on its student, model.student, and distil that")
         self.student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
         if self.student is None:
             raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
@@ -85,16 +92,29 @@ class SKDTrainer(Trainer):
             raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
+        for name in ("compute_metrics", "compute_loss_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged")
+        given = [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
+        if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+            raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
+        if args.world_size > 1 and any(isinstance(texts, IterableDataset) for texts in given):
+            raise ValueError("an eval_dataset that is streamed cannot be shared out to several processes: pass a data set with a length")
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
             check_teacher(self.senses, self.teacher)
+            if not has_head and self.teacher.pooling != self.student.config.pooling:
+                logger.warning(
+                    f"the student's pooling is {self.student.config.pooling}, the teacher's {self.teacher.pooling}: vectors of texts are "
+                    "learned and made by the student's; pooling= of from_teacher and from_backbone chooses it"
+                )
+        if train_dataset is not None:
+            train_dataset = self._encode(train_dataset, args, "train")
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, args, "eval")
-        if train_dataset is not None:
-            train_dataset = self._encode(train_dataset, args, "train")
         data = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
         if any(isinstance(texts, IterableDataset) for texts in data):
             args.accelerator_config.dispatch_batches = False  # batches of processes are padded differently, and cannot be cut out of one
@@ -105,8 +125,8 @@ class SKDTrainer(Trainer):
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=kwargs.pop("data_collator", self._collate),
-            processing_class=kwargs.pop("processing_class", self.student.tokenizer),
+            data_collator=kwargs.pop("data_collator", None) or self._collate,
+            processing_class=kwargs.pop("processing_class", None) or self.student.tokenizer,
             **kwargs,
         )
         # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
@@ -117,7 +137,12 @@ class SKDTrainer(Trainer):
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers; the student remembers how it was distilled."""
+        """As in transformers; the student's config remembers how it was distilled."""
+        if hasattr(self.model, "peft_config"):
+            logger.warning(
+                "a folder of adapters does not hold the student's config, which decides what is returned after distillation: merge the "
+                "adapters into the student before it is saved, or save its config into the folder of the student that they are for"
+            )
         self.student.config.objective = self.args.objective
         self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
         self._sums = self._no_sums()
@@ -130,9 +155,15 @@ class SKDTrainer(Trainer):
             for module, name, value in before:
                 setattr(module, name, value)
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        senses = self.senses.fingerprint()
+        super()._load_from_checkpoint(*args, **kwargs)
+        if self.senses.fingerprint() != senses:
+            raise ValueError("the checkpoint is of a student with another dictionary: make the student with that one, or begin anew")
+
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
-        if isinstance(texts, Dataset) and {"input_ids", "labels"} <= set(texts.column_names):
+        if isinstance(texts, Dataset) and isinstance(texts.features.get("labels"), (List, LargeList)) and "input_ids" in texts.features:
             if self.teacher is None and args.needs_vectors:
                 raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
             made_with = label_settings(texts)
@@ -315,7 +346,7 @@ def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:
     """How much a position with each token counts, `[vocab]`: a power of the token's number of occurrences in the dictionary's corpus,
     with the mean weight 1 over that. A token that did not occur counts as one that occurred once."""
-    totals = torch.cat([senses.usage.new_zeros(1), senses.usage.cumsum(0)])[senses.offsets]
+    totals = torch.cat([senses.usage.new_zeros(1), senses.usage.cumsum(0)])[senses.offsets.to(senses.usage.device)]
     counts = totals.diff().float()
     weights = counts.clamp_min(1) ** power
     return weights * counts.sum() / (counts * weights).sum()

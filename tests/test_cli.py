@@ -68,6 +68,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
     run(capsys, "build", "--teacher", teacher_folder, "--texts", files[0], "--budget", 90, "--output", tmp_path / "senses")
     settings = {"teacher": str(teacher_folder), "senses": str(tmp_path / "senses"), "texts": [files[0]], "num_train_epochs": 3}
     settings |= {"learning_rate": "1e-2", "objective": "sense+mse", "save_strategy": "epoch", "use_cpu": True, "layers": None}
+    settings["eval_strategy"] = False  # what YAML makes of no
     (tmp_path / "run.json").write_text(json.dumps(settings))
     (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
     status, out, _ = run(capsys, "distill", tmp_path / "run.yaml", "--num-hidden-layers", 1, "--output", tmp_path / "straight")
@@ -118,6 +119,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"], "give one of them"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "needs --senses"),

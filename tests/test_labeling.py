@@ -52,6 +52,12 @@ def test_posteriors(bert, senses, texts):
             torch.testing.assert_close(probabilities, expected, rtol=1e-2, atol=1e-3)
 
 
+def test_a_temperature_must_be_above_0(bert, senses, texts):
+    for temperature in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"temperature={temperature}: it must be above 0"):
+            encode_senses(bert, senses, texts, top_k=3, temperature=temperature)
+
+
 def test_long_texts_are_counted_once(bert, senses):
     text = " ".join(WORDS * 4)
     encoded = encode_senses(bert, senses, [text], max_length=30, top_k=2)

@@ -6,7 +6,8 @@ from conftest import SIZES, WORDS, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
-from sensedict_hf import SKDStudentConfig, SKDStudentModel, Teacher, build_sense_dictionary
+from sensedict_hf import SenseEmbeddingConfig, SKDStudentConfig, SKDStudentModel, Teacher, build_sense_dictionary
+from sensedict_hf.model_card import model_card
 
 
 @pytest.fixture
@@ -102,11 +103,17 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
         def create_repo(self, repo_id, private, exist_ok):
             return type("Url", (), {"repo_id": "me/" + repo_id})
 
+        def create_branch(self, repo_id, branch, exist_ok):
+            uploaded["branch"] = repo_id, branch
+
         def upload_folder(self, repo_id, folder_path, **_):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()}, repo_id=repo_id)
 
     monkeypatch.setattr("sensedict_hf.saving.HfApi", Api)
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).push_to_hub("student", token="secret")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).push_to_hub(
+        "student", token="secret", revision="new"
+    )
+    assert uploaded.pop("branch") == ("me/student", "new")
     assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
     assert b"knowledge-distillation" in uploaded["README.md"] and not any(name.endswith((".bin", ".pt")) for name in uploaded)
@@ -130,6 +137,27 @@ def test_a_projected_student_loads_in_half_precision(bert, texts, tmp_path):
     assert loaded.projection.weight.dtype == torch.bfloat16 and loaded.encode(texts).shape == (60, 16)
 
 
+def test_the_tokenizer_is_found_from_another_folder(bert, texts, tmp_path, monkeypatch):
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    student = AutoModel.from_pretrained("student")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert student.tokenizer.get_vocab() == bert.tokenizer.get_vocab()
+
+
+def test_the_card_names_repositories_only(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    for name, repository in [("me/model-1.5", "me/model-1.5"), ("me/model + adapter", None), ("a/b/c", None), ("model", None)]:
+        senses.config.base_model_name_or_path = name
+        assert model_card(senses.config).data.base_model == repository
+
+
+def test_the_card_tells_what_is_returned():
+    for objective, returned in [("mse", "own vectors."), ("sense", "probabilities."), ("sense+mse", "and 50% of its own vectors in each.")]:
+        assert returned in model_card(SKDStudentConfig(objective=objective)).content
+
+
 def test_parts_know_the_tokenizer(bert, texts, tmp_path):
     SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -150,8 +178,13 @@ def test_a_part_of_its_own_vectors(bert, texts, tmp_path):
     torch.testing.assert_close(both.encode(texts), expected)
     both.save_pretrained(tmp_path)
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path).encode(texts), expected)
-    with pytest.raises(ValueError, match="residual is 1.5"):
-        AutoModel.from_pretrained(tmp_path, residual=1.5).encode(texts)
+    for name, value, message in [
+        ("residual", 1.5, "residual is 1.5"),
+        ("assignment", "sfot", "unknown assignment 'sfot'"),
+        ("pooling", "average", "unknown pooling 'average'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            AutoModel.from_pretrained(tmp_path, **{name: value})
 
 
 def test_what_a_student_returns_follows_from_its_objective():
@@ -166,5 +199,7 @@ def test_what_a_student_returns_follows_from_its_objective():
         "sense+mse": ("soft", 0.5),
         "sense+mse+sentence": ("soft", 0.5),
     }
+    directions = SKDStudentConfig(objective="sense+mse", sense_config=SenseEmbeddingConfig(hidden_size=768, similarity="cosine"))
+    assert directions.default_residual == 0  # the lengths of its own vectors are not learned
     own = SKDStudentConfig(objective="sense+mse", assignment="hard", residual=0.0)
     assert (own.default_assignment, own.default_residual) == ("hard", 0.0)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers.utils import logging
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
 from sensedict_hf.cli import main
@@ -323,3 +324,47 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="max_length=17: the model takes 8 to 16 tokens"):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
+
+
+def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none")
+    with pytest.raises(ValueError, match="compute_metrics has no part in distillation"):
+        SKDTrainer(student, args, bert, texts, compute_metrics=lambda _: {})
+    with pytest.raises(ValueError, match="max_steps=-1: a stream has no length"):
+        SKDTrainer(student, args, bert, Dataset.from_dict({"text": texts}).to_iterable_dataset(), texts)
+    assert not (tmp_path / "_encoded").exists()  # before anything was encoded
+    SKDTrainer(student, args, bert, texts, data_collator=None, processing_class=None).get_train_dataloader()
+    classes = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 60, "labels": [0, 1] * 30, "text": texts})
+    assert "labels" in SKDTrainer(student, args, bert, classes).train_dataset.column_names  # encoded, not taken for senses
+
+
+def test_a_checkpoint_with_another_dictionary_is_refused(bert, senses, texts, tmp_path):
+    make_trainer(bert, senses, texts, tmp_path, objective="mse", save_strategy="epoch").train()
+    senses.senses[0] += 1
+    trainer = make_trainer(bert, senses, texts, tmp_path, objective="mse", num_train_epochs=2)
+    with pytest.raises(ValueError, match="another dictionary"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_another_pooling_than_the_teachers_is_told(bert, senses, texts, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1, pooling="cls")
+    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), report_to="none"), bert, texts)
+    assert "the student's pooling is cls, the teacher's mean" in caplog.text
+
+
+def test_what_adapters_do_not_keep(bert, senses, texts, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1).save_pretrained(tmp_path / "student")
+    args = SKDTrainingArguments(str(tmp_path / "run"), report_to="none", max_steps=2, learning_rate=0.1)
+    task = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", num_labels=2)
+    lora = LoraConfig(target_modules=["query", "value"])
+    with pytest.raises(ValueError, match="adapters over a task model"):
+        SKDTrainer(get_peft_model(task, lora), args, bert, texts)
+    adapted = get_peft_model(AutoModel.from_pretrained(tmp_path / "student"), lora)
+    SKDTrainer(adapted, args, bert, texts).train()
+    assert "does not hold the student's config" in caplog.text
+    expected = adapted.get_base_model().encode(texts)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "merged").encode(texts), expected)
