@@ -93,10 +93,9 @@ def main() -> None:
         distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-float16", "--texts", train)
         settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate, "--seed", 0)
         student = step(name, *distill, *settings, "--num-hidden-layers", 2)
-        for output, arguments in OUTPUTS.items():
-            if output in outputs:
-                scores = evaluate(f"{name}-{output}", "--model", student, *arguments)
-                row(f"student, 2 layers, {title}, {epochs} epochs", output, scores, name)
+        for output in outputs:
+            scores = evaluate(f"{name}-{output}", "--model", student, *OUTPUTS[output])
+            row(f"student, 2 layers, {title}, {epochs} epochs", output, scores, name)
 
 
 if __name__ == "__main__":

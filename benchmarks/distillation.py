@@ -217,7 +217,8 @@ class Comparison:
         file = self.options.scores / f"{title}.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def record(self, title: str, key: str, scores: dict[str, dict[str, float]]) -> None:
+    def record(self, title: str, key: str, scores: dict[str, Any]) -> None:
+        """Adds those of a task, or of a learning rate, to what is there."""
         file = self.options.scores / f"{title}.json"
         file.with_suffix(".partial").write_text(json.dumps(self.recorded(title) | {key: scores}, indent=1) + "\n")
         os.replace(file.with_suffix(".partial"), file)
@@ -268,9 +269,9 @@ class Comparison:
         learning_rate = self.search(key, layers)
         title = f"{key}-{layers}" if key == "cut" else f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"
         for some in [(name,) for name in self.names] if METHODS[key].separate else [self.names]:
-            for name in some:
-                if name not in self.recorded(title):
-                    student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
+            if missing := [name for name in some if name not in self.recorded(title)]:
+                student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
+                for name in missing:
                     self.record(title, name, self.score(name, False, student, student.senses))
         return learning_rate, self.recorded(title)
 

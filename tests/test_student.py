@@ -110,9 +110,8 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()}, repo_id=repo_id)
 
     monkeypatch.setattr("sensedict_hf.saving.HfApi", Api)
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).push_to_hub(
-        "student", token="secret", revision="new"
-    )
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
+    student.push_to_hub("student", token="secret", revision="new")
     assert uploaded.pop("branch") == ("me/student", "new")
     assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
