@@ -14,9 +14,10 @@ fine-tuned with a head by the plain `Trainer`. A dictionary is built from it and
 The head reads a model's own vectors (raw), the senses that they are nearest to (hard, soft), or the mean of raw and soft (half, which a
 student of the default objective returns by default).
 
-A fifth of the training rows is held out, and the learning rate of each of them is the one of two with the higher accuracy there; what is
-tested has learned from the other four fifths. The test file is scored once, when everything is trained. `--smoke` takes every tenth
-row. Each model is a folder in the output and each score a line of `results.json`: a run that was stopped goes on behind the last.
+A fifth of the training rows is held out, and the learning rate of each of them is the one of two (distillation) or three (fine-tuning)
+with the highest accuracy there; what is tested has learned from the other four fifths. The test file is scored once, when everything is
+trained. `--smoke` takes every tenth row. Each model is a folder in the output and each score a line of `results.json`: a run that was
+stopped goes on behind the last.
 """
 
 import argparse
@@ -63,7 +64,7 @@ from sensedict_hf import (
 from sensedict_hf.encoding import pad_batch
 
 SETS = ("banking77", "go_emotions")
-FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4), (1e-3, 2e-3)
+FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3)
 CLASSIFIER_EPOCHS, DISTILLATION_EPOCHS, FINE_TUNING_EPOCHS = 3, 2, 2
 BATCH_SIZE = 32
 SETTINGS: dict[str, Any] = {
