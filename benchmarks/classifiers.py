@@ -18,7 +18,7 @@ student of the default objective returns by default).
 A fifth of the training rows is held out, and the learning rate of each of them is the one of two (distillation) or three (fine-tuning)
 with the highest accuracy there; what is tested has learned from the other four fifths. The test file is scored once, when everything is
 trained. `--smoke` takes every tenth row. Each model is a folder in the output and each score a line of `results.json`: a run that was
-stopped goes on behind the last.
+stopped goes on behind the last, and one with more `--students` trains only those.
 """
 
 import argparse
@@ -60,7 +60,6 @@ from sensedict_hf import (
     SKDTrainingArguments,
     attach_senses,
     build_sense_dictionary,
-    encode_senses,
 )
 from sensedict_hf.encoding import pad_batch
 
@@ -78,6 +77,7 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
 }
 SPEED_TEXTS, SPEED_ROUNDS = 512, 3
+OUTPUTS = ("raw", "hard", "soft", "half")
 
 
 @dataclass
@@ -91,8 +91,10 @@ class System:
 
     @property
     def dictionary_mb(self) -> float | None:
-        senses = self.attached or getattr(getattr(self.model, "student", None), "senses", None)
-        return None if senses is None or self.output == "raw" else senses.senses.numel() * senses.senses.element_size() / 1e6
+        if self.output == "raw":
+            return None
+        table = (self.model.student.senses if self.attached is None else self.attached).senses
+        return table.numel() * table.element_size() / 1e6
 
     def predict(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
         config = self.model.config if self.attached is None else self.attached.config
@@ -191,13 +193,12 @@ class Benchmark:
         labels = {"id2label": self.label_names, "label2id": {label: number for number, label in self.label_names.items()}}
         classifier = tuned("classifier", CLASSIFIER_EPOCHS, self.teacher, **labels)
         senses = build_sense_dictionary(classifier, self.train["text"], output_dir=self.folder / "senses")
-        encoded = encode_senses(classifier, senses, self.train["text"], output_dir=self.folder / "encoded")
 
         def distil(make: Callable[[], PreTrainedModel], **objective: str) -> Callable[[float, Path], PreTrainedModel]:
             def run(rate: float, output: Path) -> PreTrainedModel:
                 settings = SETTINGS | objective | {"learning_rate": rate, "num_train_epochs": DISTILLATION_EPOCHS}
                 model = make()
-                SKDTrainer(model, SKDTrainingArguments(str(output), **settings), classifier, encoded).train()
+                SKDTrainer(model, SKDTrainingArguments(str(output), **settings), classifier, self.train["text"]).train()
                 return model
 
             return run
@@ -217,45 +218,46 @@ class Benchmark:
         cut_tuned = tuned("cut-tuned", DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS, classifier, num_hidden_layers=2)
         teacher = load(classifier)
         systems = [System("classifier, 6 layers", "raw", teacher)]
-        systems += [System("classifier through senses", output, teacher, senses) for output in ("hard", "soft", "half")]
-        for title, path in (("student, 2 layers, SKD", skd), ("student, 2 layers of width 192, SKD", skd_narrow)):
+        systems += [System("classifier through senses", output, teacher, senses) for output in OUTPUTS[1:]]
+        for title, path, outputs in (
+            ("student, 2 layers, SKD", skd, OUTPUTS),
+            ("student, 2 layers, MSE", mse, OUTPUTS[:1]),
+            ("student, 2 layers of width 192, SKD", skd_narrow, OUTPUTS),
+        ):
             model = load(path)
-            systems += [System(title, output, model) for output in ("raw", "hard", "soft", "half")]
-        systems.insert(8, System("student, 2 layers, MSE", "raw", load(mse)))
+            systems += [System(title, output, model) for output in outputs]
         systems.append(System("student, 2 layers, SKD, fine-tuned", "half", load(skd_tuned)))
         systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", load(mse_tuned)))
         systems.append(System("first 2 layers, fine-tuned", "raw", load(cut_tuned)))
         for path in self.students:
-            student = load(tuned(f"{path.name}-tuned", CLASSIFIER_EPOCHS, path, **labels))
+            student = load(tuned(f"given-{path.name}", CLASSIFIER_EPOCHS, path, **labels))
             output = "raw" if student.config.default_assignment == "none" else "half" if student.config.default_residual else "soft"
-            systems.append(System(student_title(path), output, student))
+            systems.append(System(f"{path.name} of all-MiniLM-L6-v2, fine-tuned", output, student))
         return systems
 
     def score(self) -> None:
         """Tests everything, once, and measures the speeds in turns."""
-        tested = {row["model"] for row in self.results.get("test", [])}
-        if not tested or not tested.issuperset(student_title(path) for path in self.students):
-            systems = self.systems()
-            predictions = [system.predict(self.tokenizer, self.test["text"]) for system in systems]
-            speeds = np.zeros(len(systems))
-            for _ in range(SPEED_ROUNDS):
-                for number, system in enumerate(systems):
-                    texts, begin = self.test["text"][:SPEED_TEXTS], time.perf_counter()
-                    system.predict(self.tokenizer, texts)
-                    speeds[number] = max(speeds[number], len(texts) / (time.perf_counter() - begin))
-            self.results["test"] = [
-                {
-                    "model": system.title,
-                    "output": system.output,
-                    "accuracy": accuracy_score(self.test["label"], predicted),
-                    "macro_f1": f1_score(self.test["label"], predicted, average="macro"),
-                    "parameters": sum(parameter.numel() for parameter in system.model.parameters()),
-                    "dictionary_mb": system.dictionary_mb,
-                    "texts_per_second": speed,
-                }
-                for system, predicted, speed in zip(systems, predictions, speeds.tolist())
-            ]
-            write(self.results_file, self.results)
+        systems = self.systems()
+        predictions = [system.predict(self.tokenizer, self.test["text"]) for system in systems]
+        speeds = np.zeros(len(systems))
+        for _ in range(SPEED_ROUNDS):
+            for number, system in enumerate(systems):
+                texts, begin = self.test["text"][:SPEED_TEXTS], time.perf_counter()
+                system.predict(self.tokenizer, texts)
+                speeds[number] = max(speeds[number], len(texts) / (time.perf_counter() - begin))
+        self.results["test"] = [
+            {
+                "model": system.title,
+                "output": system.output,
+                "accuracy": accuracy_score(self.test["label"], predicted),
+                "macro_f1": f1_score(self.test["label"], predicted, average="macro"),
+                "parameters": sum(parameter.numel() for parameter in system.model.parameters()),
+                "dictionary_mb": system.dictionary_mb,
+                "texts_per_second": speed,
+            }
+            for system, predicted, speed in zip(systems, predictions, speeds.tolist())
+        ]
+        write(self.results_file, self.results)
         print("\n| model | output | accuracy | macro F1 | parameters, millions | dictionary MB | texts/s |\n|---|---|---|---|---|---|---|")
         for row in self.results["test"]:
             size = "-" if row["dictionary_mb"] is None else f"{row['dictionary_mb']:.1f}"
@@ -263,10 +265,6 @@ class Benchmark:
                 f"{row['accuracy']:.3f} | {row['macro_f1']:.3f} | {row['parameters'] / 1e6:.1f} | {size} | {row['texts_per_second']:.0f}"
             )
             print(f"| {row['model']} | {row['output']} | {scores} |", flush=True)
-
-
-def student_title(path: Path) -> str:
-    return f"{path.name} of all-MiniLM-L6-v2, fine-tuned"
 
 
 def load(path: Path) -> PreTrainedModel:
@@ -282,6 +280,8 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
+    if len({path.name for path in options.students}) < len(options.students):
+        parser.error("--students are told apart by the last parts of their paths: give them different ones")
     logging.set_verbosity_error()  # else each loading reports the head that is new and the layers that are left out
     for name in options.sets:
         print(f"\n{name}", flush=True)
