@@ -2,11 +2,12 @@
 
     python benchmarks/distillation.py --data FOLDER --output runs/distillation    # --hours 0: the table of what has been measured
 
-Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps; its learning rate
-is the best of the same few, by students trained on a part of the training texts and scored on texts that are held out from those. The
-teacher runs once over the texts: all methods read its vectors from the disk, as what is compared is what a student learns, not what the
-teacher costs. Each student is scored with its own vectors (raw), with the senses that they are nearest to (hard, soft), and with the mean
-of its own vectors and the soft ones (half: as by `residual=0.5` in the config of the dictionary).
+Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps. Its learning rate is
+the best of the same few, and of others beyond those if the best is the first or last of them, by students trained for the short budget on
+a part of the training texts and scored on texts that are held out from those. The teacher runs once over the texts: all methods read its
+vectors from the disk, as what is compared is what a student learns, not what the teacher costs. Each student is scored with its own vectors
+(raw), with the senses that they are nearest to (hard, soft), and with the mean of its own vectors and the soft ones (half: as by
+`residual=0.5` in the config of the dictionary).
 
 Scores are kept in `distillation_scores/` beside this file, where those of the README are: what has scores there is neither trained nor
 scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, so that a run
@@ -128,6 +129,12 @@ class Comparison:
         self.load_task = cache(load_task)
         self.end = time.monotonic() + 3600 * options.hours
         self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
+        file, own = options.output / "teacher.txt", self.teacher.fingerprint()
+        if file.exists() and file.read_text() != own:
+            raise SystemExit(
+                f"{options.output} holds vectors and students of another teacher than {options.teacher}: choose another --output"
+            )
+        file.write_text(own)
 
     def task(self, name: str, dev: bool) -> DistillationTask:
         return self.load_task(name, self.options.data, dev=dev)
@@ -255,14 +262,19 @@ class Comparison:
         if key == "cut" or len(self.options.learning_rates) == 1:
             return self.options.learning_rates[0]
         title, output = f"{key.removesuffix('-sep')}-{layers}-search", METHODS[key].output
-        for learning_rate in self.options.learning_rates:
+
+        def held_out(learning_rate: float) -> float:
             if f"{learning_rate:g}" not in self.recorded(title):
                 student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
                 scores = {name: self.score(name, True, student, student.senses) for name in SEARCHED}
                 mean = {way: np.mean([scores[name][way][MAIN_SCORES[name]] for name in SEARCHED]).round(5) for way in OUTPUTS}
                 self.record(title, f"{learning_rate:g}", mean)
-        found = self.recorded(title)
-        return max(self.options.learning_rates, key=lambda learning_rate: found[f"{learning_rate:g}"][output])
+            return self.recorded(title)[f"{learning_rate:g}"][output]
+
+        tried = sorted(self.options.learning_rates)
+        while (best := max(tried, key=held_out)) in (tried[0], tried[-1]):  # a better one may lie beyond
+            tried = sorted([*tried, best / 2 if best == tried[0] else best * 2])
+        return best
 
     def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:
         """The learning rate of a method and its scores on all tasks."""
@@ -317,7 +329,9 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help="to choose from; one alone is not")
+    parser.add_argument(
+        "--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help="to begin the search with; one alone is taken"
+    )
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
