@@ -12,8 +12,8 @@ vectors from the disk, as what is compared is what a student learns, not what th
 Scores are kept in `distillation_scores/` beside this file, where those of the README are: what has scores there is neither trained nor
 scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, so that a run
 that was stopped goes on; `--hours` stops one by itself before the next student and without measuring speed. Several runs with different
-`--methods` may share both folders, once the teacher's vectors are there. `--smoke` tries all methods in half an hour: four small sets, a
-sixteenth of their texts, the short budget, no search.
+`--methods` may share both folders, once the teacher's vectors are there. `--settings` compares settings of SKD, one changed at a time.
+`--smoke` tries all methods in half an hour: four small sets, a sixteenth of their texts, the short budget, no search.
 FOLDER is described in `distillation_tasks.py`. `pip install ".[benchmark]"` brings what is needed beside the package.
 """
 
@@ -91,12 +91,27 @@ METHODS = {
     "skd-sep": Method("SKD, a student for each task", "half", separate=True),
 }
 
+SETTINGS = (  # of SKD, each instead of its default
+    {"temperature": 0.05},
+    {"temperature": 0.5},
+    {"label_top_k": 8},
+    {"mse_weight": 1.0},
+    {"mse_weight": 9.0},
+    {"sentence_weight": 3.0},
+    {"sentence_weight": 27.0},
+    {"frequency_power": -0.5},
+    {"dropout": 0.1},
+)
+
 
 class CachedTrainer(SKDTrainer):
     """Reads the teacher's vectors instead of running it, and knows the cosine."""
 
     vectors: np.ndarray
     is_cosine = False
+
+    def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
+        return texts  # token ids; what the teacher makes of them is in `vectors`
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch = super()._collate(rows)
@@ -178,11 +193,20 @@ class Comparison:
         return senses
 
     def train(
-        self, key: str, names: Sequence[str], budget: str, learning_rate: float, seed: int, layers: int, dev: bool
+        self,
+        key: str,
+        names: Sequence[str],
+        budget: str,
+        learning_rate: float,
+        seed: int,
+        layers: int,
+        dev: bool,
+        **changed: float,
     ) -> SKDStudentModel:
-        """The student of a method, trained on the texts of some tasks."""
+        """The student of a method, with some settings changed, trained on the texts of some tasks."""
         method = METHODS[key]
-        folder = self.output / "students" / f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        title = f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        folder = self.output / "students" / "-".join([title, *(f"{name}-{value:g}" for name, value in changed.items())])
         if (folder / "config.json").is_file():
             return AutoModel.from_pretrained(folder).to(self.teacher.device)
         if time.monotonic() > self.end:
@@ -193,7 +217,7 @@ class Comparison:
         student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers)
         if key != "cut":
             dataset, rows_of, vectors = self.rows
-            settings = dict(method.settings)
+            settings = method.settings | changed
             if method.similarity == "dot":
                 settings["temperature"] = 1 / senses.config.distortion  # the paper's logits are the products themselves
             args = SKDTrainingArguments(
@@ -257,6 +281,23 @@ class Comparison:
             scores[output] = {metric: round(float(value), 5) for metric, value in evaluation.metric(*own).items()}
         return scores
 
+    def held_out(self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: float) -> dict[str, float]:
+        """What is recorded of a student of the searched tasks by its name: the mean of its scores on held-out texts, by output."""
+        if name not in self.recorded(title):
+            student = self.train(key, SEARCHED, "short", learning_rate, 0, layers, dev=True, **changed)
+            scores = [(MAIN_SCORES[task], self.score(task, True, student, student.senses)) for task in SEARCHED]
+            self.record(title, name, {way: np.mean([score[way][metric] for metric, score in scores]).round(5) for way in OUTPUTS})
+        return self.recorded(title)[name]
+
+    def compare_settings(self, layers: int) -> None:
+        """Prints what SKD scores on held-out texts with one setting changed at a time."""
+        learning_rate = self.search("skd", layers)
+        print(f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n\n| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}")
+        for changed in ({}, *SETTINGS):
+            name = ", ".join(f"{key}={value:g}" for key, value in changed.items()) or "nothing"
+            scores = self.held_out(f"skd-{layers}-settings", name, "skd", learning_rate, layers, **changed)
+            print(f"| {name} | {' | '.join(f'{scores[way]:.4f}' for way in OUTPUTS)} |", flush=True)
+
     def search(self, key: str, layers: int) -> float:
         """The learning rate whose students are best on held-out training texts, on the average."""
         if key == "cut" or len(self.options.learning_rates) == 1:
@@ -264,12 +305,7 @@ class Comparison:
         title, output = f"{key.removesuffix('-sep')}-{layers}-search", METHODS[key].output
 
         def held_out(learning_rate: float) -> float:
-            if f"{learning_rate:g}" not in self.recorded(title):
-                student = self.train(key.removesuffix("-sep"), SEARCHED, "short", learning_rate, 0, layers, dev=True)
-                scores = {name: self.score(name, True, student, student.senses) for name in SEARCHED}
-                mean = {way: np.mean([scores[name][way][MAIN_SCORES[name]] for name in SEARCHED]).round(5) for way in OUTPUTS}
-                self.record(title, f"{learning_rate:g}", mean)
-            return self.recorded(title)[f"{learning_rate:g}"][output]
+            return self.held_out(title, f"{learning_rate:g}", key.removesuffix("-sep"), learning_rate, layers)[output]
 
         tried = sorted(self.options.learning_rates)
         while (best := max(tried, key=held_out)) in (tried[0], tried[-1]):  # a better one may lie beyond
@@ -334,6 +370,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts, and nothing else")
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
     parser.add_argument("--device")
     parser.add_argument("--smoke", action="store_true", help="four small sets, few texts, one budget, one learning rate")
@@ -344,6 +381,13 @@ def main() -> None:
     options.scores = options.scores or (Path(__file__).parent / "distillation_scores" if recorded else options.output / "scores")
     comparison = Comparison(options)
 
+    if options.settings:
+        for layers in options.layers:
+            try:
+                comparison.compare_settings(layers)
+            except TimeoutError:
+                print("\nThe others are not there yet.")
+        return
     titles = ["model", "output", "average", "few-shot", "all labels", *comparison.names]
     header = f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
     static, teacher = comparison.reference("model2vec"), comparison.reference("teacher")

@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Distil a small student that picks the senses its teacher picks.",
         description="Distil a small student. Arguments can be read from a .yaml or .json file, given first; those behind it win. The same "
         "command goes on with a run that was stopped. Behind the first arguments are all those of transformers' Trainer.",
+        allow_abbrev=False,  # nor does a file abbreviate
         usage="%(prog)s [FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [arguments]",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     ).set_defaults(run=_distill)
@@ -206,7 +207,7 @@ def _distill(options: argparse.Namespace) -> None:
         raise ValueError("say where the student is to be saved: --output DIR")
     kinds = (DistillArguments, SKDTrainingArguments)
     student = distill(*(kind(**{field.name: getattr(options, field.name) for field in fields(kind) if field.init}) for kind in kinds))
-    print(f"{parameters(student):,} parameters and {megabytes(student.senses):.1f} MB of senses: saved in {options.output_dir}")
+    print(f"{parameters(student):,} parameters and {megabytes(student.base_model.senses):.1f} MB of senses: saved in {options.output_dir}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

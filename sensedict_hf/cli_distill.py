@@ -18,7 +18,8 @@ from .build_folder import differences
 from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import FILES_HELP, corpus_digest, read_dataset
-from .modeling_skd_student import SKDStudentModel, load_senses
+from .modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, load_senses
 from .teachers import load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -28,8 +29,9 @@ logger = logging.get_logger(__name__)
 # Of Trainer's arguments those that do not decide the weights, by how their names begin.
 INDECISIVE = tuple(
     "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
-    "dataloader_num_workers dataloader_p ddp_ use_cpu resume_from remove_unused debug".split()
+    "dataloader_num_workers dataloader_p ddp_ use_cpu debug".split()
 )
+HEADS = {"sequence_classification": SKDStudentForSequenceClassification, "token_classification": SKDStudentForTokenClassification}
 STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
 
 
@@ -43,11 +45,14 @@ class DistillArguments(TeacherArguments):
     eval_texts: list[str] | None = field(default=None, metadata={"help": "the same, to evaluate on while training (--eval-strategy)"})
     text_column: str = field(default="text", metadata={"help": "where the texts are"})
     streaming: bool = field(default=False, metadata={"help": "encode the texts as they come, without a copy; needs --max-steps"})
-    num_hidden_layers: int = field(default=2, metadata={"help": "first layers of the teacher to start from"})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "first layers of the teacher to start from (default: 2)"})
     layers: list[int] | None = field(default=None, metadata={"help": "or: the layers of the teacher to start from, from 0"})
     backbone: str | None = field(default=None, metadata={"help": "or: another model with the dictionary's tokenizer to start from"})
     assignment: str | None = field(
         default=None, metadata={"help": "what the student returns (default: as its objective suggests)", "choices": [*ASSIGNMENTS]}
+    )
+    head: str | None = field(
+        default=None, metadata={"help": "copy this head of a fine-tuned teacher too, frozen, on the student", "choices": [*HEADS]}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace another student or unfinished run in the output folder"})
 
@@ -68,12 +73,14 @@ def read_argument_file(arguments: Sequence[str]) -> list[str]:
         if value is not None:
             if value is False and name.replace("-", "_").endswith("_strategy"):
                 value = "no"  # which YAML reads as false
-            items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            written += [f"--{name}", *map(str, items)]
+            if isinstance(value, list):
+                written += [f"--{name}", *map(str, value)]
+            else:  # in one piece, as a negative number could be taken for an argument
+                written.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return written + list(arguments[1:])
 
 
-def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentModel:
+def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentPreTrainedModel:
     """Distils a student into `args.output_dir`.
 
     Raises:
@@ -81,8 +88,14 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     """
     if args.push_to_hub:
         raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
-    if options.backbone and options.layers:
-        raise ValueError("--layers are the teacher's, --backbone is another model: give one of them")
+    if args.resume_from_checkpoint:
+        raise ValueError("resume_from_checkpoint is found in the output folder: give the same command again")
+    if len(starts := [name for name in ("num_hidden_layers", "layers", "backbone") if getattr(options, name) is not None]) > 1:
+        raise ValueError(f"{' and '.join(starts)} are different things to start from: give one of them")
+    if options.head and options.adapters:
+        raise ValueError(f"head={options.head!r} is copied from the teacher's folder, not from adapters: merge them into that model first")
+    if options.eval_texts and args.eval_strategy == "no":
+        raise ValueError("eval_texts are read when eval_strategy says: give --eval-strategy epoch or steps")
     folder, state = Path(args.output_dir), PartialState()
     teacher, senses = options.load(options.teacher, args.device), load_senses(options.senses)
     backbone = options.backbone and load_teacher(
@@ -105,13 +118,16 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         begun = [_begin(folder, json.loads(json.dumps(settings, default=str)), options.overwrite)]
     if broadcast_object_list(begun)[0]:
         logger.info(f"{folder} holds this student already")
-        return AutoModel.from_pretrained(folder)
+        return HEADS.get(options.head, AutoModel).from_pretrained(folder)
     set_seed(args.seed)  # before weights (a projection) are drawn
+    student: SKDStudentPreTrainedModel
     if backbone:
         student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment, pooling=teacher.pooling)
     else:
-        layers = options.layers or options.num_hidden_layers
+        layers = options.layers or (2 if options.num_hidden_layers is None else options.num_hidden_layers)
         student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
+    if options.head:
+        student = HEADS[options.head].from_student(student, options.teacher)
     eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
     trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
     del teacher  # so that the trainer can let it go

@@ -32,7 +32,7 @@ from .teachers import Teacher, load_teacher
 from .windows import TokenizedCorpus
 
 IGNORED = -100  # a position that is not counted; Trainer knows this value
-LABEL_SETTINGS = ("senses", "top_k", "temperature", "only_tokens")
+LABEL_SETTINGS = ("senses", "top_k", "temperature", "only_tokens", "max_length")
 PART_TOKENS = 1 << 17  # of a part, and how much of the teacher's work an interruption may lose
 
 

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import pool
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, check_model
 from .teachers import load_teacher
 
 # Encoders that classify by their first token, by model type: the dense layer before the classifier, its activation (or the field of the
@@ -36,7 +36,8 @@ ENCODER_HEADS = {
 
 
 class SKDStudentHeadModel(SKDStudentPreTrainedModel):
-    """What the heads share. With `config.freeze_head` no part of the head is learned, nor may any be missing from a checkpoint."""
+    """What the heads share. With `config.freeze_head` no part of the head is learned, nor may any be missing from a checkpoint. They read
+    token ids as they come: where a student has a prompt (`config.prompt`), it must be in them as in training."""
 
     # The losses are sums, divided by the number of labels of all accumulated batches and processes, which Trainer counts.
     accepts_loss_kwargs = True
@@ -89,6 +90,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
                 f"the head of {type(classifier).__name__} reads layer {depth} of width {width}, the senses are of layer {senses.layer} and "
                 f"width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
             )
+        check_model(senses, classifier.base_model)
         config = copy.deepcopy(student.config)
         settings |= {name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")}
         settings["freeze_head"] = True

@@ -12,12 +12,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
 from .saving import SensePreTrainedModel
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, load_teacher, model_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +46,12 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
     base_model_prefix = "student"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DDP would send the dictionary, which never changes, at every forward pass."""
+        of_senses = [name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)]
+        return [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in of_senses]
 
 
 class SKDStudentModel(SKDStudentPreTrainedModel):
@@ -116,6 +123,12 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
         senses.check_tokenizer(backbone.tokenizer)
+        embeddings = backbone.model.get_input_embeddings().num_embeddings
+        if (senses.offsets[embeddings:].diff() > 0).any():
+            raise ValueError(
+                f"{backbone.name} has embeddings for {embeddings} tokens, the dictionary senses of others: the tokenizer is not the "
+                "model's, or the model must be resized to it"
+            )
         prompt = senses.config.prompt or _encoding_settings(backbone)["prompt"]  # inside which the senses were found
         config = _encoding_settings(backbone) | {"prompt": prompt} | config
         student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
@@ -222,6 +235,16 @@ def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
     return model if kind == "sense_embedding" else model.senses
 
 
+def check_model(senses: SenseEmbeddingConfig, model: PreTrainedModel) -> None:
+    """Warns if a dictionary was not built from a bare model as it is; its name says little, as folders of checkpoints are named alike."""
+    if senses.base_model_fingerprint not in (None, model_fingerprint(model)):
+        logger.warning_once(
+            f"the dictionary was not built from this {type(model).__name__} ({model.name_or_path or 'without a name'}) but from "
+            f"{senses.base_model_name_or_path}, or from it in another state (weights, config, dtype, attention implementation): if they "
+            "are not the same model, its senses mean nothing"
+        )
+
+
 def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     """Raises a ValueError if a dictionary cannot have been built from a teacher."""
     width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
@@ -232,11 +255,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
         )
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
-    if senses.config.base_model_name_or_path != teacher.name:
-        logger.warning_once(
-            f"the dictionary was built from {senses.config.base_model_name_or_path}, the teacher is {teacher.name}: if they are not the "
-            "same model, its senses mean nothing"
-        )
+    check_model(senses.config, teacher.model)
     ways = senses.config.attention, teacher.attention
     if None not in ways and ways[0] != ways[1]:
         raise ValueError(

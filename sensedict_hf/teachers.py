@@ -62,6 +62,8 @@ class Teacher:
         Raises:
             ValueError: there is no such layer.
         """
+        if self.model.training:
+            self.model.eval()
         options: dict[str, Any] = {} if layer == -1 else {"output_hidden_states": True}
         if getattr(self.model.config, "use_cache", False):
             options["use_cache"] = False
@@ -73,14 +75,8 @@ class Teacher:
         return output.hidden_states[layer]
 
     def fingerprint(self) -> str:
-        """A digest of what hidden states depend on: the class of the model, its config, and of every tensor its name, dtype, shape and
-        bytes."""
-        config = self.model.config.to_dict()
-        for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
-            config.pop(name, None)
-        kind = [type(self.model).__name__, self.model.config._attn_implementation, config]
-        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
-        return digest_tensors(json.dumps(kind, sort_keys=True, default=str), tensors)
+        """See [`model_fingerprint`]."""
+        return model_fingerprint(self.model)
 
     def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """`[batch, positions] -> [batch, positions, hidden]`."""
@@ -115,6 +111,17 @@ class Teacher:
             device=self.device,
             show_progress=show_progress,
         )
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A digest of what the hidden states of a bare model depend on: its class, its config, and of every tensor its name, dtype, shape and
+    bytes."""
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
+        config.pop(name, None)
+    kind = [type(model).__name__, model.config._attn_implementation, config]
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
+    return digest_tensors(json.dumps(kind, sort_keys=True, default=str), tensors)
 
 
 def load_teacher(

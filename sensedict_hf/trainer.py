@@ -49,7 +49,8 @@ class SKDTrainer(Trainer):
     For the objective `sense` the teacher runs once over all texts, before training, and is let go; for other objectives, and for texts
     that are streamed, it runs beside the student. Logged beside the loss: `sense_accuracy`, the share of the positions at which
     the student picks the teacher's sense; `quantization_error`, the mean squared distance from the student's vectors to the senses it
-    picks, in units of the dictionary's distortion; `coverage`, the share of the positions whose token has senses.
+    picks, in units of the dictionary's distortion (both without the objective `sense` in evaluation alone); `coverage`, the share of the
+    positions whose token has senses.
 
     Args:
         model: the student, also under an adapter of PEFT, or a task model, of which the student inside is distilled, and is what
@@ -79,6 +80,8 @@ class SKDTrainer(Trainer):
         text_column: str = "text",
         **kwargs: Any,
     ):
+        if not isinstance(args, SKDTrainingArguments):
+            raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
         if has_head:
             model = model.student  # the head has no part in this
@@ -92,9 +95,15 @@ class SKDTrainer(Trainer):
             raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
-        for name in ("compute_metrics", "compute_loss_func"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged")
+        for name in ("compute_metrics", "compute_loss_func", "model_init", "data_collator"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(
+                    f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged, its batches "
+                    "are of what encode_senses returns"
+                )
+        half = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad and parameter.dtype != torch.float32]
+        if half:
+            raise ValueError(f"weights to be trained are {half[0]}: load the student with dtype=torch.float32; args.bf16 computes in half")
         given = [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
         if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
@@ -125,7 +134,7 @@ class SKDTrainer(Trainer):
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=kwargs.pop("data_collator", None) or self._collate,
+            data_collator=self._collate,
             processing_class=kwargs.pop("processing_class", None) or self.student.tokenizer,
             **kwargs,
         )
@@ -164,16 +173,15 @@ class SKDTrainer(Trainer):
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
         if isinstance(texts, Dataset) and isinstance(texts.features.get("labels"), (List, LargeList)) and "input_ids" in texts.features:
-            if self.teacher is None and args.needs_vectors:
-                raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
             made_with = label_settings(texts)
-            wanted = {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
-            wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
-            wrong = [name for name, value in wanted.items() if made_with.get(name, value) != value]
-            if wrong and not args.needs_vectors:
-                was, now = made_with[wrong[0]], wanted[wrong[0]]
-                raise ValueError(f"the data set was encoded with {wrong[0]}={was}, here it is {now}: encode the texts again")
-            return texts
+            if made_with:
+                self._check_labels(made_with, args)
+                return texts
+            if self.text_column not in texts.features:
+                raise ValueError(
+                    f"the data set has labels but not what they were made with, and no column {self.text_column!r}: pass texts, or what "
+                    "encode_senses returned (save_to_disk keeps what it was made with, other formats and data sets of several do not)"
+                )
         if self.teacher is None:
             raise ValueError(
                 "texts need a teacher to tell their senses: pass teacher= (for objective sense it is let go once the first texts are "
@@ -204,6 +212,21 @@ class SKDTrainer(Trainer):
             only_tokens=args.needs_vectors,
         )
 
+    def _check_labels(self, made_with: dict[str, Any], args: SKDTrainingArguments) -> None:
+        """Raises a ValueError if a data set of [`encode_senses`] is not for this run."""
+        longest = args.max_length or model_max_length(self.student.tokenizer, self.student.config.text_config)
+        if made_with["max_length"] > longest:
+            raise ValueError(f"the data set was encoded with max_length={made_with['max_length']}, above {longest}: encode the texts again")
+        if args.needs_vectors:  # labels are made beside
+            if self.teacher is None:
+                raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
+            return
+        wanted = {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
+        wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
+        for name, value in wanted.items():
+            if made_with[name] != value:
+                raise ValueError(f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again")
+
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.student))
         labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
@@ -225,14 +248,14 @@ class SKDTrainer(Trainer):
         weights = counted.float() if self._weights is None else counted * self._weights[input_ids]
         loss = hidden.new_zeros((), dtype=torch.float32)
         target = None if self.teacher is None else self._teacher_vectors(inputs)
-        if "sense" in args.terms:
+        if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of regression too
             sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
             if target is not None:
                 sense_ids, probabilities = senses.posterior(input_ids, target, counted, args.label_temperature, args.label_top_k)
             sense_ids = sense_ids.masked_fill(~counted[..., None], -1)
             probabilities = weights[..., None] * (torch.ones_like(weights)[..., None] if probabilities is None else probabilities)
             sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
-            loss = loss + sense_loss
+            loss = loss + sense_loss if "sense" in args.terms else loss
             known = choices >= 0
             self._sums["known"] += known.sum()
             self._sums["right"] += (choices == sense_ids[..., 0])[known].sum()
@@ -292,6 +315,14 @@ class SKDTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             config.even_batches = even_batches
+
+    def predict(self, *args: Any, **kwargs: Any) -> None:
+        """Not here.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) uses it")
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -63,6 +63,12 @@ class SKDTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would remove soft labels: leave it off")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} has no part in distillation: soft labels are made by label_top_k"
+            )
         if self.label_top_k < 1:
             raise ValueError(f"label_top_k is {self.label_top_k}: it must be at least 1")
 

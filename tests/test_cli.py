@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
 
 from sensedict_hf import SKDTrainer
 from sensedict_hf.cli import main
@@ -39,6 +39,16 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     status, out, _ = run(capsys, *distill, "--backbone", teacher_folder, "--assignment", "soft", "--output", tmp_path / "other")
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "other").config.assignment == "soft"
 
+    tagger = BertForTokenClassification.from_pretrained(teacher_folder, num_labels=5)
+    tagger.save_pretrained(tmp_path / "tagger")
+    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "tagger")
+    head = ["distill", "--teacher", tmp_path / "tagger", "--senses", senses, "--texts", train, "--head", "token_classification"]
+    for _ in range(2):  # the second time it is there already
+        status, out, _ = run(capsys, *head, "--output", tmp_path / "head")
+        assert status == 0 and "parameters and" in out
+    student_tagger = AutoModelForTokenClassification.from_pretrained(tmp_path / "head")
+    assert torch.equal(student_tagger.classifier.weight, tagger.classifier.weight) and student_tagger.config.objective
+
     status, out, _ = run(capsys, "convert", senses, "--dtype", "int8", "--output", tmp_path / "small")
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "small").senses.dtype == torch.int8
     status, out, _ = run(capsys, "merge", senses, tmp_path / "small", "--budget", 95, "--output", tmp_path / "merged")
@@ -67,6 +77,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
 def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, teacher_folder, tmp_path, monkeypatch):
     run(capsys, "build", "--teacher", teacher_folder, "--texts", files[0], "--budget", 90, "--output", tmp_path / "senses")
     settings = {"teacher": str(teacher_folder), "senses": str(tmp_path / "senses"), "texts": [files[0]], "num_train_epochs": 3}
+    settings["frequency_power"] = -1e-9  # which argparse would take for an argument
     settings |= {"learning_rate": "1e-2", "objective": "sense+mse", "save_strategy": "epoch", "use_cpu": True, "layers": None}
     settings["eval_strategy"] = False  # what YAML makes of no
     (tmp_path / "run.json").write_text(json.dumps(settings))
@@ -120,6 +131,10 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"], "give one of them"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--num-hidden-layers", "1"], "give one of them"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "give --eval-strategy"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"], "give the same command again"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification", "--adapters", "x"], "merge them"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "needs --senses"),

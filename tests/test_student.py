@@ -4,9 +4,27 @@ import pytest
 import torch
 from conftest import SIZES, WORDS, make_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+)
+from transformers.utils import logging
 
-from sensedict_hf import SenseEmbeddingConfig, SKDStudentConfig, SKDStudentModel, Teacher, build_sense_dictionary
+from sensedict_hf import (
+    SenseEmbeddingConfig,
+    SKDStudentConfig,
+    SKDStudentForSequenceClassification,
+    SKDStudentModel,
+    Teacher,
+    build_sense_dictionary,
+    encode_senses,
+    load_teacher,
+)
 from sensedict_hf.model_card import model_card
 
 
@@ -91,6 +109,63 @@ def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
     for layers in (0, 5, [], [1, 4], [-1]):
         with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
             SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
+
+
+def test_a_dictionary_of_another_model_of_the_same_name_is_told(tokenizer, texts, tmp_path, caplog, monkeypatch):
+    """As of two runs that both saved a `checkpoint-500`: from layers, as labels, under a head and in place of the vectors."""
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    models = [BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=64)) for _ in range(2)]
+    for run, model in enumerate(models):
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / str(run) / "checkpoint-500")
+    mine, other = (load_teacher(tmp_path / str(run) / "checkpoint-500") for run in range(2))
+    senses = build_sense_dictionary(mine, texts, budget=90)
+    student = SKDStudentModel.from_teacher(mine, senses)
+    encode_senses(mine, senses, texts)
+    SKDStudentForSequenceClassification.from_student(student, models[0])
+    assert "was not built from" not in caplog.text
+    for use in (
+        lambda: SKDStudentModel.from_teacher(other, senses),
+        lambda: encode_senses(other, senses, texts),
+        lambda: SKDStudentForSequenceClassification.from_student(student, models[1]),
+    ):
+        logging.get_logger("transformers").warning_once.cache_clear()
+        caplog.clear()
+        use()
+        assert caplog.text.count("the dictionary was not built from this BertModel") == 1
+
+
+def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts):
+    small = BertModel(BertConfig(**SIZES | {"vocab_size": 20}, max_position_embeddings=64))
+    with pytest.raises(ValueError, match="has embeddings for 20 tokens, the dictionary senses of others"):
+        SKDStudentModel.from_backbone(small, build_sense_dictionary(bert, texts, budget=90))
+
+
+def test_a_teacher_is_never_in_training_mode(bert, texts):
+    expected = bert.encode(texts)
+    bert.model.train()  # as Trainer leaves it
+    assert torch.equal(bert.encode(texts), expected)
+
+
+def test_senses_that_would_not_be_learned_are_refused(bert, texts, tmp_path):
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts), objective="mse").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="learn_senses=True: assignment 'none'"):
+        AutoModel.from_pretrained(tmp_path, learn_senses=True)
+    assert AutoModel.from_pretrained(tmp_path, learn_senses=True, assignment="soft").senses.senses.requires_grad
+
+
+@pytest.mark.parametrize("learn_senses", [False, True])
+def test_processes_do_not_send_each_other_the_dictionary(bert, texts, tmp_path, learn_senses):
+    """Neither under Trainer nor anywhere else; but senses that are learned are kept alike."""
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", learn_senses=learn_senses)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(model)
+    finally:
+        torch.distributed.destroy_process_group()
+    of_dictionary = {f"student.senses.{name}" for name in ("offsets", "usage", *["senses"] * (not learn_senses))}
+    assert of_dictionary < set(dict(model.named_buffers())) and parallel.parameters_to_ignore == of_dictionary
 
 
 def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 from conftest import SIZES, WORDS
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, TrainingArguments
 from transformers.utils import logging
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
@@ -140,6 +140,33 @@ def test_labels_of_another_dictionary_or_kind_are_refused(bert, senses, texts, t
         with pytest.raises(ValueError, match=message):
             make_trainer(bert, senses, data, tmp_path, **settings)
     make_trainer(bert, senses, encode_senses(bert, other, texts), tmp_path, objective="sense+mse")  # labels are made beside
+
+
+@pytest.mark.parametrize("objective", ["sense", "mse"])
+def test_labels_that_do_not_say_what_they_are_of(bert, senses, texts, tmp_path, objective):
+    """Tags of words, or senses of several dictionaries, are never taken for senses."""
+    encoded = encode_senses(bert, senses, texts)
+    tagged = Dataset.from_dict({"input_ids": encoded["input_ids"], "labels": [[-100] * len(ids) for ids in encoded["input_ids"]]})
+    other = build_sense_dictionary(bert, texts, budget=100)
+    encoded.to_parquet(tmp_path / "encoded.parquet")
+    mixed = concatenate_datasets([encoded, encode_senses(bert, other, texts)])
+    for data in (tagged, mixed, Dataset.from_parquet(str(tmp_path / "encoded.parquet"))):
+        with pytest.raises(ValueError, match="has labels but not what they were made with, and no column 'text'"):
+            make_trainer(bert, senses, data, tmp_path, objective=objective)
+    trainer = make_trainer(bert, senses, tagged.add_column("text", texts), tmp_path, objective=objective)
+    assert len(trainer.train_dataset) == len(texts)
+    assert max(max(labels) for labels in trainer.train_dataset["labels"]) >= (0 if objective == "sense" else -1)
+    twice = concatenate_datasets([encoded.select(range(9)), encoded.select(range(9, 60)).shuffle(seed=0)])
+    assert make_trainer(bert, senses, twice, tmp_path, teacher=objective == "mse", objective=objective).train_dataset is twice
+
+
+@pytest.mark.parametrize("objective", ["mse", "sentence"])
+def test_regression_is_evaluated_by_senses_too(bert, senses, texts, tmp_path, objective):
+    names = ("eval_sense_accuracy", "eval_quantization_error", "eval_coverage")
+    one = make_trainer(bert, senses, texts, tmp_path).evaluate(encode_senses(bert, senses, texts[:9]))
+    other = make_trainer(bert, senses, texts, tmp_path, objective=objective).evaluate(texts[:9])
+    assert [one[name] for name in names] == pytest.approx([other[name] for name in names])
+    assert one["eval_loss"] != pytest.approx(other["eval_loss"])
 
 
 def test_streams_can_be_evaluated_on(bert, senses, texts, tmp_path):
@@ -296,11 +323,17 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="needs the teacher's vectors"):
         make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, teacher=False, objective="mse")
     wrong = [({"objective": "kl"}, "'kl': choose sense"), ({"temperature": 0}, "temperature"), ({"mse_weight": -1}, "mse_weight")]
+    wrong += [({"remove_unused_columns": True}, "soft labels"), ({"label_smoothing_factor": 0.5}, "label_smoothing_factor=0.5")]
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             SKDTrainingArguments(str(tmp_path), **settings)
     with pytest.raises(ValueError, match="no column 'text', only sentence"):
         make_trainer(bert, senses, Dataset.from_dict({"sentence": texts}), tmp_path)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    with pytest.raises(ValueError, match="args is TrainingArguments: pass SKDTrainingArguments"):
+        SKDTrainer(student, TrainingArguments(str(tmp_path)), bert, texts)
+    with pytest.raises(ValueError, match="weights to be trained are torch.bfloat16: load the student with dtype=torch.float32"):
+        SKDTrainer(student.bfloat16(), SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True), bert, texts)
 
 
 def test_texts_can_be_evaluated_on(bert, senses, texts, tmp_path):
@@ -324,17 +357,26 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="max_length=17: the model takes 8 to 16 tokens"):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
+    encoded = encode_senses(bert, senses, texts, max_length=20)
+    with pytest.raises(ValueError, match="encoded with max_length=20, above 16"):
+        SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)
+    with pytest.raises(ValueError, match="encoded with max_length=20, above 10"):
+        make_trainer(bert, senses, encoded, tmp_path, max_length=10)
 
 
 def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
     args = SKDTrainingArguments(str(tmp_path), report_to="none")
-    with pytest.raises(ValueError, match="compute_metrics has no part in distillation"):
-        SKDTrainer(student, args, bert, texts, compute_metrics=lambda _: {})
+    for name in ("compute_metrics", "model_init", "data_collator"):
+        with pytest.raises(ValueError, match=f"{name} has no part in distillation"):
+            SKDTrainer(student, args, bert, texts, **{name: lambda _: {}})
     with pytest.raises(ValueError, match="max_steps=-1: a stream has no length"):
         SKDTrainer(student, args, bert, Dataset.from_dict({"text": texts}).to_iterable_dataset(), texts)
     assert not (tmp_path / "_encoded").exists()  # before anything was encoded
-    SKDTrainer(student, args, bert, texts, data_collator=None, processing_class=None).get_train_dataloader()
+    trainer = SKDTrainer(student, args, bert, texts, data_collator=None, processing_class=None)
+    trainer.get_train_dataloader()
+    with pytest.raises(ValueError, match="no predictions"):
+        trainer.predict(texts)
     classes = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 60, "labels": [0, 1] * 30, "text": texts})
     assert "labels" in SKDTrainer(student, args, bert, classes).train_dataset.column_names  # encoded, not taken for senses
 
