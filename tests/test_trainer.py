@@ -11,7 +11,14 @@ from conftest import SIZES, WORDS
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    EarlyStoppingCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
@@ -262,6 +269,49 @@ def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
     other = make_trainer(bert, senses, texts, tmp_path / "straight", **settings | {"dropout": 0.0})
     other.train(resume_from_checkpoint=True)
     assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
+
+
+def test_gradient_checkpointing_and_half_precision(bert, senses, texts, tmp_path, monkeypatch):
+    """The first changes nothing but what is computed twice; the second computes in half, with weights as they were."""
+    calls, kind = [], type(bert.model.encoder.layer[0].attention)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    losses, weights, counts = [], [], []
+    for settings in ({}, {"gradient_checkpointing": True}, {"bf16": True, "use_cpu": True}):
+        trainer = make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, max_steps=2, **settings)
+        calls.clear()
+        losses.append(first_loss(trainer))
+        counts.append(len(calls))
+        weights.append(trainer.model.get_input_embeddings().weight)
+    assert counts[1] == 2 * counts[0] == 4 and torch.equal(weights[0], weights[1])
+    assert losses[0] == losses[1] != losses[2] == pytest.approx(losses[0], rel=0.05)
+    assert {tensor.dtype for tensor in weights} == {torch.float32} and not torch.equal(weights[0], weights[2])
+
+
+def test_the_best_checkpoint_is_kept(bert, senses, texts, tmp_path):
+    """By sense accuracy, with a callback that stops when it has not grown for three evaluations."""
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    before = student.get_input_embeddings().weight.clone()
+    args = SKDTrainingArguments(
+        str(tmp_path),
+        objective="mse",
+        report_to="none",
+        eval_strategy="steps",
+        save_strategy="best",
+        metric_for_best_model="sense_accuracy",
+        load_best_model_at_end=True,
+        eval_steps=1,
+        learning_rate=0.003,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        num_train_epochs=50,
+    )
+    trainer = SKDTrainer(student, args, bert, texts, texts, callbacks=[EarlyStoppingCallback(3)])
+    trainer.train()
+    accuracies = {entry["step"]: entry["eval_sense_accuracy"] for entry in trainer.state.log_history if "eval_sense_accuracy" in entry}
+    assert trainer.state.best_metric == max(accuracies.values()) == pytest.approx(trainer.evaluate()["eval_sense_accuracy"])
+    assert trainer.state.global_step < trainer.state.max_steps and trainer.state.best_global_step == trainer.state.global_step - 3
+    assert not torch.equal(student.get_input_embeddings().weight, before)
 
 
 def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
