@@ -382,8 +382,10 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
     with pytest.raises(ValueError, match="args is TrainingArguments: pass SKDTrainingArguments"):
         SKDTrainer(student, TrainingArguments(str(tmp_path)), bert, texts)
+    args = SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True)
     with pytest.raises(ValueError, match="weights to be trained are torch.bfloat16: load the student with dtype=torch.float32"):
-        SKDTrainer(student.bfloat16(), SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True), bert, texts)
+        SKDTrainer(student.bfloat16(), args, bert, texts)
+    assert SKDTrainer(student, args, bert, eval_dataset=texts[:5]).evaluate()["eval_sense_accuracy"] > 0
 
 
 def test_texts_can_be_evaluated_on(bert, senses, texts, tmp_path):
@@ -408,10 +410,15 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
     encoded = encode_senses(bert, senses, texts, max_length=20)
-    with pytest.raises(ValueError, match="encoded with max_length=20, above 16"):
-        SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)
-    with pytest.raises(ValueError, match="encoded with max_length=20, above 10"):
+    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)  # its rows are short
+    with pytest.raises(ValueError, match="rows of 14 tokens, above the 10 that"):
         make_trainer(bert, senses, encoded, tmp_path, max_length=10)
+    encoded = concatenate_datasets([encoded, encode_senses(bert, senses, [" ".join(WORDS)], max_length=40)])
+    for settings in ({}, {"max_length": 16}):
+        with pytest.raises(ValueError, match="rows of 30 tokens, above the 16 that"):
+            args = SKDTrainingArguments(str(tmp_path), objective="sense", **settings)
+            SKDTrainer(student, args, train_dataset=encoded)
+    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded.select(range(60)))
 
 
 def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):
