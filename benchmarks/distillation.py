@@ -145,11 +145,10 @@ class Comparison:
         self.end = time.monotonic() + 3600 * options.hours
         self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
         file, own = options.output / "teacher.txt", self.teacher.fingerprint()
-        if file.exists() and file.read_text() != own:
-            raise SystemExit(
-                f"{options.output} holds vectors and students of another teacher than {options.teacher}: choose another --output"
-            )
-        file.write_text(own)
+        if not file.exists():
+            file.write_text(own)
+        elif file.read_text() != own:
+            raise SystemExit(f"{options.output} holds vectors and students of another teacher: choose another --output")
 
     def task(self, name: str, dev: bool) -> DistillationTask:
         return self.load_task(name, self.options.data, dev=dev)
@@ -308,8 +307,12 @@ class Comparison:
             return self.held_out(title, f"{learning_rate:g}", key.removesuffix("-sep"), learning_rate, layers)[output]
 
         tried = sorted(self.options.learning_rates)
-        while (best := max(tried, key=held_out)) in (tried[0], tried[-1]):  # a better one may lie beyond
-            tried = sorted([*tried, best / 2 if best == tried[0] else best * 2])
+        best = max(tried, key=held_out)
+        while best in (tried[0], tried[-1]):  # a better one may lie beyond
+            beyond = best / 2 if best == tried[0] else best * 2
+            if held_out(beyond) <= held_out(best):
+                break
+            tried, best = sorted([*tried, beyond]), beyond
         return best
 
     def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Distil a small student that picks the senses its teacher picks.",
         description="Distil a small student. Arguments can be read from a .yaml or .json file, given first; those behind it win. The same "
         "command goes on with a run that was stopped. Behind the first arguments are all those of transformers' Trainer.",
-        allow_abbrev=False,  # nor does a file abbreviate
+        allow_abbrev=False,  # an argument that is added later must not change what a file means
         usage="%(prog)s [FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [arguments]",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     ).set_defaults(run=_distill)

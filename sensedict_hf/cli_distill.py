@@ -45,7 +45,7 @@ class DistillArguments(TeacherArguments):
     eval_texts: list[str] | None = field(default=None, metadata={"help": "the same, to evaluate on while training (--eval-strategy)"})
     text_column: str = field(default="text", metadata={"help": "where the texts are"})
     streaming: bool = field(default=False, metadata={"help": "encode the texts as they come, without a copy; needs --max-steps"})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "first layers of the teacher to start from (default: 2)"})
+    num_hidden_layers: int = field(default=2, metadata={"help": "first layers of the teacher to start from"})
     layers: list[int] | None = field(default=None, metadata={"help": "or: the layers of the teacher to start from, from 0"})
     backbone: str | None = field(default=None, metadata={"help": "or: another model with the dictionary's tokenizer to start from"})
     assignment: str | None = field(
@@ -90,13 +90,14 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
     if args.resume_from_checkpoint:
         raise ValueError("resume_from_checkpoint is found in the output folder: give the same command again")
-    if len(starts := [name for name in ("num_hidden_layers", "layers", "backbone") if getattr(options, name) is not None]) > 1:
-        raise ValueError(f"{' and '.join(starts)} are different things to start from: give one of them")
+    if options.backbone and options.layers:
+        raise ValueError("--layers are the teacher's, --backbone is another model: give one of them")
     if options.head and options.adapters:
         raise ValueError(f"head={options.head!r} is copied from the teacher's folder, not from adapters: merge them into that model first")
     if options.eval_texts and args.eval_strategy == "no":
         raise ValueError("eval_texts are read when eval_strategy says: give --eval-strategy epoch or steps")
     folder, state = Path(args.output_dir), PartialState()
+    classifier = options.head and HEADS[options.head].load_classifier(options.teacher)
     teacher, senses = options.load(options.teacher, args.device), load_senses(options.senses)
     backbone = options.backbone and load_teacher(
         options.backbone, bidirectional=options.bidirectional, trust_remote_code=options.trust_remote_code
@@ -124,10 +125,10 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     if backbone:
         student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment, pooling=teacher.pooling)
     else:
-        layers = options.layers or (2 if options.num_hidden_layers is None else options.num_hidden_layers)
+        layers = options.layers or options.num_hidden_layers
         student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
     if options.head:
-        student = HEADS[options.head].from_student(student, options.teacher)
+        student = HEADS[options.head].from_student(student, classifier)
     eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
     trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
     del teacher  # so that the trainer can let it go

@@ -24,8 +24,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         sense_device: where the table of senses lies. None: with the rest of the model. `cpu`: in host memory, whatever device the model is
             moved to, which is then sent the senses of a batch's tokens alone; such senses cannot be learned. A table that
             `from_pretrained` loads into host memory stays mapped from its file, and is read where it is used: so one that is larger than
-            the memory can lie on disk, without a setting of its own. Several processes need `ddp_broadcast_buffers=False`, the default of
-            [`SKDTrainingArguments`]; `nn.DataParallel` takes no model whose buffers lie apart.
+            the memory can lie on disk, without a setting of its own. Under DDP a module of your own that holds such a dictionary (not a
+            student) needs `broadcast_buffers=False`; `nn.DataParallel` takes no model whose buffers lie apart.
         similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
         assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
             vector itself.

@@ -85,8 +85,6 @@ class SKDStudentConfig(PreTrainedConfig):
         if self.residual is not None:
             check_residual(self.residual)
         check_pooling(self.pooling)
-        if self.learn_senses and self.default_assignment == "none":
-            raise ValueError("learn_senses=True: assignment 'none' returns no senses, so none would be learned; pass assignment='soft' too")
 
     @property
     def hidden_size(self) -> int:

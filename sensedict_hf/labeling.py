@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Features, IterableDataset, Sequence, Value, concatenate_datasets, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .build_folder import locked, publish
@@ -31,8 +32,10 @@ from .prompts import Prompt
 from .teachers import Teacher, load_teacher
 from .windows import TokenizedCorpus
 
+logger = logging.get_logger(__name__)
+
 IGNORED = -100  # a position that is not counted; Trainer knows this value
-LABEL_SETTINGS = ("senses", "top_k", "temperature", "only_tokens", "max_length")
+LABEL_SETTINGS = ("senses", "tokenizer", "top_k", "temperature", "only_tokens")
 PART_TOKENS = 1 << 17  # of a part, and how much of the teacher's work an interruption may lose
 
 
@@ -97,12 +100,23 @@ def encode_senses(
         with locked(folder):
             begun = [None]
             if state.is_main_process:
+                _check_weights(senses, settings["teacher_fingerprint"])
                 corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite, "data set")
                 begun = [corpus is not None]
             if broadcast_object_list(begun)[0]:
                 _encode(folder, teacher, senses, tokenizer, settings)
             state.wait_for_everyone()
         return load_from_disk(folder, keep_in_memory=output_dir is None)
+
+
+def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
+    """Warns if a teacher's weights are not those that a dictionary was built from: their names may be the same, as those of checkpoints."""
+    built_from = senses.config.base_model_fingerprint
+    if built_from is not None and built_from.rpartition("-")[2] != fingerprint.rpartition("-")[2]:
+        logger.warning_once(
+            f"the dictionary was built from {senses.config.base_model_name_or_path} with other weights, or in another dtype: if it is not "
+            "the same model, its senses mean nothing"
+        )
 
 
 def _encode(

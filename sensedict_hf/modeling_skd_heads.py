@@ -17,8 +17,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import pool
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, check_model
-from .teachers import load_teacher
+from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, check_name
+from .teachers import load_teacher, origin_of
 
 # Encoders that classify by their first token, by model type: the dense layer before the classifier, its activation (or the field of the
 # config that names it), and the classifier. To classify tokens each of them has a `classifier` alone.
@@ -68,7 +68,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         Raises:
             ValueError: the dictionary does not fit the teacher, there are no such layers, or the teacher's head cannot be copied.
         """
-        classifier = cls._load_classifier(classifier)
+        classifier = cls.load_classifier(classifier)
         teacher = load_teacher(classifier, tokenizer=None if classifier.name_or_path else senses.tokenizer)
         return cls.from_student(SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers, **config), classifier)
 
@@ -82,7 +82,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         Raises:
             ValueError: the teacher's head cannot be copied, or does not read what the senses are made of.
         """
-        classifier = cls._load_classifier(classifier)
+        classifier = cls.load_classifier(classifier)
         layers, settings = cls._head_of(classifier)
         senses, depth, width = student.config.sense_config, classifier.config.num_hidden_layers, layers["classifier"].in_features
         if width != senses.hidden_size or senses.layer not in (-1, depth):
@@ -90,7 +90,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
                 f"the head of {type(classifier).__name__} reads layer {depth} of width {width}, the senses are of layer {senses.layer} and "
                 f"width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
             )
-        check_model(senses, classifier.base_model)
+        check_name(senses, origin_of(classifier.name_or_path) or type(classifier.base_model).__name__)
         config = copy.deepcopy(student.config)
         settings |= {name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")}
         settings["freeze_head"] = True
@@ -124,7 +124,12 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _load_classifier(cls, classifier: str | os.PathLike | PreTrainedModel) -> PreTrainedModel:
+    def load_classifier(cls, classifier: str | os.PathLike | PreTrainedModel) -> PreTrainedModel:
+        """A fine-tuned model of a name or a path; one that is loaded is returned.
+
+        Raises:
+            ValueError: weights of its head are missing, or it is no model.
+        """
         if isinstance(classifier, PreTrainedModel):
             return classifier
         if not isinstance(classifier, (str, os.PathLike)):

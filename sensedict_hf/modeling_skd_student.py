@@ -18,7 +18,7 @@ from .encoding import encode_texts, encode_words, padding_id
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
 from .saving import SensePreTrainedModel
-from .teachers import Teacher, load_teacher, model_fingerprint
+from .teachers import Teacher, load_teacher
 
 logger = logging.get_logger(__name__)
 
@@ -49,9 +49,11 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """DDP would send the dictionary, which never changes, at every forward pass."""
+        """DDP would send the dictionary, which never changes, at every forward pass; also of a model with adapters of PEFT, which has
+        this attribute of the model inside."""
         of_senses = [name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)]
-        return [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in of_senses]
+        names = [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in of_senses]
+        return names + [f"base_model.model.{name}" for name in names]
 
 
 class SKDStudentModel(SKDStudentPreTrainedModel):
@@ -59,6 +61,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
 
     def __init__(self, config: SKDStudentConfig):
         config.check()
+        if config.learn_senses and config.default_assignment == "none":
+            raise ValueError("learn_senses=True: assignment 'none' returns no senses, so none would be learned; pass assignment='soft' too")
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         if getattr(self.backbone, "pooler", None) is not None:
@@ -235,13 +239,12 @@ def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
     return model if kind == "sense_embedding" else model.senses
 
 
-def check_model(senses: SenseEmbeddingConfig, model: PreTrainedModel) -> None:
-    """Warns if a dictionary was not built from a bare model as it is; its name says little, as folders of checkpoints are named alike."""
-    if senses.base_model_fingerprint not in (None, model_fingerprint(model)):
+def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
+    """Warns if a dictionary was built from a model of another name."""
+    if senses.base_model_name_or_path != name:
         logger.warning_once(
-            f"the dictionary was not built from this {type(model).__name__} ({model.name_or_path or 'without a name'}) but from "
-            f"{senses.base_model_name_or_path}, or from it in another state (weights, config, dtype, attention implementation): if they "
-            "are not the same model, its senses mean nothing"
+            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not the same model, its "
+            "senses mean nothing"
         )
 
 
@@ -255,7 +258,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
         )
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
-    check_model(senses.config, teacher.model)
+    check_name(senses.config, teacher.name)
     ways = senses.config.attention, teacher.attention
     if None not in ways and ways[0] != ways[1]:
         raise ValueError(

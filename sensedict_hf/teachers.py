@@ -75,8 +75,14 @@ class Teacher:
         return output.hidden_states[layer]
 
     def fingerprint(self) -> str:
-        """See [`model_fingerprint`]."""
-        return model_fingerprint(self.model)
+        """Digests of what hidden states depend on: of the model's class and config, and, behind a dash, of every tensor's name, dtype,
+        shape and bytes."""
+        config = self.model.config.to_dict()
+        for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
+            config.pop(name, None)
+        kind = [type(self.model).__name__, self.model.config._attn_implementation, config]
+        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
+        return f"{digest_tensors(json.dumps(kind, sort_keys=True, default=str), {})}-{digest_tensors('', tensors)}"
 
     def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """`[batch, positions] -> [batch, positions, hidden]`."""
@@ -111,17 +117,6 @@ class Teacher:
             device=self.device,
             show_progress=show_progress,
         )
-
-
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """A digest of what the hidden states of a bare model depend on: its class, its config, and of every tensor its name, dtype, shape and
-    bytes."""
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
-        config.pop(name, None)
-    kind = [type(model).__name__, model.config._attn_implementation, config]
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
-    return digest_tensors(json.dumps(kind, sort_keys=True, default=str), tensors)
 
 
 def load_teacher(
@@ -227,8 +222,7 @@ def load_teacher(
         if template is not None or prompt.pooled == "all":
             prompt = replace(prompt, pooled="text")
     longest = model_max_length(tokenizer, model.config)
-    # A folder of one machine means nothing on another, so only its last part is remembered.
-    origins = [Path(name).resolve().name if os.path.isdir(name) else name for name in (source or type(model).__name__, *names)]
+    origins = [origin_of(name) for name in (source or type(model).__name__, *names)]
     return Teacher(
         model=model,
         tokenizer=tokenizer,
@@ -240,6 +234,11 @@ def load_teacher(
         prompt=prompt,
         attention=attention,
     )
+
+
+def origin_of(name: str) -> str:
+    """What is remembered of a repository or folder: of a folder, which means nothing on another machine, its last part."""
+    return Path(name).resolve().name if os.path.isdir(name) else name
 
 
 def _refuse(beside: str, **given: Any) -> None:

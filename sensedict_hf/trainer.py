@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset, LargeList, List
+from pyarrow import compute
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -95,14 +96,16 @@ class SKDTrainer(Trainer):
             raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
-        for name in ("compute_metrics", "compute_loss_func", "model_init", "data_collator"):
+        if kwargs.pop("model_init", None) is not None:
+            raise ValueError("model_init has no part in distillation: make the student and pass it as model")
+        for name in ("compute_metrics", "compute_loss_func", "data_collator"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(
                     f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged, its batches "
                     "are of what encode_senses returns"
                 )
         half = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad and parameter.dtype != torch.float32]
-        if half:
+        if half and train_dataset is not None:
             raise ValueError(f"weights to be trained are {half[0]}: load the student with dtype=torch.float32; args.bf16 computes in half")
         given = [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
         if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
@@ -172,10 +175,19 @@ class SKDTrainer(Trainer):
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
+        is_streamed, is_keyed = isinstance(texts, IterableDataset), self.senses.config.teacher_tokenizer_fingerprint is not None
+        if is_keyed and (args.needs_vectors or is_streamed):
+            raise ValueError(
+                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's tokens beside it, as "
+                "the dictionary is for another tokenizer; choose objective='sense' and texts that are not streamed"
+            )
+        longest = model_max_length(self.student.tokenizer, self.student.config.text_config)
+        if self.teacher is not None and not is_keyed:
+            longest = min(longest, self.teacher.max_window)
+        max_length = check_max_length(args.max_length, longest)
         if isinstance(texts, Dataset) and isinstance(texts.features.get("labels"), (List, LargeList)) and "input_ids" in texts.features:
-            made_with = label_settings(texts)
-            if made_with:
-                self._check_labels(made_with, args)
+            if label_settings(texts):
+                self._check_encoded(texts, args, args.max_length or longest)
                 return texts
             if self.text_column not in texts.features:
                 raise ValueError(
@@ -187,15 +199,7 @@ class SKDTrainer(Trainer):
                 "texts need a teacher to tell their senses: pass teacher= (for objective sense it is let go once the first texts are "
                 "encoded), or data sets made by encode_senses"
             )
-        is_streamed, is_keyed = isinstance(texts, IterableDataset), self.senses.config.teacher_tokenizer_fingerprint is not None
-        if is_keyed and (args.needs_vectors or is_streamed):
-            raise ValueError(
-                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's tokens beside it, as "
-                "the dictionary is for another tokenizer; choose objective='sense' and texts that are not streamed"
-            )
         tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
-        longest = model_max_length(tokenizer, self.student.config.text_config)
-        max_length = check_max_length(args.max_length, longest if is_keyed else min(longest, self.teacher.max_window))
         if is_streamed:
             return stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt)
         return encode_senses(
@@ -212,20 +216,25 @@ class SKDTrainer(Trainer):
             only_tokens=args.needs_vectors,
         )
 
-    def _check_labels(self, made_with: dict[str, Any], args: SKDTrainingArguments) -> None:
-        """Raises a ValueError if a data set of [`encode_senses`] is not for this run."""
-        longest = args.max_length or model_max_length(self.student.tokenizer, self.student.config.text_config)
-        if made_with["max_length"] > longest:
-            raise ValueError(f"the data set was encoded with max_length={made_with['max_length']}, above {longest}: encode the texts again")
-        if args.needs_vectors:  # labels are made beside
-            if self.teacher is None:
-                raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
-            return
-        wanted = {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
-        wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
+    def _check_encoded(self, dataset: Dataset, args: SKDTrainingArguments, max_length: int) -> None:
+        """Raises a ValueError if a data set of [`encode_senses`] is not for this run, or has longer rows."""
+        if args.needs_vectors and self.teacher is None:
+            raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
+        made_with = label_settings(dataset)
+        wanted = {"tokenizer": self.senses.config.tokenizer_fingerprint}
+        if not args.needs_vectors:  # else labels are made beside
+            wanted |= {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
+            wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
         for name, value in wanted.items():
             if made_with[name] != value:
                 raise ValueError(f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again")
+        parts = dataset.with_format("arrow").iter(10_000)
+        longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+        if longest > max_length:
+            raise ValueError(
+                f"the data set has rows of {longest} tokens, above the {max_length} that student, teacher and args.max_length allow: "
+                f"encode the texts again with max_length={max_length}"
+            )
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.student))

@@ -45,8 +45,6 @@ class SKDTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: soft labels would be removed"})
     # The first process may tokenize for long while the others wait.
     ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
-    # Every forward pass of DDP would send the whole dictionary, which never changes.
-    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "leave off: the dictionary is a buffer"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

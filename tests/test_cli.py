@@ -131,7 +131,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"], "give one of them"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--num-hidden-layers", "1"], "give one of them"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"], "lacks weights of BertForToken"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "give --eval-strategy"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"], "give the same command again"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification", "--adapters", "x"], "merge them"),

@@ -155,5 +155,9 @@ def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
     trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
     trainer.train()
     assert student.encode(texts[:2]).shape == (2, 16)
-    with pytest.raises(ValueError, match="cannot read the student's tokens"):
-        SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=texts)
+    for data in (texts, encoded):
+        with pytest.raises(ValueError, match="cannot read the student's tokens"):
+            SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=data)
+    same = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts))
+    with pytest.raises(ValueError, match="encoded with tokenizer="):
+        SKDTrainer(same, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=encoded)

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SIZES, WORDS, make_tokenizer
+from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -111,28 +113,36 @@ def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
             SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
 
 
-def test_a_dictionary_of_another_model_of_the_same_name_is_told(tokenizer, texts, tmp_path, caplog, monkeypatch):
-    """As of two runs that both saved a `checkpoint-500`: from layers, as labels, under a head and in place of the vectors."""
+def test_a_dictionary_of_another_model_is_told(tokenizer, texts, tmp_path, caplog, monkeypatch):
+    """By its name; and where the teacher runs over all texts by its weights, as two runs may both have saved a `checkpoint-500`."""
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
-    models = [BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=64)) for _ in range(2)]
-    for run, model in enumerate(models):
-        for part in (model, tokenizer):
-            part.save_pretrained(tmp_path / str(run) / "checkpoint-500")
-    mine, other = (load_teacher(tmp_path / str(run) / "checkpoint-500") for run in range(2))
-    senses = build_sense_dictionary(mine, texts, budget=90)
-    student = SKDStudentModel.from_teacher(mine, senses)
-    encode_senses(mine, senses, texts)
-    SKDStudentForSequenceClassification.from_student(student, models[0])
-    assert "was not built from" not in caplog.text
-    for use in (
-        lambda: SKDStudentModel.from_teacher(other, senses),
-        lambda: encode_senses(other, senses, texts),
-        lambda: SKDStudentForSequenceClassification.from_student(student, models[1]),
-    ):
+    for name in ("one/checkpoint-500", "two/checkpoint-500", "two/checkpoint-900"):
+        BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=64)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    senses = build_sense_dictionary(tmp_path / "one/checkpoint-500", texts, budget=90)
+    student = SKDStudentModel.from_teacher(tmp_path / "one/checkpoint-500", senses)
+    relabelled = AutoModelForSequenceClassification.from_pretrained(tmp_path / "one/checkpoint-500")
+    relabelled.config.problem_type = "single_label_classification"  # as its first training step does
+
+    def warnings_of(model):
         logging.get_logger("transformers").warning_once.cache_clear()
-        caplog.clear()
-        use()
-        assert caplog.text.count("the dictionary was not built from this BertModel") == 1
+        found = []
+        for use in (
+            lambda: SKDStudentForSequenceClassification.from_student(student, model),
+            lambda: encode_senses(load_teacher(model, tokenizer=tokenizer), senses, texts),
+        ):
+            caplog.clear()
+            use()
+            found.append(re.findall("the teacher is checkpoint-[0-9]*|with other weights", caplog.text))
+        return found
+
+    assert warnings_of(relabelled) == [[], []]
+    for name, expected in [
+        ("one/checkpoint-500", [[], []]),
+        ("two/checkpoint-500", [[], ["with other weights"]]),
+        ("two/checkpoint-900", [["the teacher is checkpoint-900"], ["with other weights"]]),
+    ]:
+        assert warnings_of(AutoModelForSequenceClassification.from_pretrained(tmp_path / name)) == expected
 
 
 def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts):
@@ -154,18 +164,22 @@ def test_senses_that_would_not_be_learned_are_refused(bert, texts, tmp_path):
     assert AutoModel.from_pretrained(tmp_path, learn_senses=True, assignment="soft").senses.senses.requires_grad
 
 
-@pytest.mark.parametrize("learn_senses", [False, True])
-def test_processes_do_not_send_each_other_the_dictionary(bert, texts, tmp_path, learn_senses):
-    """Neither under Trainer nor anywhere else; but senses that are learned are kept alike."""
+@pytest.mark.parametrize("kind", ["frozen", "learned", "adapted"])
+def test_processes_do_not_send_each_other_the_dictionary(bert, texts, tmp_path, kind):
+    """But senses that are learned are kept alike."""
     SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", learn_senses=learn_senses)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", learn_senses=kind == "learned")
+    if kind == "adapted":
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         parallel = DistributedDataParallel(model)
     finally:
         torch.distributed.destroy_process_group()
-    of_dictionary = {f"student.senses.{name}" for name in ("offsets", "usage", *["senses"] * (not learn_senses))}
-    assert of_dictionary < set(dict(model.named_buffers())) and parallel.parameters_to_ignore == of_dictionary
+    sent = {name for name in dict(model.named_buffers()) if name not in parallel.parameters_to_ignore}
+    kept = {name.rpartition("senses.")[2] for name in dict(model.named_buffers()).keys() - sent}
+    assert kept == {"offsets", "usage", *["senses"] * (kind != "learned")} and not any("senses" in name for name in sent)
+    assert not parallel.parameters_to_ignore & dict(model.named_parameters()).keys()
 
 
 def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):

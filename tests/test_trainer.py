@@ -11,7 +11,14 @@ from conftest import SIZES, WORDS
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    EarlyStoppingCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
@@ -264,6 +271,49 @@ def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
     assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
 
 
+def test_gradient_checkpointing_and_half_precision(bert, senses, texts, tmp_path, monkeypatch):
+    """The first changes nothing but what is computed twice; the second computes in half, with weights as they were."""
+    calls, kind = [], type(bert.model.encoder.layer[0].attention)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    losses, weights, counts = [], [], []
+    for settings in ({}, {"gradient_checkpointing": True}, {"bf16": True, "use_cpu": True}):
+        trainer = make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, max_steps=2, **settings)
+        calls.clear()
+        losses.append(first_loss(trainer))
+        counts.append(len(calls))
+        weights.append(trainer.model.get_input_embeddings().weight)
+    assert counts[1] == 2 * counts[0] == 4 and torch.equal(weights[0], weights[1])
+    assert losses[0] == losses[1] != losses[2] == pytest.approx(losses[0], rel=0.05)
+    assert {tensor.dtype for tensor in weights} == {torch.float32} and not torch.equal(weights[0], weights[2])
+
+
+def test_the_best_checkpoint_is_kept(bert, senses, texts, tmp_path):
+    """By sense accuracy, with a callback that stops when it has not grown for three evaluations."""
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    before = student.get_input_embeddings().weight.clone()
+    args = SKDTrainingArguments(
+        str(tmp_path),
+        objective="mse",
+        report_to="none",
+        eval_strategy="steps",
+        save_strategy="best",
+        metric_for_best_model="sense_accuracy",
+        load_best_model_at_end=True,
+        eval_steps=1,
+        learning_rate=0.003,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        num_train_epochs=50,
+    )
+    trainer = SKDTrainer(student, args, bert, texts, texts, callbacks=[EarlyStoppingCallback(3)])
+    trainer.train()
+    accuracies = {entry["step"]: entry["eval_sense_accuracy"] for entry in trainer.state.log_history if "eval_sense_accuracy" in entry}
+    assert trainer.state.best_metric == max(accuracies.values()) == pytest.approx(trainer.evaluate()["eval_sense_accuracy"])
+    assert trainer.state.global_step < trainer.state.max_steps and trainer.state.best_global_step == trainer.state.global_step - 3
+    assert not torch.equal(student.get_input_embeddings().weight, before)
+
+
 def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
     args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=3, learning_rate=1e-2)
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
@@ -332,8 +382,10 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
     with pytest.raises(ValueError, match="args is TrainingArguments: pass SKDTrainingArguments"):
         SKDTrainer(student, TrainingArguments(str(tmp_path)), bert, texts)
+    args = SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True)
     with pytest.raises(ValueError, match="weights to be trained are torch.bfloat16: load the student with dtype=torch.float32"):
-        SKDTrainer(student.bfloat16(), SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True), bert, texts)
+        SKDTrainer(student.bfloat16(), args, bert, texts)
+    assert SKDTrainer(student, args, bert, eval_dataset=texts[:5]).evaluate()["eval_sense_accuracy"] > 0
 
 
 def test_texts_can_be_evaluated_on(bert, senses, texts, tmp_path):
@@ -358,10 +410,15 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
     encoded = encode_senses(bert, senses, texts, max_length=20)
-    with pytest.raises(ValueError, match="encoded with max_length=20, above 16"):
-        SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)
-    with pytest.raises(ValueError, match="encoded with max_length=20, above 10"):
+    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)  # its rows are short
+    with pytest.raises(ValueError, match="rows of 14 tokens, above the 10 that"):
         make_trainer(bert, senses, encoded, tmp_path, max_length=10)
+    encoded = concatenate_datasets([encoded, encode_senses(bert, senses, [" ".join(WORDS)], max_length=40)])
+    for settings in ({}, {"max_length": 16}):
+        with pytest.raises(ValueError, match="rows of 30 tokens, above the 16 that"):
+            args = SKDTrainingArguments(str(tmp_path), objective="sense", **settings)
+            SKDTrainer(student, args, train_dataset=encoded)
+    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded.select(range(60)))
 
 
 def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):

@@ -1,0 +1,65 @@
+"""What the comparison of ways to distil adds to the package: vectors from the disk, the cosine, the search of learning rates."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+
+from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import distillation
+
+    return distillation
+
+
+def train(kind, teacher, senses, folder, dataset, **settings):
+    torch.manual_seed(0)
+    student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=1)
+    args = SKDTrainingArguments(str(folder), report_to="none", save_strategy="no", logging_steps=1, num_train_epochs=1, **settings)
+    return kind(student, args, teacher=teacher, train_dataset=dataset)
+
+
+@pytest.mark.parametrize("objective", ["mse", "sense", "sense+mse+sentence"])
+def test_vectors_from_the_disk_train_as_the_teacher_does(benchmark, bert, texts, tmp_path, objective):
+    senses = build_sense_dictionary(bert, texts, budget=100)
+    input_ids = [bert.tokenizer(text)["input_ids"] for text in texts]
+    begins = np.cumsum([0, *map(len, input_ids)])
+    rows = {"input_ids": input_ids, "labels": [[-1] * len(ids) for ids in input_ids], "begin": begins[:-1]}
+    expected = train(SKDTrainer, bert, senses, tmp_path, texts, objective=objective)
+    trainer = train(benchmark.CachedTrainer, bert, senses, tmp_path, Dataset.from_dict(rows), objective=objective)
+    trainer.teacher = bert
+    trainer.vectors = torch.cat([bert.last_hidden_state(torch.tensor([ids]))[0] for ids in input_ids]).numpy()
+    for one in (expected, trainer):
+        one.train()
+    losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (expected, trainer)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    trainer.is_cosine = True
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        own = trainer.model.eval()(batch["input_ids"], batch["attention_mask"], assignment="none").last_hidden_state
+    cosines = F.cosine_similarity(own, batch["vectors"], dim=-1)[batch["attention_mask"].bool()]
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(1 - cosines.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("peak", "tried"), [(2e-3, 3), (1e-3, 4), (4e-3, 4), (2.5e-4, 6), (1.6e-2, 6)])
+def test_the_search_goes_on_beyond_its_ends(benchmark, monkeypatch, peak, tried):
+    asked = set()
+
+    def held_out(self, title, name, key, learning_rate, layers):
+        assert (title, name, key) == ("skd-2-search", f"{learning_rate:g}", "skd")
+        asked.add(learning_rate)
+        return {"raw": learning_rate, "half": -abs(np.log(learning_rate / peak))}
+
+    monkeypatch.setattr(benchmark.Comparison, "held_out", held_out)
+    comparison = object.__new__(benchmark.Comparison)
+    comparison.options = argparse.Namespace(learning_rates=[1e-3, 2e-3, 4e-3])
+    assert comparison.search("skd-sep", 2) == pytest.approx(peak) and len(asked) == tried
