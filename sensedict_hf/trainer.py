@@ -186,8 +186,8 @@ class SKDTrainer(Trainer):
             longest = min(longest, self.teacher.max_window)
         max_length = check_max_length(args.max_length, longest)
         if isinstance(texts, Dataset) and isinstance(texts.features.get("labels"), (List, LargeList)) and "input_ids" in texts.features:
-            if label_settings(texts):
-                self._check_encoded(texts, args, args.max_length or longest)
+            if made_with := label_settings(texts):
+                self._check_encoded(texts, made_with, args, args.max_length or longest)
                 return texts
             if self.text_column not in texts.features:
                 raise ValueError(
@@ -216,11 +216,10 @@ class SKDTrainer(Trainer):
             only_tokens=args.needs_vectors,
         )
 
-    def _check_encoded(self, dataset: Dataset, args: SKDTrainingArguments, max_length: int) -> None:
+    def _check_encoded(self, dataset: Dataset, made_with: dict[str, Any], args: SKDTrainingArguments, max_length: int) -> None:
         """Raises a ValueError if a data set of [`encode_senses`] is not for this run, or has longer rows."""
         if args.needs_vectors and self.teacher is None:
             raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
-        made_with = label_settings(dataset)
         wanted = {"tokenizer": self.senses.config.tokenizer_fingerprint}
         if not args.needs_vectors:  # else labels are made beside
             wanted |= {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
@@ -264,7 +263,8 @@ class SKDTrainer(Trainer):
             sense_ids = sense_ids.masked_fill(~counted[..., None], -1)
             probabilities = weights[..., None] * (torch.ones_like(weights)[..., None] if probabilities is None else probabilities)
             sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
-            loss = loss + sense_loss if "sense" in args.terms else loss
+            if "sense" in args.terms:
+                loss = loss + sense_loss
             known = choices >= 0
             self._sums["known"] += known.sum()
             self._sums["right"] += (choices == sense_ids[..., 0])[known].sum()
@@ -326,11 +326,7 @@ class SKDTrainer(Trainer):
             config.even_batches = even_batches
 
     def predict(self, *args: Any, **kwargs: Any) -> None:
-        """Not here.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raises a ValueError: texts of a distillation have no classes to predict."""
         raise ValueError("there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) uses it")
 
     def prediction_step(
