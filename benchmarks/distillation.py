@@ -189,7 +189,7 @@ class Comparison:
         else:
             senses = build_sense_dictionary(self.teacher, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH)
         senses.config.similarity = similarity
-        return senses
+        return senses.to(self.teacher.device)
 
     def train(
         self,

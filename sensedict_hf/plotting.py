@@ -24,7 +24,7 @@ def plot_senses(senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences]
     """
     figure, axes = plt.subplots(1, len(occurrences), figsize=(7 * len(occurrences), 5), squeeze=False)
     for axis, (token, found) in zip(axes[0], occurrences.items()):
-        centres = senses.senses_of(token).float().numpy()
+        centres = senses.senses_of(token).float().cpu().numpy()
         projection = PCA(2, random_state=0).fit(found.vectors.numpy())
         points, stars = projection.transform(found.vectors.numpy()), projection.transform(centres)
         used = np.unique(found.sense_ids)
