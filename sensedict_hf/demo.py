@@ -72,7 +72,7 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, dict[str, float]]:
         students[objective] = distill(teacher, senses, texts, objective, output, seed)
     skd = students[SKDTrainingArguments.objective]
     skd.save_pretrained(output / "student")
-    reloaded = AutoModel.from_pretrained(output / "student")
+    reloaded = AutoModel.from_pretrained(output / "student").to(skd.device)
     probe = [row["text"] for row in test[:16]]
     if not torch.equal(reloaded.encode(probe), skd.encode(probe)):
         raise ValueError("the student gives other vectors after save_pretrained and AutoModel.from_pretrained")

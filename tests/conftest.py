@@ -1,5 +1,6 @@
 """Tiny models with random weights and a tokenizer for them, all built here."""
 
+import os
 import random
 
 import pytest
@@ -23,6 +24,16 @@ from sensedict_hf import Teacher
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [f"w{number}" for number in range(28)]
 SIZES = dict(vocab_size=32, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="show a GPU to the tests")
+
+
+def pytest_configure(config):
+    """Tests compare the bytes of a CPU, but teachers and Trainer take a GPU wherever they see one."""
+    if not config.getoption("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,19 @@ from sensedict_hf.ragged import assign_senses, sense_cross_entropy
 WIDTH = 6
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request):
+@pytest.fixture(params=["cpu", "padded as on a GPU", "cuda"])
+def device(request, monkeypatch):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
+    if request.param == "padded as on a GPU":
+        monkeypatch.setattr(ragged, "CPU", ragged.GPU)
+        return "cpu"
     return request.param
+
+
+def limit_blocks(monkeypatch, elements):
+    for name in ("CPU", "GPU"):
+        monkeypatch.setattr(ragged, name, getattr(ragged, name)._replace(elements=elements))
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def own_senses(token, senses, offsets):
 @pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
 @pytest.mark.parametrize("elements", [1 << 20, 60])
 def test_assignment_is_that_of_a_loop_over_positions(batch, similarity, temperature, elements, monkeypatch):
-    monkeypatch.setattr(ragged, "BLOCK_ELEMENTS", elements)
+    limit_blocks(monkeypatch, elements)
     hidden, token_ids, senses, offsets = batch
     vectors, sense_ids = assign_senses(hidden, token_ids, senses, offsets, similarity, temperature)
     for vector, token, found, number in zip(hidden, token_ids.tolist(), vectors, sense_ids.tolist()):
@@ -75,7 +83,7 @@ def test_first_of_equal_senses_is_chosen(device):
 @pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
 @pytest.mark.parametrize("elements", [1 << 20, 60])
 def test_cross_entropy_and_its_gradient_are_those_of_torch(batch, similarity, elements, monkeypatch):
-    monkeypatch.setattr(ragged, "BLOCK_ELEMENTS", elements)
+    limit_blocks(monkeypatch, elements)
     hidden, token_ids, senses, offsets = batch
     labels = torch.tensor([2, 1, -1, 6, -1, 39, 0, 0, -1, -1, 3, 2, 0, -1, 1], device=hidden.device)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
@@ -182,15 +190,25 @@ def test_nothing_to_look_up(device):
 
 def test_memory_of_a_product_is_bounded(device, monkeypatch):
     """Only a single vector or the senses of a single token may be more."""
-    monkeypatch.setattr(ragged, "BLOCK_ELEMENTS", 600)
+    limit_blocks(monkeypatch, 600)
     sizes = torch.tensor([1] * 30 + [3] * 30 + [200])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
     token_ids = torch.cat([torch.arange(61), torch.full((500,), 60)]).to(device)
     seen = []
-    for positions, own, _ in ragged._blocks(
-        token_ids, torch.randn(len(sizes.repeat_interleave(sizes)), WIDTH, device=device), offsets, None
-    ):
+    for positions, own, _, _ in ragged._blocks(token_ids, torch.randn(int(sizes.sum()), WIDTH, device=device), offsets, None):
         assert positions.numel() * WIDTH <= 600 and positions.numel() * own.shape[1] <= 600
         assert own.numel() <= 600 or len(own) == 1
         seen += positions.flatten().tolist()
-    assert sorted(seen) == list(range(561))
+    assert sorted(place for place in seen if place < 561) == list(range(561))
+
+
+def test_padding_makes_few_products(monkeypatch):
+    """Of tokens with uneven senses at uneven numbers of positions, as in any text."""
+    ranks = torch.arange(1, 1001)
+    sizes = (400 // ranks).clamp_min(1)
+    offsets, token_ids = F.pad(sizes.cumsum(0), (1, 0)), (ranks - 1).repeat_interleave((200 // ranks).clamp_min(1))
+    products = {}
+    for blocking in (ragged.CPU, ragged.GPU):
+        monkeypatch.setattr(ragged, "CPU", blocking)
+        products[blocking.base] = sum(1 for _ in ragged._blocks(token_ids, torch.zeros(int(sizes.sum()), WIDTH), offsets, None))
+    assert products[ragged.GPU.base] < 10 < 5 * products[ragged.GPU.base] < products[1]
