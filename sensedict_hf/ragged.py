@@ -25,8 +25,8 @@ class Blocking(NamedTuple):
     Attributes:
         elements: what the vectors, the senses and the scores of one product may take each, in elements of float32, whatever the size of
             batch and dictionary. Only a single vector or the senses of a single token may exceed it.
-        base: tokens share a product if both how many senses they have and at how many positions they stand are the same, or, for a
-            base above 1, lie between the same two powers of it; those with fewer are padded.
+        base: tokens share a product if both how many senses they have and at how many positions they stand are the same (1), or lie
+            between the same two powers of the base (2, 4 or 8); those with fewer are padded.
     """
 
     elements: int
@@ -45,7 +45,7 @@ class Block(NamedTuple):
         positions: `[tokens, count]`, where they stand; the number of all positions where a token has fewer of them.
         senses: `[tokens, size, hidden]`, float32, those that they have.
         rows: of these in the table, `[tokens, size]` or, of a single token, a slice.
-        is_padding: `[tokens, 1, size]`, senses that a token does not have; None where there are none of those.
+        is_padding: `[tokens, 1, size]`, senses of others in the place of those that a token does not have; None: there are none.
     """
 
     positions: Tensor
@@ -63,7 +63,7 @@ class Assignment(NamedTuple):
 
 def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> Iterator[Block]:
     """All positions whose token has senses, in blocks. A negative token has none. All tensors are on one device."""
-    elements, base = CPU if token_ids.is_cpu else GPU
+    elements, base = _blocking(token_ids)
     width, total = senses.shape[1], len(token_ids)
     tokens, inverse, counts = token_ids.unique(return_inverse=True, return_counts=True)
     ids = tokens.clamp_min(0)
@@ -75,27 +75,28 @@ def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor |
     wide, many = (torch.zeros_like(numbers).scatter_reduce_(0, kind, each, "amax") for each in (sizes, counts))
     # The positions of one token after the other, with room for as many as any token of its kind has.
     place, at = order.argsort()[inverse].sort(stable=True)
-    nth = torch.arange(total, device=at.device) - F.pad(counts.cumsum(0), (1, 0))[place]
+    spare = many[kind] - counts
     positions = at.new_full((base * total,), total)
-    positions[F.pad(many[kind].cumsum(0), (1, 0))[place] + nth] = at
-    known_starts, known_sizes = torch.stack([starts, sizes]).tolist()
+    positions[torch.arange(total, device=at.device) + (spare.cumsum(0) - spare)[place]] = at
+    known = torch.stack([starts, sizes, counts], dim=1).tolist()
     token = position = 0
     for number, size, count in torch.stack([numbers, wide, many], dim=1).tolist():
         where = positions[position : position + number * count].view(number, count)
         step = max(1, elements // max(size * count, size * width, count * width))
         for first in range(0, number if size else 0, step):
-            some = slice(token + first, token + min(first + step, number))
-            is_padding = None
-            if some.stop - some.start == 1:  # a frequent token, and a view of its senses instead of a copy
-                rows: Tensor | slice = slice(known_starts[some.start], known_starts[some.start] + known_sizes[some.start])
+            some, at, is_padding = slice(token + first, token + min(first + step, number)), where[first : first + step], None
+            if len(at) == 1:  # a frequent token, and a view of its senses instead of a copy
+                start, own_size, own_count = known[some.start]
+                rows: Tensor | slice = slice(start, start + own_size)
+                at = at[:, :own_count]
             else:
                 numbered = torch.arange(size, device=starts.device)
                 rows = starts[some, None] + numbered
-                if base > 1:
+                if base > 1 and size > 1:
                     rows.clamp_max_(len(senses) - 1)
                     is_padding = (numbered >= sizes[some, None])[:, None]
-            own = _senses(rows, senses, scales, senses.device).view(some.stop - some.start, -1, width)
-            for part in where[first : first + step].split(max(1, elements // max(size, width)), dim=1):
+            own = _senses(rows, senses, scales, senses.device).view(len(at), -1, width)
+            for part in at.split(max(1, elements // max(size, width)), dim=1):
                 yield Block(part, own, rows, is_padding)
         token, position = token + number, position + number * count
 
@@ -104,8 +105,17 @@ def _kinds(numbers: Tensor, base: int) -> Tensor:
     """By powers of the base, 0 alone; by 1 each number is its own."""
     if base == 1:
         return numbers
-    bounds = base ** torch.arange(63 // (base.bit_length() - 1) - 1, device=numbers.device)
-    return torch.bucketize(numbers, bounds) + (numbers > 0)
+    powers = base ** torch.arange(20, device=numbers.device)  # 8^19 is still an int64
+    return torch.bucketize(numbers, powers) + (numbers > 0)
+
+
+def _blocking(tensor: Tensor) -> Blocking:
+    return CPU if tensor.is_cpu else GPU
+
+
+def _with_room(rows: Tensor) -> Tensor:
+    """`[n, width]`, with a row of zeros at the end for the positions that blocks are padded with, if they are."""
+    return rows if _blocking(rows).base == 1 else F.pad(rows, (0, 0, 0, 1))
 
 
 def _senses(rows: Tensor | slice, senses: Tensor, scales: Tensor | None, device: torch.device) -> Tensor:
@@ -161,11 +171,6 @@ def _scores(vectors: Tensor, own: Tensor, is_padding: Tensor | None, similarity:
     return scores if is_padding is None else scores.masked_fill_(is_padding, -torch.inf), queries, keys
 
 
-def _with_room(rows: Tensor) -> Tensor:
-    """`[n, width] -> [n + 1, width]`: one of zeros more, for the positions that blocks are padded with."""
-    return F.pad(rows, (0, 0, 0, 1))
-
-
 def assign_senses(
     hidden: Tensor,
     token_ids: Tensor,
@@ -200,9 +205,9 @@ def assign_senses(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for positions, own, _, is_padding in _blocks(token_ids, senses, offsets, scales):
             sense_ids[positions] = _scores(F.embedding(positions, states).float(), own, is_padding, similarity)[0].argmax(-1)
-    sense_ids = sense_ids[:-1]
+    sense_ids = sense_ids[: len(token_ids)]
     found = (sense_ids >= 0).nonzero().squeeze(-1)
-    for positions in found.split(max(1, (CPU if hidden.is_cpu else GPU).elements // hidden.shape[1])):
+    for positions in found.split(max(1, _blocking(hidden).elements // hidden.shape[1])):
         chosen = look_up(token_ids[positions], sense_ids[positions], senses, offsets, scales)
         vectors[positions] = chosen.to(vectors.dtype)
     return Assignment(vectors, sense_ids)
@@ -214,7 +219,8 @@ class _SoftAssignment(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, token_ids, senses, offsets, similarity, temperature, scales):
-        states, vectors = _with_room(hidden), _with_room(hidden)
+        states = _with_room(hidden)
+        vectors = states.clone()
         sense_ids = token_ids.new_full((len(states),), -1, dtype=torch.int64)
         with torch.autocast(hidden.device.type, enabled=False):
             for positions, own, _, is_padding in _blocks(token_ids, senses, offsets, scales):
@@ -223,7 +229,7 @@ class _SoftAssignment(torch.autograd.Function):
                 vectors[positions] = torch.bmm((scores / temperature).softmax(-1), own).to(vectors.dtype)
         ctx.save_for_backward(hidden, token_ids, senses, offsets)
         ctx.similarity, ctx.temperature = similarity, temperature
-        vectors, sense_ids = vectors[:-1], sense_ids[:-1]
+        vectors, sense_ids = (rows[: len(token_ids)].detach() for rows in (vectors, sense_ids))  # not views: they may be changed in place
         ctx.mark_non_differentiable(sense_ids)
         return vectors, sense_ids
 
@@ -240,6 +246,8 @@ class _SoftAssignment(torch.autograd.Function):
                     scores, _, _ = _scores(F.embedding(positions, states).float(), own, is_padding, ctx.similarity)
                     mean = torch.bmm((scores / ctx.temperature).softmax(-1), own)
                 (part,) = torch.autograd.grad(mean, own, F.embedding(positions, grad_vectors).float())
+                if is_padding is not None:
+                    part.masked_fill_(is_padding.mT, 0)  # 0 already, but for gradients that are not finite
                 if isinstance(rows, slice):
                     gradient[rows] += part[0]
                 else:
@@ -283,7 +291,7 @@ def sense_posterior(
             kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
             sense_ids[positions, : kept.indices.shape[-1]] = kept.indices.masked_fill_(kept.values == -torch.inf, -1)
             probabilities[positions, : kept.indices.shape[-1]] = (kept.values / temperature).softmax(-1)
-    return sense_ids[:-1], probabilities[:-1]
+    return sense_ids[: len(token_ids)], probabilities[: len(token_ids)]
 
 
 class _SenseCrossEntropy(torch.autograd.Function):
@@ -310,8 +318,8 @@ class _SenseCrossEntropy(torch.autograd.Function):
                     slope -= queries * (queries * slope).sum(-1, keepdim=True)
                     slope /= torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
                 gradient[positions] = slope
-        ctx.save_for_backward(gradient[:-1])
-        predicted = predicted[:-1]
+        ctx.save_for_backward(gradient[: len(token_ids)])
+        predicted = predicted[: len(token_ids)].detach()
         ctx.mark_non_differentiable(predicted)
         return loss, predicted
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from sensedict_hf import ragged
-from sensedict_hf.ragged import assign_senses, sense_cross_entropy
+from sensedict_hf.ragged import assign_senses, sense_cross_entropy, sense_posterior
 
 WIDTH = 6
 
@@ -200,6 +200,30 @@ def test_memory_of_a_product_is_bounded(device, monkeypatch):
         assert own.numel() <= 600 or len(own) == 1
         seen += positions.flatten().tolist()
     assert sorted(place for place in seen if place < 561) == list(range(561))
+
+
+@pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
+@pytest.mark.parametrize("base", [2, 8])
+@pytest.mark.parametrize("elements", [1 << 24, 60])
+def test_padding_changes_nothing(similarity, base, elements, monkeypatch):
+    """Not the senses chosen, nor the most probable ones, of which some tokens have fewer than are asked for, nor any gradient."""
+    sizes = torch.randint(0, 20, (30,))
+    offsets, senses = F.pad(sizes.cumsum(0), (1, 0)), torch.randn(int(sizes.sum()), WIDTH)
+    hidden, token_ids = torch.randn(100, WIDTH), torch.randint(-1, 30, (100,)) // torch.randint(1, 5, (100,))
+
+    def results():
+        own, table = hidden.clone().requires_grad_(), senses.clone().requires_grad_()
+        vectors, choices = assign_senses(hidden, token_ids, table, offsets, similarity, temperature=0.7)
+        (vectors.mul_(2) * torch.arange(WIDTH)).sum().backward()
+        likely = sense_posterior(hidden, token_ids, senses, offsets, similarity, 0.5, top_k=3)
+        loss, guesses = sense_cross_entropy(own, token_ids, likely[0], senses, offsets, similarity, 0.5, probabilities=likely[1])
+        loss.backward()
+        return [choices, *assign_senses(hidden, token_ids, senses, offsets, similarity), table.grad, *likely, loss, guesses, own.grad]
+
+    expected = results()
+    monkeypatch.setattr(ragged, "CPU", ragged.Blocking(elements, base))
+    for found, wanted in zip(results(), expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_makes_few_products(monkeypatch):
