@@ -235,4 +235,4 @@ def test_padding_makes_few_products(monkeypatch):
     for blocking in (ragged.CPU, ragged.GPU):
         monkeypatch.setattr(ragged, "CPU", blocking)
         products[blocking.base] = sum(1 for _ in ragged._blocks(token_ids, torch.zeros(int(sizes.sum()), WIDTH), offsets, None))
-    assert products[ragged.GPU.base] < 10 and products[1] > 50
+    assert products[ragged.GPU.base] < 10 and products[1] > 5 * products[ragged.GPU.base]
