@@ -64,18 +64,20 @@ def student_folder(bert, texts, tmp_path):
 @both_heads
 @pytest.mark.parametrize("kind", [*ENCODER_HEADS, "llama"])
 def test_a_copied_head_is_the_teachers(kind, head, tokenizer, texts, tmp_path):
-    """With all layers and without senses the logits are those of the fine-tuned model, bit for bit, before and after saving."""
+    """With all layers and without senses the logits are those of the fine-tuned model, before and after saving."""
     classifier = make_classifier(kind, head)
     senses = senses_of(classifier, tokenizer, texts)
     student = head.from_teacher(classifier, senses, num_hidden_layers=4, assignment="none").eval()
     for side in ("right", "left") if kind == "llama" else ("right",):
         batch = batch_of(tokenizer, texts, side)
         expected = classifier(**batch).logits
-        assert torch.equal(student(**batch).logits, expected) and expected.std() > 0.1
+        assert expected.std() > 0.1
+        torch.testing.assert_close(student(**batch).logits, expected)
     assert student.config.id2label == LABELS and student.config.label2id == {label: number for number, label in LABELS.items()}
     student.save_pretrained(tmp_path)
     loaded = HEADS[head].from_pretrained(tmp_path)
-    assert isinstance(loaded, head) and torch.equal(loaded(**batch).logits, expected)
+    assert isinstance(loaded, head)
+    torch.testing.assert_close(loaded(**batch).logits, expected)
     for model in (student, loaded):
         assert all(parameter.requires_grad == name.startswith("student.") for name, parameter in model.named_parameters())
     assert all(parameter.requires_grad for parameter in HEADS[head].from_pretrained(tmp_path, freeze_head=False).parameters())
