@@ -1,4 +1,4 @@
-"""The README's table: one intent data set through the command line, models scored raw, by their senses, and half of each.
+"""What a dictionary keeps, and students, on one intent data set, through the command line: raw, by senses, and half of each.
 
     python benchmarks/banking77.py --data FOLDER --output runs/banking77
 

@@ -2,19 +2,20 @@
 
     python benchmarks/distillation.py --data FOLDER --output runs/distillation    # --hours 0: the table of what has been measured
 
-Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps. Its learning rate is
-the best of the same few, and of others beyond those if the best is the first or last of them, by students trained for the short budget on
-a part of the training texts and scored on texts that are held out from those. The teacher runs once over the texts: all methods read its
-vectors from the disk, as what is compared is what a student learns, not what the teacher costs. Each student is scored with its own vectors
-(raw), with the senses that they are nearest to (hard, soft), and with the mean of its own vectors and the soft ones (half: as by
-`residual=0.5` in the config of the dictionary).
+Every method starts from the same layers of the teacher and sees the same texts in the same batches for as many steps (those with a student
+for each task the same texts as often, in other batches). Its learning rate is the best of the same few, and of others beyond those if the
+best is the first or last of them, by the output that the method is made for of students trained for the short budget on a part of the
+training texts and scored on texts that are held out from those. The teacher runs once over the texts: all methods read its vectors from the
+disk, as what is compared is what a student learns, not what the teacher costs. Each student is scored with its own vectors (raw), with the
+senses that they are nearest to (hard, soft), and with the mean of its own vectors and the soft ones (half: as by `residual=0.5` in the
+config of the dictionary).
 
 Scores are kept in `distillation_scores/` beside this file, where those of the README are: what has scores there is neither trained nor
-scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, so that a run
-that was stopped goes on; `--hours` stops one by itself before the next student and without measuring speed. `--jobs` is how many students
-are trained at once, in processes of their own. A GPU has room for as many as there are cores, best under `nvidia-cuda-mps-control -d`: 16
-students and their scores took five minutes on an H200. Scores of GPUs are in `distillation_scores/gpu/`. `--settings` compares settings of
-SKD, one changed at a time.
+scored again, and `--scores FOLDER` begins anew in another folder. Students and their checkpoints stay in the output folder, which is for
+one set of data and one kind of device, so that a run that was stopped goes on; `--hours` stops one by itself before the next student and
+without measuring speed. `--jobs` is how many students are trained at once, in processes of their own. A GPU has room for as many as there
+are cores, best under `nvidia-cuda-mps-control -d`: 16 students and their scores took five minutes on an H200. Scores of GPUs are in
+`distillation_scores/gpu/`. `--settings` compares settings of SKD, one changed at a time.
 `--smoke` tries all methods in half an hour: four small sets, a sixteenth of their texts, the short budget, no search.
 FOLDER is described in `distillation_tasks.py`. `pip install ".[benchmark]"` brings what is needed beside the package.
 """
@@ -28,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,17 @@ class Comparison:
             folder.mkdir(parents=True, exist_ok=True)
         self.names = SMALL if options.smoke else NAMES
         self.load_task = cache(load_task)
-        self.end = time.monotonic() + 3600 * options.hours
         self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
-        file, own = options.output / "teacher.txt", self.teacher.fingerprint()
+        file, own = options.output / "teacher.txt", f"{self.teacher.fingerprint()} {options.device}"
         if not file.exists():
             file.write_text(own)
         elif file.read_text() != own:
-            raise SystemExit(f"{options.output} holds vectors and students of another teacher: choose another --output")
+            raise SystemExit(f"{options.output} holds students of another teacher or kind of device: choose another --output")
+
+    def check_time(self) -> None:
+        """Raises a TimeoutError if nothing more is to be computed."""
+        if time.monotonic() > self.options.end:
+            raise TimeoutError
 
     def scopes(self, key: str) -> list[tuple[str, ...]]:
         """The tasks of each student of a method."""
@@ -176,8 +181,9 @@ class Comparison:
         lengths = np.array([len(ids) for ids in input_ids])
         begins = np.concatenate([[0], np.cumsum(lengths)])
         path = self.output / "vectors.npy"
+        shape = (int(begins[-1]), self.teacher.model.config.hidden_size)
         if not path.exists():
-            shape = (int(begins[-1]), self.teacher.model.config.hidden_size)
+            self.check_time()
             vectors = np.lib.format.open_memmap(path.with_suffix(".partial"), mode="w+", dtype=np.float16, shape=shape)
             for batch in np.split(order := np.argsort(-lengths, kind="stable"), range(BATCH, len(order), BATCH)):
                 ids, mask = (x.to(self.teacher.device) for x in pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id))
@@ -186,7 +192,9 @@ class Comparison:
             vectors.flush()
             os.replace(path.with_suffix(".partial"), path)
         rows_of = {text: range(*numbers[place : place + 2]) for place, text in enumerate(texts)}
-        return dataset.add_column("begin", begins[:-1]), rows_of, np.load(path, mmap_mode="r")
+        if (vectors := np.load(path, mmap_mode="r")).shape != shape:
+            raise SystemExit(f"{path} is of other texts: choose another --output")
+        return dataset.add_column("begin", begins[:-1]), rows_of, vectors
 
     def senses(self, names: Sequence[str], dev: bool, similarity: str) -> SenseEmbeddingModel:
         """The dictionary of the texts of these tasks."""
@@ -194,6 +202,7 @@ class Comparison:
         if (folder / "config.json").is_file():
             senses = AutoModel.from_pretrained(folder)
         else:
+            self.check_time()
             senses = build_sense_dictionary(self.teacher, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH)
         senses.config.similarity = similarity
         return senses.to(self.teacher.device)
@@ -213,10 +222,9 @@ class Comparison:
         method = METHODS[key]
         title = f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
         folder = self.output / "students" / "-".join([title, *(f"{name}-{value:g}" for name, value in changed.items())])
+        self.check_time()
         if (folder / "config.json").is_file():
             return AutoModel.from_pretrained(folder).to(self.teacher.device)
-        if time.monotonic() > self.end:
-            raise TimeoutError
         senses = self.senses(names, dev, method.similarity)
         unfinished = folder.with_name(folder.name + ".partial")
         set_seed(seed)
@@ -238,10 +246,14 @@ class Comparison:
                 report_to="none",
                 logging_steps=100,
                 disable_tqdm=self.options.jobs > 1,
+                use_cpu=self.options.device == "cpu",
                 seed=seed,
             )
             chosen = [row for text in self.texts(names, dev) for row in rows_of[text]]
             trainer = CachedTrainer(student, args, teacher=self.teacher, train_dataset=dataset.select(chosen))
+            for checkpoint in unfinished.glob("checkpoint-*"):
+                if not (checkpoint / "trainer_state.json").is_file():  # its writing was interrupted
+                    shutil.rmtree(checkpoint)
             trainer.teacher, trainer.vectors, trainer.is_cosine = self.teacher, vectors, key == "cosine"
             trainer.train(resume_from_checkpoint=get_last_checkpoint(unfinished) if unfinished.exists() else None)
             for checkpoint in unfinished.glob("checkpoint-*"):
@@ -302,7 +314,7 @@ class Comparison:
         print(f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n\n| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}")
         for changed in ({}, *SETTINGS):
             name = ", ".join(f"{key}={value:g}" for key, value in changed.items()) or "nothing"
-            scores = self.held_out(f"skd-{layers}-settings", name, "skd", learning_rate, layers, **changed)
+            scores = self.held_out(f"skd-{layers}-settings-{learning_rate:g}", name, "skd", learning_rate, layers, **changed)
             print(f"| {name} | {' | '.join(f'{scores[way]:.4f}' for way in OUTPUTS)} |", flush=True)
 
     def search(self, key: str, layers: int) -> float:
@@ -323,22 +335,39 @@ class Comparison:
             tried, best = sorted([*tried, beyond]), beyond
         return best
 
-    def steps(self) -> dict[str, list[tuple[Any, ...]]]:
-        """What jobs can share: all dictionaries, then all searches, then all students, the longest first. `cut` needs nothing."""
+    def runs(self) -> list[tuple[int, int, str, str]]:
+        """Layers, seed, budget and method of all students, in the order of the tables; of `cut` there is only one."""
         options = self.options
-        keys = [key for key in options.methods if key != "cut"]
-        scopes = {(some, False) for key in keys for some in self.scopes(key)}
-        if len(options.learning_rates) > 1:
+        first = options.budgets[0], options.seeds[0]
+        every = product(options.layers, options.seeds, options.budgets, options.methods)
+        return [(layers, seed, budget, key) for layers, seed, budget, key in every if key != "cut" or (budget, seed) == first]
+
+    def missing(self) -> list[tuple[str, str, int, int]]:
+        """What [`run`] has no scores of, the longest first."""
+        missing, end, self.options.end = [], self.options.end, -np.inf
+        for layers, seed, budget, key in sorted(self.runs(), key=lambda run: -EPOCHS[run[2]]):
+            try:
+                self.run(key, budget, seed, layers)
+            except TimeoutError:
+                missing.append((key, budget, seed, layers))
+        self.options.end = end
+        return missing
+
+    def run_jobs(self) -> None:
+        """What is missing, side by side: all dictionaries, then all searches, then all students."""
+        missing = self.missing()
+        kinds = {(key.removesuffix("-sep"), layers) for key, _, _, layers in missing}
+        scopes = {(some, False) for key, *_ in missing for some in self.scopes(key)}
+        if missing and len(self.options.learning_rates) > 1:
             scopes.add((SEARCHED, True))
-        kinds = {(key.removesuffix("-sep"), layers) for key, layers in product(keys, options.layers)}
-        budgets = sorted(options.budgets, key=EPOCHS.__getitem__, reverse=True)
-        return {
+        steps = {
             "Dictionaries": [("senses", *scope, "l2") for scope in sorted(scopes)],
             "Searches": [("search", *kind) for kind in sorted(kinds)],
-            "Students": [
-                ("run", key, budget, seed, layers) for budget, key, seed, layers in product(budgets, keys, options.seeds, options.layers)
-            ],
+            "Students": [("run", *each) for each in missing],
         }
+        if missing:
+            _ = self.rows  # the teacher's vectors, which jobs only read
+            run_jobs(partial(Comparison, self.options), steps, self.options.jobs)
 
     def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:
         """The learning rate of a method and its scores on all tasks."""
@@ -356,6 +385,7 @@ class Comparison:
         for name in self.names:
             if name in self.recorded(key):
                 continue
+            self.check_time()
             if key == "teacher":
                 scores = self.score(name, False, self.teacher, self.senses(self.names, False, "l2"))
             else:
@@ -392,13 +422,19 @@ def main() -> None:
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts, and nothing else")
     parser.add_argument("--jobs", type=int, default=1, help="train so many students at once")
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
-    parser.add_argument("--device")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="four small sets, few texts, one budget, one learning rate")
     options = parser.parse_args()
     if options.smoke:
         options.learning_rates, options.budgets, options.output = [1e-3], ["short"], options.output / "smoke"
+        if options.settings:
+            parser.error("--settings compares students on texts that --smoke leaves out: give one of them")
+    for name in ("methods", "budgets", "layers", "seeds"):
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     recorded = options.teacher == parser.get_default("teacher") and not options.smoke
-    options.scores = options.scores or (Path(__file__).parent / "distillation_scores" if recorded else options.output / "scores")
+    own = Path(__file__).parent / "distillation_scores" / ("gpu" if options.device == "cuda" else "")
+    options.scores = options.scores or (own if recorded else options.output / "scores")
+    options.end = time.monotonic() + 3600 * options.hours
     comparison = Comparison(options)
 
     if options.settings:
@@ -408,21 +444,24 @@ def main() -> None:
             except TimeoutError:
                 print("\nThe others are not there yet.")
         return
-    columns = header("model", "output", tasks=comparison.names)
-    static, teacher = comparison.reference("model2vec"), comparison.reference("teacher")
-    if options.jobs > 1 and time.monotonic() < comparison.end:
-        _ = comparison.rows  # the teacher's vectors, which jobs only read
-        run_jobs(partial(Comparison, options), comparison.steps(), options.jobs)
-    print(columns)
-    for output in OUTPUTS:
-        print_row("teacher", output, teacher)
-    print_row("model2vec, no training", "raw", static)
+    print(columns := header("model", "output", tasks=comparison.names))
     missing, by_seed = [], defaultdict(list)
-    for layers, seed in product(options.layers, options.seeds):
+    for key, title, outputs in (("teacher", "teacher", OUTPUTS), ("model2vec", "model2vec, no training", ("raw",))):
+        try:
+            scores = comparison.reference(key)
+        except TimeoutError:
+            missing.append(title)
+            continue
+        for output in outputs:
+            print_row(title, output, scores)
+    if options.jobs > 1:
+        try:
+            comparison.run_jobs()
+        except TimeoutError:
+            pass
+    for (layers, seed), runs in groupby(comparison.runs(), key=lambda run: run[:2]):
         print(f"\nStudents of {layers} layers, seed {seed}, by budget and learning rate:\n\n{columns}")
-        for budget, key in product(options.budgets, options.methods):
-            if key == "cut" and budget != options.budgets[0]:
-                continue  # it is not trained
+        for _, _, budget, key in runs:
             try:
                 learning_rate, scores = comparison.run(key, budget, seed, layers)
             except TimeoutError:
@@ -434,12 +473,12 @@ def main() -> None:
                 print_row(title, output, scores)
     if len(options.seeds) > 1:
         print(f"\nMeans over seeds:\n\n{header('model', 'layers', 'output', 'seeds')}")
-        for (title, layers), runs in by_seed.items():
-            if len(runs) > 1:
-                print_seeds(title, layers, runs)
+        for (title, layers), each in by_seed.items():
+            if len(each) > 1:
+                print_seeds(title, layers, each)
     print(f"\nNot there yet: {'; '.join(missing) or 'nothing'}\n")
 
-    if time.monotonic() > comparison.end:
+    if time.monotonic() > options.end:
         return
     # Cost, side by side in one process.
     senses = comparison.senses(comparison.names, False, "l2")

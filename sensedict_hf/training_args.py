@@ -14,8 +14,8 @@ class SKDTrainingArguments(TrainingArguments):
     Args:
         objective: one of these, or several joined by `+`, whose losses are added: `sense`, cross-entropy over each token's senses
             against what the teacher picks; `mse`, regression of the teacher's hidden states, the usual baseline; `sentence`,
-            regression of the text's vector, by the student's pooling. The sum of all three is the best of what was compared (see the
-            README); `sense` alone needs no teacher beside the student.
+            regression of the text's vector, by the student's pooling. The sum of all three is the best of what was compared at few
+            steps (see the README); `sense` alone needs no teacher beside the student.
         temperature: divides the scores of the senses, in units of the dictionary's mean squared distortion.
         label_top_k: 1: the label of a position is the sense that the teacher picks (hard labels); more: the so many most probable
             senses of its posterior (soft labels). label_temperature: of that posterior, in the same units.
