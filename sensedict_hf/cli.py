@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_dtype(sub)
     sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
 
-    sub = command("merge", _merge, "Make one dictionary of several that were built with the same teacher on different texts.")
-    sub.add_argument("senses", nargs="+", metavar="DIR", help="dictionaries")
+    sub = command("merge", _merge, "Make one dictionary of several that were built with the same teacher, or one smaller.")
+    sub.add_argument("senses", nargs="+", metavar="DIR", help="dictionaries, or one")
     sub.add_argument("--budget", type=int, required=True, metavar="N", help="senses in all, placed where they lower the error most")
     sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
 

@@ -1,4 +1,4 @@
-"""Sense dictionaries of one teacher, built on different texts -> one."""
+"""Sense dictionaries of one teacher, built on different texts -> one; or one -> a smaller one."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,7 +27,8 @@ SAME = (
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
-    """Merges dictionaries of the same teacher. Each sense counts as often as it was used; a sense that was never used is dropped.
+    """Merges dictionaries of the same teacher, or makes a single one smaller. Each sense counts as often as it was used; a sense that was
+    never used is dropped.
 
     The senses of each token are clustered as samples are in a build, so that the distortion of the result is that of the dictionaries
     and what the merging adds to it.
@@ -36,10 +37,10 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
         budget: senses in all, placed over the tokens where they lower the squared distance most.
 
     Raises:
-        ValueError: less than two dictionaries, of different teachers or tokenizers, or a budget below one sense for each token.
+        ValueError: no dictionaries, some of different teachers or tokenizers, or a budget below one sense for each token.
     """
-    if len(dictionaries) < 2:
-        raise ValueError(f"{len(dictionaries)} dictionaries: give two or more")
+    if not dictionaries:
+        raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
     first, *others = (senses.config for senses in dictionaries)
     for config in others:
         for name in SAME:

@@ -45,6 +45,16 @@ def test_hardly_worse_than_building_from_all_texts(bert, texts, halves):
     assert merged.config.distortion <= 1.35 * whole.config.distortion
 
 
+def test_one_is_made_smaller(bert, texts):
+    """Its distortion grows as its size falls, to little more than that of a dictionary which is built as small."""
+    whole = build_sense_dictionary(bert, texts, budget=120, senses_dtype="float32")
+    smaller = merge_sense_dictionaries([whole], 60)
+    assert len(smaller.senses) == 60 and smaller.usage.sum() == whole.usage.sum()
+    assert whole.config.distortion < smaller.config.distortion < merge_sense_dictionaries([whole], 40).config.distortion
+    built = build_sense_dictionary(bert, texts, budget=60, senses_dtype="float32")
+    assert smaller.config.distortion <= 1.35 * built.config.distortion
+
+
 def test_what_cannot_be_merged(bert, texts, halves):
     other = build_sense_dictionary(bert, texts, budget=90, layer=2)
     with pytest.raises(ValueError, match="layer differs \\(-1, 2\\)"):
@@ -54,5 +64,5 @@ def test_what_cannot_be_merged(bert, texts, halves):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)
     with pytest.raises(ValueError, match="budget=5 is below one sense for each of the 30"):
         merge_sense_dictionaries(halves, 5)
-    with pytest.raises(ValueError, match="give two or more"):
-        merge_sense_dictionaries(halves[:1], 100)
+    with pytest.raises(ValueError, match="no dictionaries"):
+        merge_sense_dictionaries([], 100)
