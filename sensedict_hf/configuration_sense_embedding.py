@@ -12,6 +12,20 @@ SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
+# What must be the same for the vectors of two dictionaries to mean the same.
+SAME_VECTORS = (
+    "base_model_name_or_path",
+    "base_model_revision",
+    "base_model_fingerprint",
+    "attention",
+    "prompt",
+    "layer",
+    "tokenizer_fingerprint",
+    "teacher_tokenizer_fingerprint",
+    "similarity",
+    "vocab_size",
+    "hidden_size",
+)
 
 
 class SenseEmbeddingConfig(PreTrainedConfig):
@@ -114,6 +128,12 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.format_version = format_version
         self.check()
         super().__init__(**kwargs)
+
+    def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
+        """Raises a ValueError if the senses of two dictionaries cannot stand for each other."""
+        for name in SAME_VECTORS:
+            if getattr(other, name) != getattr(self, name):
+                raise ValueError(f"{name} differs ({getattr(self, name)}, {getattr(other, name)}): their senses cannot be mixed")
 
     def check(self) -> None:
         """Raises a ValueError if what `from_pretrained` may assign too is not possible."""

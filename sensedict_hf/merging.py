@@ -6,24 +6,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig
+from .configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
 from .fitting import fit_senses, read_senses
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .planning import check_budget
 from .ragged import store_senses
-
-# What must be the same for vectors to mean the same.
-SAME = (
-    "base_model_name_or_path",
-    "base_model_revision",
-    "base_model_fingerprint",
-    "layer",
-    "tokenizer_fingerprint",
-    "teacher_tokenizer_fingerprint",
-    "similarity",
-    "vocab_size",
-    "hidden_size",
-)
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
@@ -43,9 +30,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
     first, *others = (senses.config for senses in dictionaries)
     for config in others:
-        for name in SAME:
-            if getattr(config, name) != getattr(first, name):
-                raise ValueError(f"{name} differs ({getattr(first, name)}, {getattr(config, name)}): their senses cannot be mixed")
+        first.check_same_vectors(config)
     tokens, rows, weights = [], [], []
     for senses in dictionaries:
         usage = senses.usage.cpu()
@@ -75,13 +60,14 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
             senses_dtype=first.senses_dtype,
             assignment=first.assignment,
             assignment_temperature=first.assignment_temperature,
+            residual=first.residual,
             distortion=before + found.distortion,
             method="merge",
             method_value=budget,
             num_texts=sum(config.num_texts or 0 for config in configs),
             num_tokens=sum(num_tokens),
             sensedict_version=version("sensedict_hf"),
-            **{name: getattr(first, name) for name in SAME},
+            **{name: getattr(first, name) for name in SAME_VECTORS},
         )
     )
     merged.senses, merged.scales = store_senses(found.senses, SENSES_DTYPES[first.senses_dtype])

@@ -152,6 +152,23 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         self.tokenizer = source.tokenizer
         return self.to(source.device)
 
+    def replace_senses(self, senses: SenseEmbeddingModel) -> None:
+        """Takes another dictionary of the same teacher in the place of its own: one that `merge_sense_dictionaries` has made smaller, or
+        of another dtype (`student.senses.to_dtype("int8")`). How senses are assigned stays as it is.
+
+        Raises:
+            ValueError: the dictionary is of another teacher or for another tokenizer.
+        """
+        own = self.config.sense_config
+        own.check_same_vectors(senses.config)
+        config = copy.deepcopy(senses.config)
+        for name in ("assignment", "assignment_temperature", "residual", "learn_senses", "sense_device"):
+            setattr(config, name, getattr(own, name))
+        replacement = SenseEmbeddingModel(config)
+        replacement.load_state_dict(senses.state_dict())
+        self.senses = replacement.to(self.senses.device).train(self.training)
+        self.config.sense_config = config
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 

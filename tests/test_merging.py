@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sensedict_hf import build_sense_dictionary, merge_sense_dictionaries
+from sensedict_hf import Prompt, build_sense_dictionary, merge_sense_dictionaries
 
 
 @pytest.fixture
@@ -59,6 +61,9 @@ def test_what_cannot_be_merged(bert, texts, halves):
     other = build_sense_dictionary(bert, texts, budget=90, layer=2)
     with pytest.raises(ValueError, match="layer differs \\(-1, 2\\)"):
         merge_sense_dictionaries([halves[0], other], 100)
+    prompted = replace(bert, prompt=Prompt(instruction="w1"))
+    with pytest.raises(ValueError, match="prompt differs"):
+        merge_sense_dictionaries([halves[0], build_sense_dictionary(prompted, texts, budget=90)], 100)
     bert.model.encoder.layer[0].output.dense.bias.data += 1
     with pytest.raises(ValueError, match="base_model_fingerprint differs"):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)

@@ -26,6 +26,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     encode_senses,
     load_teacher,
+    merge_sense_dictionaries,
 )
 from sensedict_hf.model_card import model_card
 
@@ -73,6 +74,30 @@ def test_round_trip(teacher, senses, texts, tmp_path):
     again = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert again.backbone.dtype == torch.bfloat16 and again.senses.senses.dtype == torch.float16
     assert torch.isfinite(again.encode(texts[:3])).all()
+
+
+def test_another_dictionary_takes_its_place(bert, texts, tmp_path):
+    """A smaller one or one in int8 is used as it would be by itself, before and after saving; how senses are assigned stays."""
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    student = SKDStudentModel.from_teacher(bert, senses, assignment="soft", residual=0.25).eval()
+    ids = torch.tensor([bert.tokenizer(texts[0])["input_ids"]])
+    for number, other in enumerate([merge_sense_dictionaries([senses], 40), senses.to_dtype("int8")]):
+        student.replace_senses(other)
+        output = student(ids)
+        expected = other(ids, output.student_hidden_state, assignment="soft", residual=0.25)
+        torch.testing.assert_close(output.last_hidden_state, expected.hidden_states)
+        student.save_pretrained(tmp_path / str(number))
+        loaded = AutoModel.from_pretrained(tmp_path / str(number))
+        assert torch.equal(loaded(ids).last_hidden_state, output.last_hidden_state)
+        assert loaded.config.sense_config.num_senses == len(other.senses) and loaded.senses.senses.dtype == other.senses.dtype
+    with pytest.raises(ValueError, match="layer differs"):
+        student.replace_senses(build_sense_dictionary(bert, texts, budget=90, layer=2))
+
+    learning = AutoModel.from_pretrained(tmp_path / "0", learn_senses=True)
+    learning.replace_senses(senses)
+    assert learning.senses.senses.requires_grad and len(learning.senses.senses) == 90
+    with pytest.raises(ValueError, match="int8 senses cannot be learned"):
+        learning.replace_senses(senses.to_dtype("int8"))
 
 
 def test_encode_does_not_depend_on_batches_or_padding(teacher, senses, texts):
