@@ -55,7 +55,7 @@ from sensedict_hf import (
     load_teacher,
 )
 from sensedict_hf.corpus import tokenize_in_memory
-from sensedict_hf.encoding import encode_texts, encode_words, pad_batch
+from sensedict_hf.encoding import pad_batch
 from sensedict_hf.labeling import window_rows
 
 MAX_LENGTH = 128
@@ -216,7 +216,6 @@ class Comparison:
         model = student.model if isinstance(student, Teacher) else student.eval()
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
-            """All outputs beside each other: means of them are means of each."""
             own = (
                 student.last_hidden_state(input_ids, mask) if isinstance(student, Teacher) else model(input_ids, mask, assignment="none")[0]
             )
@@ -226,17 +225,7 @@ class Comparison:
         settings = dict(
             pad_token_id=self.teacher.pad_token_id, max_length=self.teacher.max_seq_length, batch_size=BATCH, device=model.device
         )
-        tokenizer, evaluation = self.teacher.tokenizer, self.task(name, dev).evaluation
-        vectors = evaluation.encode(
-            lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
-            lambda words: encode_words(forward, tokenizer, words, **settings),
-        )
-        width, scores = senses.config.hidden_size, {}
-        for number, output in enumerate(OUTPUTS):
-            part = slice(number * width, (number + 1) * width)
-            own = [[x[:, part] for x in some] if evaluation.of_words else some[:, part] for some in vectors]
-            scores[output] = {metric: round(float(value), 5) for metric, value in evaluation.metric(*own).items()}
-        return scores
+        return self.task(name, dev).score_outputs(forward, OUTPUTS, senses.config.hidden_size, self.teacher.tokenizer, **settings)
 
     def held_out(self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: float) -> dict[str, float]:
         """What is recorded of a student of the searched tasks by its name: the mean of its scores on held-out texts, by output."""

@@ -7,14 +7,17 @@ JSON Lines: six with `train.jsonl` and `test.jsonl` of `text` and `label`; `stsb
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from sensedict_hf.encoding import encode_texts, encode_words
 from sensedict_hf.evaluation_tasks import (
     Columns,
     Encode,
@@ -51,6 +54,31 @@ class DistillationTask:
         """Classification: `few_shot`, `few_shot_std`, `full` (accuracy); stsb: `spearman`, `pearson`; xquad_retrieval: `ndcg_at_10`,
         `accuracy_at_1`, `recall_at_10`; wnut17: `f1`, `precision`, `recall`; all in 0..1 but for correlations."""
         return self.evaluation.score(encode, encode_words)
+
+    def score_outputs(
+        self,
+        forward: Callable[[Tensor, Tensor], Tensor],
+        names: Sequence[str],
+        width: int,
+        tokenizer: PreTrainedTokenizerBase,
+        **settings: Any,
+    ) -> dict[str, dict[str, float]]:
+        """The scores of several outputs of one forward pass, by name. They are pooled to means, and the means of all are means of each.
+
+        Args:
+            forward: token ids and mask, `[batch, positions]`, to the outputs beside each other, `[batch, positions, names x width]`.
+            settings: of `encode_texts` and `encode_words`.
+        """
+        vectors = self.evaluation.encode(
+            lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
+            lambda words: encode_words(forward, tokenizer, words, **settings),
+        )
+        scores = {}
+        for number, name in enumerate(names):
+            part = slice(number * width, (number + 1) * width)
+            own = [[x[:, part] for x in some] if self.evaluation.of_words else some[:, part] for some in vectors]
+            scores[name] = {metric: round(float(value), 5) for metric, value in self.evaluation.metric(*own).items()}
+        return scores
 
 
 def load_task(name: str, data: Path, *, dev: bool = False) -> DistillationTask:

@@ -3,11 +3,11 @@
     python benchmarks/sizes.py --data FOLDER --model STUDENT
     python benchmarks/sizes.py --data FOLDER --model TEACHER --senses FOLDER
 
-The dictionary, a student's own or that of `--senses`, is made smaller by `merge_sense_dictionaries`, down to one sense for each token, the
-mean of all vectors that it was built from. Each size is scored on the tasks of `distillation_tasks.py`, which describes FOLDER, with soft
-senses and half of the model's own vectors; `--dev` scores on texts to develop on, of all tasks but retrieval. Speeds are those of
-uci_sentiment's test texts with `--threads`, all sizes in turn, the best of three rounds. Students are those of `distillation.py`, which
-leaves them in its output folder, or any other of all-MiniLM-L6-v2.
+The dictionary, a student's own or that of `--senses`, is halved, quartered and made as small as can be by `merge_sense_dictionaries`: one
+sense for each token, the mean of all vectors that it was built from. Each size is scored on the tasks of `distillation_tasks.py`, which
+describes FOLDER, with soft senses and half of the model's own vectors; `--dev` scores on texts to develop on, of all tasks but retrieval.
+Speeds are those of uci_sentiment's test texts with one thread, all sizes in turn, the best of three rounds. Students are those of
+`distillation.py`, which leaves them in its output folder, or any other of all-MiniLM-L6-v2.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from torch import Tensor
 from transformers.utils import logging
 
 from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_teacher, merge_sense_dictionaries
-from sensedict_hf.encoding import encode_texts, encode_words
+from sensedict_hf.encoding import encode_texts
 from sensedict_hf.modeling_skd_student import load_senses
 
 BATCH = 32
 
 
-def smaller(senses: SenseEmbeddingModel, divisors: list[int]) -> dict[str, SenseEmbeddingModel | None]:
+def smaller(senses: SenseEmbeddingModel) -> dict[str, SenseEmbeddingModel | None]:
     """None, the dictionary, parts of it, and one sense for each token, by their titles."""
     tokens = torch.arange(senses.config.vocab_size).repeat_interleave(senses.offsets.diff())[senses.usage > 0].unique().numel()
-    budgets = [len(senses.senses) // divisor for divisor in divisors]
-    sizes = [senses, *(merge_sense_dictionaries([senses], budget) for budget in [*budgets, tokens] if budget >= tokens)]
+    budgets = [len(senses.senses) // 2, len(senses.senses) // 4, tokens]
+    sizes = [senses, *(merge_sense_dictionaries([senses], budget) for budget in budgets if budget >= tokens)]
     return {"none": None} | {f"{len(size.senses):,}": size for size in sizes}
 
 
@@ -42,11 +42,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=str(get_model_path()))
     parser.add_argument("--senses", help="of a teacher")
-    parser.add_argument("--divisors", type=int, nargs="+", default=[2, 4], help="the dictionary is made so many times smaller")
     parser.add_argument("--dev", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     if options.senses:
         model, senses = load_teacher(options.model, device="cpu"), load_senses(options.senses)
         own = model.last_hidden_state
@@ -60,32 +58,23 @@ def main() -> None:
     tokenizer, max_length = model.tokenizer, model.max_seq_length if options.senses else model.config.max_seq_length
     pad_token_id = tokenizer.pad_token_id
     settings = dict(pad_token_id=pad_token_id, max_length=max_length, batch_size=BATCH, device=torch.device("cpu"))
-    sizes = smaller(senses, options.divisors)
+    sizes = smaller(senses)
 
     def outputs(*which: SenseEmbeddingModel | None) -> Callable[[Tensor, Tensor], Tensor]:
         """What a model returns with each of some dictionaries, beside each other."""
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             vectors = own(input_ids, mask)
-            each = (x and x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which)
-            return torch.cat([vectors if x is None else x for x in each], dim=-1)
+            halves = (None if x is None else x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which)
+            return torch.cat([vectors if half is None else half for half in halves], dim=-1)
 
         return forward
 
     names, width, forward = DEV_NAMES if options.dev else NAMES, senses.config.hidden_size, outputs(*sizes.values())
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    for name in names:
-        evaluation = load_task(name, options.data, dev=options.dev).evaluation
-        vectors = evaluation.encode(
-            lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
-            lambda words: encode_words(forward, tokenizer, words, **settings),
-        )
-        scores[name] = {}
-        for number, title in enumerate(sizes):
-            part = slice(number * width, (number + 1) * width)
-            scores[name][title] = evaluation.metric(
-                *([[x[:, part] for x in some] if evaluation.of_words else some[:, part] for some in vectors])
-            )
+    scores = {
+        name: load_task(name, options.data, dev=options.dev).score_outputs(forward, list(sizes), width, tokenizer, **settings)
+        for name in names
+    }
     print(header("model", "senses", tasks=names))
     for title in sizes:
         print_row(Path(options.model).name, title, scores)

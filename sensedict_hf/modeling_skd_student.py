@@ -166,6 +166,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             setattr(config, name, getattr(own, name))
         replacement = SenseEmbeddingModel(config)
         replacement.load_state_dict(senses.state_dict())
+        replacement.tokenizer = self.tokenizer
         self.senses = replacement.to(self.senses.device).train(self.training)
         self.config.sense_config = config
 

@@ -89,6 +89,7 @@ def test_another_dictionary_takes_its_place(bert, texts, tmp_path):
         student.save_pretrained(tmp_path / str(number))
         loaded = AutoModel.from_pretrained(tmp_path / str(number))
         assert torch.equal(loaded(ids).last_hidden_state, output.last_hidden_state)
+        assert torch.equal(student.senses.senses_of("w1"), other.senses_of("w1"))
         assert loaded.config.sense_config.num_senses == len(other.senses) and loaded.senses.senses.dtype == other.senses.dtype
     with pytest.raises(ValueError, match="layer differs"):
         student.replace_senses(build_sense_dictionary(bert, texts, budget=90, layer=2))
