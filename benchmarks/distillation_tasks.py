@@ -122,6 +122,18 @@ def hold_out_fifth(columns: Columns) -> tuple[Columns, Columns]:
     return four_fifths, fifth
 
 
+def best_learning_rate(rates: Sequence[float], held_out: Callable[[float], float]) -> float:
+    """The rate with the highest score on held-out texts, of some and of those beyond them as long as the best is the first or the last."""
+    tried = sorted(rates)
+    best = max(tried, key=held_out)
+    while best in (tried[0], tried[-1]):
+        beyond = best / 2 if best == tried[0] else best * 2
+        if held_out(beyond) <= held_out(best):
+            break
+        tried, best = sorted([*tried, beyond]), beyond
+    return best
+
+
 def distill_model2vec(teacher: str, folder: Path) -> "StaticModel":
     """The static model that model2vec makes of a teacher's tokens, with that package's own settings; or the one that is in the folder."""
     # Imported here: only this baseline needs the package.

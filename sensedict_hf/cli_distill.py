@@ -51,6 +51,9 @@ class DistillArguments(TeacherArguments):
     assignment: str | None = field(
         default=None, metadata={"help": "what the student returns (default: as its objective suggests)", "choices": [*ASSIGNMENTS]}
     )
+    residual: float | None = field(
+        default=None, metadata={"help": "share of its own vectors beside the senses (0 to 1; default: as its objective suggests)"}
+    )
     head: str | None = field(
         default=None, metadata={"help": "copy this head of a fine-tuned teacher too, frozen, on the student", "choices": [*HEADS]}
     )
@@ -122,11 +125,11 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         return HEADS.get(options.head, AutoModel).from_pretrained(folder)
     set_seed(args.seed)  # before weights (a projection) are drawn
     student: SKDStudentPreTrainedModel
+    output = {"assignment": options.assignment, "residual": options.residual}
     if backbone:
-        student = SKDStudentModel.from_backbone(backbone, senses, assignment=options.assignment, pooling=teacher.pooling)
+        student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
     else:
-        layers = options.layers or options.num_hidden_layers
-        student = SKDStudentModel.from_teacher(teacher, senses, layers, assignment=options.assignment)
+        student = SKDStudentModel.from_teacher(teacher, senses, options.layers or options.num_hidden_layers, **output)
     if options.head:
         student = HEADS[options.head].from_student(student, classifier)
     eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")

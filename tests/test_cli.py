@@ -36,8 +36,10 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert status == 0 and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
     status, out, _ = run(capsys, *distill, "--layers", 0, 3, "--objective", "mse", "--output", tmp_path / "mse")
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "mse").config.teacher_layers == [0, 3]
-    status, out, _ = run(capsys, *distill, "--backbone", teacher_folder, "--assignment", "soft", "--output", tmp_path / "other")
-    assert status == 0 and AutoModel.from_pretrained(tmp_path / "other").config.assignment == "soft"
+    returned = ["--assignment", "hard", "--residual", "0.25"]
+    status, out, _ = run(capsys, *distill, "--backbone", teacher_folder, *returned, "--output", tmp_path / "other")
+    config = AutoModel.from_pretrained(tmp_path / "other").config
+    assert status == 0 and (config.default_assignment, config.default_residual) == ("hard", 0.25)
 
     tagger = BertForTokenClassification.from_pretrained(teacher_folder, num_labels=5)
     tagger.save_pretrained(tmp_path / "tagger")

@@ -252,22 +252,27 @@ def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
 
 
 def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
-    """With dropout, to the last bit."""
-    settings = dict(num_train_epochs=2, save_strategy="epoch", gradient_accumulation_steps=2, objective="sense+mse", dropout=0.1)
+    """With dropout, from the middle of an epoch, to the last bit."""
+    settings = dict(num_train_epochs=2, per_device_train_batch_size=10, save_strategy="steps", save_steps=1)
+    settings |= dict(gradient_accumulation_steps=2, objective="sense+mse", dropout=0.1)
     straight = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
     straight.train()
-    for folder in (tmp_path / "straight").glob("checkpoint-*"):
-        if folder.name != "checkpoint-2":
-            shutil.rmtree(folder)
-    resumed = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == straight.state.global_step == 4
+    assert straight.state.global_step == 6
+
+    def resume(**changed):
+        for folder in (tmp_path / "straight").glob("checkpoint-*"):
+            if folder.name != "checkpoint-2":
+                shutil.rmtree(folder)
+        trainer = make_trainer(bert, senses, texts, tmp_path / "straight", **settings | changed)
+        trainer.train(resume_from_checkpoint=True)
+        return trainer
+
+    resumed = resume()
+    assert resumed.state.log_history[:-1] == straight.state.log_history[:-1] and resumed.state.global_step == 6
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
     assert {module.p for module in resumed.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}  # as its config says
-    shutil.rmtree(tmp_path / "straight" / "checkpoint-4")
-    other = make_trainer(bert, senses, texts, tmp_path / "straight", **settings | {"dropout": 0.0})
-    other.train(resume_from_checkpoint=True)
+    other = resume(dropout=0.0)
     assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
 
 
@@ -358,8 +363,10 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    losses = [[float(loss) for loss in re.findall(r"'eval_loss': '?([0-9.]+)", out)] for out in (capsys.readouterr().out, run.stdout)]
-    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)  # 17 texts, and none of them twice
+    printed = capsys.readouterr().out
+    for name, number in (("loss", 6), ("eval_loss", 2)):  # the latter of 17 texts, none of them twice
+        one, two = ([float(loss) for loss in re.findall(rf"'{name}': '?([0-9.]+)", out)] for out in (printed, run.stdout))
+        assert len(one) == number and one == pytest.approx(two[:number], rel=1e-3)
     one, two, streamed = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "streamed"))
     start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1).get_input_embeddings().weight
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
