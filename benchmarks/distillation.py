@@ -192,7 +192,8 @@ class Comparison:
                     shutil.rmtree(checkpoint)
             if self.is_job:
                 trainer.remove_callback(PrinterCallback)
-            trainer.teacher, trainer.vectors, trainer.is_cosine = self.teacher, vectors, key == "cosine"
+            trainer.read(self.teacher, vectors)
+            trainer.is_cosine = key == "cosine"
             trainer.train(resume_from_checkpoint=get_last_checkpoint(unfinished) if unfinished.exists() else None)
             for checkpoint in unfinished.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)

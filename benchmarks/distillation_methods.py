@@ -9,7 +9,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sensedict_hf import SKDTrainer, SKDTrainingArguments
+from sensedict_hf import SKDTrainer, SKDTrainingArguments, Teacher
+from sensedict_hf.trainer import Collator
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,29 @@ SETTINGS = (  # of SKD, each instead of its default
 )
 
 
+@dataclass
+class CachedCollator(Collator):
+    """Adds the teacher's vectors, `[positions, hidden]` of all texts."""
+
+    vectors: np.ndarray
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        states = [torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])].copy()) for row in rows]
+        return super().__call__(rows) | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
+
+
 class CachedTrainer(SKDTrainer):
     """Reads the teacher's vectors instead of running it, and knows the cosine."""
 
-    vectors: np.ndarray
     is_cosine = False
+
+    def read(self, teacher: Teacher, vectors: np.ndarray) -> None:
+        """Takes the teacher's vectors of all positions, `[positions, hidden]`, where the column `begin` says."""
+        own, self.teacher = self.data_collator, teacher
+        self.data_collator = CachedCollator(own.pad_token_id, own.has_senses, False, vectors)
 
     def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
         return texts  # token ids; what the teacher makes of them is in `vectors`
-
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = super()._collate(rows)
-        states = [torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])]) for row in rows]
-        return batch | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["vectors"].float()

@@ -1,7 +1,10 @@
 """Decoders run bidirectionally, and the proof that they are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 PROBE_LENGTH = 8  # tokens, of which the last is changed
@@ -24,9 +27,22 @@ def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
             config.sliding_window = None
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode for a while, and each of its modules back into its own."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.inference_mode()
 def probe_attention(model: PreTrainedModel) -> str:
-    """What the tokens of a model attend to, found by changing the last one: without padding, and with padding on either side.
+    """What the tokens of a model attend to in evaluation, found by changing the last one: without padding, and with padding on either
+    side.
 
     Returns:
         `bidirectional`, `causal`, `partly bidirectional` or, if padding is seen in spite of the mask, `unmasked`; several, joined by a
@@ -42,16 +58,17 @@ def probe_attention(model: PreTrainedModel) -> str:
         row = torch.cat([tokens.new_full((left,), filling), tokens, tokens.new_full((right,), filling)])
         mask = torch.zeros_like(row)
         mask[left : left + len(tokens)] = 1
-        states = model(input_ids=row[None], attention_mask=mask[None]).last_hidden_state[0]
+        states = model(input_ids=row[None], attention_mask=mask[None], return_dict=True).last_hidden_state[0]
         return states[left : left + len(tokens)].float()
 
     found: dict[str, None] = {}  # a set in the order of what is put in
-    for left, right in ((0, 0), (0, PADDING), (PADDING, 0)):
-        before = run(ids, left, right, size - 1)
-        reached = _reached(before, run(changed, left, right, size - 1))[:-1]
-        found["bidirectional" if reached.all() else "partly bidirectional" if reached.any() else "causal"] = None
-        if _reached(before, run(ids, left, right, size // 2)).any():
-            found["unmasked"] = None
+    with evaluating(model):
+        for left, right in ((0, 0), (0, PADDING), (PADDING, 0)):
+            before = run(ids, left, right, size - 1)
+            reached = _reached(before, run(changed, left, right, size - 1))[:-1]
+            found["bidirectional" if reached.all() else "partly bidirectional" if reached.any() else "causal"] = None
+            if _reached(before, run(ids, left, right, size // 2)).any():
+                found["unmasked"] = None
     return "/".join(found)
 
 

@@ -1,6 +1,7 @@
 """What the files beside a model's weights say about how it is run: adapters of PEFT, LLM2Vec and sentence-transformers."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ logger = logging.get_logger(__name__)
 
 # Of a version of it by these names; earlier ones write pooling_mode_cls_token, pooling_mode_weightedmean_tokens and so on.
 SENTENCE_TRANSFORMERS_POOLINGS = {"weightedmean": "weighted_mean", "lasttoken": "last"}
+EARLIER_NAMES = dict(mean="mean_tokens", weighted_mean="weightedmean_tokens", cls="cls_token", last="lasttoken", max="max_tokens")
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
 # LLM2Vec wraps texts for these models, known by name.
 LLM2VEC_TEMPLATES = {
@@ -134,6 +136,22 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "")
     if prompt:
         found.prompt = Prompt(prompt + "{text}", pooled="all" if pools_prompt else "text")
+
+
+def write_sentence_transformers(folder: str | os.PathLike, hidden_size: int, pooling: str, max_seq_length: int) -> None:
+    """Leaves beside a model what any version of sentence-transformers needs to make the same vectors of texts as `encode`."""
+    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in EARLIER_NAMES.items()}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+    ]
+    Path(folder, "1_Pooling").mkdir(exist_ok=True)
+    for name, content in {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
+    }.items():
+        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _names_llm2vec(config: dict[str, Any]) -> bool:

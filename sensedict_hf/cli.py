@@ -2,15 +2,16 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from transformers import HfArgumentParser
+from transformers import AutoConfig, AutoModel, HfArgumentParser
 
 from .building import build_sense_dictionary, process_state
-from .cli_distill import DistillArguments, distill, read_argument_file
+from .cli_distill import HEADS, DistillArguments, distill, read_argument_file
 from .cli_evaluate import evaluate, parameters
 from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS, METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
@@ -81,15 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sample-dtype", choices=SAMPLE_DTYPES, default="float16", help="of samples while building")
     _add_run(sub)
 
-    sub = command("convert", _convert, "Store a dictionary in another dtype.")
-    sub.add_argument("senses", metavar="DIR", help="a dictionary")
+    sub = command("convert", _convert, "Store a dictionary, or that of a student, in another dtype.")
+    sub.add_argument("senses", metavar="DIR", help="a dictionary or a student")
     _add_dtype(sub)
-    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved, a new folder")
 
-    sub = command("merge", _merge, "Make one dictionary of several that were built with the same teacher, or one smaller.")
-    sub.add_argument("senses", nargs="+", metavar="DIR", help="dictionaries, or one")
+    sub = command("merge", _merge, "Make one dictionary of several that were built with the same teacher, or one, or a student's, smaller.")
+    sub.add_argument("senses", nargs="+", metavar="DIR", help="dictionaries, or a student alone, which stays one")
     sub.add_argument("--budget", type=int, required=True, metavar="N", help="senses in all, placed where they lower the error most")
-    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved")
+    sub.add_argument("--output", required=True, metavar="DIR", help="where the new one is saved, a new folder")
 
     commands.add_parser(
         "distill",
@@ -190,16 +191,29 @@ def _build(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     senses = load_senses(options.senses)
-    converted = senses.to_dtype(options.dtype)
-    converted.save_pretrained(options.output)
+    converted = _save([options.senses], senses.to_dtype(options.dtype), options.output)
     print(f"{megabytes(senses):.1f} MB in {senses.config.senses_dtype}, {megabytes(converted):.1f} MB in {options.dtype}: {options.output}")
 
 
 def _merge(options: argparse.Namespace) -> None:
     merged = merge_sense_dictionaries([load_senses(path) for path in options.senses], options.budget)
-    merged.save_pretrained(options.output)
-    config = merged.config
+    config = _save(options.senses, merged, options.output).config
     print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+
+
+def _save(sources: Sequence[str], senses: SenseEmbeddingModel, output: str) -> SenseEmbeddingModel:
+    """Saves a dictionary in a new folder; where it was made of a student's alone, the student with it."""
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"there is something in {output} already: choose another folder")
+    kind = AutoConfig.from_pretrained(sources[0])
+    if len(sources) > 1 or kind.model_type == "sense_embedding":
+        senses.save_pretrained(output)
+        return senses
+    heads = {head.__name__: head for head in HEADS.values()}
+    student = heads.get(next(iter(kind.architectures or []), ""), AutoModel).from_pretrained(sources[0])
+    student.base_model.replace_senses(senses)
+    student.save_pretrained(output)
+    return senses
 
 
 def _distill(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModel, set_seed
+from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -18,9 +18,10 @@ from .build_folder import differences
 from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import FILES_HELP, corpus_digest, read_dataset
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, load_senses
-from .teachers import load_teacher
+from .teachers import Teacher, load_teacher
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
@@ -68,7 +69,10 @@ def read_argument_file(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments or Path(arguments[0]).suffix not in (".yaml", ".yml", ".json"):
         return list(arguments)
-    values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{arguments[0]} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{arguments[0]} holds no names with values: write lines like 'num_train_epochs: 2'")
     written: list[str] = []
@@ -124,27 +128,39 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         logger.info(f"{folder} holds this student already")
         return HEADS.get(options.head, AutoModel).from_pretrained(folder)
     set_seed(args.seed)  # before weights (a projection) are drawn
-    student: SKDStudentPreTrainedModel
-    output = {"assignment": options.assignment, "residual": options.residual}
-    if backbone:
-        student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
-    else:
-        student = SKDStudentModel.from_teacher(teacher, senses, options.layers or options.num_hidden_layers, **output)
-    if options.head:
-        student = HEADS[options.head].from_student(student, classifier)
-    eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
-    trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
+    try:
+        student = _student(options, teacher, senses, backbone, classifier)
+        eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
+        trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
+    except ValueError:
+        if state.is_main_process and not (folder / "_encoded").exists() and not list(folder.glob("checkpoint-*")):
+            (folder / STATE).unlink()  # nothing was begun: the next command may have other settings
+        raise
     del teacher  # so that the trainer can let it go
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     if state.is_main_process:
         ready = folder / "_student"
         student.save_pretrained(ready)
-        for path in ready.iterdir():
-            path.replace(folder / path.name)
+        files = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "config.json"):  # that of the model last
+            (folder / path).parent.mkdir(exist_ok=True)
+            (ready / path).replace(folder / path)
         _write(folder, {**json.loads((folder / STATE).read_text()), "finished": True})
         _clear(folder)
     state.wait_for_everyone()
     return student
+
+
+def _student(
+    options: DistillArguments, teacher: Teacher, senses: SenseEmbeddingModel, backbone: Teacher | None, classifier: PreTrainedModel | None
+) -> SKDStudentPreTrainedModel:
+    """What the arguments say to start from."""
+    output = {"assignment": options.assignment, "residual": options.residual}
+    if backbone:
+        student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
+    else:
+        student = SKDStudentModel.from_teacher(teacher, senses, options.layers or options.num_hidden_layers, **output)
+    return HEADS[options.head].from_student(student, classifier) if options.head else student
 
 
 def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
@@ -33,6 +34,10 @@ BATCH_TEXTS, BATCH_CHARACTERS, COMMIT_SECONDS = 1000, 1_000_000, 10
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
 
 PROBE_TOKENS = 200
+# Models whose positions start behind the padding index, so that two of their table are not for tokens.
+POSITIONS_BEHIND_PADDING = (
+    "roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text xmod luke".split()
+)
 
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
@@ -62,7 +67,10 @@ def read_dataset(source: str | list[str], split: str = "train", *, streaming: bo
     if len(formats) > 1:
         raise ValueError(f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind")
     kind = formats.pop()
-    dataset = load_dataset(kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming)
+    try:
+        dataset = load_dataset(kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(f"cannot read {', '.join(paths)} as {kind}: {error.__cause__ or error}") from error
     return dataset.filter(lambda row: bool(row["text"].strip())) if kind == "text" else dataset
 
 
@@ -74,6 +82,8 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
     """
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
+    if hasattr(texts, "columns"):
+        raise ValueError(f"texts is a {type(texts).__name__}: choose one of its columns, and pass that as a list")
     if isinstance(texts, Mapping):
         raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: choose one of them")
     if text_column in (getattr(texts, "column_names", None) or ()):
@@ -101,8 +111,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def model_max_length(tokenizer: PreTrainedTokenizerBase, config=None) -> int:
     """The longest input in tokens: the smaller of what the tokenizer and the model's position table say."""
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or int(1e9)]
-    if getattr(config, "model_type", None) in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet"):
-        limits[1] -= 2  # their positions start behind the padding index
+    if getattr(config, "model_type", None) in POSITIONS_BEHIND_PADDING:
+        limits[1] -= 2
     return min(limits)
 
 

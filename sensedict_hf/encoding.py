@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from .alignment import check_offsets
 from .prompts import Prompt, Prompted
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -44,9 +45,10 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
     mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
     if not mask.any(1).all():
         raise ValueError(f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool")
-    if pooling in ("mean", "weighted_mean"):
-        weights = (mask if pooling == "mean" else mask.cumsum(1) * mask).to(hidden_states.dtype)
-        return (hidden_states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    if pooling in ("mean", "weighted_mean"):  # in float32: sums of many weights or states overflow in half precision
+        weights = (mask if pooling == "mean" else mask.cumsum(1) * mask).float()
+        mean = (hidden_states.float() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+        return mean.to(hidden_states.dtype)
     if pooling == "max":
         return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
     place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, mask.shape[1] if pooling == "cls" else -1)
@@ -80,6 +82,8 @@ def encode_texts(
     """
     if isinstance(texts, str):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
+    if hasattr(texts, "columns"):
+        raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings")
     texts = list(texts)
     if prompt is None:
         has_instructions = any(not isinstance(text, str) for text in texts)
@@ -107,29 +111,42 @@ def encode_words(
 ) -> list[Tensor]:
     """Vectors of the words of sentences that come as lists of words: `[words, hidden]` each, float32 on the CPU.
 
-    A word's vector is the mean over its tokens; a word without tokens, or behind `max_length` tokens, has zeros.
+    A sentence is read as its words with spaces between them. A word's vector is the mean over the tokens that end in it; a word without
+    tokens, or behind `max_length` tokens, has zeros.
 
     Raises:
-        ValueError: a string instead of a list of words, a sentence without tokens, or a tokenizer that does not know which word its tokens
-            are of.
+        ValueError: a string instead of a list of words, a sentence without tokens, or a tokenizer that does not tell which characters its
+            tokens cover.
     """
     sentences = list(sentences)
     if any(isinstance(sentence, str) for sentence in sentences):
         raise ValueError("a sentence is one string: pass each sentence as a list of words")
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} does not tell which word a token is of: load the fast tokenizer (use_fast=True)")
+    check_offsets(tokenizer)
     if not sentences:
         return []
-    encoding = tokenizer([list(sentence) for sentence in sentences], is_split_into_words=True, truncation=True, max_length=max_length)
+    # Not by `is_split_into_words`, for which tokenizers that know a word by the space before it lose that space.
+    joined = [" ".join(sentence) for sentence in sentences]
+    encoding = tokenizer(joined, truncation=True, max_length=max_length, return_offsets_mapping=True)
     vectors: dict[int, Tensor] = {}
     for batch, hidden_states, _ in _batches(forward, encoding["input_ids"], sentences, pad_token_id, batch_size, device, show_progress):
         for i, states in zip(batch, hidden_states.cpu()):
             # Special tokens are of no word: they go to a row of their own behind the last, which is cut off.
             num_words = len(sentences[i])
-            word_of = torch.tensor([num_words if word is None else word for word in encoding.word_ids(i)])
+            word_of = torch.from_numpy(_words_of(sentences[i], encoding["offset_mapping"][i]))
             sums = torch.zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
             vectors[i] = (sums / word_of.bincount(minlength=num_words + 1).clamp(min=1)[:, None])[:num_words]
     return [vectors[i] for i in range(len(sentences))]
+
+
+def _words_of(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The number of the word in which each token ends, by the characters that it covers of the words with spaces between them; of one
+    that ends in none the number of words."""
+    lengths = np.array([len(word) for word in words], dtype=np.int64)
+    ends = lengths.cumsum() + np.arange(len(words))
+    first, last = np.array(offsets).reshape(-1, 2).T - [[0], [1]]
+    begun = np.searchsorted(ends - lengths, last, side="right")  # how many words have begun where the token ends
+    is_inside = (last >= first) & (last < np.append(0, ends)[begun])
+    return np.where(is_inside, begun - 1, len(words))
 
 
 def _batches(

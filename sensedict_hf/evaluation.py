@@ -200,7 +200,7 @@ def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, st
     for number, tags in enumerate(sentences):
         begin, kind = 0, None
         for place, tag in enumerate([*tags, "O"]):
-            prefix, _, tag_kind = tag.partition("-")
+            prefix, _, tag_kind = str(tag).partition("-")
             if prefix not in ("B", "I") and tag != "O":
                 raise ValueError(f"tag {tag!r} of sentence {number} is not BIO: write O, B-type for an entity's first word or I-type")
             if kind is not None and (prefix != "I" or tag_kind != kind):

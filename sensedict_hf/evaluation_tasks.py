@@ -65,7 +65,7 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
         raise ValueError(f"relevant documents that the corpus has not: {unknown[:5]}; check that both files use the same ids")
     relevant = [[row_of[id] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
-    documents = [f"{title} {text}".strip() for title, text in zip(titles, corpus["text"])]
+    documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])]  # datasets fills in None for no title
     return EvaluationTask((queries["text"], documents), lambda first, second: evaluate_retrieval(first, second, relevant))
 
 

@@ -11,7 +11,7 @@ import sensedict_hf  # registers the classes
 from transformers import AutoModel
 
 senses = AutoModel.from_pretrained("{name}")
-senses.senses_of("bank")  # one row per sense""",
+senses.senses_of("the")  # one row per sense""",
     "skd_student": """\
 import sensedict_hf  # registers the classes
 from transformers import AutoModel
@@ -69,6 +69,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         "teacher": teacher,
         "revision": senses.base_model_revision,
         "layer": senses.layer,
+        "attention": senses.attention,
         "senses": f"{senses.num_senses:,} of width {senses.hidden_size}, {senses.senses_dtype}",
         "senses learned": "yes" if senses.learn_senses else None,
         "similarity": senses.similarity,
@@ -87,15 +88,20 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
             returned += f", and {config.default_residual:.0%} of its own vectors in each"
         layers = f"{config.text_config.num_hidden_layers} layers ({config.text_config.model_type})"
         what = f"A student with {layers} distilled from {teacher}. It returns {returned}. The dictionary of senses is inside."
-        rows |= {"pooling": config.pooling, "assignment": config.default_assignment}
+        rows |= {"pooling": config.pooling, "maximum length in tokens": config.max_seq_length, "assignment": config.default_assignment}
         rows |= {"residual": config.default_residual, "objective": config.objective}
-        rows |= {name.replace("_", " "): value for name, value in (config.distillation or {}).items()}
+        settings = dict(config.distillation or {})
+        if settings:
+            del settings["num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"]
+        rows |= {f"distilled with {name.replace('_', ' ')}": value for name, value in settings.items()}
         if head:
             labels = ", ".join(str(config.id2label[number]) for number in range(min(config.num_labels, 20)))
             rows["labels"] = f"{config.num_labels}: {labels}" + (", ..." if config.num_labels > 20 else "")
             rows["head"] = "copied from the teacher" if config.freeze_head else None
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
+    if prompt := (config if is_student else senses).prompt:
+        rows |= {f"prompt: {name.replace('_', ' ')}": repr(value).replace("|", "\\|") for name, value in prompt.items() if value}
     usage = USAGE[kind].format(name=name or "path/or/repository")
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = "Sense-distilled student" if is_student else "Sense dictionary"
@@ -106,5 +112,5 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     )
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage}\n```\n\n"
-        f"Needs `pip install sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\n{licence}\n"
+        f"Needs the package `sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\n{licence}\n"
     )

@@ -237,6 +237,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                 f"teacher of this dictionary (fingerprint {expected}): give the teacher that it was built from, with its own tokenizer"
             )
 
+    def check_attention(self, name: str, attention: str | None) -> None:
+        """Raises a ValueError if the tokens of a model attend to others than those of the teacher did."""
+        own = self.config.attention
+        if None not in (own, attention) and own != attention:
+            raise ValueError(
+                f"the dictionary was built from a {own} teacher, {name} is {attention}: load it with "
+                f"bidirectional={own == 'bidirectional'} (load_teacher), or build a dictionary from it as it is"
+            )
+
     def check_takes_teacher_tokens(self) -> None:
         """Raises a ValueError if the dictionary is for the tokens of another tokenizer than its teacher's."""
         if self.config.teacher_tokenizer_fingerprint is not None:

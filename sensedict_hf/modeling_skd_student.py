@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .attention import probe_attention
+from .checkpoints import write_sentence_transformers
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
@@ -93,8 +95,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         senses.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if getattr(teacher.model, "is_quantized", False):
-            raise ValueError(f"the weights of {teacher.name} are quantized: take the layers out of the model as it was, load_teacher(name)")
+        _refuse_quantized(teacher)
         total = teacher.model.config.num_hidden_layers
         layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
         if not layers or not all(0 <= layer < total for layer in layers):
@@ -126,6 +127,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
+        _refuse_quantized(backbone)
         senses.check_tokenizer(backbone.tokenizer)
         embeddings = backbone.model.get_input_embeddings().num_embeddings
         if (senses.offsets[embeddings:].diff() > 0).any():
@@ -144,13 +146,22 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     def _new(cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]) -> "SKDStudentModel":
         # In float32 whatever the source's dtype: training in pure half precision loses small updates (use Trainer's bf16 or fp16).
         text_config.dtype = torch.float32
-        return cls(SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config), **config))
+        made = SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config))
+        if unknown := [name for name in config if not hasattr(made, name)]:
+            raise ValueError(f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or pooling")
+        return cls(SKDStudentConfig(text_config=text_config, sense_config=made.sense_config, **config))
 
     def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
-        """Takes over the tensors of a dictionary, and the tokenizer and device of a teacher or backbone."""
+        """Takes over the tensors of a dictionary, and the tokenizer, the device and what tokens attend to of a teacher or backbone."""
         self.senses.load_state_dict(senses.state_dict())
         self.tokenizer = source.tokenizer
-        return self.to(source.device)
+        self.to(source.device)
+        if source.attention is not None and probe_attention(self.backbone) != source.attention:
+            self.config.attention = "eager"  # of some architectures the only implementation that does as it is asked
+            self.set_attn_implementation("eager")
+            if (found := probe_attention(self.backbone)) != source.attention:
+                raise ValueError(f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})")
+        return self
 
     def replace_senses(self, senses: SenseEmbeddingModel) -> None:
         """Takes another dictionary of the same teacher in the place of its own: one that `merge_sense_dictionaries` has made smaller, or
@@ -169,6 +180,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         replacement.tokenizer = self.tokenizer
         self.senses = replacement.to(self.senses.device).train(self.training)
         self.config.sense_config = config
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers; also saves the tokenizer, a model card and, unless there is a prompt, which it would pool too, what
+        sentence-transformers needs to encode texts alike."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process and self.config.prompt is None:
+            write_sentence_transformers(save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -214,7 +232,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         texts are truncated to `config.max_seq_length`. Puts the model into evaluation mode."""
         self.eval()
         return encode_texts(
-            lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
+            lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
             self.tokenizer,
             texts,
             pad_token_id=padding_id(self.tokenizer, self),
@@ -233,7 +251,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         `config.max_seq_length`. Puts the model into evaluation mode."""
         self.eval()
         return encode_words(
-            lambda input_ids, mask: self(input_ids, mask, assignment=assignment).last_hidden_state,
+            lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
             self.tokenizer,
             sentences,
             pad_token_id=padding_id(self.tokenizer, self),
@@ -250,6 +268,8 @@ def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
     Raises:
         ValueError: it is another kind of model.
     """
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(f"{path} holds no finished model: if it was being made there, give that command again")
     kind = AutoConfig.from_pretrained(path).model_type
     if kind not in ("sense_embedding", "skd_student"):
         raise ValueError(f"{path} holds a {kind} model, not a sense dictionary: make one with sensedict build")
@@ -277,16 +297,16 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
     check_name(senses.config, teacher.name)
-    ways = senses.config.attention, teacher.attention
-    if None not in ways and ways[0] != ways[1]:
-        raise ValueError(
-            f"the dictionary was built from a {ways[0]} teacher, {teacher.name} is {ways[1]}: load it with "
-            f"bidirectional={ways[0] == 'bidirectional'}, or build a dictionary from it as it is"
-        )
+    senses.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:
         logger.warning_once(f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt")
     senses.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def _refuse_quantized(source: Teacher) -> None:
+    if getattr(source.model, "is_quantized", False):
+        raise ValueError(f"the weights of {source.name} are quantized: take the layers out of the model as it was, load_teacher(name)")
 
 
 def _encoding_settings(source: Teacher) -> dict[str, Any]:
@@ -299,7 +319,7 @@ def _keep_layers(config: Any, layers: list[int]) -> Any:
     """A copy of a model's config with only some layers, in every field that has one entry per layer."""
     config, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == total and not name.startswith("_"):
+        if isinstance(value, list) and len(value) == total and not name.startswith("_") and name != "pos_att_type":
             setattr(config, name, [value[layer] for layer in layers])
     config.num_hidden_layers = len(layers)
     return config

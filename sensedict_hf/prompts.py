@@ -150,7 +150,7 @@ class Prompt:
 
 
 def _pair(text: Sequence[str]) -> Sequence[str]:
-    if len(text) != 2 or not all(isinstance(part, str) for part in text):
+    if not isinstance(text, Sequence) or len(text) != 2 or not all(isinstance(part, str) for part in text):
         raise ValueError(f"{text!r:.60} is neither a string nor an instruction and a text")
     return text
 

@@ -227,7 +227,8 @@ class _SoftAssignment(torch.autograd.Function):
                 scores, _, _ = _scores(F.embedding(positions, states).float(), own, is_padding, similarity)
                 sense_ids[positions] = scores.argmax(-1)
                 vectors[positions] = torch.bmm((scores / temperature).softmax(-1), own).to(vectors.dtype)
-        ctx.save_for_backward(hidden, token_ids, senses, offsets)
+        if ctx.needs_input_grad[2]:
+            ctx.save_for_backward(hidden, token_ids, senses, offsets)
         ctx.similarity, ctx.temperature = similarity, temperature
         vectors, sense_ids = (rows[: len(token_ids)].detach() for rows in (vectors, sense_ids))  # not views: they may be changed in place
         ctx.mark_non_differentiable(sense_ids)

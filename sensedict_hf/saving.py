@@ -60,6 +60,7 @@ class SensePreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
         wrong = [key for key in info["missing_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
         wrong += [key for key, *_ in info["mismatched_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
+        wrong += [key for key in info["unexpected_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS and "scales" in key]
         if wrong:
             raise ValueError(
                 f"{pretrained_model_name_or_path} lacks {', '.join(sorted(wrong))} in the size that its config says: senses cannot be "

@@ -1,6 +1,8 @@
 """Sense distillation under `transformers.Trainer`."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +44,32 @@ REMEMBERED = (
     "dropout",
     "seed",
 )
+
+
+@dataclass
+class Collator:
+    """Makes a batch of what [`encode_senses`] returns; apart from the trainer, as processes that load data are given it.
+
+    Attributes:
+        pad_token_id: what to pad with. has_senses: `[vocabulary]`, of which tokens alone something can be learned (None: of all).
+        is_labelled: whether all labels are there; else the teacher tells them beside.
+    """
+
+    pad_token_id: int
+    has_senses: Tensor | None
+    is_labelled: bool
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
+        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
+        if self.has_senses is not None:
+            known = self.has_senses[input_ids]
+            batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
+        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
+            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
+            batch[name] = pad_sequence(values, True, filling)
+        return batch
 
 
 class SKDTrainer(Trainer):
@@ -132,20 +160,23 @@ class SKDTrainer(Trainer):
             args.accelerator_config.dispatch_batches = False  # batches of processes are padded differently, and cannot be cut out of one
         elif not args.needs_vectors:
             self.teacher = None
+        tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
+        self._has_senses = (self.senses.offsets.diff() > 0).cpu()
         super().__init__(
             model,
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=self._collate,
-            processing_class=kwargs.pop("processing_class", None) or self.student.tokenizer,
+            data_collator=Collator(
+                padding_id(tokenizer, self.student), self._has_senses if args.terms == ("sense",) else None, self.teacher is None
+            ),
+            processing_class=tokenizer,
             **kwargs,
         )
         # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
         self._weights = position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
-        self._has_senses = (self.senses.offsets.diff() > 0).cpu()
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -201,7 +232,9 @@ class SKDTrainer(Trainer):
             )
         tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
         if is_streamed:
-            return stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt)
+            rows = stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt)
+            # Else processes would share the files of a stream, not its batches, and come to the end of an epoch at different steps.
+            return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": rows}) if args.world_size > 1 else rows
         return encode_senses(
             self.teacher,
             self.senses.to(self.teacher.device),
@@ -234,18 +267,6 @@ class SKDTrainer(Trainer):
                 f"the data set has rows of {longest} tokens, above the {max_length} that student, teacher and args.max_length allow: "
                 f"encode the texts again with max_length={max_length}"
             )
-
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        input_ids, mask = pad_batch([row["input_ids"] for row in rows], padding_id(self.processing_class, self.student))
-        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
-        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
-        if self.args.terms == ("sense",):  # nothing can be learned where the token has no senses
-            known = self._has_senses[input_ids] & ((labels >= 0) | (self.teacher is not None))
-            batch["labels"] = labels.masked_fill(~known, IGNORED)
-        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
-            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
-            batch[name] = pad_sequence(values, True, filling)
-        return batch
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The loss summed over the positions of a batch; adds to what is logged."""
@@ -386,3 +407,7 @@ def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:
     counts = totals.diff().float()
     weights = counts.clamp_min(1) ** power
     return weights * counts.sum() / (counts * weights).sum()
+
+
+def _iterate(rows: IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from rows

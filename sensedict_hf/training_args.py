@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 OBJECTIVES = ("sense", "mse", "sentence")
@@ -37,7 +38,9 @@ class SKDTrainingArguments(TrainingArguments):
     max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})
     output_dir: str | None = field(default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]})
     learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "texts per device and step", "aliases": ["--batch-size"]})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "texts per device and step", "aliases": ["--batch-size", "--batch_size"]}
+    )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "texts per device in evaluation"})
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
@@ -48,6 +51,8 @@ class SKDTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # of which each data loader would warn
         unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
         if unknown:
             raise ValueError(f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +")

@@ -36,8 +36,7 @@ def test_vectors_from_the_disk_train_as_the_teacher_does(benchmark, bert, texts,
     rows = {"input_ids": input_ids, "labels": [[-1] * len(ids) for ids in input_ids], "begin": begins[:-1]}
     expected = train(SKDTrainer, bert, senses, tmp_path, texts, objective=objective)
     trainer = train(benchmark.CachedTrainer, bert, senses, tmp_path, Dataset.from_dict(rows), objective=objective)
-    trainer.teacher = bert
-    trainer.vectors = torch.cat([bert.last_hidden_state(torch.tensor([ids]))[0] for ids in input_ids]).numpy()
+    trainer.read(bert, torch.cat([bert.last_hidden_state(torch.tensor([ids]))[0] for ids in input_ids]).numpy())
     for one in (expected, trainer):
         one.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (expected, trainer)]

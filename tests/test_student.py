@@ -222,7 +222,7 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
             uploaded["branch"] = repo_id, branch
 
         def upload_folder(self, repo_id, folder_path, **_):
-            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()}, repo_id=repo_id)
+            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
 
     monkeypatch.setattr("sensedict_hf.saving.HfApi", Api)
     student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
