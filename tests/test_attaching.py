@@ -1,3 +1,6 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import SIZES, make_model, make_tokenizer
@@ -8,11 +11,13 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     T5Config,
     T5Model,
 )
 
-from sensedict_hf import Teacher, attach_senses, build_sense_dictionary
+from sensedict_hf import Teacher, attach_senses, build_sense_dictionary, load_teacher
 
 
 def batch_of(teacher, texts):
@@ -111,3 +116,93 @@ def test_refusals(bert, texts, tokenizer):
     senses.config.layer = 9
     with pytest.raises(ValueError, match="layer 9, BertModel has hidden states 0 to 4"):
         attach_senses(bert.model, senses)
+
+
+def test_hidden_states_of_an_inner_layer_are_the_senses_too(tokenizer, texts):
+    teacher = Teacher(make_model("llama"), tokenizer, name="tiny")
+    senses = build_sense_dictionary(teacher, texts, num_senses=2, layer=2)
+    batch = batch_of(teacher, texts)
+    own = teacher.model(**batch, output_hidden_states=True).hidden_states[2]
+    with attach_senses(teacher.model, senses):
+        found = teacher.model(**batch, output_hidden_states=True).hidden_states[2]
+    assert torch.equal(found, senses(batch["input_ids"], own, batch["attention_mask"]).hidden_states)
+
+
+def test_threads_do_not_take_each_others_tokens(bert, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    batches = torch.randint(4, 32, (2, 8, 16))
+    with attach_senses(bert.model, senses), torch.no_grad():
+        expected = [bert.model(ids).last_hidden_state for ids in batches]
+
+        def run(number):
+            with torch.no_grad():
+                return all(torch.equal(bert.model(batches[number]).last_hidden_state, expected[number]) for _ in range(50))
+
+        with ThreadPoolExecutor(2) as pool:
+            assert all(pool.map(run, range(2)))
+
+
+def test_the_residual_keeps_a_share_of_the_models_own_vectors(bert, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    batch = batch_of(bert, texts)
+    own = bert.model(**batch).last_hidden_state
+    expected = senses(batch["input_ids"], own, batch["attention_mask"], residual=0.25).hidden_states
+    with attach_senses(bert.model, senses, residual=0.25):
+        assert torch.equal(bert.model(**batch).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="residual is 2"):
+        attach_senses(bert.model, senses, residual=2)
+
+
+def test_gradient_checkpointing_changes_nothing(tokenizer, texts):
+    """A checkpointed layer runs again in the backward pass, where its output was the senses or not."""
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5}
+    model = BertForSequenceClassification(BertConfig(**SIZES, **without, max_position_embeddings=64)).train()
+    teacher = Teacher(model.bert, tokenizer, name="tiny")
+    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    batch = batch_of(teacher, texts)
+    gradients = []
+    with attach_senses(model, senses, assignment="soft"):
+        for checkpointing in (False, True):
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model.train()
+            model.zero_grad()
+            model(**batch).logits.square().sum().backward()
+            gradients.append(model.bert.embeddings.word_embeddings.weight.grad.clone())
+    assert gradients[0].any() and torch.allclose(*gradients, rtol=1e-4)
+
+
+def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    batch = batch_of(bert, texts)
+    with attach_senses(bert.model, senses) as attached:
+        attached._handles[1].remove()  # as torch.compile leaves out the hook inside
+        with pytest.raises(ValueError, match="left out of this forward pass"):
+            bert.model(**batch)
+    bert.model.compile(backend="eager")
+    with pytest.raises(ValueError, match="the model is compiled"):
+        attach_senses(bert.model, senses)
+    opt = OPTForCausalLM(OPTConfig(**{**SIZES, "ffn_dim": 32}, word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=0))
+    with pytest.raises(ValueError, match="OPTForCausalLM does not run its base model as a whole"):
+        attach_senses(opt, senses)
+    attach_senses(opt.model, senses)
+
+
+def test_a_dictionary_of_a_bidirectional_teacher_is_not_for_a_causal_model(tokenizer, texts):
+    model = make_model("llama")
+    causal = copy.deepcopy(model)
+    senses = build_sense_dictionary(load_teacher(model, tokenizer=tokenizer, bidirectional=True), texts, num_senses=2)
+    attach_senses(model, senses)
+    with pytest.raises(ValueError, match="built from a bidirectional teacher, LlamaModel is causal"):
+        attach_senses(causal, senses)
+
+
+def test_models_that_return_tuples(bert, texts):
+    batch = batch_of(bert, texts)
+    expected = build_sense_dictionary(bert, texts, num_senses=2)
+    bert.model.config.return_dict = False
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    assert torch.equal(senses.senses, expected.senses)
+    own = bert.model(**batch)[0]
+    with attach_senses(bert.model, senses):
+        assert torch.equal(bert.model(**batch)[0], senses(batch["input_ids"], own, batch["attention_mask"]).hidden_states)

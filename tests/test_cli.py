@@ -55,6 +55,14 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "small").senses.dtype == torch.int8
     status, out, _ = run(capsys, "merge", senses, tmp_path / "small", "--budget", 95, "--output", tmp_path / "merged")
     assert status == 0 and "95 senses" in out and len(AutoModel.from_pretrained(tmp_path / "merged").senses) == 95
+    status, out, _ = run(capsys, "merge", tmp_path / "head", "--budget", 29, "--output", tmp_path / "small-head")  # a student stays one
+    smaller = AutoModelForTokenClassification.from_pretrained(tmp_path / "small-head")
+    assert status == 0 and "29 senses" in out and len(smaller.student.senses.senses) == 29
+    assert torch.equal(smaller.classifier.weight, tagger.classifier.weight)
+    status, _, err = run(capsys, "convert", student, "--dtype", "int8", "--output", student)
+    assert status == 2 and "there is something in" in err and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
+    run(capsys, "convert", student, "--dtype", "int8", "--output", tmp_path / "int8")
+    assert AutoModel.from_pretrained(tmp_path / "int8").config.sense_config.senses_dtype == "int8"
 
     results = {}
     for name, arguments in {
@@ -155,6 +163,28 @@ def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_pat
     status, _, err = run(capsys, *arguments)
     lines = [line for line in err.splitlines() if line.startswith("sensedict ")]
     assert status == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_a_distillation_that_did_not_begin_may_be_given_otherwise(capsys, files, teacher_folder, tmp_path):
+    train, _ = files
+    run(capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", tmp_path / "senses")
+    distill = ["distill", "--teacher", teacher_folder, "--senses", tmp_path / "senses", "--texts", train, "--output", tmp_path / "student"]
+    status, _, err = run(capsys, *distill, "--num-hidden-layers", 9)
+    assert status == 2 and "has layers 0 to 3" in err
+    status, _, err = run(capsys, *distill, "--streaming", "True")
+    assert status == 2 and "a stream has no length" in err
+    status, _, err = run(capsys, "inspect", tmp_path / "student", "w1")
+    assert status == 2 and "holds no finished model" in err
+    assert run(capsys, *distill, "--streaming", "True", "--max-steps", 1)[0] == 0
+
+
+def test_broken_files_are_named(capsys, files, teacher_folder, tmp_path):
+    (tmp_path / "broken.yaml").write_text("teacher: [a")
+    (tmp_path / "broken.jsonl").write_text('{"text": "w1"}\n{"text": ')
+    status, _, err = run(capsys, "distill", tmp_path / "broken.yaml")
+    assert status == 2 and "broken.yaml is no YAML" in err
+    status, _, err = run(capsys, "build", "--teacher", teacher_folder, "--texts", tmp_path / "broken.jsonl", "--output", tmp_path / "out")
+    assert status == 2 and "cannot read" in err and "broken.jsonl as json" in err
 
 
 @pytest.mark.parametrize(

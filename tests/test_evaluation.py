@@ -1,6 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_model
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from sensedict_hf import (
     SKDStudentModel,
@@ -249,3 +256,44 @@ def test_words_of_a_student_are_its_senses(bert, texts):
     for word, vector in zip(["w20", "w25"], hard):
         assert torch.cdist(vector[None], student.senses.senses_of(word).float()).min() < 1e-3
     assert not torch.allclose(hard, none, atol=1e-2)
+
+
+def test_words_of_byte_level_tokenizers_keep_the_space_before_them(texts):
+    """Words are read as in the text that they make, where all but the first begin with a space."""
+    model = Tokenizer(BPE())
+    model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    model.train_from_iterator(texts, BpeTrainer(vocab_size=31, initial_alphabet=[], special_tokens=["[PAD]"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]", model_max_length=64)
+    teacher = Teacher(make_model("bert"), tokenizer, name="tiny")
+    words = ["w1", "w25", "w3"]
+    encoding = tokenizer(" ".join(words), return_offsets_mapping=True)
+    states = teacher.last_hidden_state(torch.tensor([encoding["input_ids"]]))[0]
+    word_of = torch.tensor([[2, 6, 9].index(min(end for end in (2, 6, 9) if end >= stop)) for _, stop in encoding["offset_mapping"]])
+    (found,) = teacher.encode_words([words])
+    for number, vector in enumerate(found):
+        torch.testing.assert_close(vector, states[word_of == number].mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean"])
+def test_pooling_does_not_overflow_in_half_precision(pooling):
+    states = torch.full((1, 600, 2), 200.0)
+    pooled = pool(states.half(), torch.ones(1, 600), pooling)
+    assert pooled.dtype == torch.float16 and torch.equal(pooled.float(), torch.full((1, 2), 200.0))
+
+
+def test_what_is_no_list_of_texts_is_refused(bert):
+    class Frame(list):
+        columns = ["text"]
+
+    for take in (bert.encode, lambda texts: build_sense_dictionary(bert, texts)):
+        with pytest.raises(ValueError, match="texts is a Frame"):
+            take(Frame(["text"]))
+    with pytest.raises(ValueError, match="None is neither a string nor"):
+        bert.encode(["w1", None])
+    with pytest.raises(ValueError, match="tag 3 of sentence 0 is not BIO"):
+        _entities([[3]])
+
+
+def test_documents_without_a_title():
+    task = retrieval_task({"id": [1, 2], "text": ["a", "b"], "title": ["T", None]}, {"text": ["q"], "relevant": [[1]]})
+    assert task.inputs[1] == ["T a", "b"]

@@ -218,3 +218,9 @@ def test_names_of_tokens(senses):
     senses.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     senses.offsets.copy_(torch.tensor([0] * 5 + [90] * 28))
     assert senses.token_id("in") == 4 and senses.token_id("▁in") == 4 and len(senses.senses_of("in")) == 90
+
+
+def test_bytes_of_int8_are_not_taken_for_senses(senses, tmp_path):
+    senses.to_dtype("int8").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="scales"):
+        SenseEmbeddingModel.from_pretrained(tmp_path, senses_dtype="float16")

@@ -14,6 +14,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    StableLmConfig,
+    StableLmModel,
 )
 from transformers.utils import logging
 
@@ -28,7 +32,10 @@ from sensedict_hf import (
     load_teacher,
     merge_sense_dictionaries,
 )
+from sensedict_hf.attention import probe_attention
+from sensedict_hf.encoding import POOLINGS
 from sensedict_hf.model_card import model_card
+from sensedict_hf.prompts import Prompt
 
 
 @pytest.fixture
@@ -317,3 +324,51 @@ def test_what_a_student_returns_follows_from_its_objective():
     assert directions.default_residual == 0  # the lengths of its own vectors are not learned
     own = SKDStudentConfig(objective="sense+mse", assignment="hard", residual=0.0)
     assert (own.default_assignment, own.default_residual) == ("hard", 0.0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    student = SKDStudentModel.from_teacher(bert, senses, pooling=pooling, max_seq_length=16)
+    student.save_pretrained(tmp_path)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    texts = [*texts[:5], " ".join(WORDS)]  # one that is cut
+    assert model.max_seq_length == 16 and model.get_embedding_dimension() == 16
+    torch.testing.assert_close(torch.from_numpy(model.encode(texts)), student.encode(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_sentence_transformers_is_told_nothing_of_a_prompt_it_would_pool(bert, texts, tmp_path):
+    bert.prompt = Prompt(instruction="w1 w2")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2)).save_pretrained(tmp_path)
+    assert not (tmp_path / "modules.json").exists() and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
+    """StableLM is bidirectional with eager attention alone, which transformers does not keep in a config."""
+    config = StableLmConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=64)
+    model = StableLmModel._from_config(config, attn_implementation="eager")
+    teacher = load_teacher(model, tokenizer=tokenizer, bidirectional=True)
+    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 4)
+    student.save_pretrained(tmp_path)
+    for kind in (AutoModel, AutoModelForSequenceClassification):
+        loaded = kind.from_pretrained(tmp_path).eval().base_model
+        assert probe_attention(loaded.backbone) == teacher.attention == "bidirectional"
+        assert torch.equal(loaded.encode(texts[:1], assignment="none"), teacher.encode(texts[:1]))
+
+
+def test_settings_that_are_none_are_refused(bert, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
+        with pytest.raises(ValueError, match="a student has no setting 'num_layers'"):
+            make(bert, senses, num_layers=4)
+    assert SKDStudentModel.from_teacher(bert, senses, learn_senses=True).config.learn_senses
+
+
+def test_a_list_as_long_as_the_model_is_deep_may_be_of_something_else(tokenizer, texts):
+    sizes = {**SIZES, "num_hidden_layers": 2, "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
+    model = DebertaV2Model(DebertaV2Config(**sizes, max_position_embeddings=64)).eval()
+    teacher = Teacher(model, tokenizer, name="tiny")
+    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 1).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    torch.testing.assert_close(student(ids, assignment="none").last_hidden_state, teacher.hidden_states(ids, layer=1))

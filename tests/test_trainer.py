@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -352,7 +353,10 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
     evaluated = ["--eval-texts", str(tmp_path / "eval.jsonl"), "--eval-strategy", "epoch", "--per-device-eval-batch-size", "8"]
     assert main([*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "20", "--output", str(tmp_path / "one")]) == 0
     two = [*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "10", "--output", str(tmp_path / "two")]
-    streamed = [*command, "--streaming", "--max-steps", "2", "--batch-size", "10", "--output", str(tmp_path / "streamed")]
+    for name, rows in [("many", texts[:44]), ("few", texts[44:])]:  # which the processes are not to share out by file
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    streamed = [*command, "--streaming", "--max-steps", "4", "--batch-size", "4", "--gradient-accumulation-steps", "2"]
+    streamed += ["--texts", str(tmp_path / "many.jsonl"), str(tmp_path / "few.jsonl"), "--output", str(tmp_path / "streamed")]
     script = tmp_path / "distill.py"
     script.write_text(f"from sensedict_hf.cli import main\nraise SystemExit(main({two!r}) or main({streamed!r}))")
     run = subprocess.run(
@@ -372,6 +376,14 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
     assert not any(torch.equal(student.get_input_embeddings().weight, start) for student in (one, streamed))
+
+
+@pytest.mark.parametrize("objective", ["sense", "mse"])
+def test_processes_that_load_data_can_be_given_the_collator(bert, senses, texts, tmp_path, objective):
+    trainer = make_trainer(bert, senses, texts, tmp_path, objective=objective)
+    rows = list(trainer.train_dataset.select(range(4)))
+    sent, own = pickle.loads(pickle.dumps(trainer.data_collator))(rows), trainer.data_collator(rows)
+    assert sent.keys() == own.keys() and all(torch.equal(sent[name], own[name]) for name in own)
 
 
 def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
