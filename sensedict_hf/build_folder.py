@@ -26,11 +26,11 @@ CHUNK = 1 << 24  # bytes that are hashed at a time
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder, for all processes of this one. The locks are the operating system's: each ends with its
-    process, however that ends, so that a process that has outlived its build is noticed too.
+    """Keeps other builds and distillations out of a folder, for all processes of this one. The locks are the operating system's: each ends
+    with its process, however that ends, so that a process that has outlived its build is noticed too.
 
     Raises:
-        ValueError: another build works in the folder.
+        ValueError: another works in the folder.
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
         state.wait_for_everyone()
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another build is working in {folder}: wait for it, or give another folder") from None
+        raise ValueError(f"another process is working in {folder}: wait for it, or give another folder") from None
     try:
         yield
     finally:

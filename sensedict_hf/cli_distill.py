@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from .build_folder import differences
+from .build_folder import differences, locked
 from .cli_teacher import TeacherArguments
 from .configuration_sense_embedding import ASSIGNMENTS
 from .corpus import FILES_HELP, corpus_digest, read_dataset
@@ -91,7 +91,8 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
     """Distils a student into `args.output_dir`.
 
     Raises:
-        ValueError: the folder holds another student or a run with other settings, and `overwrite` is not set; and see [`SKDTrainer`].
+        ValueError: the folder holds another student or a run with other settings, and `overwrite` is not set, or another process works
+            in it; and see [`SKDTrainer`].
     """
     if args.push_to_hub:
         raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
@@ -103,6 +104,11 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
         raise ValueError(f"head={options.head!r} is copied from the teacher's folder, not from adapters: merge them into that model first")
     if options.eval_texts and args.eval_strategy == "no":
         raise ValueError("eval_texts are read when eval_strategy says: give --eval-strategy epoch or steps")
+    with locked(Path(args.output_dir)):
+        return _distill(options, args)
+
+
+def _distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentPreTrainedModel:
     folder, state = Path(args.output_dir), PartialState()
     classifier = options.head and HEADS[options.head].load_classifier(options.teacher)
     teacher, senses = options.load(options.teacher, args.device), load_senses(options.senses)

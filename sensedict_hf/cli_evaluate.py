@@ -30,7 +30,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.task == "classification":
         few_shot = f"{cells['few_shot']} ± {cells['few_shot_std']}"
         cells = {"few-shot (8 a label, 10 draws)": few_shot, f"all {len(task.inputs[0]):,} labels": cells["full"]}
-    cells = {"model": options.model, **cells, "parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
+    output = options.assignment or "none"
+    if options.residual and output != "none":
+        output += f", residual {options.residual:g}"
+    costs = {"parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
+    cells = {"model": options.model, "output": output.replace("none", "raw"), **cells, **costs}
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
     if options.output:
         used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
@@ -70,15 +74,17 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, 
         student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if options.residual is not None:
             student.config.residual = options.residual
+        options.assignment, options.residual = options.assignment or student.config.default_assignment, student.config.default_residual
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     if options.senses:
         senses = load_senses(options.senses)
         check_teacher(senses, teacher)
-        if options.residual is not None:
-            senses.config.residual = options.residual
-        attach_senses(teacher.model, senses, assignment=options.assignment, tokenizer=teacher.tokenizer)
+        options.assignment = options.assignment or senses.config.assignment
+        options.residual = senses.config.residual if options.residual is None else options.residual
+        given = {"assignment": options.assignment, "residual": options.residual}
+        attach_senses(teacher.model, senses, tokenizer=teacher.tokenizer, **given)
     elif options.assignment or options.residual is not None:
         raise ValueError(f"--assignment or --residual needs --senses, as {options.model} has none")
     settings = {"batch_size": options.batch_size}

@@ -23,7 +23,7 @@ from transformers.utils.logging import tqdm
 
 from .build_folder import locked, publish
 from .building import origin, process_state
-from .corpus import Texts, check_max_length, open_corpus, read_progress, tokenize_in_memory
+from .corpus import Texts, check_max_length, iterate_texts, open_corpus, read_progress, tokenize_in_memory
 from .gathering import chunks, teacher_vectors
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import check_teacher
@@ -163,7 +163,7 @@ def stream_windows(
     """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come."""
 
     def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
-        corpus = tokenize_in_memory(batch[text_column], tokenizer, prompt)
+        corpus = tokenize_in_memory(list(iterate_texts(batch[text_column])), tokenizer, prompt)
         return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
 
     return texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gener
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoints import read_json
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import pool
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -109,7 +110,8 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         """As in transformers, but refuses a checkpoint without the head that it was made with, instead of inventing one.
 
         Raises:
-            ValueError: the checkpoint does not hold the dictionary or the frozen head that its config describes.
+            ValueError: the checkpoint does not hold the dictionary or the frozen head that its config describes, or that head is for
+                another task.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
         if model.config.freeze_head:
@@ -119,6 +121,11 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
                 raise ValueError(
                     f"{pretrained_model_name_or_path} lacks {', '.join(wrong)} in the size that its config says, of a head that was copied "
                     f"from the teacher: copy it again with {cls.__name__}.from_student, or learn one with freeze_head=False"
+                )
+            made = read_json(os.fspath(pretrained_model_name_or_path), "config.json", kwargs.get("revision")) or {}
+            if (kinds := made.get("architectures")) and cls.__name__ not in kinds:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds the frozen head of a {kinds[0]}: load that, or pass freeze_head=False"
                 )
             model._freeze_head()  # loading has made all parameters trainable
         return (model, info) if output_loading_info else model

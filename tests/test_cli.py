@@ -75,6 +75,8 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         results[name] = json.loads(scores.read_text())
         assert status == 0 and {"few_shot", "few_shot_std", "full"} <= results[name].keys()
         assert f"{results[name]['full']:.4f}" in out and "| few-shot" in out
+        output = {"teacher": "raw", "quantized": "soft", "student": "soft, residual 0.5", "raw": "raw"}[name]
+        assert f"| {output} |" in out
     assert results["teacher"]["few_shot"] != results["quantized"]["few_shot"]
     assert results["student"]["few_shot"] != results["raw"]["few_shot"]
 
@@ -217,7 +219,7 @@ def test_tasks(capsys, teacher_folder, tmp_path, task, files, scores):
         arguments += [f"--{name}", tmp_path / f"{name}.jsonl"]
     status, out, _ = run(capsys, *arguments)
     written = json.loads((tmp_path / "scores.json").read_text())
-    assert status == 0 and f"| model | {' | '.join(scores)} |" in out
+    assert status == 0 and f"| model | output | {' | '.join(scores)} |" in out
     assert set(scores) < set(written) and written["task"] == task
     if task != "similarity":
         assert [written[name] for name in scores] == [1, 1, 1]

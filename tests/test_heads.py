@@ -201,3 +201,14 @@ def test_cards_and_pipelines(head, tokenizer, texts, tmp_path):
     assert "| labels | 3: bad, so-so, good |" in card and "| head | copied from the teacher |" in card
     found = pipeline(task, model=str(tmp_path))("w1 w2 w3")
     assert {row.get("label", row.get("entity")) for row in found} <= set(LABELS.values()) and len(found) in (1, 3, 5)
+
+
+def test_a_frozen_head_is_not_taken_for_that_of_another_task(bert, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1)
+    model = SKDStudentForSequenceClassification(student.config)
+    model.config.freeze_head = True
+    model.tokenizer = bert.tokenizer
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds the frozen head of a SKDStudentForSequenceClassification"):
+        AutoModelForTokenClassification.from_pretrained(tmp_path)
+    AutoModelForTokenClassification.from_pretrained(tmp_path, freeze_head=False)

@@ -159,8 +159,8 @@ def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
             with locked(Path({str(tmp_path)!r})):
                 pass"""
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert f"another build is working in {tmp_path}" in result.stderr
-    with FileLock(tmp_path / "building-1.lock"), pytest.raises(ValueError, match="another build is working"):
+    assert f"another process is working in {tmp_path}" in result.stderr
+    with FileLock(tmp_path / "building-1.lock"), pytest.raises(ValueError, match="another process is working"):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)  # a process that has outlived the first one
     (tmp_path / "building-1.lock").touch()  # one that has not
     build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
