@@ -19,7 +19,7 @@ A fifth of the training rows is held out, and the learning rate of each of them 
 beyond them if the best is the first or the last (fine-tuning), with the highest accuracy there; what is tested has learned from the other
 four fifths. The test file is scored once, when all are trained. `--smoke` takes every tenth row. Each model is a folder of the output,
 whose name begins with that of the model it was made from, and each score a line of `results.json`: a run that was stopped goes on behind
-the last, and one with more `--students` trains only those.
+the last, and one with more `--students` trains only those. The results of the README are in `classifier_scores/`, a file for each set.
 """
 
 import argparse
