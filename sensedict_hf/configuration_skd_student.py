@@ -27,7 +27,7 @@ class SKDStudentConfig(PreTrainedConfig):
         teacher_layers: the layers of the teacher that the student started from, if it did.
         objective: what it was distilled with (None: not yet). distillation: the settings of that.
         classifier_activation: of the dense layer between the pooled vector and the classifier of texts (None: there is no such layer).
-        attention: implementation of attention that the backbone needs, `eager` where others do not attend as its teacher did.
+        attention_implementation: what the backbone needs, `eager` where others do not attend as its teacher did.
         classifier_dropout: before the classifier. freeze_head: whether the head stays as it is in training, as one does that was copied
             from the teacher.
     """
@@ -50,11 +50,11 @@ class SKDStudentConfig(PreTrainedConfig):
         classifier_activation: str | None = None,
         classifier_dropout: float = 0.1,
         freeze_head: bool = False,
-        attention: str | None = None,
+        attention_implementation: str | None = None,
         **kwargs: Any,
     ):
-        if attention is not None:
-            kwargs.setdefault("attn_implementation", attention)
+        if attention_implementation is not None:  # transformers takes its own from a config, but does not keep it there
+            kwargs.setdefault("attn_implementation", attention_implementation)
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
@@ -79,7 +79,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self.classifier_activation = classifier_activation
         self.classifier_dropout = classifier_dropout
         self.freeze_head = freeze_head
-        self.attention = attention
+        self.attention_implementation = attention_implementation
         self.check()
         super().__init__(**kwargs)
 

@@ -7,6 +7,7 @@ part and an interrupted call goes on where it was.
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -158,15 +159,31 @@ def label_settings(dataset: Dataset) -> dict[str, Any]:
 
 
 def stream_windows(
-    texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int, text_column: str, prompt: Prompt | None = None
+    texts: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    text_column: str,
+    prompt: Prompt | None = None,
+    *,
+    is_shared: bool = False,
 ) -> IterableDataset:
-    """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come."""
+    """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come.
+
+    Args:
+        is_shared: by several processes, which then take turns at its batches; the files of a stream, which accelerate would give them
+            instead, are of different lengths, so that they would come to the end of an epoch at different steps.
+    """
 
     def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
         corpus = tokenize_in_memory(list(iterate_texts(batch[text_column])), tokenizer, prompt)
         return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
 
-    return texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
+    windows = texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
+    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows}) if is_shared else windows
+
+
+def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
+    yield from rows
 
 
 def _encode_part(

@@ -157,7 +157,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         self.tokenizer = source.tokenizer
         self.to(source.device)
         if source.attention is not None and probe_attention(self.backbone) != source.attention:
-            self.config.attention = "eager"  # of some architectures the only implementation that does as it is asked
+            self.config.attention_implementation = "eager"  # of some architectures the only implementation that does as it is asked
             self.set_attn_implementation("eager")
             if (found := probe_attention(self.backbone)) != source.attention:
                 raise ValueError(f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})")
@@ -319,7 +319,9 @@ def _keep_layers(config: Any, layers: list[int]) -> Any:
     """A copy of a model's config with only some layers, in every field that has one entry per layer."""
     config, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == total and not name.startswith("_") and name != "pos_att_type":
+        if name == "pos_att_type":
+            continue  # DeBERTa's kinds of relative attention, which may be as many
+        if isinstance(value, list) and len(value) == total and not name.startswith("_"):
             setattr(config, name, [value[layer] for layer in layers])
     config.num_hidden_layers = len(layers)
     return config

@@ -58,13 +58,12 @@ class SensePreTrainedModel(PreTrainedModel):
             ValueError: the checkpoint does not hold the dictionary that its config describes.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
-        wrong = [key for key in info["missing_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
-        wrong += [key for key, *_ in info["mismatched_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS]
-        wrong += [key for key in info["unexpected_keys"] if key.split(".")[-1] in DICTIONARY_TENSORS and "scales" in key]
+        differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
         if wrong:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(wrong))} in the size that its config says: senses cannot be "
-                "initialized; load it with its own config, or build the dictionary again"
+                f"{pretrained_model_name_or_path} lacks {', '.join(sorted(wrong))}, or has more of it than its config says, or another "
+                "size: senses cannot be initialized; load it with its own config, or build the dictionary again"
             )
         options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         source = pretrained_model_name_or_path

@@ -64,7 +64,9 @@ class Teacher:
         """
         if self.model.training:
             self.model.eval()
-        options: dict[str, Any] = {"return_dict": True} if layer == -1 else {"return_dict": True, "output_hidden_states": True}
+        options: dict[str, Any] = {"return_dict": True}
+        if layer != -1:
+            options["output_hidden_states"] = True
         if getattr(self.model.config, "use_cache", False):
             options["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)

@@ -1,8 +1,6 @@
 """Sense distillation under `transformers.Trainer`."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,18 +8,17 @@ from datasets import Dataset, IterableDataset, LargeList, List
 from pyarrow import compute
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
+from .collating import Collator
 from .corpus import Texts, check_max_length, model_max_length
-from .encoding import pad_batch, padding_id, pool
+from .encoding import padding_id, pool
 from .labeling import IGNORED, encode_senses, label_settings, stream_windows
-from .losses import hidden_mse, sentence_mse
+from .losses import hidden_mse, position_weights, sentence_mse
 from .model_card import model_card
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, check_teacher
 from .teachers import Teacher, load_teacher
 from .training_args import SKDTrainingArguments
@@ -44,32 +41,6 @@ REMEMBERED = (
     "dropout",
     "seed",
 )
-
-
-@dataclass
-class Collator:
-    """Makes a batch of what [`encode_senses`] returns; apart from the trainer, as processes that load data are given it.
-
-    Attributes:
-        pad_token_id: what to pad with. has_senses: `[vocabulary]`, of which tokens alone something can be learned (None: of all).
-        is_labelled: whether all labels are there; else the teacher tells them beside.
-    """
-
-    pad_token_id: int
-    has_senses: Tensor | None
-    is_labelled: bool
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
-        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
-        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
-        if self.has_senses is not None:
-            known = self.has_senses[input_ids]
-            batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
-        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
-            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
-            batch[name] = pad_sequence(values, True, filling)
-        return batch
 
 
 class SKDTrainer(Trainer):
@@ -232,9 +203,7 @@ class SKDTrainer(Trainer):
             )
         tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
         if is_streamed:
-            rows = stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt)
-            # Else processes would share the files of a stream, not its batches, and come to the end of an epoch at different steps.
-            return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": rows}) if args.world_size > 1 else rows
+            return stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt, is_shared=args.world_size > 1)
         return encode_senses(
             self.teacher,
             self.senses.to(self.teacher.device),
@@ -398,16 +367,3 @@ def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
             found.append((module, "p"))
         found += [(module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
     return found
-
-
-def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:
-    """How much a position with each token counts, `[vocab]`: a power of the token's number of occurrences in the dictionary's corpus,
-    with the mean weight 1 over that. A token that did not occur counts as one that occurred once."""
-    totals = torch.cat([senses.usage.new_zeros(1), senses.usage.cumsum(0)])[senses.offsets.to(senses.usage.device)]
-    counts = totals.diff().float()
-    weights = counts.clamp_min(1) ** power
-    return weights * counts.sum() / (counts * weights).sum()
-
-
-def _iterate(rows: IterableDataset) -> Iterator[dict[str, Any]]:
-    yield from rows

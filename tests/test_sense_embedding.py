@@ -157,7 +157,7 @@ def test_wrong_sizes_are_not_invented(senses, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_senses"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="lacks senses, usage in the size"):
+    with pytest.raises(ValueError, match="lacks senses, usage, or has more of it"):
         AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     with pytest.raises(RuntimeError):
         AutoModel.from_pretrained(tmp_path)
