@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from transformers import TrainingArguments
 
 OBJECTIVES = ("sense", "mse", "sentence")
@@ -51,8 +50,8 @@ class SKDTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # of which each data loader would warn
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin it for, of which each data loader would warn
         unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
         if unknown:
             raise ValueError(f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +")
