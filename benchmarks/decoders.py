@@ -44,7 +44,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     load_teacher,
 )
-from sensedict_hf.encoding import encode_texts
+from sensedict_hf.models.encoding import encode_texts
 
 CAVEAT = (__doc__ or "").split("\n\n")[-1].strip()
 MNTP = Path(__file__).parents[1] / "examples" / "mntp.py"

@@ -54,9 +54,9 @@ from sensedict_hf import (
     build_sense_dictionary,
     load_teacher,
 )
-from sensedict_hf.corpus import tokenize_in_memory
-from sensedict_hf.encoding import pad_batch
-from sensedict_hf.labeling import window_rows
+from sensedict_hf.building.corpus import tokenize_in_memory
+from sensedict_hf.distillation.labels import window_rows
+from sensedict_hf.models.encoding import pad_batch
 
 MAX_LENGTH = 128
 SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these

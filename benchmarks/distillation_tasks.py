@@ -17,8 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sensedict_hf.encoding import encode_texts, encode_words
-from sensedict_hf.evaluation_tasks import (
+from sensedict_hf.evaluation import (
     Columns,
     Encode,
     EncodeWords,
@@ -28,6 +27,7 @@ from sensedict_hf.evaluation_tasks import (
     similarity_task,
     token_task,
 )
+from sensedict_hf.models.encoding import encode_texts, encode_words
 
 if TYPE_CHECKING:
     from model2vec import StaticModel

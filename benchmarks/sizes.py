@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_teacher, merge_sense_dictionaries
-from sensedict_hf.encoding import encode_texts
-from sensedict_hf.modeling_skd_student import load_senses
+from sensedict_hf.models.encoding import encode_texts
+from sensedict_hf.models.modeling_skd_student import load_senses
 
 BATCH = 32
 

@@ -11,7 +11,7 @@ import argparse
 from transformers import AutoModel, set_seed
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, load_teacher
-from sensedict_hf.corpus import read_dataset
+from sensedict_hf.data import read_dataset
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,8 +26,9 @@ from transformers import (
     set_seed,
 )
 
-from sensedict_hf.attention import probe_attention, set_bidirectional
-from sensedict_hf.corpus import model_max_length, read_dataset
+from sensedict_hf.data import read_dataset
+from sensedict_hf.models.attention import probe_attention, set_bidirectional
+from sensedict_hf.models.tokenizers import model_max_length
 
 IGNORED = -100  # the label of a token that is not predicted
 

@@ -30,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from sensedict_hf.corpus import iterate_texts, read_dataset
+from sensedict_hf.data import iterate_texts, read_dataset
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 

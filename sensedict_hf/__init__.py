@@ -2,20 +2,20 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from .attaching import AttachedSenses, attach_senses
-from .building import build_sense_dictionary
-from .configuration_sense_embedding import SenseEmbeddingConfig
-from .configuration_skd_student import SKDStudentConfig
+from .building.build import build_sense_dictionary
+from .building.merging import merge_sense_dictionaries
+from .distillation.labels import encode_senses
+from .distillation.trainer import SKDTrainer
+from .distillation.training_args import SKDTrainingArguments
 from .evaluation import evaluate_classification, evaluate_retrieval, evaluate_similarity, evaluate_token_classification
-from .labeling import encode_senses
-from .merging import merge_sense_dictionaries
-from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from .modeling_skd_student import SKDStudentModel
-from .prompts import Prompt
-from .teachers import Teacher, load_teacher
-from .trainer import SKDTrainer
-from .training_args import SKDTrainingArguments
+from .models.attaching import AttachedSenses, attach_senses
+from .models.configuration_sense_embedding import SenseEmbeddingConfig
+from .models.configuration_skd_student import SKDStudentConfig
+from .models.modeling_sense_embedding import SenseEmbeddingModel
+from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from .models.modeling_skd_student import SKDStudentModel
+from .models.prompts import Prompt
+from .models.teachers import Teacher, load_teacher
 
 AutoConfig.register(SenseEmbeddingConfig.model_type, SenseEmbeddingConfig, exist_ok=True)
 AutoConfig.register(SKDStudentConfig.model_type, SKDStudentConfig, exist_ok=True)

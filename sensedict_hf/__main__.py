@@ -1,5 +1,5 @@
 """`python -m sensedict_hf`, and `accelerate launch -m sensedict_hf`."""
 
-from .cli import main
+from .cli.main import main
 
 raise SystemExit(main())

@@ -18,12 +18,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertConfig, BertModel, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary
-from sensedict_hf.alignment import align_texts
-from sensedict_hf.cli import main
-from sensedict_hf.corpus import tokenize_corpus, tokenizer_fingerprint
-from sensedict_hf.gathering import teacher_vectors
-from sensedict_hf.inspection import find_occurrences
-from sensedict_hf.modeling_skd_student import check_teacher
+from sensedict_hf.building.alignment import align_texts
+from sensedict_hf.building.corpus import tokenize_corpus
+from sensedict_hf.building.gathering import teacher_vectors
+from sensedict_hf.building.inspection import find_occurrences
+from sensedict_hf.cli.main import main
+from sensedict_hf.models.fingerprints import tokenizer_fingerprint
+from sensedict_hf.models.teachers import check_teacher
 
 TEMPLATES = {"both": "[CLS] $A [SEP]", "behind": "$A [SEP]", "none": "$A", "two": "[CLS] [CLS] $A [SEP]"}
 
@@ -83,8 +84,8 @@ def test_vectors_are_the_means_of_what_a_naive_loop_finds(bert, texts, tmp_path,
     """Pieces of words, pieces that cross words and many words at once; texts longer than a window; whatever the parts it is done in."""
     texts = [*texts[:8], " ".join(texts[:5]), "", "  ", " w1  \tw2 naïve 😀\u00a0w3 ", "ẅ" * 3 + " w1", " ".join(texts[5:20]), "w1"]
     tokenizer = make_other(pattern, texts, template)
-    monkeypatch.setattr("sensedict_hf.gathering.CHUNK", 50)
-    monkeypatch.setattr("sensedict_hf.corpus.BATCH_TEXTS", 3)
+    monkeypatch.setattr("sensedict_hf.building.gathering.CHUNK", 50)
+    monkeypatch.setattr("sensedict_hf.building.corpus.BATCH_TEXTS", 3)
     corpus = tokenize_corpus(texts, tokenizer, tmp_path, teacher_tokenizer=bert.tokenizer)
     found = {}
     for positions, vectors in teacher_vectors(bert, corpus, 0, len(texts), layer=-1, max_length=10, batch_size=4):
@@ -207,7 +208,7 @@ def test_tokenizers_that_do_not_align(bert, texts, characters):
 def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path, monkeypatch, changed):
     settings = dict(output_dir=tmp_path, budget=90)
     with monkeypatch.context() as patch:
-        patch.setattr("sensedict_hf.building.gather_samples", lambda *args, **kwargs: 1 / 0)
+        patch.setattr("sensedict_hf.building.build.gather_samples", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_sense_dictionary(bert, texts, tokenizer=characters, **settings)
     if changed == "tokenizer":
@@ -223,7 +224,7 @@ def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path,
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, characters, tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-    monkeypatch.setattr("sensedict_hf.corpus.BATCH_TEXTS", 10)
+    monkeypatch.setattr("sensedict_hf.building.corpus.BATCH_TEXTS", 10)
     settings = dict(tokenizer=characters, max_length=10)
     lines = build(bert, texts, tmp_path / "whole", **settings)
     expected = contents(tmp_path / "whole")

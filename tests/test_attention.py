@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, GPTNeoCo
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
-from sensedict_hf.attention import probe_attention, set_bidirectional
+from sensedict_hf.models.attention import probe_attention, set_bidirectional
 
 KINDS = {
     "llama": {},

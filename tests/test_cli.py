@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
 
 from sensedict_hf import SKDTrainer
-from sensedict_hf.cli import main
+from sensedict_hf.cli.main import main
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from sensedict_hf import clustering, fitting
-from sensedict_hf.fitting import cluster_samples
-from sensedict_hf.ragged import assign_senses
+from sensedict_hf.building import clustering, fitting
+from sensedict_hf.building.fitting import cluster_samples
+from sensedict_hf.models.sense_lookup import assign_senses
 
 
 def csr(parts):

@@ -4,10 +4,12 @@ from conftest import WORDS, make_tokenizer
 from datasets import Dataset
 from tokenizers.normalizers import Lowercase
 
-from sensedict_hf import corpus as corpus_module
-from sensedict_hf.corpus import CorpusChangedError, iterate_texts, read_dataset, read_progress, tokenize_corpus, tokenizer_fingerprint
-from sensedict_hf.sampling import count_tokens, plan_samples
-from sensedict_hf.tensor_files import TensorFile
+from sensedict_hf.building import corpus as corpus_module
+from sensedict_hf.building.corpus import CorpusChangedError, read_progress, tokenize_corpus
+from sensedict_hf.building.sampling import count_tokens, plan_samples
+from sensedict_hf.building.tensor_files import TensorFile
+from sensedict_hf.data import iterate_texts, read_dataset
+from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 
 
 @pytest.fixture
@@ -72,10 +74,10 @@ def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenize
     first = tokenize_corpus(texts, tokenizer, tmp_path)
     plan = plan_of(first, tmp_path, 10, seed=3)
     expected = occurrences(first, plan)
-    monkeypatch.setattr(f"sensedict_hf.sampling.{setting[0]}", setting[1])
+    monkeypatch.setattr(f"sensedict_hf.building.sampling.{setting[0]}", setting[1])
     again = plan_of(first, tmp_path, 10, seed=3)
     assert (again.positions == plan.positions).all() and (again.slots == plan.slots).all()
-    monkeypatch.setattr("sensedict_hf.corpus.BATCH_TEXTS", 7)
+    monkeypatch.setattr("sensedict_hf.building.corpus.BATCH_TEXTS", 7)
     second = tokenize_corpus(texts[::-1], tokenizer, tmp_path / "other")
     assert occurrences(second, plan_of(second, tmp_path, 10, seed=3)) == expected
     assert occurrences(first, plan_of(first, tmp_path, 10, seed=4)) != expected

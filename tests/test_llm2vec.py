@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sensedict_hf import load_teacher
-from sensedict_hf.checkpoints import LLM2VEC_POOLINGS, _beside, llm2vec_prompt
+from sensedict_hf.models.checkpoints import LLM2VEC_POOLINGS, _beside, llm2vec_prompt
 
 FOLDER = Path(__file__).parents[2] / "shared" / "fixtures" / "llm2vec"
 golden = pytest.mark.skipif(not FOLDER.is_dir(), reason="the golden vectors of LLM2Vec are not here")

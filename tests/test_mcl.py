@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sensedict_hf.mcl import count_clusters, markov_clusters, paper_num_senses
+from sensedict_hf.building.clustering import count_clusters, markov_clusters, paper_num_senses
 
 
 def blobs(seed, samples, centres, hidden, scale, distance):

@@ -18,9 +18,9 @@ from sensedict_hf import (
     encode_senses,
     load_teacher,
 )
-from sensedict_hf.cli import main
-from sensedict_hf.encoding import pool
-from sensedict_hf.prompts import Prompt
+from sensedict_hf.cli.main import main
+from sensedict_hf.models.encoding import pool
+from sensedict_hf.models.prompts import Prompt
 
 CHAT = Prompt("w20 w21 {text} w22", instruction="w23")
 
@@ -150,7 +150,7 @@ def test_another_prompt_is_another_build(prompted, texts, tmp_path, monkeypatch)
     for stage, teachers in (("plan_samples", (other, replace(prompted, prompt=None))), ("fit_senses", (other,))):
         folder = tmp_path / stage
         with monkeypatch.context() as patch:
-            patch.setattr(f"sensedict_hf.{'planning' if stage == 'plan_samples' else 'building'}.{stage}", interrupt)
+            patch.setattr(f"sensedict_hf.building.{'planning' if stage == 'plan_samples' else 'build'}.{stage}", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 build_sense_dictionary(prompted, texts, budget=90, output_dir=folder)
         for teacher in teachers:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from sensedict_hf import build_sense_dictionary, gathering
-from sensedict_hf import corpus as corpus_module
+from sensedict_hf import build_sense_dictionary
+from sensedict_hf.building import corpus as corpus_module
+from sensedict_hf.building import gathering
 
 PACKAGE = str(Path(corpus_module.__file__).parent)
 SETTINGS = dict(budget=90, max_samples_per_token=15, batch_size=8)
@@ -66,7 +67,7 @@ def no_threads_of_the_tokenizer(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"])
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
-    monkeypatch.setattr("sensedict_hf.fitting.BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr("sensedict_hf.building.fitting.BLOCK_ELEMENTS", 1000)
     lines = build(bert, texts, tmp_path / "whole", **settings)
     expected = contents(tmp_path / "whole")
     assert {"model.safetensors", "config.json", "manifest.json", "README.md", "tokenizer.json"} <= set(expected)
@@ -107,7 +108,7 @@ def test_finished_work_is_not_done_again(bert, texts, tmp_path, monkeypatch):
 
 def interrupt(bert, texts, folder, monkeypatch, stage="gather_samples"):
     with monkeypatch.context() as patch:
-        patch.setattr(f"sensedict_hf.building.{stage}", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(f"sensedict_hf.building.build.{stage}", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
 
@@ -123,7 +124,7 @@ def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, 
     with pytest.raises(ValueError, match="corpus was .*, is" if is_finished else "its first 60 texts were others"):
         build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr("sensedict_hf.building.version", lambda name: "9" if name == "torch" else "1")
+        patch.setattr("sensedict_hf.building.build.version", lambda name: "9" if name == "torch" else "1")
         with pytest.raises(ValueError, match="torch was .*, is 9"):
             build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     weight = bert.model.encoder.layer[0].output.dense.weight.data
@@ -155,7 +156,7 @@ def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
     with FileLock(tmp_path / "building-0.lock"):
         script = f"""if True:
             from pathlib import Path
-            from sensedict_hf.build_folder import locked
+            from sensedict_hf.building.workspace import locked
             with locked(Path({str(tmp_path)!r})):
                 pass"""
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -171,7 +172,7 @@ def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path,
     """The largest number of samples per token that fits is named, and fits."""
     room = 60_000
     usage = type("Usage", (), {"free": room})
-    monkeypatch.setattr("sensedict_hf.planning.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("sensedict_hf.building.planning.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(ValueError, match=r"max_samples_per_token=1000 needs .* GB are free: max_samples_per_token=(\d+) fits") as error:
         build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90)
     fits = int(str(error.value).split("max_samples_per_token=")[-1].split()[0])
@@ -189,7 +190,7 @@ def test_what_is_left_of_a_removed_build_is_not_taken_for_one(bert, texts, tmp_p
     for removed in ("samples.safetensors", "corpus"):
         folder = tmp_path / removed
         with monkeypatch.context() as patch:
-            patch.setattr("sensedict_hf.build_folder.shutil.rmtree", lambda path, **kwargs: None)
+            patch.setattr("sensedict_hf.building.workspace.shutil.rmtree", lambda path, **kwargs: None)
             build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
         stages = folder / "building"
         shutil.rmtree(stages / removed) if (stages / removed).is_dir() else (stages / removed).unlink()
@@ -242,9 +243,9 @@ def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path
     script.write_text(f"""if True:
         import os, platform
         platform.node = lambda: "host" + str(int(os.environ.get("RANK", 0)) % {hosts})
-        import sensedict_hf.fitting
-        sensedict_hf.fitting.BLOCK_ELEMENTS = 1000
-        from sensedict_hf.cli import main
+        import sensedict_hf.building.fitting
+        sensedict_hf.building.fitting.BLOCK_ELEMENTS = 1000
+        from sensedict_hf.cli.main import main
         raise SystemExit(main())""")
     build = [str(script), "build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl"), "--keep-samples"]
     build += ["--budget", "90", "--max-samples-per-token", "15", "--batch-size", "8"]

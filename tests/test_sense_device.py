@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, SKDStudentConfig, SKDStudentModel, build_sense_dictionary, ragged
-from sensedict_hf.ragged import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, SKDStudentConfig, SKDStudentModel, build_sense_dictionary
+from sensedict_hf.models import sense_lookup
+from sensedict_hf.models.sense_lookup import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
 
 ELSEWHERE = ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -129,7 +130,7 @@ def test_what_is_refused(folder):
         AutoModel.from_pretrained(folder, learn_senses=True)
 
 
-@pytest.mark.parametrize("similarity", ragged.SIMILARITIES)
+@pytest.mark.parametrize("similarity", sense_lookup.SIMILARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("device", ["cpu", ELSEWHERE[1]])
 def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
@@ -151,11 +152,11 @@ def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
         return [loss, choices, own.grad, vectors, *posterior, *found[0], *found[1]]
 
     expected = results(table.to(device), offsets.to(device), scales=None if scales is None else scales.to(device))
-    monkeypatch.setattr(ragged, "_local", ragged._fetch)
+    monkeypatch.setattr(sense_lookup, "_local", sense_lookup._fetch)
     assert all(map(torch.equal, results(table, offsets, scales=scales), expected))
     assert all(map(torch.equal, results(table, offsets.to(device), scales=scales), expected))
-    own = ragged._fetch(token_ids, table, offsets, scales)
-    assert len(own[1]) == int(sizes.sum()) and len(ragged._fetch(token_ids[:2], table, offsets, scales)[1]) == 43
+    own = sense_lookup._fetch(token_ids, table, offsets, scales)
+    assert len(own[1]) == int(sizes.sum()) and len(sense_lookup._fetch(token_ids[:2], table, offsets, scales)[1]) == 43
 
 
 def test_a_loop_through_the_model(senses, bert, texts, monkeypatch):
@@ -172,5 +173,5 @@ def test_a_loop_through_the_model(senses, bert, texts, monkeypatch):
         ]
 
     expected = results()
-    monkeypatch.setattr(ragged, "_local", ragged._fetch)
+    monkeypatch.setattr(sense_lookup, "_local", sense_lookup._fetch)
     assert all(map(torch.equal, results(), expected))

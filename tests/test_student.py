@@ -32,10 +32,10 @@ from sensedict_hf import (
     load_teacher,
     merge_sense_dictionaries,
 )
-from sensedict_hf.attention import probe_attention
-from sensedict_hf.encoding import POOLINGS
-from sensedict_hf.model_card import model_card
-from sensedict_hf.prompts import Prompt
+from sensedict_hf.models.attention import probe_attention
+from sensedict_hf.models.encoding import POOLINGS
+from sensedict_hf.models.hub import model_card
+from sensedict_hf.models.prompts import Prompt
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
         def upload_folder(self, repo_id, folder_path, **_):
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
 
-    monkeypatch.setattr("sensedict_hf.saving.HfApi", Api)
+    monkeypatch.setattr("sensedict_hf.models.hub.HfApi", Api)
     student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
     student.push_to_hub("student", token="secret", revision="new")
     assert uploaded.pop("branch") == ("me/student", "new")

@@ -1,0 +1,1 @@
+"""What is loaded and run: needs torch, transformers and safetensors alone. Files here import their siblings only."""
