@@ -67,9 +67,15 @@ def main() -> None:
     logging.set_verbosity_error()
     found: dict[tuple[str, ...], list[str]] = {}
     for name in ARCHITECTURES:
-        row = tuple(probe(name, implementation, bidirectional) for bidirectional in (True, False) for implementation in IMPLEMENTATIONS)
+        row = tuple(
+            probe(name, implementation, bidirectional)
+            for bidirectional in (True, False)
+            for implementation in IMPLEMENTATIONS
+        )
         found.setdefault(row, []).append(name)
-    print("| architectures | asked for bidirectional: sdpa | eager | asked for causal: sdpa | eager |\n|---|---|---|---|---|")
+    print(
+        "| architectures | asked for bidirectional: sdpa | eager | asked for causal: sdpa | eager |\n|---|---|---|---|---|"
+    )
     for row, names in sorted(found.items(), key=lambda item: -len(item[1])):
         print(f"| {', '.join(names)} | {' | '.join(row)} |")
 

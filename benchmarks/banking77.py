@@ -76,7 +76,15 @@ def main() -> None:
     for name, size in [("float16", ("--budget", options.budget)), ("fixed", ("--num-senses", NUM_SENSES))]:
         senses = options.output / "senses-float16" if name == "float16" else step(f"senses-{name}", *build, *size)
         for assignment in ("hard", "soft"):
-            scores = evaluate(f"teacher-{name}-{assignment}", "--model", options.teacher, "--senses", senses, "--assignment", assignment)
+            scores = evaluate(
+                f"teacher-{name}-{assignment}",
+                "--model",
+                options.teacher,
+                "--senses",
+                senses,
+                "--assignment",
+                assignment,
+            )
             row(
                 f"teacher through senses, {size[0].lstrip('-')} {size[1]:,}",
                 assignment,
@@ -85,13 +93,32 @@ def main() -> None:
             )
     for dtype in ("float32", "bfloat16", "int8"):
         senses = options.output / f"senses-{dtype}"
-        scores = evaluate(f"teacher-{dtype}-hard", "--model", options.teacher, "--senses", senses, "--assignment", "hard")
+        scores = evaluate(
+            f"teacher-{dtype}-hard", "--model", options.teacher, "--senses", senses, "--assignment", "hard"
+        )
         size = (senses / "model.safetensors").stat().st_size / 1e6
         row(f"teacher through senses, {options.budget:,} in {dtype}, {size:.1f} MB", "hard", scores)
     for epochs, (objective, (title, outputs)) in product(options.epochs, STUDENTS.items()):
         name = f"{objective}-{epochs}-{options.learning_rate:g}"
-        distill = ("distill", "--teacher", options.teacher, "--senses", options.output / "senses-float16", "--texts", train)
-        settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate, "--seed", 0)
+        distill = (
+            "distill",
+            "--teacher",
+            options.teacher,
+            "--senses",
+            options.output / "senses-float16",
+            "--texts",
+            train,
+        )
+        settings = (
+            "--objective",
+            objective,
+            "--epochs",
+            epochs,
+            "--learning-rate",
+            options.learning_rate,
+            "--seed",
+            0,
+        )
         student = step(name, *distill, *settings, "--num-hidden-layers", 2)
         for output in outputs:
             scores = evaluate(f"{name}-{output}", "--model", student, *OUTPUTS[output])

@@ -78,7 +78,9 @@ def measure_gathering(options: argparse.Namespace) -> dict[str, float]:
 
         def gathered() -> None:
             with TemporaryDirectory(dir=folder) as target:
-                gather_samples(teacher, corpus, plan, part, Path(target), layer=-1, batch_size=BATCH_SIZE, dtype=torch.float16)
+                gather_samples(
+                    teacher, corpus, plan, part, Path(target), layer=-1, batch_size=BATCH_SIZE, dtype=torch.float16
+                )
 
         seconds: dict[str, list[float]] = {"teacher alone": [], "gathering": []}
         for _ in range(options.repeats):
@@ -88,13 +90,24 @@ def measure_gathering(options: argparse.Namespace) -> dict[str, float]:
                 seconds[name].append(time.perf_counter() - begin)
         samples = int((part["last"] - part["first"]).sum())
     ratio = median(ours / alone for ours, alone in zip(seconds["gathering"], seconds["teacher alone"]))
-    print(f"{used:,} of {total:,} texts ({len(windows['text']):,} of {all_windows:,} windows) hold one of {len(plan.slots):,} samples")
-    print(f"{len(chosen):,} windows with {samples:,} samples, {torch.get_num_threads()} threads, median of {options.repeats}:\n")
+    print(
+        f"{used:,} of {total:,} texts ({len(windows['text']):,} of {all_windows:,} windows) hold one of {len(plan.slots):,} samples"
+    )
+    print(
+        f"{len(chosen):,} windows with {samples:,} samples, {torch.get_num_threads()} threads, median of {options.repeats}:\n"
+    )
     print("| | seconds |\n|---|---|")
     for name, times in seconds.items():
         print(f"| {name} | {median(times):.2f} |")
     print(f"\ngathering takes {ratio:.3f} times the teacher's own time")
-    return {"texts": total, "texts_run": used, "windows": all_windows, "windows_run": len(windows["text"]), "ratio": ratio, **seconds}
+    return {
+        "texts": total,
+        "texts_run": used,
+        "windows": all_windows,
+        "windows_run": len(windows["text"]),
+        "ratio": ratio,
+        **seconds,
+    }
 
 
 def made_up_texts(words: np.ndarray, megabytes: float) -> Iterator[str]:
@@ -117,7 +130,9 @@ def measure_memory(options: argparse.Namespace) -> list[dict[str, float]]:
         results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
     print("| text MB | tokens | samples | senses | before MB | peak MB | seconds |\n|---|---|---|---|---|---|---|")
     for row in results:
-        row_text = " | ".join(f"{row[name]:,.0f}" for name in ("megabytes", "tokens", "samples", "senses", "before", "peak", "seconds"))
+        row_text = " | ".join(
+            f"{row[name]:,.0f}" for name in ("megabytes", "tokens", "samples", "senses", "before", "peak", "seconds")
+        )
         print(f"| {row_text} |")
     if len(results) > 1:
         first, last = results[0], results[-1]

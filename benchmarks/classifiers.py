@@ -121,10 +121,16 @@ def narrow_backbone(classifier: PreTrainedModel) -> BertModel:
     """A BERT of two layers, half as wide, with random weights; the embeddings of its tokens are the classifier's, reduced by PCA."""
     embeddings, full = classifier.get_input_embeddings().weight.detach(), classifier.config
     width = full.hidden_size // 2
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": full.num_attention_heads // 2, "intermediate_size": 4 * width}
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": full.num_attention_heads // 2,
+        "intermediate_size": 4 * width,
+    }
     model = BertModel(BertConfig(vocab_size=len(embeddings), hidden_size=width, **sizes))
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(torch.from_numpy(PCA(width, random_state=0).fit_transform(embeddings.numpy())))
+        model.get_input_embeddings().weight.copy_(
+            torch.from_numpy(PCA(width, random_state=0).fit_transform(embeddings.numpy()))
+        )
     return model
 
 
@@ -149,10 +155,19 @@ class Benchmark:
         self.train, self.held_out = hold_out_fifth(parts["train"])
         self.folder, self.results_file = folder, folder / "results.json"
         folder.mkdir(parents=True, exist_ok=True)
-        sizes = {name: len(part["text"]) for name, part in (("train", self.train), ("held_out", self.held_out), ("test", self.test))}
-        self.results = json.loads(self.results_file.read_text()) if self.results_file.exists() else {"rows": sizes, "held_out": {}}
+        sizes = {
+            name: len(part["text"])
+            for name, part in (("train", self.train), ("held_out", self.held_out), ("test", self.test))
+        }
+        self.results = (
+            json.loads(self.results_file.read_text())
+            if self.results_file.exists()
+            else {"rows": sizes, "held_out": {}}
+        )
         if self.results["rows"] != sizes:
-            raise ValueError(f"{folder} is of other data, {self.results['rows']} and not {sizes}: choose another output")
+            raise ValueError(
+                f"{folder} is of other data, {self.results['rows']} and not {sizes}: choose another output"
+            )
         self.teacher, self.students, self.tokenizer = teacher, students, AutoTokenizer.from_pretrained(teacher)
 
     def choose(self, name: str, make: Callable[[float, Path], PreTrainedModel], fine_tuning: bool) -> Path:
@@ -176,11 +191,15 @@ class Benchmark:
                 print(f"{target}: {scores[f'{rate:g}']:.3f} of the held-out rows", flush=True)
             return scores[f"{rate:g}"]
 
-        rate = best_learning_rate(FINE_TUNING_RATES, held_out) if fine_tuning else max(DISTILLATION_RATES, key=held_out)
+        rate = (
+            best_learning_rate(FINE_TUNING_RATES, held_out) if fine_tuning else max(DISTILLATION_RATES, key=held_out)
+        )
         return self.folder / f"{name}-{rate:g}"
 
     def fine_tune(self, model: PreTrainedModel, rate: float, epochs: int, output: Path) -> PreTrainedModel:
-        rows = Dataset.from_dict({**self.tokenizer(self.train["text"], truncation=True), "labels": self.train["label"]})
+        rows = Dataset.from_dict(
+            {**self.tokenizer(self.train["text"], truncation=True), "labels": self.train["label"]}
+        )
         settings = TrainingArguments(str(output), learning_rate=rate, num_train_epochs=epochs, **SETTINGS)
         Trainer(model, settings, train_dataset=rows, processing_class=self.tokenizer).train()
         return model
@@ -190,20 +209,29 @@ class Benchmark:
 
         def tuned(name: str, epochs: int, path: str | Path, **changed: Any) -> Path:
             def run(rate: float, output: Path) -> PreTrainedModel:
-                return self.fine_tune(AutoModelForSequenceClassification.from_pretrained(path, **changed), rate, epochs, output)
+                return self.fine_tune(
+                    AutoModelForSequenceClassification.from_pretrained(path, **changed), rate, epochs, output
+                )
 
             return self.choose(name, run, fine_tuning=True)
 
-        labels = {"id2label": self.label_names, "label2id": {label: number for number, label in self.label_names.items()}}
+        labels = {
+            "id2label": self.label_names,
+            "label2id": {label: number for number, label in self.label_names.items()},
+        }
         classifier = tuned("classifier", CLASSIFIER_EPOCHS, self.teacher, **labels)
         given = [tuned(f"given-{path.name}", CLASSIFIER_EPOCHS, path, **labels) for path in self.students]
-        senses = build_sense_dictionary(classifier, self.train["text"], output_dir=self.folder / f"{classifier.name}-senses")
+        senses = build_sense_dictionary(
+            classifier, self.train["text"], output_dir=self.folder / f"{classifier.name}-senses"
+        )
 
         def distil(name: str, make: Callable[[], PreTrainedModel], **objective: str) -> Path:
             def run(rate: float, output: Path) -> PreTrainedModel:
                 settings = SETTINGS | objective | {"learning_rate": rate, "num_train_epochs": DISTILLATION_EPOCHS}
                 model = make()
-                SKDTrainer(model, SKDTrainingArguments(str(output), **settings), classifier, self.train["text"]).train()
+                SKDTrainer(
+                    model, SKDTrainingArguments(str(output), **settings), classifier, self.train["text"]
+                ).train()
                 return model
 
             return self.choose(f"{classifier.name}-{name}", run, fine_tuning=False)
@@ -216,7 +244,9 @@ class Benchmark:
             return SKDStudentForSequenceClassification.from_student(student, classifier)
 
         skd, mse, skd_narrow = distil("skd", cut), distil("mse", cut, objective="mse"), distil("skd-narrow", narrow)
-        skd_tuned, mse_tuned = (tuned(f"{path.name}-tuned", FINE_TUNING_EPOCHS, path, freeze_head=False) for path in (skd, mse))
+        skd_tuned, mse_tuned = (
+            tuned(f"{path.name}-tuned", FINE_TUNING_EPOCHS, path, freeze_head=False) for path in (skd, mse)
+        )
         cut_epochs = DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS
         cut_tuned = tuned(f"{classifier.name}-cut-tuned", cut_epochs, classifier, num_hidden_layers=2)
         teacher = load(classifier)
@@ -233,7 +263,13 @@ class Benchmark:
         systems.append(System("student, 2 layers, MSE, fine-tuned", "raw", load(mse_tuned)))
         systems.append(System("first 2 layers, fine-tuned", "raw", load(cut_tuned)))
         for path, student in zip(self.students, map(load, given), strict=True):
-            output = "raw" if student.config.default_assignment == "none" else "half" if student.config.default_residual else "soft"
+            output = (
+                "raw"
+                if student.config.default_assignment == "none"
+                else "half"
+                if student.config.default_residual
+                else "soft"
+            )
             systems.append(System(f"{path.name} of all-MiniLM-L6-v2, fine-tuned", output, student))
         return systems
 
@@ -260,12 +296,12 @@ class Benchmark:
             for system, predicted, speed in zip(systems, predictions, speeds.tolist())
         ]
         write(self.results_file, self.results)
-        print("\n| model | output | accuracy | macro F1 | parameters, millions | dictionary MB | texts/s |\n|---|---|---|---|---|---|---|")
+        print(
+            "\n| model | output | accuracy | macro F1 | parameters, millions | dictionary MB | texts/s |\n|---|---|---|---|---|---|---|"
+        )
         for row in self.results["test"]:
             size = "-" if row["dictionary_mb"] is None else f"{row['dictionary_mb']:.1f}"
-            scores = (
-                f"{row['accuracy']:.3f} | {row['macro_f1']:.3f} | {row['parameters'] / 1e6:.1f} | {size} | {row['texts_per_second']:.0f}"
-            )
+            scores = f"{row['accuracy']:.3f} | {row['macro_f1']:.3f} | {row['parameters'] / 1e6:.1f} | {size} | {row['texts_per_second']:.0f}"
             print(f"| {row['model']} | {row['output']} | {scores} |", flush=True)
 
 
@@ -278,7 +314,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/classifiers"))
     parser.add_argument("--sets", nargs="+", choices=CLASSIFICATION, default=["banking77", "go_emotions"])
-    parser.add_argument("--students", nargs="+", type=Path, default=[], help="folders of students to fine-tune, named by their last part")
+    parser.add_argument(
+        "--students",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="folders of students to fine-tune, named by their last part",
+    )
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()

@@ -71,7 +71,9 @@ def real_samples(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, n
             windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), Path(folder))
             gather_samples(teacher, corpus, plan, windows, Path(folder), layer=-1, batch_size=32, dtype=torch.float16)
             store = TensorFile(Path(folder, "samples.safetensors"))
-            for path, array in zip(paths, (store["samples"], np.append(0, np.cumsum(np.diff(plan.offsets)[chosen])), counts[chosen])):
+            for path, array in zip(
+                paths, (store["samples"], np.append(0, np.cumsum(np.diff(plan.offsets)[chosen])), counts[chosen])
+            ):
                 np.save(path, np.asarray(array))
     return tuple(np.load(path) for path in paths)
 
@@ -145,12 +147,21 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", help=".jsonl, .csv, .parquet or .txt")
     parser.add_argument("--teacher", help="default: all-MiniLM-L6-v2")
     parser.add_argument("--width", type=int, help="make up samples of this width")
-    parser.add_argument("--corpus-tokens", type=float, default=1e8, help="occurrences that the Zipf counts of made-up samples sum to")
+    parser.add_argument(
+        "--corpus-tokens", type=float, default=1e8, help="occurrences that the Zipf counts of made-up samples sum to"
+    )
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--num-senses", type=int, default=20)
-    parser.add_argument("--baselines", nargs="*", choices=BASELINES, help="default: all, or none for samples that are made up")
+    parser.add_argument(
+        "--baselines", nargs="*", choices=BASELINES, help="default: all, or none for samples that are made up"
+    )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=1, help="runs of which the fastest counts, in turns (Markov clustering runs once)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="runs of which the fastest counts, in turns (Markov clustering runs once)",
+    )
     parser.add_argument("--device", default="cpu", help="of ours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/clustering"))
@@ -180,7 +191,8 @@ def main() -> None:
         "notes": [],
     }
     print(
-        f"{len(sizes):,} tokens, {len(samples):,} samples of width {samples.shape[1]}, {sizes.min()} to {sizes.max()} a token\n", flush=True
+        f"{len(sizes):,} tokens, {len(samples):,} samples of width {samples.shape[1]}, {sizes.min()} to {sizes.max()} a token\n",
+        flush=True,
     )
 
     def ours() -> list[np.ndarray]:
@@ -208,14 +220,19 @@ def main() -> None:
 
     with threadpool_limits(options.threads):
         few = offsets[:21] if len(offsets) > 20 else offsets
-        cluster_samples(samples[: few[-1]], few, counts[: len(few) - 1], num_senses=options.num_senses, device=options.device)  # warm up
+        cluster_samples(
+            samples[: few[-1]], few, counts[: len(few) - 1], num_senses=options.num_senses, device=options.device
+        )  # warm up
         for _ in range(options.repeats):
             for name, run in methods.items():
                 seconds, centres = timed(run)
                 found = report["methods"].setdefault(name, {"seconds": seconds})
                 found["seconds"] = min(seconds, found["seconds"])
                 if "inertia" not in found:
-                    found |= {"senses": sum(map(len, centres)), "inertia": total_inertia(samples, offsets, centres, options.device)}
+                    found |= {
+                        "senses": sum(map(len, centres)),
+                        "inertia": total_inertia(samples, offsets, centres, options.device),
+                    }
         if "mcl" in wanted:
             by_size = sizes.argsort(kind="stable")
             some = by_size[spread(len(sizes), MCL_TOKENS)]

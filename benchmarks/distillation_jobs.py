@@ -43,7 +43,9 @@ def run_jobs(make: Callable[[], object], steps: dict[str, Sequence[tuple[Any, ..
     Raises:
         The first error of a call; the other processes are ended then, as by an interruption.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the processes that begin here
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs))
+    )  # of the processes that begin here
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), Worker.start, (make,)) as pool:
         try:
             for title, calls in steps.items():

@@ -34,7 +34,8 @@ METHODS = {
     "cosine": Method("hidden-state cosine", settings={"objective": "mse"}),
     "sentence": Method("sentence MSE", settings={"objective": "sentence"}),
     "mse+sentence": Method(
-        "hidden-state and sentence MSE", settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0}
+        "hidden-state and sentence MSE",
+        settings={"objective": "mse+sentence", "mse_weight": 1.0, "sentence_weight": 3.0},
     ),
     "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
     "sense": Method("senses alone", "soft", {"objective": "sense"}),
@@ -65,7 +66,9 @@ class CachedCollator(Collator):
     vectors: np.ndarray
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        states = [torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])].copy()) for row in rows]
+        states = [
+            torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])].copy()) for row in rows
+        ]
         return super().__call__(rows) | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
 
 
@@ -88,5 +91,7 @@ class CachedTrainer(SKDTrainer):
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if not self.is_cosine:
             return super()._loss(model, inputs)
-        own = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none").student_hidden_state
+        own = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
+        ).student_hidden_state
         return ((1 - F.cosine_similarity(own, inputs["vectors"].float(), dim=-1)) * inputs["owned"]).sum()

@@ -92,9 +92,13 @@ def load_task(name: str, data: Path, *, dev: bool = False) -> DistillationTask:
         ValueError: there is no such task, or it has nothing to develop on.
     """
     if name not in (DEV_NAMES if dev else NAMES):
-        raise ValueError(f"there is no task {name!r}{' to develop on' * dev}: choose one of {', '.join(DEV_NAMES if dev else NAMES)}")
+        raise ValueError(
+            f"there is no task {name!r}{' to develop on' * dev}: choose one of {', '.join(DEV_NAMES if dev else NAMES)}"
+        )
     if name == "xquad_retrieval":
-        articles = [text[:ARTICLE_CHARACTERS] for text in read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]]
+        articles = [
+            text[:ARTICLE_CHARACTERS] for text in read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]
+        ]
         corpus, queries = (read_columns(data / name / f"{part}.jsonl") for part in ("corpus", "queries"))
         return DistillationTask(name, articles, retrieval_task(corpus, queries))
     train = read_columns(data / name / "train.jsonl")
@@ -118,7 +122,9 @@ def hold_out_fifth(columns: Columns) -> tuple[Columns, Columns]:
     """Four fifths of labelled rows and the fifth that is held out, both in the order of the rows."""
     rows = np.arange(len(columns["label"]))
     parts = train_test_split(rows, test_size=0.2, random_state=0, stratify=columns["label"])
-    four_fifths, fifth = ({name: [values[row] for row in np.sort(part)] for name, values in columns.items()} for part in parts)
+    four_fifths, fifth = (
+        {name: [values[row] for row in np.sort(part)] for name, values in columns.items()} for part in parts
+    )
     return four_fifths, fifth
 
 
@@ -142,7 +148,9 @@ def distill_model2vec(teacher: str, folder: Path) -> "StaticModel":
 
     if not folder.exists():
         distill(teacher).save_pretrained(folder)
-    return StaticModel.from_pretrained(folder, quantize_to="float32")  # stored in float16, whose means and lengths lose digits
+    return StaticModel.from_pretrained(
+        folder, quantize_to="float32"
+    )  # stored in float16, whose means and lengths lose digits
 
 
 def model2vec_encoders(model: "StaticModel") -> tuple[Encode, EncodeWords]:

@@ -213,7 +213,9 @@ def measure_all(size: Size, stream: Tensor, assignment: str, repeats: int, devic
         name = dictionary or "full model"
         print(f"measuring: {name}", file=sys.stderr)
         model = make_model(size, dictionary, assignment, device)
-        results[name] = {setting: measure(model, cut(stream, setting, repeats + 2, device), device) for setting in size.settings}
+        results[name] = {
+            setting: measure(model, cut(stream, setting, repeats + 2, device), device) for setting in size.settings
+        }
         del model
         gc.collect()
         if device == "cuda":
@@ -241,12 +243,28 @@ def print_measured(results: Results, size: Size, stream: Tensor, repeats: int) -
         distinct = statistics.mean(len(batch.unique()) for batch in cut(stream, setting, repeats + 2, "cpu")[2:])
         for name, models in results.items():
             found = models[setting]
-            cells = [str(setting), f"full, {size.layers} layers" if name == "full model" else f"student, {size.student_layers} layers"]
+            cells = [
+                str(setting),
+                f"full, {size.layers} layers" if name == "full model" else f"student, {size.student_layers} layers",
+            ]
             cells.append("-" if name == "full model" else name)
-            bytes_of = [gigabytes(found.weights), gigabytes(found.dictionary or None), gigabytes(found.peak), share(found.peak, full.peak)]
+            bytes_of = [
+                gigabytes(found.weights),
+                gigabytes(found.dictionary or None),
+                gigabytes(found.peak),
+                share(found.peak, full.peak),
+            ]
             memory.append([*cells, *bytes_of, gigabytes(found.total), share(found.total, full.total)])
             rate = f"{setting.batch / found.seconds:.2f}"
-            speed.append([*cells, f"{distinct:.0f}", f"{1000 * found.seconds:.1f}", rate, f"{full.seconds / found.seconds:.2f}x"])
+            speed.append(
+                [
+                    *cells,
+                    f"{distinct:.0f}",
+                    f"{1000 * found.seconds:.1f}",
+                    rate,
+                    f"{full.seconds / found.seconds:.2f}x",
+                ]
+            )
     which = ["batch x tokens", "model", "dictionary"]
     total = "weights + dictionary, GB" if full.peak is None else "device + host, GB"
     print_table([*which, "weights, GB", "dictionary, GB", "device peak, GB", "share", total, "share"], memory)
@@ -290,8 +308,25 @@ def print_computed(size: Size) -> None:
             layers, embedding, dictionary = parts(size._replace(vocabulary=vocabulary), size.student_layers, dtype)
             without, with_it = layers + embedding, layers + embedding + dictionary
             cells = [layers, embedding, dictionary, without]
-            rows.append([f"{vocabulary:,}", dtype, *map(gigabytes, cells), share(without, full), gigabytes(with_it), share(with_it, full)])
-    header = ["vocabulary", "senses", "layers, GB", "embedding table, GB", "dictionary, GB", "without dictionary, GB", "share of the full"]
+            rows.append(
+                [
+                    f"{vocabulary:,}",
+                    dtype,
+                    *map(gigabytes, cells),
+                    share(without, full),
+                    gigabytes(with_it),
+                    share(with_it, full),
+                ]
+            )
+    header = [
+        "vocabulary",
+        "senses",
+        "layers, GB",
+        "embedding table, GB",
+        "dictionary, GB",
+        "without dictionary, GB",
+        "share of the full",
+    ]
     print_table([*header, "with dictionary, GB", "share of the full"], rows)
 
 
@@ -312,24 +347,33 @@ def read_texts(file: Path | None) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a small Llama instead, on a CPU if there is no GPU, with few repeats")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a small Llama instead, on a CPU if there is no GPU, with few repeats"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--texts", type=Path, help="a .jsonl file with `text`, or a file with one text a line")
     parser.add_argument("--tokenizer", default=get_model_path(), help="a name or a folder")
     parser.add_argument("--assignment", choices=["hard", "soft"], default="soft")
-    parser.add_argument("--repeats", type=int, help="timed passes of each model in each setting (default: 20; 3 with --smoke)")
+    parser.add_argument(
+        "--repeats", type=int, help="timed passes of each model in each setting (default: 20; 3 with --smoke)"
+    )
     parser.add_argument("--output", type=Path, help="a .json file for the results")
     options = parser.parse_args()
     size, repeats = (SMALL_LLAMA, options.repeats or 3) if options.smoke else (LLAMA_3_8B, options.repeats or 20)
     if options.device == "cpu" and not options.smoke:
         parser.error("Llama-3-8B is measured on a GPU, and there is none: give --smoke for a small model on the CPU")
     if options.device == "cuda" and (free := torch.cuda.mem_get_info()[0]) < needed_bytes(size):
-        parser.error(f"about {gigabytes(needed_bytes(size))} GB of GPU memory are needed, {gigabytes(free)} GB are free")
+        parser.error(
+            f"about {gigabytes(needed_bytes(size))} GB of GPU memory are needed, {gigabytes(free)} GB are free"
+        )
 
     stream = token_stream(read_texts(options.texts), options.tokenizer, size.vocabulary)
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{name}, {torch.get_num_threads()} threads, {versions}; {options.assignment} assignment, {size.dtype}", flush=True)
+    print(
+        f"{name}, {torch.get_num_threads()} threads, {versions}; {options.assignment} assignment, {size.dtype}",
+        flush=True,
+    )
     results = measure_all(size, stream, options.assignment, repeats, options.device)
     print_measured(results, size, stream, repeats)
     print_targets(results, of_llama=size == LLAMA_3_8B)
@@ -342,7 +386,9 @@ def main() -> None:
         ]
         machine = {"device": name, "versions": versions}
         options.output.write_text(
-            json.dumps({"machine": machine, "size": size._asdict() | {"dtype": str(size.dtype)}, "results": rows}, indent=2)
+            json.dumps(
+                {"machine": machine, "size": size._asdict() | {"dtype": str(size.dtype)}, "results": rows}, indent=2
+            )
         )
 
 

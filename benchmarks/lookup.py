@@ -63,18 +63,26 @@ def ours(case: Case, task: str) -> list[Tensor]:
     """What all methods give: vectors and sense ids, or the mean loss and its gradient."""
     hidden, token_ids, labels, senses, offsets, temperature = case
     if task != "loss":
-        return list(assign_senses(hidden, token_ids, senses, offsets, temperature=temperature if task == "soft" else None))
+        return list(
+            assign_senses(hidden, token_ids, senses, offsets, temperature=temperature if task == "soft" else None)
+        )
     hidden = hidden.detach().requires_grad_()
     loss = sense_cross_entropy(hidden, token_ids, labels, senses, offsets, temperature=temperature)[0] / len(hidden)
     loss.backward()
     return [loss.detach(), hidden.grad]
 
 
-def in_chunks(case: Case, task: str, step: int, scores_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+def in_chunks(
+    case: Case, task: str, step: int, scores_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> list[Tensor]:
     """The naive methods: `scores_of` some vectors and tokens gives masked scores `[m, k]`, the column of the token's first sense `[m]`
     and the senses of the columns, `[m, k, width]` or `[k, width]`."""
     hidden, token_ids, labels, _, _, temperature = case
-    vectors, sense_ids, loss = torch.empty_like(hidden), torch.empty_like(token_ids), torch.zeros((), device=hidden.device)
+    vectors, sense_ids, loss = (
+        torch.empty_like(hidden),
+        torch.empty_like(token_ids),
+        torch.zeros((), device=hidden.device),
+    )
     hidden = hidden.detach().requires_grad_(task == "loss")
     for part in torch.arange(len(hidden)).split(step):
         at = slice(int(part[0]), int(part[-1]) + 1)
@@ -129,7 +137,9 @@ def loop(case: Case, task: str) -> list[Tensor]:
     hidden, token_ids, labels, senses, offsets, temperature = case
     hidden, starts = hidden.detach().requires_grad_(task == "loss"), offsets.tolist()
     vectors, sense_ids, losses = [], [], []
-    rows = hidden.unbind()  # the gradient of hidden[position] would be a tensor of the size of the batch for each position
+    rows = (
+        hidden.unbind()
+    )  # the gradient of hidden[position] would be a tensor of the size of the batch for each position
     for position, token in enumerate(token_ids.tolist()):
         own = senses[starts[token] : starts[token + 1]]
         scores = 2 * own @ rows[position] - own.square().sum(-1)
@@ -162,18 +172,24 @@ def real(folder: str, file: Path) -> tuple[Tensor, Tensor, Tensor]:
     texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
     random.Random(0).shuffle(texts)
     sizes = dictionary.offsets.diff()
-    token_ids = torch.tensor([token for text in texts for token in dictionary.tokenizer(text)["input_ids"] if sizes[token]])
+    token_ids = torch.tensor(
+        [token for text in texts for token in dictionary.tokenizer(text)["input_ids"] if sizes[token]]
+    )
     return token_ids[: BATCH * POSITIONS], sizes, dictionary.senses.float()
 
 
-def make_case(token_ids: Tensor, sizes: Tensor, senses: Tensor | None, width: int, device: str, generator: torch.Generator) -> Case:
+def make_case(
+    token_ids: Tensor, sizes: Tensor, senses: Tensor | None, width: int, device: str, generator: torch.Generator
+) -> Case:
     offsets = F.pad(sizes.cumsum(0), (1, 0))
     if senses is None or senses.shape[1] != width:
         senses = torch.randn(int(offsets[-1]), width, generator=generator)
     labels = (torch.rand(len(token_ids), generator=generator) * sizes[token_ids]).long()
     spread = float(senses.var(0).mean().sqrt())
     hidden = senses[offsets[token_ids] + labels] + spread * torch.randn(len(token_ids), width, generator=generator)
-    return Case(*(tensor.to(device) for tensor in (hidden, token_ids, labels, senses, offsets)), temperature=width * spread**2)
+    return Case(
+        *(tensor.to(device) for tensor in (hidden, token_ids, labels, senses, offsets)), temperature=width * spread**2
+    )
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
@@ -250,22 +266,40 @@ def main() -> None:
     config = BertConfig(hidden_size=STUDENT_WIDTH, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=2)
     bert = BertModel(config).eval().to(options.device)
     results = []
-    print("| senses | width | task | ours, ms | padded | all senses | loop | student | extra MB |\n" + "|---" * 9 + "|")
+    print(
+        "| senses | width | task | ours, ms | padded | all senses | loop | student | extra MB |\n" + "|---" * 9 + "|"
+    )
     for name in ["real"] if options.senses else ["uniform", "allocated"]:
         for width in options.widths:
             generator = torch.Generator().manual_seed(0)
-            tokens_sizes_senses = real(options.senses, options.texts) if options.senses else (*synthetic(name, generator), None)
+            tokens_sizes_senses = (
+                real(options.senses, options.texts) if options.senses else (*synthetic(name, generator), None)
+            )
             case = make_case(*tokens_sizes_senses, width, options.device, generator)
 
-            for result in measure(case, 3 if options.quick else 15, options.device, bert if width == STUDENT_WIDTH else None):
+            for result in measure(
+                case, 3 if options.quick else 15, options.device, bert if width == STUDENT_WIDTH else None
+            ):
                 taken = result["seconds"]
                 ratios = [f"{taken[method] / taken['ours']:.1f}x" for method in ("padded", "all senses", "loop")]
                 share = f"{taken['ours'] / taken['student']:.1%}" if "student" in taken else ""
-                cells = [name, width, result["task"], f"{1000 * taken['ours']:.1f}", *ratios, share, f"{result['extra_megabytes']:.1f}"]
+                cells = [
+                    name,
+                    width,
+                    result["task"],
+                    f"{1000 * taken['ours']:.1f}",
+                    *ratios,
+                    share,
+                    f"{result['extra_megabytes']:.1f}",
+                ]
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
                 results.append({"senses": name, "width": width} | result)
     if options.output:
-        machine = {"device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()}
+        machine = {
+            "device": torch.cuda.get_device_name()
+            if options.device == "cuda"
+            else platform.processor() or platform.machine()
+        }
         machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         options.output.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
 

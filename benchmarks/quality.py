@@ -77,7 +77,9 @@ def run_teacher(path: Path, teacher_name: str) -> Part:
     rows = [json.loads(line) for name in ("train", "test") for line in open(path / f"{name}.jsonl", encoding="utf-8")]
     teacher = load_teacher(teacher_name)
     with TemporaryDirectory() as folder:
-        corpus = tokenize_corpus([row["text"] for row in rows], teacher.tokenizer, folder, truncate_at=teacher.max_window)
+        corpus = tokenize_corpus(
+            [row["text"] for row in rows], teacher.tokenizer, folder, truncate_at=teacher.max_window
+        )
         input_ids, offsets = np.array(corpus.input_ids), np.array(corpus.offsets)
     vectors = np.empty((len(input_ids), teacher.model.config.hidden_size), dtype=np.float16)
     by_length = np.argsort(-np.diff(offsets), kind="stable")
@@ -151,7 +153,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, float
 def print_row(method: str, scores: dict[str, float], outputs: tuple[str, ...]) -> None:
     few_shot = [f"{scores[f'{output} few_shot']:.3f} ± {scores[f'{output} few_shot_std']:.3f}" for output in outputs]
     full = [f"{scores[f'{output} full']:.3f}" for output in outputs]
-    size, distortion = (f"{scores[key]:{form}}" if key in scores else "" for key, form in (("size", ",.0f"), ("distortion", ".2f")))
+    size, distortion = (
+        f"{scores[key]:{form}}" if key in scores else "" for key, form in (("size", ",.0f"), ("distortion", ".2f"))
+    )
     cells = [cell for pair in zip(few_shot, full) for cell in pair] + [""] * (4 - 2 * len(outputs))
     print(f"| {method} | {size} | {distortion} | {' | '.join(cells)} |")
 
@@ -162,19 +166,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--teacher", default=str(get_model_path()))
     parser.add_argument("--sets", nargs="+", default=SETS)
-    parser.add_argument("--dev", action="store_true", help="score on a fifth of the training texts instead of the test files")
+    parser.add_argument(
+        "--dev", action="store_true", help="score on a fifth of the training texts instead of the test files"
+    )
     parser.add_argument("--mcl", action="store_true", help="also the paper's rule")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     results = {name: measure(name, options) for name in options.sets}
 
     for name, cells in results.items():
-        by_size = sorted((title for title in cells if title != "teacher"), key=lambda title: (cells[title]["size"], title))
+        by_size = sorted(
+            (title for title in cells if title != "teacher"), key=lambda title: (cells[title]["size"], title)
+        )
         print(f"\n{name}, {'held-out training texts' if options.dev else 'test texts'}\n")
-        print("| method | senses | distortion | hard, few-shot | hard, full | soft, few-shot | soft, full |\n|---|---|---|---|---|---|---|")
+        print(
+            "| method | senses | distortion | hard, few-shot | hard, full | soft, few-shot | soft, full |\n|---|---|---|---|---|---|---|"
+        )
         print_row("teacher (its own vectors)", cells["teacher"], ("raw",))
         for title in by_size:
-            print_row(f"**{title}**" if title in ("mcl", f"fixed {NUM_SENSES}") else title, cells[title], ("hard", "soft"))
+            print_row(
+                f"**{title}**" if title in ("mcl", f"fixed {NUM_SENSES}") else title, cells[title], ("hard", "soft")
+            )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ BATCH = 32
 
 def smaller(senses: SenseEmbeddingModel) -> dict[str, SenseEmbeddingModel | None]:
     """None, the dictionary, parts of it, and one sense for each token, by their titles."""
-    tokens = torch.arange(senses.config.vocab_size).repeat_interleave(senses.offsets.diff())[senses.usage > 0].unique().numel()
+    tokens = (
+        torch.arange(senses.config.vocab_size)
+        .repeat_interleave(senses.offsets.diff())[senses.usage > 0]
+        .unique()
+        .numel()
+    )
     budgets = [len(senses.senses) // 2, len(senses.senses) // 4, tokens]
     sizes = [senses, *(merge_sense_dictionaries([senses], budget) for budget in budgets if budget >= tokens)]
     return {"none": None} | {f"{len(size.senses):,}": size for size in sizes}
@@ -65,14 +70,18 @@ def main() -> None:
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             vectors = own(input_ids, mask)
-            halves = (None if x is None else x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which)
+            halves = (
+                None if x is None else x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which
+            )
             return torch.cat([vectors if half is None else half for half in halves], dim=-1)
 
         return forward
 
     names, width, forward = DEV_NAMES if options.dev else NAMES, senses.config.hidden_size, outputs(*sizes.values())
     scores = {
-        name: load_task(name, options.data, dev=options.dev).score_outputs(forward, list(sizes), width, tokenizer, **settings)
+        name: load_task(name, options.data, dev=options.dev).score_outputs(
+            forward, list(sizes), width, tokenizer, **settings
+        )
         for name in names
     }
     print(header("model", "senses", tasks=names))

@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--max-length", type=int, default=512, help="in tokens; longer texts are cut into windows")
-    parser.add_argument("--mask-token", default="_", help="for a tokenizer without one of its own; default: _, as in LLM2Vec")
+    parser.add_argument(
+        "--mask-token", default="_", help="for a tokenizer without one of its own; default: _, as in LLM2Vec"
+    )
     parser.add_argument("--mlm-probability", type=float, default=0.2, help="share of the tokens that are predicted")
     parser.add_argument("--lora-r", type=int, default=16, help="rank of the adapters")
     parser.add_argument("--lora-alpha", type=int, help="default: twice the rank")
@@ -89,11 +91,16 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     set_seed(options.seed)
 
     # 1. The decoder, bidirectional. Its head is frozen with all else: it is no part of the adapter, and what it learned would be lost.
-    tokenizer, model = AutoTokenizer.from_pretrained(options.model), AutoModelForCausalLM.from_pretrained(options.model)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(options.model),
+        AutoModelForCausalLM.from_pretrained(options.model),
+    )
     set_bidirectional(model.config, True)
     attention = probe_attention(model.base_model.eval())
     if attention != "bidirectional":
-        raise ValueError(f"the attention of {type(model).__name__} stays {attention}: choose another decoder, such as a Llama or a Mistral")
+        raise ValueError(
+            f"the attention of {type(model).__name__} stays {attention}: choose another decoder, such as a Llama or a Mistral"
+        )
     model.requires_grad_(False)
     lora = LoraConfig(
         r=options.lora_r,
@@ -110,7 +117,11 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
 
     def windows(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         encoding = tokenizer(
-            rows["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True, return_special_tokens_mask=True
+            rows["text"],
+            truncation=True,
+            max_length=max_length,
+            return_overflowing_tokens=True,
+            return_special_tokens_mask=True,
         )
         return {name: encoding[name] for name in ("input_ids", "attention_mask", "special_tokens_mask")}
 
@@ -147,7 +158,9 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     before = held_out_loss()
     trainer.train()
     after = held_out_loss()
-    print(f"loss on {len(parts['test']):,} held-out windows: {before:.4f} before, {after:.4f} after {options.max_steps:,} steps")
+    print(
+        f"loss on {len(parts['test']):,} held-out windows: {before:.4f} before, {after:.4f} after {options.max_steps:,} steps"
+    )
 
     # 4. The adapter for the base model, and the tokenizer.
     adapter.save_pretrained(options.output)

@@ -47,9 +47,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=max_length, padding_side="right"
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=max_length,
+        padding_side="right",
     )
 
 
@@ -62,7 +69,9 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--hidden-size", type=int, default=384)
     parser.add_argument("--num-hidden-layers", type=int, default=8)
     parser.add_argument("--num-attention-heads", type=int, default=6)
-    parser.add_argument("--intermediate-size", type=int, help="default: eight thirds of the hidden size, in multiples of 32")
+    parser.add_argument(
+        "--intermediate-size", type=int, help="default: eight thirds of the hidden size, in multiples of 32"
+    )
     parser.add_argument("--max-length", type=int, default=256, help="of a window, in tokens")
     parser.add_argument("--max-steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64, help="windows a step")
@@ -87,7 +96,9 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parts = parts.map(windows, batched=True, remove_columns=parts["train"].column_names)
     for name, part in parts.items():
         if not len(part):
-            raise ValueError(f"the {name} texts have fewer than {options.max_length} tokens: give more texts, or a smaller --max-length")
+            raise ValueError(
+                f"the {name} texts have fewer than {options.max_length} tokens: give more texts, or a smaller --max-length"
+            )
 
     # 3. The decoder.
     intermediate_size = options.intermediate_size or 32 * math.ceil(options.hidden_size * 8 / 3 / 32)
@@ -133,7 +144,9 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    print(f"loss on {len(parts['test']):,} held-out windows: {before:.4f} before, {after:.4f} after {options.max_steps:,} steps")
+    print(
+        f"loss on {len(parts['test']):,} held-out windows: {before:.4f} before, {after:.4f} after {options.max_steps:,} steps"
+    )
     model.config.use_cache = True  # Trainer has switched off what generation is slow without
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)

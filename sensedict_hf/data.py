@@ -8,12 +8,21 @@ from typing import TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+FILE_FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 FILES_HELP = "text files (.jsonl, .csv, .parquet, .arrow, .txt), all of one kind, a folder of save_to_disk, or the name of a data set"
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
 
-def read_dataset(source: str | list[str], split: str = "train", *, streaming: bool = False) -> Dataset | IterableDataset:
+def read_dataset(
+    source: str | list[str], split: str = "train", *, streaming: bool = False
+) -> Dataset | IterableDataset:
     """Reads files (.jsonl, .json, .csv, .parquet, .arrow or .txt, all of one kind), a folder made by `Dataset.save_to_disk`, or the
     data set of that name. Blank lines of .txt files are no texts.
 
@@ -31,15 +40,21 @@ def read_dataset(source: str | list[str], split: str = "train", *, streaming: bo
             return load_dataset(paths[0], split=split, streaming=streaming)
     for path in paths:
         if Path(path).suffix not in FILE_FORMATS:
-            raise ValueError(f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a data set")
+            raise ValueError(
+                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a data set"
+            )
         if not Path(path).is_file():
             raise ValueError(f"there is no file {path}")
     formats = {FILE_FORMATS[Path(path).suffix] for path in paths}
     if len(formats) > 1:
-        raise ValueError(f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind")
+        raise ValueError(
+            f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind"
+        )
     kind = formats.pop()
     try:
-        dataset = load_dataset(kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming)
+        dataset = load_dataset(
+            kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming
+        )
     except DatasetGenerationError as error:
         raise ValueError(f"cannot read {', '.join(paths)} as {kind}: {error.__cause__ or error}") from error
     return dataset.filter(lambda row: bool(row["text"].strip())) if kind == "text" else dataset
@@ -62,7 +77,9 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
     for number, row in enumerate(texts):
         if isinstance(row, dict):
             if text_column not in row:
-                raise ValueError(f"there is no column {text_column!r}, only {', '.join(row)}: name one with text_column")
+                raise ValueError(
+                    f"there is no column {text_column!r}, only {', '.join(row)}: name one with text_column"
+                )
             row = row[text_column]
         if not isinstance(row, str):
             raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string")

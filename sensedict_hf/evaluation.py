@@ -22,7 +22,9 @@ class ClassificationScores(TypedDict):
     full: float
 
 
-def few_shot_draws(labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED) -> list[np.ndarray]:
+def few_shot_draws(
+    labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED
+) -> list[np.ndarray]:
     """The rows that MTEB's classification tasks train on, in their order: one array of indices per draw.
 
     Each draw shuffles the previous order again with the same generator state and takes the first rows of every label.
@@ -68,7 +70,9 @@ def evaluate_classification(
             raise ValueError(f"{name}: {len(embeddings)} embeddings but {len(labels)} labels")
     unseen = np.setdiff1d(test_labels, train_labels).tolist()
     if unseen:
-        raise ValueError(f"the test set has labels that the train set has not: {unseen[:5]}; check that both files use the same labels")
+        raise ValueError(
+            f"the test set has labels that the train set has not: {unseen[:5]}; check that both files use the same labels"
+        )
     train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
 
     def accuracy(rows: np.ndarray | slice, **settings: float) -> float:
@@ -101,9 +105,13 @@ def evaluate_similarity(embeddings1: np.ndarray, embeddings2: np.ndarray, scores
     """
     scores = np.asarray(scores, dtype=float)
     if not len(embeddings1) == len(embeddings2) == len(scores):
-        raise ValueError(f"{len(embeddings1)} and {len(embeddings2)} embeddings but {len(scores)} scores: give one of each for every pair")
+        raise ValueError(
+            f"{len(embeddings1)} and {len(embeddings2)} embeddings but {len(scores)} scores: give one of each for every pair"
+        )
     if len(np.unique(scores)) < 2:
-        raise ValueError(f"{len(scores)} scores, none different from another: a correlation needs at least two different ones")
+        raise ValueError(
+            f"{len(scores)} scores, none different from another: a correlation needs at least two different ones"
+        )
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
     return SimilarityScores(
         spearman=float(spearmanr(cosines, scores).statistic),
@@ -119,7 +127,9 @@ class RetrievalScores(TypedDict):
     recall_at_10: float
 
 
-def evaluate_retrieval(query_embeddings: np.ndarray, corpus_embeddings: np.ndarray, relevant: Sequence[Sequence[int]]) -> RetrievalScores:
+def evaluate_retrieval(
+    query_embeddings: np.ndarray, corpus_embeddings: np.ndarray, relevant: Sequence[Sequence[int]]
+) -> RetrievalScores:
     """Documents ranked by cosine similarity. nDCG@10, the main score of MTEB's retrieval tasks, is that of trec_eval with binary
     relevance: a relevant document at rank r counts 1 / log2(r + 1), divided by what the best ranking would have (Järvelin and Kekäläinen,
     TOIS 20, 2002).
@@ -138,9 +148,13 @@ def evaluate_retrieval(query_embeddings: np.ndarray, corpus_embeddings: np.ndarr
     is_relevant = np.zeros((num_queries, num_documents), dtype=bool)
     for query, documents in enumerate(relevant):
         if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
-            raise ValueError(f"query {query} has the relevant documents {list(documents)}: name one or more of 0 to {num_documents - 1}")
+            raise ValueError(
+                f"query {query} has the relevant documents {list(documents)}: name one or more of 0 to {num_documents - 1}"
+            )
         is_relevant[query, documents] = True
-    ranking = np.argsort(-_normalized(query_embeddings) @ _normalized(corpus_embeddings).T, axis=1, kind="stable")[:, :10]
+    ranking = np.argsort(-_normalized(query_embeddings) @ _normalized(corpus_embeddings).T, axis=1, kind="stable")[
+        :, :10
+    ]
     hits = np.take_along_axis(is_relevant, ranking, axis=1)
     num_relevant = is_relevant.sum(axis=1)
     gains = 1 / np.log2(np.arange(2, 12))
@@ -203,7 +217,9 @@ def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, st
         for place, tag in enumerate([*tags, "O"]):
             prefix, _, tag_kind = str(tag).partition("-")
             if prefix not in ("B", "I") and tag != "O":
-                raise ValueError(f"tag {tag!r} of sentence {number} is not BIO: write O, B-type for an entity's first word or I-type")
+                raise ValueError(
+                    f"tag {tag!r} of sentence {number} is not BIO: write O, B-type for an entity's first word or I-type"
+                )
             if kind is not None and (prefix != "I" or tag_kind != kind):
                 entities.add((number, begin, place, kind))
                 kind = None
@@ -230,13 +246,21 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
         ValueError: no token has two annotated senses.
     """
     token_ids, found, annotated = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
-    groups = [rows for token in np.unique(token_ids) if len(set(annotated[rows := np.flatnonzero(token_ids == token)])) > 1]
+    groups = [
+        rows for token in np.unique(token_ids) if len(set(annotated[rows := np.flatnonzero(token_ids == token)])) > 1
+    ]
     if not groups:
-        raise ValueError(f"none of the {len(np.unique(token_ids))} tokens has two annotated senses: there is nothing to compare")
+        raise ValueError(
+            f"none of the {len(np.unique(token_ids))} tokens has two annotated senses: there is nothing to compare"
+        )
     weights = [len(rows) for rows in groups]
     return SenseAgreement(
-        v_measure=float(np.average([v_measure_score(annotated[rows], found[rows]) for rows in groups], weights=weights)),
-        adjusted_rand=float(np.average([adjusted_rand_score(annotated[rows], found[rows]) for rows in groups], weights=weights)),
+        v_measure=float(
+            np.average([v_measure_score(annotated[rows], found[rows]) for rows in groups], weights=weights)
+        ),
+        adjusted_rand=float(
+            np.average([adjusted_rand_score(annotated[rows], found[rows]) for rows in groups], weights=weights)
+        ),
     )
 
 
@@ -276,7 +300,9 @@ def classification_task(train: Columns, test: Columns, *, text: str = "text", la
     """[`evaluate_classification`]; `text` and `label` name columns."""
     return EvaluationTask(
         (train[text], test[text]),
-        lambda train_vectors, test_vectors: evaluate_classification(train_vectors, train[label], test_vectors, test[label]),
+        lambda train_vectors, test_vectors: evaluate_classification(
+            train_vectors, train[label], test_vectors, test[label]
+        ),
     )
 
 
@@ -298,18 +324,26 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
     row_of = {id: row for row, id in enumerate(corpus["id"])}
     unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if id not in row_of})
     if unknown:
-        raise ValueError(f"relevant documents that the corpus has not: {unknown[:5]}; check that both files use the same ids")
+        raise ValueError(
+            f"relevant documents that the corpus has not: {unknown[:5]}; check that both files use the same ids"
+        )
     relevant = [[row_of[id] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
-    documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])]  # datasets fills in None for no title
-    return EvaluationTask((queries["text"], documents), lambda first, second: evaluate_retrieval(first, second, relevant))
+    documents = [
+        f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])
+    ]  # datasets fills in None for no title
+    return EvaluationTask(
+        (queries["text"], documents), lambda first, second: evaluate_retrieval(first, second, relevant)
+    )
 
 
 def token_task(train: Columns, test: Columns) -> EvaluationTask:
     """[`evaluate_token_classification`] of the columns `tokens` (words) and `tags` (BIO)."""
     return EvaluationTask(
         (train["tokens"], test["tokens"]),
-        lambda train_vectors, test_vectors: evaluate_token_classification(train_vectors, train["tags"], test_vectors, test["tags"]),
+        lambda train_vectors, test_vectors: evaluate_token_classification(
+            train_vectors, train["tags"], test_vectors, test["tags"]
+        ),
         of_words=True,
     )
 

@@ -38,7 +38,9 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.set_num_threads(1)  # on models as tiny as these a second thread only waits, and for long where the cores are busy
+    torch.set_num_threads(
+        1
+    )  # on models as tiny as these a second thread only waits, and for long where the cores are busy
     torch.manual_seed(0)
     random.seed(0)
 
@@ -63,7 +65,11 @@ def make_model(kind):
         return BertModel(BertConfig(**SIZES, max_position_embeddings=64)).eval()
     if kind == "deberta":
         config = DebertaV2Config(
-            **SIZES, max_position_embeddings=64, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"]
+            **SIZES,
+            max_position_embeddings=64,
+            relative_attention=True,
+            position_buckets=8,
+            pos_att_type=["p2c", "c2p"],
         )
         return DebertaV2Model(config).eval()
     return LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)).eval()
@@ -76,7 +82,9 @@ def tokenizer():
 
 @pytest.fixture(params=["bert", "deberta", "llama"])
 def teacher(request, tokenizer):
-    return Teacher(make_model(request.param), tokenizer, name=f"tiny-{request.param}", max_seq_length=64, max_window=64)
+    return Teacher(
+        make_model(request.param), tokenizer, name=f"tiny-{request.param}", max_seq_length=64, max_window=64
+    )
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ def make_other(pattern, texts, template="both"):
     model = BPE(vocabulary, [], unk_token="[UNK]") if pattern == "bytes" else WordLevel(vocabulary, unk_token="[UNK]")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = TemplateProcessing(single=TEMPLATES[template], special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = TemplateProcessing(
+        single=TEMPLATES[template], special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     names = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
 
@@ -82,7 +84,16 @@ def naive_vectors(teacher, tokenizer, text, max_length):
 @pytest.mark.parametrize("pattern", [".", ".{1,3}", ".{1,11}", r"\s*\S+", "bytes"])
 def test_vectors_are_the_means_of_what_a_naive_loop_finds(bert, texts, tmp_path, monkeypatch, pattern, template):
     """Pieces of words, pieces that cross words and many words at once; texts longer than a window; whatever the parts it is done in."""
-    texts = [*texts[:8], " ".join(texts[:5]), "", "  ", " w1  \tw2 naïve 😀\u00a0w3 ", "ẅ" * 3 + " w1", " ".join(texts[5:20]), "w1"]
+    texts = [
+        *texts[:8],
+        " ".join(texts[:5]),
+        "",
+        "  ",
+        " w1  \tw2 naïve 😀\u00a0w3 ",
+        "ẅ" * 3 + " w1",
+        " ".join(texts[5:20]),
+        "w1",
+    ]
     tokenizer = make_other(pattern, texts, template)
     monkeypatch.setattr("sensedict_hf.building.gathering.CHUNK", 50)
     monkeypatch.setattr("sensedict_hf.building.corpus.BATCH_TEXTS", 3)
@@ -120,8 +131,14 @@ def test_truncation_cuts_both_at_the_same_character(bert, texts, characters):
     text = "w11 w12 w13 w14"
     (cut,) = align_texts([text], characters, bert.tokenizer, truncate_at=4)
     assert bert.tokenizer.decode(cut.teacher_ids) == "[CLS] w11 w12 [SEP]"
-    assert characters.convert_ids_to_tokens(cut.input_ids) == ["[CLS]", *"w11 w12", "[SEP]"] and cut.dropped == len(" w13 w14")
-    assert cut.places.tolist() == [0, 1, 1, 1, 2, 2, 2, 3] and cut.sizes.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1] and cut.unaligned == 1
+    assert characters.convert_ids_to_tokens(cut.input_ids) == ["[CLS]", *"w11 w12", "[SEP]"] and cut.dropped == len(
+        " w13 w14"
+    )
+    assert (
+        cut.places.tolist() == [0, 1, 1, 1, 2, 2, 2, 3]
+        and cut.sizes.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1]
+        and cut.unaligned == 1
+    )
 
 
 def test_a_dictionary_for_another_tokenizer(bert, texts, characters, tmp_path, caplog):
@@ -133,13 +150,19 @@ def test_a_dictionary_for_another_tokenizer(bert, texts, characters, tmp_path, c
         for token, vector in zip(*naive_vectors(bert, characters, text, 64)):
             if vector is not None:
                 found[token].append(vector)
-    assert senses.config.vocab_size == len(characters) and senses.config.tokenizer_fingerprint == tokenizer_fingerprint(characters)
+    assert senses.config.vocab_size == len(
+        characters
+    ) and senses.config.tokenizer_fingerprint == tokenizer_fingerprint(characters)
     for token in range(len(characters)):
         assert senses.usage[senses.rows_of(token)].sum() == len(found[token])
         if found[token]:
-            torch.testing.assert_close(senses.senses_of(token)[0], torch.stack(found[token]).mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                senses.senses_of(token)[0], torch.stack(found[token]).mean(0), rtol=1e-4, atol=1e-5
+            )
     spaces = sum(text.count(" ") for text in texts)
-    assert len(senses.senses_of(" ")) == 0 and senses.config.num_tokens == sum(len(text) + 2 for text in texts) - spaces
+    assert (
+        len(senses.senses_of(" ")) == 0 and senses.config.num_tokens == sum(len(text) + 2 for text in texts) - spaces
+    )
     assert f"{spaces:,} of {sum(map(len, texts)):,} tokens" in caplog.text and "get no senses" in caplog.text
     loaded = AutoModel.from_pretrained(tmp_path)
     assert len(loaded.tokenizer) == len(characters) and torch.equal(loaded.senses, senses.senses)
@@ -157,12 +180,19 @@ def test_special_tokens_without_a_counterpart(bert, texts, caplog):
 
 def test_texts_can_be_added(bert, texts, characters, tmp_path):
     settings = dict(num_senses=2, sample_dtype="float32", senses_dtype="float32")
-    build_sense_dictionary(bert, texts[:40], tokenizer=characters, output_dir=tmp_path / "old", keep_samples=True, **settings)
+    build_sense_dictionary(
+        bert, texts[:40], tokenizer=characters, output_dir=tmp_path / "old", keep_samples=True, **settings
+    )
     updated = build_sense_dictionary(
         bert, texts[40:], tokenizer=characters, update=tmp_path / "old", max_samples_per_token=1000, **settings
     )
-    assert updated.config.num_tokens == build_sense_dictionary(bert, texts, tokenizer=characters, **settings).config.num_tokens
-    with pytest.raises(ValueError, match="tokenizer was .*, is .*; teacher_tokenizer was .*, is None; .*would not fit"):
+    assert (
+        updated.config.num_tokens
+        == build_sense_dictionary(bert, texts, tokenizer=characters, **settings).config.num_tokens
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer was .*, is .*; teacher_tokenizer was .*, is None; .*would not fit"
+    ):
         build_sense_dictionary(bert, texts, update=tmp_path / "old", **settings)
 
 
@@ -172,7 +202,10 @@ def test_a_student_with_its_own_tokenizer(bert, texts, characters, tmp_path):
     student = SKDStudentModel.from_backbone(BertModel(config), senses)
     student.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded.encode(texts[:3]), student.encode(texts[:3])) and loaded.encode(texts[:3]).shape == (3, 16)
+    assert torch.equal(loaded.encode(texts[:3]), student.encode(texts[:3])) and loaded.encode(texts[:3]).shape == (
+        3,
+        16,
+    )
     assert loaded.tokenizer("w1")["input_ids"] == characters("w1")["input_ids"]
 
 
@@ -182,7 +215,9 @@ def test_who_may_use_it(bert, texts, characters):
     other = Teacher(bert.model, make_tokenizer(WORDS[::-1]), name="tiny-bert")
     with pytest.raises(ValueError, match="the teacher's tokenizer .* is not that of the teacher of this dictionary"):
         check_teacher(senses, other)
-    with pytest.raises(ValueError, match="the teacher's layers cannot use it; make a student .* by SKDStudentModel.from_backbone"):
+    with pytest.raises(
+        ValueError, match="the teacher's layers cannot use it; make a student .* by SKDStudentModel.from_backbone"
+    ):
         attach_senses(bert.model, senses)
     with pytest.raises(ValueError, match="the teacher's layers cannot use it"):
         SKDStudentModel.from_teacher(bert, senses)
@@ -198,7 +233,10 @@ def test_tokenizers_that_do_not_align(bert, texts, characters):
     with pytest.raises(ValueError, match="corpus is empty"):
         build_sense_dictionary(bert, ["", ""], tokenizer=characters)
     small = Teacher(
-        BertModel(BertConfig(vocab_size=20, hidden_size=16, num_attention_heads=2)), bert.tokenizer, name="small", max_window=64
+        BertModel(BertConfig(vocab_size=20, hidden_size=16, num_attention_heads=2)),
+        bert.tokenizer,
+        name="small",
+        max_window=64,
     )
     with pytest.raises(ValueError, match="ids up to 31, small has embeddings for 20 tokens"):
         build_sense_dictionary(small, texts, tokenizer=characters)
@@ -214,9 +252,14 @@ def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path,
     if changed == "tokenizer":
         tokenizer, teacher = make_other(".{1,2}", texts), bert
     else:
-        tokenizer, teacher = characters, Teacher(bert.model, make_tokenizer(WORDS[::-1]), name="tiny-bert", max_window=64)
+        tokenizer, teacher = (
+            characters,
+            Teacher(bert.model, make_tokenizer(WORDS[::-1]), name="tiny-bert", max_window=64),
+        )
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"with other settings: {changed} was [0-9a-f]*, is [0-9a-f]*; give the same"):
+        with pytest.raises(
+            ValueError, match=f"with other settings: {changed} was [0-9a-f]*, is [0-9a-f]*; give the same"
+        ):
             build_sense_dictionary(teacher, texts, tokenizer=tokenizer, **settings)
         build_sense_dictionary(bert, texts, tokenizer=characters, **settings)  # and of the finished one
 
@@ -241,9 +284,27 @@ def test_two_processes_make_the_same_bytes(texts, characters, teacher_folder, tm
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     characters.save_pretrained(tmp_path / "tokenizer")
     build = ["build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl")]
-    build += ["--tokenizer", str(tmp_path / "tokenizer"), "--budget", "40", "--max-samples-per-token", "15", "--batch-size", "8"]
+    build += [
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--budget",
+        "40",
+        "--max-samples-per-token",
+        "15",
+        "--batch-size",
+        "8",
+    ]
     assert main([*build, "--output", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sensedict_hf"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "sensedict_hf",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *build, "--output", str(tmp_path / "two")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

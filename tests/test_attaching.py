@@ -80,7 +80,9 @@ def test_layers_shared_as_in_albert(tokenizer, texts):
 
 
 def test_generation_with_a_cache_and_left_padding(tokenizer, texts):
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)
+    ).eval()
     teacher = Teacher(model.model, tokenizer, name="tiny")
     senses = build_sense_dictionary(teacher, texts, num_senses=3)
     tokenizer.padding_side = "left"
@@ -136,7 +138,9 @@ def test_threads_do_not_take_each_others_tokens(bert, texts):
 
         def run(number):
             with torch.no_grad():
-                return all(torch.equal(bert.model(batches[number]).last_hidden_state, expected[number]) for _ in range(50))
+                return all(
+                    torch.equal(bert.model(batches[number]).last_hidden_state, expected[number]) for _ in range(50)
+                )
 
         with ThreadPoolExecutor(2) as pool:
             assert all(pool.map(run, range(2)))
@@ -182,7 +186,9 @@ def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
     bert.model.compile(backend="eager")
     with pytest.raises(ValueError, match="the model is compiled"):
         attach_senses(bert.model, senses)
-    opt = OPTForCausalLM(OPTConfig(**{**SIZES, "ffn_dim": 32}, word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=0))
+    opt = OPTForCausalLM(
+        OPTConfig(**{**SIZES, "ffn_dim": 32}, word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=0)
+    )
     with pytest.raises(ValueError, match="OPTForCausalLM does not run its base model as a whole"):
         attach_senses(opt, senses)
     attach_senses(opt.model, senses)
@@ -205,4 +211,6 @@ def test_models_that_return_tuples(bert, texts):
     assert torch.equal(senses.senses, expected.senses)
     own = bert.model(**batch)[0]
     with attach_senses(bert.model, senses):
-        assert torch.equal(bert.model(**batch)[0], senses(batch["input_ids"], own, batch["attention_mask"]).hidden_states)
+        assert torch.equal(
+            bert.model(**batch)[0], senses(batch["input_ids"], own, batch["attention_mask"]).hidden_states
+        )

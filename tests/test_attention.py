@@ -3,7 +3,14 @@ import logging
 import pytest
 import torch
 from conftest import SIZES, make_model
-from transformers import AutoModel, AutoModelForSequenceClassification, GPTNeoConfig, GPTNeoModel, StableLmConfig, StableLmModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    GPTNeoConfig,
+    GPTNeoModel,
+    StableLmConfig,
+    StableLmModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
@@ -28,7 +35,12 @@ KINDS = {
 
 
 def make(name, **changes):
-    sizes = SIZES | {"num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0} | KINDS.get(name, {}) | changes
+    sizes = (
+        SIZES
+        | {"num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0}
+        | KINDS.get(name, {})
+        | changes
+    )
     torch.manual_seed(0)
     return AutoModel.from_config(CONFIG_MAPPING[name.split()[0]](**sizes)).eval()
 
@@ -43,7 +55,9 @@ def test_bidirectional_is_attention_with_a_mask_that_hides_nothing(name, tokeniz
     torch.testing.assert_close(teacher.last_hidden_state(ids), expected)
     padded, mask = torch.cat([ids, torch.zeros_like(ids)], 1), torch.tensor([[1] * 8 + [0] * 8])
     torch.testing.assert_close(teacher.last_hidden_state(padded, mask)[:, :8], expected)
-    torch.testing.assert_close(teacher.last_hidden_state(padded.flip(1), mask.flip(1))[:, 8:].flip(1), reversed_states(causal, ids))
+    torch.testing.assert_close(
+        teacher.last_hidden_state(padded.flip(1), mask.flip(1))[:, 8:].flip(1), reversed_states(causal, ids)
+    )
 
 
 def reversed_states(causal, ids):
@@ -71,7 +85,13 @@ def test_what_does_not_attend_as_asked_is_refused(tokenizer):
     stablelm = StableLmModel(StableLmConfig(**SIZES, num_key_value_heads=2)).eval()
     with pytest.raises(ValueError, match="StableLmModel with sdpa attention is causal/bidirectional.*eager"):
         load_teacher(stablelm, tokenizer=tokenizer, bidirectional=True)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+    }
     with pytest.raises(ValueError, match="GPTNeoModel with eager attention is causal"):
         load_teacher(GPTNeoModel(GPTNeoConfig(**sizes)).eval(), tokenizer=tokenizer, bidirectional=True)
     bert = make_model("bert")
@@ -88,7 +108,9 @@ def test_an_encoder_keeps_its_config(tokenizer):
 
 
 def test_a_dictionary_is_of_one_kind_of_attention(tokenizer, texts):
-    senses = build_sense_dictionary(load_teacher(make_model("llama"), tokenizer=tokenizer, bidirectional=True), texts, budget=90)
+    senses = build_sense_dictionary(
+        load_teacher(make_model("llama"), tokenizer=tokenizer, bidirectional=True), texts, budget=90
+    )
     with pytest.raises(ValueError, match="bidirectional teacher, .* is causal: load it with bidirectional=True"):
         SKDStudentModel.from_teacher(load_teacher(make_model("llama"), tokenizer=tokenizer), senses)
 

@@ -12,7 +12,9 @@ from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
 
 
 def test_one_sense_is_the_mean_of_all_vectors_of_a_token(teacher, texts):
-    senses = build_sense_dictionary(teacher, texts, num_senses=1, senses_dtype="float32", sample_dtype="float32", batch_size=7)
+    senses = build_sense_dictionary(
+        teacher, texts, num_senses=1, senses_dtype="float32", sample_dtype="float32", batch_size=7
+    )
     sums, counts = torch.zeros(32, 16), torch.zeros(32)
     for text in texts:
         ids = torch.tensor([teacher.tokenizer(text)["input_ids"]])
@@ -26,7 +28,9 @@ def test_one_sense_is_the_mean_of_all_vectors_of_a_token(teacher, texts):
 
 
 def test_same_bytes_for_the_same_seed(bert, texts):
-    first, second = (build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15, seed=1) for _ in range(2))
+    first, second = (
+        build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15, seed=1) for _ in range(2)
+    )
     other = build_sense_dictionary(bert, texts, budget=90, max_samples_per_token=15, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers()))
     assert not torch.equal(first.senses, other.senses)
@@ -81,9 +85,16 @@ def test_the_saved_dictionary_is_what_saving_makes(bert, texts, tmp_path):
 
 def test_the_rule_of_the_paper(bert, texts):
     senses = build_sense_dictionary(bert, texts, method="mcl", max_samples_per_token=15)
-    sizes, samples = senses.offsets.diff(), build_sense_dictionary(bert, texts, num_senses=15, max_samples_per_token=15).offsets.diff()
+    sizes, samples = (
+        senses.offsets.diff(),
+        build_sense_dictionary(bert, texts, num_senses=15, max_samples_per_token=15).offsets.diff(),
+    )
     assert senses.config.method == "mcl" and senses.config.method_value is None
-    assert (sizes <= samples).all() and (sizes[samples > 5] >= 5).all() and (sizes[samples < 5] == samples[samples < 5]).all()
+    assert (
+        (sizes <= samples).all()
+        and (sizes[samples > 5] >= 5).all()
+        and (sizes[samples < 5] == samples[samples < 5]).all()
+    )
 
 
 def test_texts_can_be_added_where_samples_were_kept(bert, texts, tmp_path):
@@ -93,7 +104,9 @@ def test_texts_can_be_added_where_samples_were_kept(bert, texts, tmp_path):
     counted = []
     original = type(bert).hidden_states
     counting = type(
-        "Counting", (Teacher,), {"hidden_states": lambda self, ids, *args, **kw: counted.append(ids) or original(self, ids, *args, **kw)}
+        "Counting",
+        (Teacher,),
+        {"hidden_states": lambda self, ids, *args, **kw: counted.append(ids) or original(self, ids, *args, **kw)},
     )
     teacher = counting(**vars(bert))
     updated = build_sense_dictionary(
@@ -168,7 +181,9 @@ def test_bad_input(bert, texts):
             build_sense_dictionary(bert, empty)
     with pytest.raises(ValueError, match="texts is a mapping of train, test: choose one"):
         build_sense_dictionary(bert, {"train": texts, "test": texts})
-    small = dataclasses.replace(bert, model=BertModel(BertConfig(**{**SIZES, "vocab_size": 20}, max_position_embeddings=64)).eval())
+    small = dataclasses.replace(
+        bert, model=BertModel(BertConfig(**{**SIZES, "vocab_size": 20}, max_position_embeddings=64)).eval()
+    )
     with pytest.raises(ValueError, match="ids up to 31, tiny-bert has embeddings for 20 tokens"):
         build_sense_dictionary(small, texts)
     bert.model.encoder.layer[3].output.LayerNorm.bias.data[0] = 1e5
@@ -180,7 +195,9 @@ def test_bad_input(bert, texts):
 
 
 def test_weights_that_a_checkpoint_lacks_are_not_invented(bert, tmp_path):
-    state = {key: value for key, value in bert.model.state_dict().items() if "layer.3" not in key and "pooler" not in key}
+    state = {
+        key: value for key, value in bert.model.state_dict().items() if "layer.3" not in key and "pooler" not in key
+    }
     bert.model.save_pretrained(tmp_path, state_dict=state)
     bert.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks weights of BertModel, which would be random: encoder.layer.3"):

@@ -27,7 +27,9 @@ def run(capsys, *arguments):
 def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     train, test = files
     senses, student, scores = tmp_path / "senses", tmp_path / "student", tmp_path / "scores.json"
-    status, out, _ = run(capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", senses)
+    status, out, _ = run(
+        capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", senses
+    )
     assert status == 0 and "90 senses of 29 tokens, from 40 texts" in out
     assert len(AutoModel.from_pretrained(senses).senses) == 90
 
@@ -44,7 +46,17 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     tagger = BertForTokenClassification.from_pretrained(teacher_folder, num_labels=5)
     tagger.save_pretrained(tmp_path / "tagger")
     AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "tagger")
-    head = ["distill", "--teacher", tmp_path / "tagger", "--senses", senses, "--texts", train, "--head", "token_classification"]
+    head = [
+        "distill",
+        "--teacher",
+        tmp_path / "tagger",
+        "--senses",
+        senses,
+        "--texts",
+        train,
+        "--head",
+        "token_classification",
+    ]
     for _ in range(2):  # the second time it is there already
         status, out, _ = run(capsys, *head, "--output", tmp_path / "head")
         assert status == 0 and "parameters and" in out
@@ -55,12 +67,18 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert status == 0 and AutoModel.from_pretrained(tmp_path / "small").senses.dtype == torch.int8
     status, out, _ = run(capsys, "merge", senses, tmp_path / "small", "--budget", 95, "--output", tmp_path / "merged")
     assert status == 0 and "95 senses" in out and len(AutoModel.from_pretrained(tmp_path / "merged").senses) == 95
-    status, out, _ = run(capsys, "merge", tmp_path / "head", "--budget", 29, "--output", tmp_path / "small-head")  # a student stays one
+    status, out, _ = run(
+        capsys, "merge", tmp_path / "head", "--budget", 29, "--output", tmp_path / "small-head"
+    )  # a student stays one
     smaller = AutoModelForTokenClassification.from_pretrained(tmp_path / "small-head")
     assert status == 0 and "29 senses" in out and len(smaller.student.senses.senses) == 29
     assert torch.equal(smaller.classifier.weight, tagger.classifier.weight)
     status, _, err = run(capsys, "convert", student, "--dtype", "int8", "--output", student)
-    assert status == 2 and "there is something in" in err and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
+    assert (
+        status == 2
+        and "there is something in" in err
+        and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
+    )
     run(capsys, "convert", student, "--dtype", "int8", "--output", tmp_path / "int8")
     assert AutoModel.from_pretrained(tmp_path / "int8").config.sense_config.senses_dtype == "int8"
 
@@ -87,14 +105,38 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
 
 
 def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, teacher_folder, tmp_path, monkeypatch):
-    run(capsys, "build", "--teacher", teacher_folder, "--texts", files[0], "--budget", 90, "--output", tmp_path / "senses")
-    settings = {"teacher": str(teacher_folder), "senses": str(tmp_path / "senses"), "texts": [files[0]], "num_train_epochs": 3}
+    run(
+        capsys,
+        "build",
+        "--teacher",
+        teacher_folder,
+        "--texts",
+        files[0],
+        "--budget",
+        90,
+        "--output",
+        tmp_path / "senses",
+    )
+    settings = {
+        "teacher": str(teacher_folder),
+        "senses": str(tmp_path / "senses"),
+        "texts": [files[0]],
+        "num_train_epochs": 3,
+    }
     settings["frequency_power"] = -1e-9  # which argparse would take for an argument
-    settings |= {"learning_rate": "1e-2", "objective": "sense+mse", "save_strategy": "epoch", "use_cpu": True, "layers": None}
+    settings |= {
+        "learning_rate": "1e-2",
+        "objective": "sense+mse",
+        "save_strategy": "epoch",
+        "use_cpu": True,
+        "layers": None,
+    }
     settings["eval_strategy"] = False  # what YAML makes of no
     (tmp_path / "run.json").write_text(json.dumps(settings))
     (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
-    status, out, _ = run(capsys, "distill", tmp_path / "run.yaml", "--num-hidden-layers", 1, "--output", tmp_path / "straight")
+    status, out, _ = run(
+        capsys, "distill", tmp_path / "run.yaml", "--num-hidden-layers", 1, "--output", tmp_path / "straight"
+    )
     assert status == 0 and "parameters and" in out
 
     command = ["distill", tmp_path / "run.json", "--num-hidden-layers", 1, "--output", tmp_path / "stopped"]
@@ -122,7 +164,9 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
     left = {path.name for path in (tmp_path / "stopped").iterdir()}
-    assert not any(name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left)
+    assert not any(
+        name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
+    )
 
     assert run(capsys, *command)[0] == 0 and len(steps) == 8  # it is there already
     status, _, err = run(capsys, *command, "--seed", 1)
@@ -142,17 +186,45 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"], "give one of them"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"], "lacks weights of BertForToken"),
+        (
+            ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"],
+            "give one of them",
+        ),
+        (
+            ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"],
+            "lacks weights of BertForToken",
+        ),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "give --eval-strategy"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"], "give the same command again"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification", "--adapters", "x"], "merge them"),
-        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"], "--train has no column 'topic'"),
+        (
+            ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"],
+            "give the same command again",
+        ),
+        (
+            [
+                "distill",
+                "--texts",
+                "TRAIN",
+                "--senses",
+                "TEACHER",
+                "--head",
+                "token_classification",
+                "--adapters",
+                "x",
+            ],
+            "merge them",
+        ),
+        (
+            ["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"],
+            "--train has no column 'topic'",
+        ),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "needs --senses"),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
         (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
-        (["evaluate", "--task", "similarity", "--test", "TRAIN"], "--test has no column 'sentence1', only text, label"),
+        (
+            ["evaluate", "--task", "similarity", "--test", "TRAIN"],
+            "--test has no column 'sentence1', only text, label",
+        ),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_path, arguments, message):
@@ -169,8 +241,20 @@ def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_pat
 
 def test_a_distillation_that_did_not_begin_may_be_given_otherwise(capsys, files, teacher_folder, tmp_path):
     train, _ = files
-    run(capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", tmp_path / "senses")
-    distill = ["distill", "--teacher", teacher_folder, "--senses", tmp_path / "senses", "--texts", train, "--output", tmp_path / "student"]
+    run(
+        capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", tmp_path / "senses"
+    )
+    distill = [
+        "distill",
+        "--teacher",
+        teacher_folder,
+        "--senses",
+        tmp_path / "senses",
+        "--texts",
+        train,
+        "--output",
+        tmp_path / "student",
+    ]
     status, _, err = run(capsys, *distill, "--num-hidden-layers", 9)
     assert status == 2 and "has layers 0 to 3" in err
     status, _, err = run(capsys, *distill, "--streaming", "True")
@@ -185,7 +269,16 @@ def test_broken_files_are_named(capsys, files, teacher_folder, tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"text": "w1"}\n{"text": ')
     status, _, err = run(capsys, "distill", tmp_path / "broken.yaml")
     assert status == 2 and "broken.yaml is no YAML" in err
-    status, _, err = run(capsys, "build", "--teacher", teacher_folder, "--texts", tmp_path / "broken.jsonl", "--output", tmp_path / "out")
+    status, _, err = run(
+        capsys,
+        "build",
+        "--teacher",
+        teacher_folder,
+        "--texts",
+        tmp_path / "broken.jsonl",
+        "--output",
+        tmp_path / "out",
+    )
     assert status == 2 and "cannot read" in err and "broken.jsonl as json" in err
 
 
@@ -201,7 +294,9 @@ def test_broken_files_are_named(capsys, files, teacher_folder, tmp_path):
             "retrieval",
             {
                 "corpus": [{"id": f"d{i}", "title": f"w{i}", "text": "w20 w21"} for i in range(5)],
-                "queries": [{"text": f"w{i} w20 w21", "relevant": [f"d{i}"]} for i in range(5)],  # the title and the text of one
+                "queries": [
+                    {"text": f"w{i} w20 w21", "relevant": [f"d{i}"]} for i in range(5)
+                ],  # the title and the text of one
             },
             ["ndcg_at_10", "accuracy_at_1", "recall_at_10"],
         ),

@@ -18,7 +18,9 @@ def planted():
     """Five tokens with 1 to 5 well separated senses, of 12 samples each."""
     generator = np.random.default_rng(0)
     labels = [np.repeat(np.arange(number), 12) for number in range(1, 6)]
-    return *csr([10 * generator.normal(size=(5, 8))[label] + generator.normal(size=(len(label), 8)) * 0.1 for label in labels]), labels
+    return *csr(
+        [10 * generator.normal(size=(5, 8))[label] + generator.normal(size=(len(label), 8)) * 0.1 for label in labels]
+    ), labels
 
 
 def test_budget_goes_where_the_senses_are(planted):

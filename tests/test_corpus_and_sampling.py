@@ -30,7 +30,10 @@ def occurrences(corpus, plan):
 
 def test_token_ids_are_the_tokenizers(corpus, texts, tokenizer):
     for number, text in enumerate(texts):
-        assert corpus.input_ids[corpus.offsets[number] : corpus.offsets[number + 1]].tolist() == tokenizer(text)["input_ids"]
+        assert (
+            corpus.input_ids[corpus.offsets[number] : corpus.offsets[number + 1]].tolist()
+            == tokenizer(text)["input_ids"]
+        )
 
 
 @pytest.mark.parametrize("max_length", [8, 9, 16, 64])
@@ -135,7 +138,9 @@ def test_interrupted_tokenization_goes_on(texts, tokenizer, tmp_path, monkeypatc
         tokenize_corpus(texts[::-1], tokenizer, tmp_path / "part")
     seen = []
     original = corpus_module.blake2b
-    monkeypatch.setattr(corpus_module, "blake2b", lambda content, **kwargs: seen.append(content) or original(content, **kwargs))
+    monkeypatch.setattr(
+        corpus_module, "blake2b", lambda content, **kwargs: seen.append(content) or original(content, **kwargs)
+    )
     part = tokenize_corpus(texts, tokenizer, tmp_path / "part")
     assert len(seen) == len(texts) - 30
     for name in ("input_ids", "offsets", "digests"):

@@ -24,7 +24,9 @@ def benchmark(monkeypatch):
 def train(kind, teacher, senses, folder, dataset, **settings):
     torch.manual_seed(0)
     student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=1)
-    args = SKDTrainingArguments(str(folder), report_to="none", save_strategy="no", logging_steps=1, num_train_epochs=1, **settings)
+    args = SKDTrainingArguments(
+        str(folder), report_to="none", save_strategy="no", logging_steps=1, num_train_epochs=1, **settings
+    )
     return kind(student, args, teacher=teacher, train_dataset=dataset)
 
 
@@ -90,7 +92,11 @@ def test_jobs_share_the_steps(benchmark, tmp_path, monkeypatch):
 
     first, second = [f"a{number}" for number in range(6)], ["b", "late"]
     with pytest.raises(ValueError, match="not to be lost"):
-        steps = [[("note", name, ()) for name in first], [("note", name, tuple(first)) for name in second], [("note", "wrong", ())]]
+        steps = [
+            [("note", name, ()) for name in first],
+            [("note", name, tuple(first)) for name in second],
+            [("note", "wrong", ())],
+        ]
         benchmark.run_jobs(Notes, dict(zip("123", steps)), 2)
     notes = {path.name: path.read_text().split(" ", 1) for path in Path().iterdir()}
     assert notes.keys() == {*first, *second, "wrong"} and {missing for _, missing in notes.values()} == {"[]"}

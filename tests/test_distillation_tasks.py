@@ -19,11 +19,17 @@ def write(path, rows):
 
 
 def texts_of(prefix, number):
-    return [{"text": f"{prefix} {'yes' if row % 2 else 'no'} {row}", "label": "yes" if row % 2 else "no"} for row in range(number)]
+    return [
+        {"text": f"{prefix} {'yes' if row % 2 else 'no'} {row}", "label": "yes" if row % 2 else "no"}
+        for row in range(number)
+    ]
 
 
 def pairs_of(prefix):
-    return [{"sentence1": f"{prefix} yes", "sentence2": f"{prefix} {word}", "score": score} for word, score in [("yes", 5), ("no", 1)]]
+    return [
+        {"sentence1": f"{prefix} yes", "sentence2": f"{prefix} {word}", "score": score}
+        for word, score in [("yes", 5), ("no", 1)]
+    ]
 
 
 def words_of(prefix):
@@ -71,8 +77,13 @@ def test_scores_are_of_the_test_files(tasks, data):
     write(data / "stsb" / "test.jsonl", pairs_of("test"))
     write(data / "wnut17" / "test.jsonl", words_of("test"))
     write(data / "wikipedia_en_sample" / "train.jsonl", [{"text": "An article."}])
-    write(data / "xquad_retrieval" / "corpus.jsonl", [{"id": word, "title": "", "text": word} for word in ("no", "yes")])
-    write(data / "xquad_retrieval" / "queries.jsonl", [{"text": f"{word}?", "relevant": [word]} for word in ("yes", "no")])
+    write(
+        data / "xquad_retrieval" / "corpus.jsonl", [{"id": word, "title": "", "text": word} for word in ("no", "yes")]
+    )
+    write(
+        data / "xquad_retrieval" / "queries.jsonl",
+        [{"text": f"{word}?", "relevant": [word]} for word in ("yes", "no")],
+    )
     for name in tasks.NAMES:
         task = tasks.load_task(name, data)
         seen = []
@@ -81,7 +92,9 @@ def test_scores_are_of_the_test_files(tasks, data):
             seen.append(texts)
             return encode(texts)
 
-        scores = task.score(encode_and_note, lambda sentences, note=encode_and_note: [note(words) for words in sentences])
+        scores = task.score(
+            encode_and_note, lambda sentences, note=encode_and_note: [note(words) for words in sentences]
+        )
         assert max(scores.values()) == pytest.approx(1)
         last = ["no", "yes"] if name == "xquad_retrieval" else seen[-1]
         assert seen[-1] == last and (name == "xquad_retrieval" or "test" in last[0])

@@ -43,7 +43,12 @@ def test_scores(data):
     assert 0.5 < scores["few_shot"] < 1 and 0 < scores["few_shot_std"] < 0.2 and 0.6 < scores["full"] < 1
     scaled = evaluate_classification(data[0] * np.linspace(1, 9, 90)[:, None], data[1], data[2] * 5, data[3])
     assert scaled == pytest.approx(scores)  # lengths do not matter
-    assert evaluate_classification(data[0], ["abc"[label] for label in data[1]], data[2], ["abc"[label] for label in data[3]]) == scores
+    assert (
+        evaluate_classification(
+            data[0], ["abc"[label] for label in data[1]], data[2], ["abc"[label] for label in data[3]]
+        )
+        == scores
+    )
 
 
 def test_errors(data):
@@ -134,7 +139,9 @@ def test_retrieval_by_hand():
     queries = np.array([[9.0, 1.0], [1.0, 9.0]])  # rankings 0, 2, 1 and 1, 2, 0
     scores = evaluate_retrieval(queries, corpus, [[2], [1, 0]])
     second = (1 + 0.5) / (1 + 1 / np.log2(3))
-    assert scores == pytest.approx({"ndcg_at_10": (1 / np.log2(3) + second) / 2, "accuracy_at_1": 0.5, "recall_at_10": 1})
+    assert scores == pytest.approx(
+        {"ndcg_at_10": (1 / np.log2(3) + second) / 2, "accuracy_at_1": 0.5, "recall_at_10": 1}
+    )
     with pytest.raises(ValueError, match="2 query embeddings but 1 lists"):
         evaluate_retrieval(queries, corpus, [[2]])
     for wrong in ([], [3], [-1]):
@@ -151,7 +158,10 @@ def test_retrieval_is_that_of_trec_eval():
     relevant = [generator.choice(50, size=generator.integers(1, 15), replace=False).tolist() for _ in queries]
     cosines = queries @ corpus.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(corpus, axis=1)
     judged = {str(query): {str(row): 1 for row in rows} for query, rows in enumerate(relevant)}
-    run = {str(query): {str(row): float(score) for row, score in enumerate(scores)} for query, scores in enumerate(cosines)}
+    run = {
+        str(query): {str(row): float(score) for row, score in enumerate(scores)}
+        for query, scores in enumerate(cosines)
+    }
     results = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10", "P.1"}).evaluate(run).values()
     ours = evaluate_retrieval(queries, corpus, relevant)
     for name, theirs in {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "accuracy_at_1": "P_1"}.items():
@@ -234,7 +244,12 @@ def test_words_are_means_of_their_tokens(teacher):
     """Each word against the mean of its own tokens' vectors, one sentence at a time."""
     teacher.max_seq_length = 8
     sentences = [["w1", "w2 w3", "", "w4"], ["w5"], ["w9"] * 10, []]
-    tokens = [[[1], [2, 3], [], [4]], [[5]], [[9]] * 6 + [[]] * 4, []]  # two of eight places are for the special tokens
+    tokens = [
+        [[1], [2, 3], [], [4]],
+        [[5]],
+        [[9]] * 6 + [[]] * 4,
+        [],
+    ]  # two of eight places are for the special tokens
     found = teacher.encode_words(sentences, batch_size=2)
     assert [tuple(vectors.shape) for vectors in found] == [(4, 16), (1, 16), (10, 16), (0, 16)]
     for vectors, words in zip(found, tokens):
@@ -250,7 +265,9 @@ def test_words_are_means_of_their_tokens(teacher):
 
 
 def test_words_of_a_student_are_its_senses(bert, texts):
-    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1)
+    student = SKDStudentModel.from_teacher(
+        bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1
+    )
     hard, none = (student.encode_words([["w20", "w25"]], assignment=assignment)[0] for assignment in ("hard", "none"))
     for word, vector in zip(["w20", "w25"], hard):
         assert torch.cdist(vector[None], student.senses.senses_of(word).float()).min() < 1e-3
@@ -267,7 +284,9 @@ def test_words_of_byte_level_tokenizers_keep_the_space_before_them(texts):
     words = ["w1", "w25", "w3"]
     encoding = tokenizer(" ".join(words), return_offsets_mapping=True)
     states = teacher.last_hidden_state(torch.tensor([encoding["input_ids"]]))[0]
-    word_of = torch.tensor([[2, 6, 9].index(min(end for end in (2, 6, 9) if end >= stop)) for _, stop in encoding["offset_mapping"]])
+    word_of = torch.tensor(
+        [[2, 6, 9].index(min(end for end in (2, 6, 9) if end >= stop)) for _, stop in encoding["offset_mapping"]]
+    )
     (found,) = teacher.encode_words([words])
     for number, vector in enumerate(found):
         torch.testing.assert_close(vector, states[word_of == number].mean(0), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,14 @@ def test_example(texts, teacher_folder, tmp_path, capsys):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    files = ["--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "out")]
+    files = [
+        "--teacher",
+        str(teacher_folder),
+        "--texts",
+        str(tmp_path / "texts.txt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     example.main([*files, "--epochs", "1"])
     assert "two sentences become (2, 16)" in capsys.readouterr().out
     student = AutoModel.from_pretrained(tmp_path / "out")
@@ -28,13 +35,19 @@ def test_example(texts, teacher_folder, tmp_path, capsys):
 def test_demo_corpus():
     demo = pytest.importorskip("sensedict_hf.demo", reason="needs the extra [demo]")
     rows = demo.read_demo_corpus()
-    assert len(rows) >= 1000 and len({row["word"] for row in rows}) == 40 and len({row["text"] for row in rows}) == len(rows)
+    assert (
+        len(rows) >= 1000
+        and len({row["word"] for row in rows}) == 40
+        and len({row["text"] for row in rows}) == len(rows)
+    )
     senses = {}
     for row in rows:
         form = row["text"][row["start"] : row["end"]].lower()
         assert form.isalpha() and form[0] == row["word"][0], row
         senses.setdefault(row["word"], {}).setdefault(row["sense"], set()).add(row["split"])
-    assert all(len(splits) > 1 and all(found == {"train", "test"} for found in splits.values()) for splits in senses.values())
+    assert all(
+        len(splits) > 1 and all(found == {"train", "test"} for found in splits.values()) for splits in senses.values()
+    )
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
@@ -50,6 +63,8 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert results["teacher"]["accuracy"] > 0.7 and results["senses"]["v_measure"] > 0.3
     assert results["senses"]["megabytes"] > 1
     assert os.path.getsize(tmp_path / "senses.png") > 10_000
-    assert AutoModel.from_pretrained(tmp_path / "student").config.sense_config.base_model_name_or_path.endswith("all-MiniLM-L6-v2")
+    assert AutoModel.from_pretrained(tmp_path / "student").config.sense_config.base_model_name_or_path.endswith(
+        "all-MiniLM-L6-v2"
+    )
     assert AutoModel.from_pretrained(tmp_path / "senses").config.num_senses > 1000
     assert "| student, SKD |" in capsys.readouterr().out

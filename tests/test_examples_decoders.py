@@ -24,7 +24,10 @@ def example(name):
 def base(tmp_path):
     """A decoder with a head, saved as a user would have it; the weights are large, so that the head, which stays as it is, tells words
     apart."""
-    folder, settings = tmp_path / "base", {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3}
+    folder, settings = (
+        tmp_path / "base",
+        {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3},
+    )
     LlamaForCausalLM(LlamaConfig(**SIZES, **settings, pad_token_id=0)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -52,10 +55,15 @@ def test_mntp(base, files, texts, tmp_path, capsys):
     saved = load_file(tmp_path / "mntp" / "adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "mntp")
     assert saved.keys() == get_peft_model_state_dict(adapted).keys()
-    assert len(saved) == 2 * 7 * SIZES["num_hidden_layers"] and all(name.startswith("base_model.model.layers.") for name in saved)
+    assert len(saved) == 2 * 7 * SIZES["num_hidden_layers"] and all(
+        name.startswith("base_model.model.layers.") for name in saved
+    )
     assert all(tensor.abs().max() > 0 for tensor in saved.values())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mntp")
-    assert tokenizer.mask_token is None and tokenizer(texts)["input_ids"] == AutoTokenizer.from_pretrained(base)(texts)["input_ids"]
+    assert (
+        tokenizer.mask_token is None
+        and tokenizer(texts)["input_ids"] == AutoTokenizer.from_pretrained(base)(texts)["input_ids"]
+    )
 
     teacher = load_teacher(tmp_path / "mntp", bidirectional=True)
     ids = torch.tensor([tokenizer("w1 w2 w3")["input_ids"], tokenizer("w1 w2 w4")["input_ids"]])
@@ -77,31 +85,57 @@ def test_mntp_loss_is_of_the_position_before():
     logits = torch.zeros(1, 3, 4)
     logits[0, 1, 2] = 100  # behind position 1 comes token 2
     assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, 2]])).item() == pytest.approx(0)
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, -100]])).item() == pytest.approx(math.log(4))
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, 2]]), 4).item() == pytest.approx(math.log(4) / 4)
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, -100]])).item() == pytest.approx(
+        math.log(4)
+    )
+    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, 2]]), 4).item() == pytest.approx(
+        math.log(4) / 4
+    )
     assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, -100]])).item() == 0
 
 
 def test_mntp_needs_a_mask_that_the_model_knows(base, files, tmp_path):
-    with pytest.raises(ValueError, match=r"mask token '_' is none of the tokenizer's 32 tokens: .* --mask-token, for example '\[UNK\]'"):
+    with pytest.raises(
+        ValueError,
+        match=r"mask token '_' is none of the tokenizer's 32 tokens: .* --mask-token, for example '\[UNK\]'",
+    ):
         example("mntp").main(["--model", str(base), *files, "--output", str(tmp_path / "mntp")])
 
 
 def test_train_decoder(files, texts, tmp_path):
-    sizes = ["--hidden-size", "16", "--num-hidden-layers", "2", "--num-attention-heads", "2", "--vocab-size", "270", "--max-length", "16"]
+    sizes = [
+        "--hidden-size",
+        "16",
+        "--num-hidden-layers",
+        "2",
+        "--num-attention-heads",
+        "2",
+        "--vocab-size",
+        "270",
+        "--max-length",
+        "16",
+    ]
     settings = [*files, *sizes, "--max-steps", "20", "--learning-rate", "1e-2", "--output", str(tmp_path / "decoder")]
     before, after = example("train_decoder").main(settings)
     assert before == pytest.approx(math.log(270), abs=0.2) and after < before - 1
     tokenizer, decoder = (kind.from_pretrained(tmp_path / "decoder") for kind in (AutoTokenizer, AutoModelForCausalLM))
-    assert decoder.config.num_hidden_layers == 2 and decoder.config.use_cache and decoder.config.vocab_size == len(tokenizer) == 270
+    assert (
+        decoder.config.num_hidden_layers == 2
+        and decoder.config.use_cache
+        and decoder.config.vocab_size == len(tokenizer) == 270
+    )
     ids = tokenizer("w1 Ünïcode_ 日本")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id and tokenizer.decode(ids, skip_special_tokens=True) == "w1 Ünïcode_ 日本"
     assert decoder.generate(torch.tensor([ids[:3]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
     assert load_teacher(tmp_path / "decoder").encode(texts[:2]).shape == (2, 16)
     # Its own vocabulary has the mask that LLM2Vec takes.
-    example("mntp").main(["--model", str(tmp_path / "decoder"), *files, "--max-steps", "1", "--output", str(tmp_path / "mntp")])
+    example("mntp").main(
+        ["--model", str(tmp_path / "decoder"), *files, "--max-steps", "1", "--output", str(tmp_path / "mntp")]
+    )
 
 
 def test_train_decoder_needs_a_window(files, tmp_path):
-    with pytest.raises(ValueError, match="the train texts have fewer than 9000 tokens: give more texts, or a smaller --max-length"):
+    with pytest.raises(
+        ValueError, match="the train texts have fewer than 9000 tokens: give more texts, or a smaller --max-length"
+    ):
         example("train_decoder").main([*files, "--max-length", "9000", "--output", str(tmp_path / "decoder")])

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from conftest import make_model
-from peft import AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    AutoPeftModelForTokenClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -49,10 +55,18 @@ def rows_of(task, tokenizer, texts):
 
 
 def make_trainer(model, task, tokenizer, texts, output_dir, **settings):
-    settings = {"num_train_epochs": 1, "learning_rate": 1e-2, "save_strategy": "no", "logging_steps": 1, "seed": 0} | settings
+    settings = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "seed": 0,
+    } | settings
     args = TrainingArguments(str(output_dir), report_to="none", disable_tqdm=True, use_cpu=True, **settings)
     collator = DataCollatorForTokenClassification(tokenizer) if task == "TOKEN_CLS" else None
-    return Trainer(model, args, train_dataset=rows_of(task, tokenizer, texts), processing_class=tokenizer, data_collator=collator)
+    return Trainer(
+        model, args, train_dataset=rows_of(task, tokenizer, texts), processing_class=tokenizer, data_collator=collator
+    )
 
 
 def assert_same_weights(one, other, **tolerance):
@@ -69,7 +83,9 @@ def test_a_saved_student_is_fine_tuned(kind, task, tokenizer, texts, tmp_path):
     before = AutoModel.from_pretrained(folder)
     trainer.train()
     output = trainer.predict(trainer.train_dataset)
-    assert (output.predictions.argmax(-1) == output.label_ids)[output.label_ids != -100].mean() > 0.8  # 0.58 by the majority
+    assert (output.predictions.argmax(-1) == output.label_ids)[
+        output.label_ids != -100
+    ].mean() > 0.8  # 0.58 by the majority
     assert not torch.equal(before.get_input_embeddings().weight, trainer.model.get_input_embeddings().weight)
     assert torch.equal(before.senses.senses, trainer.model.student.senses.senses)
     trainer.save_model(tmp_path / "tuned")
@@ -109,9 +125,13 @@ def test_gradient_checkpointing_changes_nothing(task, folder, tokenizer, texts, 
 
 @both_tasks
 def test_autocast_keeps_masters_in_float32(task, folder, tokenizer, texts, tmp_path):
-    trainer = make_trainer(load(task, folder, learn_senses=True), task, tokenizer, texts, tmp_path, bf16=True, num_train_epochs=15)
+    trainer = make_trainer(
+        load(task, folder, learn_senses=True), task, tokenizer, texts, tmp_path, bf16=True, num_train_epochs=15
+    )
     dtypes = []
-    trainer.model.student.backbone.encoder.layer[0].intermediate.dense.register_forward_hook(lambda *call: dtypes.append(call[2].dtype))
+    trainer.model.student.backbone.encoder.layer[0].intermediate.dense.register_forward_hook(
+        lambda *call: dtypes.append(call[2].dtype)
+    )
     trainer.train()
     assert set(dtypes) == {torch.bfloat16}
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
@@ -223,8 +243,12 @@ def test_adapters(task, folder, tokenizer, texts, tmp_path):
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     peft = get_peft_model(model, LoraConfig(task_type=task, **LORA))
     trainable = {name for name, parameter in peft.named_parameters() if parameter.requires_grad}
-    assert trainable and all(".backbone." in name and "lora_" in name or ".modules_to_save." in name for name in trainable)
-    trainer = make_trainer(peft, task, tokenizer, texts, tmp_path / "run", num_train_epochs=2, gradient_checkpointing=True)
+    assert trainable and all(
+        ".backbone." in name and "lora_" in name or ".modules_to_save." in name for name in trainable
+    )
+    trainer = make_trainer(
+        peft, task, tokenizer, texts, tmp_path / "run", num_train_epochs=2, gradient_checkpointing=True
+    )
     trainer.train()
     trainer.save_model(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -232,7 +256,10 @@ def test_adapters(task, folder, tokenizer, texts, tmp_path):
     batch = tokenizer(texts[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
     expected = peft.eval()(**batch).logits
     auto = {"SEQ_CLS": AutoPeftModelForSequenceClassification, "TOKEN_CLS": AutoPeftModelForTokenClassification}[task]
-    models = [PeftModel.from_pretrained(load(task, folder), tmp_path / "adapter"), auto.from_pretrained(tmp_path / "adapter", num_labels=2)]
+    models = [
+        PeftModel.from_pretrained(load(task, folder), tmp_path / "adapter"),
+        auto.from_pretrained(tmp_path / "adapter", num_labels=2),
+    ]
     for loaded in models:
         assert torch.equal(loaded.eval()(**batch).logits, expected)
     with peft.disable_adapter():

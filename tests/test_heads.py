@@ -57,7 +57,9 @@ def batch_of(tokenizer, texts, side="right"):
 
 @pytest.fixture
 def student_folder(bert, texts, tmp_path):
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(
+        tmp_path / "student"
+    )
     return tmp_path / "student"
 
 
@@ -73,14 +75,20 @@ def test_a_copied_head_is_the_teachers(kind, head, tokenizer, texts, tmp_path):
         expected = classifier(**batch).logits
         assert expected.std() > 0.1
         torch.testing.assert_close(student(**batch).logits, expected)
-    assert student.config.id2label == LABELS and student.config.label2id == {label: number for number, label in LABELS.items()}
+    assert student.config.id2label == LABELS and student.config.label2id == {
+        label: number for number, label in LABELS.items()
+    }
     student.save_pretrained(tmp_path)
     loaded = HEADS[head].from_pretrained(tmp_path)
     assert isinstance(loaded, head)
     torch.testing.assert_close(loaded(**batch).logits, expected)
     for model in (student, loaded):
-        assert all(parameter.requires_grad == name.startswith("student.") for name, parameter in model.named_parameters())
-    assert all(parameter.requires_grad for parameter in HEADS[head].from_pretrained(tmp_path, freeze_head=False).parameters())
+        assert all(
+            parameter.requires_grad == name.startswith("student.") for name, parameter in model.named_parameters()
+        )
+    assert all(
+        parameter.requires_grad for parameter in HEADS[head].from_pretrained(tmp_path, freeze_head=False).parameters()
+    )
 
 
 @both_heads
@@ -118,18 +126,26 @@ def test_what_cannot_be_copied_is_refused(bert, tokenizer, texts, tmp_path):
     sizes = dict(SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
     modern = AutoModelForSequenceClassification.from_config(ModernBertConfig(**sizes))
     for model in (bert.model, modern, make_classifier("bert", SKDStudentForTokenClassification)):
-        with pytest.raises(ValueError, match=rf"cannot copy the head of {type(model).__name__}: known are .*learn a head of its own"):
+        with pytest.raises(
+            ValueError, match=rf"cannot copy the head of {type(model).__name__}: known are .*learn a head of its own"
+        ):
             SKDStudentForSequenceClassification.from_student(student, model)
     with pytest.raises(ValueError, match="cannot copy the head of BertForSequenceClassification"):
-        SKDStudentForTokenClassification.from_student(student, make_classifier("bert", SKDStudentForSequenceClassification))
+        SKDStudentForTokenClassification.from_student(
+            student, make_classifier("bert", SKDStudentForSequenceClassification)
+        )
     with pytest.raises(ValueError, match="classifier is a Teacher: pass a name"):
         SKDStudentForSequenceClassification.from_teacher(bert, senses)
     bert.model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="lacks weights of BertForSequenceClassification, which would be random: classifier.bias"):
+    with pytest.raises(
+        ValueError, match="lacks weights of BertForSequenceClassification, which would be random: classifier.bias"
+    ):
         SKDStudentForSequenceClassification.from_teacher(tmp_path, senses)
     student.config.sense_config.layer = 2
     with pytest.raises(ValueError, match="reads layer 4 of width 16, the senses are of layer 2 and width 16"):
-        SKDStudentForSequenceClassification.from_student(student, make_classifier("bert", SKDStudentForSequenceClassification))
+        SKDStudentForSequenceClassification.from_student(
+            student, make_classifier("bert", SKDStudentForSequenceClassification)
+        )
 
 
 @both_heads
@@ -148,7 +164,9 @@ def test_a_frozen_head_is_never_invented(head, tokenizer, texts, tmp_path):
         again = head.from_student(AutoModel.from_pretrained(tmp_path / folder), classifier).eval()
         assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
     new, info = HEADS[head].from_pretrained(tmp_path / "headless", freeze_head=False, output_loading_info=True)
-    assert {"classifier.weight", "classifier.bias"} <= set(info["missing_keys"]) and new.classifier.weight.requires_grad
+    assert {"classifier.weight", "classifier.bias"} <= set(
+        info["missing_keys"]
+    ) and new.classifier.weight.requires_grad
 
 
 @both_heads
@@ -170,12 +188,19 @@ def test_losses_of_text_classification(student_folder, tokenizer, texts):
     cases = [
         (torch.tensor([0, 1, 2, 0, 1]), 3, None, F.cross_entropy),
         (torch.rand(5, 3).round(), 3, None, F.binary_cross_entropy_with_logits),
-        (torch.tensor([[1, 0, 1]] * 5), 3, "multi_label_classification", lambda x, y: F.binary_cross_entropy_with_logits(x, y.float())),
+        (
+            torch.tensor([[1, 0, 1]] * 5),
+            3,
+            "multi_label_classification",
+            lambda x, y: F.binary_cross_entropy_with_logits(x, y.float()),
+        ),
         (torch.rand(5), 1, None, lambda x, y: F.mse_loss(x.squeeze(-1), y)),
         (torch.rand(5, 3), 3, "regression", F.mse_loss),
     ]
     for labels, number, kind, function in cases:
-        model = AutoModelForSequenceClassification.from_pretrained(student_folder, num_labels=number, problem_type=kind).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(
+            student_folder, num_labels=number, problem_type=kind
+        ).eval()
         logits = model(**batch).logits
         torch.testing.assert_close(model(**batch, labels=labels).loss, function(logits, labels))
         summed = model(**batch, labels=labels, num_items_in_batch=2 * labels.numel()).loss
@@ -183,7 +208,10 @@ def test_losses_of_text_classification(student_folder, tokenizer, texts):
 
 
 def test_loss_of_token_classification(student_folder, tokenizer, texts):
-    model, batch = AutoModelForTokenClassification.from_pretrained(student_folder, num_labels=3).eval(), batch_of(tokenizer, texts)
+    model, batch = (
+        AutoModelForTokenClassification.from_pretrained(student_folder, num_labels=3).eval(),
+        batch_of(tokenizer, texts),
+    )
     labels = (batch["input_ids"] % 3).masked_fill(batch["attention_mask"] == 0, -100)
     counted = labels != -100
     expected = F.cross_entropy(model(**batch).logits[counted], labels[counted])
@@ -195,7 +223,10 @@ def test_loss_of_token_classification(student_folder, tokenizer, texts):
 def test_cards_and_pipelines(head, tokenizer, texts, tmp_path):
     classifier = make_classifier("bert", head)
     head.from_teacher(classifier, senses_of(classifier, tokenizer, texts)).save_pretrained(tmp_path)
-    task = {SKDStudentForSequenceClassification: "text-classification", SKDStudentForTokenClassification: "token-classification"}[head]
+    task = {
+        SKDStudentForSequenceClassification: "text-classification",
+        SKDStudentForTokenClassification: "token-classification",
+    }[head]
     card = (tmp_path / "README.md").read_text()
     assert f"pipeline_tag: {task}" in card and f'pipeline("{task}", model=' in card
     assert "| labels | 3: bad, so-so, good |" in card and "| head | copied from the teacher |" in card
@@ -204,7 +235,9 @@ def test_cards_and_pipelines(head, tokenizer, texts, tmp_path):
 
 
 def test_a_frozen_head_is_not_taken_for_that_of_another_task(bert, texts, tmp_path):
-    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1)
+    student = SKDStudentModel.from_teacher(
+        bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1
+    )
     model = SKDStudentForSequenceClassification(student.config)
     model.config.freeze_head = True
     model.tokenizer = bert.tokenizer

@@ -144,13 +144,19 @@ def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
         assert row["input_ids"] == mine["input_ids"]
         for place, (begin, end) in enumerate(mine["offset_mapping"][1:-1], start=1):
             pairs = enumerate(theirs["offset_mapping"])
-            covering = [number for number, (a, b) in pairs if any(a <= c < b and not text[c].isspace() for c in range(begin, end))]
+            covering = [
+                number
+                for number, (a, b) in pairs
+                if any(a <= c < b and not text[c].isspace() for c in range(begin, end))
+            ]
             if not covering:
                 assert row["labels"][place] == -1
                 continue
             ids = torch.tensor([[mine["input_ids"][place]]])
             assert row["labels"][place] == senses(ids, vectors[covering].mean(0)[None, None]).sense_ids.item()
-    small = type(bert.model)(type(bert.model.config)(**{**bert.model.config.to_dict(), "vocab_size": len(other), "hidden_size": 8}))
+    small = type(bert.model)(
+        type(bert.model.config)(**{**bert.model.config.to_dict(), "vocab_size": len(other), "hidden_size": 8})
+    )
     student = SKDStudentModel.from_backbone(small, senses)
     args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=2, objective="sense")
     trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
@@ -158,7 +164,11 @@ def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
     assert student.encode(texts[:2]).shape == (2, 16)
     for data in (texts, encoded):
         with pytest.raises(ValueError, match="cannot read the student's tokens"):
-            SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=data)
+            SKDTrainer(
+                student, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=data
+            )
     same = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts))
     with pytest.raises(ValueError, match="encoded with tokenizer="):
-        SKDTrainer(same, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=encoded)
+        SKDTrainer(
+            same, SKDTrainingArguments(str(tmp_path), objective="sense+mse"), teacher=bert, train_dataset=encoded
+        )

@@ -31,7 +31,9 @@ def pairs():
 def load(name):
     # For the model type qwen2 the library's own tokenizer would add a token to the one in the folder.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER / name)
-    return load_teacher(FOLDER / name, bidirectional=name != "qwen2", tokenizer=tokenizer)  # the package's Qwen2 is causal
+    return load_teacher(
+        FOLDER / name, bidirectional=name != "qwen2", tokenizer=tokenizer
+    )  # the package's Qwen2 is causal
 
 
 @golden
@@ -42,7 +44,9 @@ def test_hidden_states_are_those_of_the_package(name, expected):
         ids, mask = expected[f"inputs/{case}/input_ids"], expected.get(f"inputs/{case}/attention_mask")
         shown = torch.ones_like(ids).bool() if mask is None else mask.bool()
         for some, key in ((teacher, "last_hidden_state"), (causal, "last_hidden_state_causal")):
-            torch.testing.assert_close(some.last_hidden_state(ids, mask)[shown], expected[f"{name}/{key}/{case}"][shown], **CLOSE)
+            torch.testing.assert_close(
+                some.last_hidden_state(ids, mask)[shown], expected[f"{name}/{key}/{case}"][shown], **CLOSE
+            )
 
 
 @golden
@@ -53,19 +57,27 @@ def test_vectors_of_texts_are_those_of_the_package(name, pooling, skip, expected
     teacher = load(name)
     prompt = llm2vec_prompt(pooling, teacher.model.config.model_type, skip_instruction=skip, max_text_length=40)
     teacher = replace(teacher, pooling=LLM2VEC_POOLINGS.get(pooling, pooling), max_seq_length=64, prompt=prompt)
-    torch.testing.assert_close(teacher.encode(pairs), expected[f"{name}/encode/{pooling}/skip_instruction={skip}"], **CLOSE)
+    torch.testing.assert_close(
+        teacher.encode(pairs), expected[f"{name}/encode/{pooling}/skip_instruction={skip}"], **CLOSE
+    )
 
 
 @golden
 def test_adapters_and_settings_of_the_folders(expected, pairs):
     teacher = load_teacher(FOLDER / "llama-mntp")
-    assert "<|eot_id|>" in teacher.prompt.template  # that of the model it was made of; these vectors were computed without one
+    assert (
+        "<|eot_id|>" in teacher.prompt.template
+    )  # that of the model it was made of; these vectors were computed without one
     plain = replace(teacher, max_seq_length=64, prompt=replace(teacher.prompt, template="{text}", max_text_length=40))
     torch.testing.assert_close(plain.encode(pairs), expected["llama-mntp/encode/merged"], **CLOSE)
     supervised = load_teacher(FOLDER / "llama-mntp", adapters=FOLDER / "llama-mntp-supervised")
-    assert "<|eot_id|>" in supervised.prompt.template and supervised.max_seq_length == 256  # 512, but not more than the model takes
+    assert (
+        "<|eot_id|>" in supervised.prompt.template and supervised.max_seq_length == 256
+    )  # 512, but not more than the model takes
     for merged in (True, False):
-        torch.testing.assert_close(supervised.encode(pairs), expected[f"llama-mntp-supervised/encode/merge_peft={merged}"], **CLOSE)
+        torch.testing.assert_close(
+            supervised.encode(pairs), expected[f"llama-mntp-supervised/encode/merge_peft={merged}"], **CLOSE
+        )
     rows = supervised.prompt.tokenize(supervised.tokenizer, pairs, 256)
     for row, ids, mask, pooled in zip(rows, *(expected[f"llama-mntp-supervised/tokens/{x}"] for x in INPUTS)):
         assert row.input_ids == ids[mask.bool()].tolist() and row.end - row.begin == int(pooled.sum())
@@ -84,7 +96,9 @@ def test_an_adapter_whose_base_is_not_known_is_refused():
 def llm2vec_folder(tokenizer, tmp_path):
     """As the package saves a model whose adapters are merged."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=0
+    )
     folder = tmp_path / "merged"
     LlamaModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -116,7 +130,9 @@ def test_objects_of_the_package_are_refused():
 def test_any_adapter_is_merged(llm2vec_folder, tmp_path, with_head):
     torch.manual_seed(1)
     model = AutoModel.from_pretrained(llm2vec_folder)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)).eval()
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    ).eval()
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     if with_head:  # of a model with a head, one module deeper
@@ -127,7 +143,10 @@ def test_any_adapter_is_merged(llm2vec_folder, tmp_path, with_head):
         )
     ids = torch.tensor([[2, 5, 6, 7, 3]])
     alone = load_teacher(llm2vec_folder).last_hidden_state(ids)
-    for teacher in (load_teacher(llm2vec_folder, adapters=folder), load_teacher(folder, tokenizer=str(llm2vec_folder))):
+    for teacher in (
+        load_teacher(llm2vec_folder, adapters=folder),
+        load_teacher(folder, tokenizer=str(llm2vec_folder)),
+    ):
         adapted.base_model.model.config.is_causal = False
         torch.testing.assert_close(teacher.last_hidden_state(ids), adapted(input_ids=ids).last_hidden_state)
         assert not torch.allclose(teacher.last_hidden_state(ids), alone)
@@ -138,15 +157,26 @@ def test_any_adapter_is_merged(llm2vec_folder, tmp_path, with_head):
 @pytest.mark.parametrize("kind", ["mistral", "gemma"])
 def test_adapters_of_other_architectures(kind, tokenizer, tmp_path):
     torch.manual_seed(0)
-    sizes = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32)
+    sizes = dict(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+    )
     model = AutoModel.from_config(CONFIG_MAPPING[kind](**sizes, head_dim=8, pad_token_id=0))
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     first = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
     first.save_pretrained(tmp_path / "mntp")
-    second = get_peft_model(first.merge_and_unload(), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)).eval()
+    second = get_peft_model(
+        first.merge_and_unload(), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    ).eval()
     second.save_pretrained(tmp_path / "supervised")
-    teacher = load_teacher(tmp_path / "base", adapters=[tmp_path / "mntp", tmp_path / "supervised"], bidirectional=True)
+    teacher = load_teacher(
+        tmp_path / "base", adapters=[tmp_path / "mntp", tmp_path / "supervised"], bidirectional=True
+    )
     second.base_model.model.config.is_causal = False
     ids, mask = torch.tensor([[5, 6, 7, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     expected = second(input_ids=ids, attention_mask=mask).last_hidden_state[:, :4]
@@ -175,7 +205,9 @@ def test_what_a_template_of_ones_own_pools(llm2vec_folder):
 
 
 def test_an_adapter_of_another_model_is_refused(llm2vec_folder, tmp_path):
-    other = LlamaModel(LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32))
+    other = LlamaModel(
+        LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
+    )
     get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="does not fit"):
         load_teacher(llm2vec_folder, adapters=tmp_path / "adapter")

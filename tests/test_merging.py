@@ -8,7 +8,9 @@ from sensedict_hf import Prompt, build_sense_dictionary, merge_sense_dictionarie
 
 @pytest.fixture
 def halves(bert, texts):
-    return [build_sense_dictionary(bert, part, budget=150, senses_dtype="float32") for part in (texts[:15], texts[15:])]
+    return [
+        build_sense_dictionary(bert, part, budget=150, senses_dtype="float32") for part in (texts[:15], texts[15:])
+    ]
 
 
 def test_one_sense_for_each_token_is_the_mean_by_usage(halves):
@@ -19,7 +21,9 @@ def test_one_sense_for_each_token_is_the_mean_by_usage(halves):
         usage = torch.cat([half.usage[half.rows_of(token)] for half in halves])
         assert merged.usage[merged.rows_of(token)].sum() == usage.sum()
         if len(senses):
-            torch.testing.assert_close(merged.senses_of(token)[0], (senses * usage[:, None]).sum(0) / usage.sum(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                merged.senses_of(token)[0], (senses * usage[:, None]).sum(0) / usage.sum(), rtol=1e-4, atol=1e-5
+            )
     assert merged.config.num_texts == 60 and merged.config.num_tokens == sum(half.config.num_tokens for half in halves)
 
 
@@ -35,7 +39,10 @@ def test_with_room_for_all_every_sense_stays(halves):
 
 def test_hardly_worse_than_building_from_all_texts(bert, texts, halves):
     """The distortion that the merged dictionary claims is what it has, and close to what all texts at once give."""
-    merged, whole = merge_sense_dictionaries(halves, 120), build_sense_dictionary(bert, texts, budget=120, senses_dtype="float32")
+    merged, whole = (
+        merge_sense_dictionaries(halves, 120),
+        build_sense_dictionary(bert, texts, budget=120, senses_dtype="float32"),
+    )
     error = count = 0.0
     for text in texts:
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
@@ -43,7 +50,9 @@ def test_hardly_worse_than_building_from_all_texts(bert, texts, halves):
         error += float((merged(ids, hidden).hidden_states - hidden).square().sum())
         count += ids.numel()
     assert len(merged.senses) == 120
-    assert error / count <= 1.05 * merged.config.distortion  # the nearest sense may be nearer than the one a sample was merged into
+    assert (
+        error / count <= 1.05 * merged.config.distortion
+    )  # the nearest sense may be nearer than the one a sample was merged into
     assert merged.config.distortion <= 1.35 * whole.config.distortion
 
 
@@ -52,7 +61,9 @@ def test_one_is_made_smaller(bert, texts):
     whole = build_sense_dictionary(bert, texts, budget=120, senses_dtype="float32")
     smaller = merge_sense_dictionaries([whole], 60)
     assert len(smaller.senses) == 60 and smaller.usage.sum() == whole.usage.sum()
-    assert whole.config.distortion < smaller.config.distortion < merge_sense_dictionaries([whole], 40).config.distortion
+    assert (
+        whole.config.distortion < smaller.config.distortion < merge_sense_dictionaries([whole], 40).config.distortion
+    )
     built = build_sense_dictionary(bert, texts, budget=60, senses_dtype="float32")
     assert smaller.config.distortion <= 1.35 * built.config.distortion
 

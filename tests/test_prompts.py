@@ -33,7 +33,11 @@ def test_what_is_pooled(tokenizer):
     around = [2, 24, 25, 27, 5, 6, 26, 3]  # [CLS] w20 w21 w23 | w1 w2 | w22 [SEP]
     assert row(CHAT, tokenizer, "w1 w2") == (around, 4, 6)
     assert row(Prompt(CHAT.template, "w23", "all"), tokenizer, "w1 w2") == (around, 0, 8)
-    assert row(Prompt(CHAT.template, "w23", "text_and_tail"), tokenizer, "w1 w2") == (around, 5, 8)  # three tokens alone, from the end
+    assert row(Prompt(CHAT.template, "w23", "text_and_tail"), tokenizer, "w1 w2") == (
+        around,
+        5,
+        8,
+    )  # three tokens alone, from the end
     assert row(CHAT, tokenizer, ("", "w1 w2")) == ([2, 24, 25, 5, 6, 26, 3], 3, 5)
     assert row(CHAT, tokenizer, ["w9 w9", "w1 w2"])[0][3:5] == [13, 13]
     # Without a tail all that follows is pooled, as in sentence-transformers' include_prompt=False.
@@ -81,7 +85,9 @@ def test_a_teacher_pools_the_text_alone(prompted):
 
 
 def test_tokens_of_the_prompt_get_no_senses(prompted, texts):
-    texts = [text.replace("w20", "w1").replace("w21", "w1").replace("w22", "w1").replace("w23", "w1") for text in texts]
+    texts = [
+        text.replace("w20", "w1").replace("w21", "w1").replace("w22", "w1").replace("w23", "w1") for text in texts
+    ]
     senses = build_sense_dictionary(prompted, texts, budget=90)
     plain = {token: int(senses.offsets[token + 1] - senses.offsets[token]) for token in (2, 3, 24, 25, 26, 27, 5)}
     assert plain[5] > 0 and not any(plain[token] for token in (2, 3, 24, 25, 26, 27))
@@ -101,7 +107,9 @@ def test_samples_are_the_vectors_inside_the_prompt(prompted):
 
 def test_long_texts_have_the_prompt_around_every_window(prompted):
     long = " ".join(["w1"] * 100)
-    labels = encode_senses(prompted, build_sense_dictionary(prompted, [long], budget=4, max_length=32), [long], max_length=32)
+    labels = encode_senses(
+        prompted, build_sense_dictionary(prompted, [long], budget=4, max_length=32), [long], max_length=32
+    )
     rows = labels["input_ids"][:]
     assert len(rows) > 3 and all(ids[:4] == [2, 24, 25, 27] and ids[-2:] == [26, 3] and len(ids) <= 32 for ids in rows)
     counted = [[label != -100 for label in row] for row in labels["labels"]]
@@ -136,10 +144,17 @@ def test_a_corpus_has_the_tokens_that_encode_reads():
     """Also where the white space before a text is a token of its own, or one with the text's first."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = Metaspace()
-    tokenizer.train_from_iterator(["Instruct: a few words 123", "words (in brackets) 45", "hello words"] * 9, BpeTrainer(vocab_size=60))
+    tokenizer.train_from_iterator(
+        ["Instruct: a few words 123", "words (in brackets) 45", "hello words"] * 9, BpeTrainer(vocab_size=60)
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     texts = ["123 words", "hello", "words a", "(in", ")", "few 45"]
-    for prompt in (Prompt("Instruct: {text}"), Prompt("{text}", "Instruct:"), Prompt("words ({text}) hello"), Prompt("a{text} b")):
+    for prompt in (
+        Prompt("Instruct: {text}"),
+        Prompt("{text}", "Instruct:"),
+        Prompt("words ({text}) hello"),
+        Prompt("a{text} b"),
+    ):
         before, behind = prompt.around(tokenizer)
         rows = [row.input_ids for row in prompt.tokenize(tokenizer, texts, None)]
         assert [before + ids + behind for ids in prompt.content(tokenizer, texts)] == rows
@@ -150,13 +165,18 @@ def test_another_prompt_is_another_build(prompted, texts, tmp_path, monkeypatch)
     for stage, teachers in (("plan_samples", (other, replace(prompted, prompt=None))), ("fit_senses", (other,))):
         folder = tmp_path / stage
         with monkeypatch.context() as patch:
-            patch.setattr(f"sensedict_hf.building.{'planning' if stage == 'plan_samples' else 'build'}.{stage}", interrupt)
+            patch.setattr(
+                f"sensedict_hf.building.{'planning' if stage == 'plan_samples' else 'build'}.{stage}", interrupt
+            )
             with pytest.raises(KeyboardInterrupt):
                 build_sense_dictionary(prompted, texts, budget=90, output_dir=folder)
         for teacher in teachers:
             with pytest.raises(ValueError, match="other settings: prompt"):
                 build_sense_dictionary(teacher, texts, budget=90, output_dir=folder)
-        assert build_sense_dictionary(prompted, texts, budget=90, output_dir=folder).config.prompt["template"] == CHAT.template
+        assert (
+            build_sense_dictionary(prompted, texts, budget=90, output_dir=folder).config.prompt["template"]
+            == CHAT.template
+        )
     build_sense_dictionary(prompted, texts, budget=90, output_dir=tmp_path / "kept", keep_samples=True)
     with pytest.raises(ValueError, match="other settings: prompt"):
         build_sense_dictionary(other, texts, budget=90, update=tmp_path / "kept")
@@ -169,7 +189,9 @@ def interrupt(*args, **kwargs):
 def test_an_empty_text_has_the_vector_of_what_is_around_it(prompted, texts, tmp_path):
     senses = build_sense_dictionary(prompted, texts, budget=90)
     args = SKDTrainingArguments(str(tmp_path), objective="sentence", max_steps=2, report_to="none")
-    trainer = SKDTrainer(SKDStudentModel.from_teacher(prompted, senses), args, teacher=prompted, train_dataset=["", "w1 w2"] * 8)
+    trainer = SKDTrainer(
+        SKDStudentModel.from_teacher(prompted, senses), args, teacher=prompted, train_dataset=["", "w1 w2"] * 8
+    )
     assert trainer.train().training_loss > 0
 
 
@@ -189,13 +211,22 @@ def test_a_slow_tokenizer_is_refused(tokenizer):
     assert make_tokenizer().is_fast
 
 
-@pytest.mark.parametrize("include_prompt, pooling", [(True, "mean"), (True, "weightedmean"), (True, "lasttoken"), (False, "mean")])
+@pytest.mark.parametrize(
+    "include_prompt, pooling", [(True, "mean"), (True, "weightedmean"), (True, "lasttoken"), (False, "mean")]
+)
 def test_prompts_of_sentence_transformers(bert, teacher_folder, texts, tmp_path, include_prompt, pooling):
-    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules", reason="needs sentence-transformers")
+    modules = pytest.importorskip(
+        "sentence_transformers.sentence_transformer.modules", reason="needs sentence-transformers"
+    )
     from sentence_transformers import SentenceTransformer
 
-    parts = [modules.Transformer(str(teacher_folder)), modules.Pooling(16, pooling_mode=pooling, include_prompt=include_prompt)]
-    model = SentenceTransformer(modules=parts, prompts={"query": "w20 w21 "}, default_prompt_name="query", device="cpu")
+    parts = [
+        modules.Transformer(str(teacher_folder)),
+        modules.Pooling(16, pooling_mode=pooling, include_prompt=include_prompt),
+    ]
+    model = SentenceTransformer(
+        modules=parts, prompts={"query": "w20 w21 "}, default_prompt_name="query", device="cpu"
+    )
     model.save_pretrained(str(tmp_path / "model"))
     teacher = load_teacher(tmp_path / "model")
     assert teacher.prompt == Prompt("w20 w21 {text}", pooled="all" if include_prompt else "text")
@@ -204,9 +235,27 @@ def test_prompts_of_sentence_transformers(bert, teacher_folder, texts, tmp_path,
 
 def test_the_command_takes_them(teacher_folder, texts, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    options = ["--teacher", teacher_folder, "--instruction", "w23", "--template", "w20 {text}", "--texts", tmp_path / "texts.txt"]
+    options = [
+        "--teacher",
+        teacher_folder,
+        "--instruction",
+        "w23",
+        "--template",
+        "w20 {text}",
+        "--texts",
+        tmp_path / "texts.txt",
+    ]
     assert main([*map(str, ["build", *options, "--pooling", "max", "--output", tmp_path / "senses"])]) == 0
-    training = ["--senses", tmp_path / "senses", "--max-steps", "1", "--report-to", "none", "--output-dir", tmp_path / "student"]
+    training = [
+        "--senses",
+        tmp_path / "senses",
+        "--max-steps",
+        "1",
+        "--report-to",
+        "none",
+        "--output-dir",
+        tmp_path / "student",
+    ]
     assert main([*map(str, ["distill", *options, "--pooling", "weighted_mean", *training])]) == 0
     student = SKDStudentModel.from_pretrained(tmp_path / "student")
     assert student.config.pooling == "weighted_mean" and student.config.prompt["instruction"] == "w23"

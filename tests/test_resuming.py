@@ -64,7 +64,9 @@ def no_threads_of_the_tokenizer(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"]
+)
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
     monkeypatch.setattr("sensedict_hf.building.fitting.BLOCK_ELEMENTS", 1000)
@@ -119,7 +121,9 @@ def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, 
     if is_finished:
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     kind = "a dictionary" if is_finished else "an unfinished build"
-    with pytest.raises(ValueError, match=f"{kind} with other settings: budget was 90, is 100; seed was 0, is 1; give the same"):
+    with pytest.raises(
+        ValueError, match=f"{kind} with other settings: budget was 90, is 100; seed was 0, is 1; give the same"
+    ):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **{**SETTINGS, "budget": 100, "seed": 1})
     with pytest.raises(ValueError, match="corpus was .*, is" if is_finished else "its first 60 texts were others"):
         build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
@@ -162,7 +166,9 @@ def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert f"another process is working in {tmp_path}" in result.stderr
     with FileLock(tmp_path / "building-1.lock"), pytest.raises(ValueError, match="another process is working"):
-        build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)  # a process that has outlived the first one
+        build_sense_dictionary(
+            bert, texts, output_dir=tmp_path, **SETTINGS
+        )  # a process that has outlived the first one
     (tmp_path / "building-1.lock").touch()  # one that has not
     build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     assert not list(tmp_path.glob("*.lock"))
@@ -173,7 +179,9 @@ def test_too_little_room_is_found_before_the_teacher_runs(bert, texts, tmp_path,
     room = 60_000
     usage = type("Usage", (), {"free": room})
     monkeypatch.setattr("sensedict_hf.building.planning.shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(ValueError, match=r"max_samples_per_token=1000 needs .* GB are free: max_samples_per_token=(\d+) fits") as error:
+    with pytest.raises(
+        ValueError, match=r"max_samples_per_token=1000 needs .* GB are free: max_samples_per_token=(\d+) fits"
+    ) as error:
         build_sense_dictionary(bert, texts, output_dir=tmp_path, budget=90)
     fits = int(str(error.value).split("max_samples_per_token=")[-1].split()[0])
     with pytest.raises(ValueError, match="needs"):
@@ -212,7 +220,9 @@ def test_overwriting(bert, texts, tmp_path):
 def test_a_corpus_that_can_be_read_only_once_is_not_begun_in_the_middle(bert, texts, tmp_path, monkeypatch):
     interrupt(bert, texts, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="its first 60 texts were others"):
-        build_sense_dictionary(bert, (text for text in reversed(texts)), output_dir=tmp_path, overwrite=True, **SETTINGS)
+        build_sense_dictionary(
+            bert, (text for text in reversed(texts)), output_dir=tmp_path, overwrite=True, **SETTINGS
+        )
 
 
 def test_files_of_other_origin_are_not_replaced(bert, texts, tmp_path):
@@ -247,13 +257,25 @@ def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path
         sensedict_hf.building.fitting.BLOCK_ELEMENTS = 1000
         from sensedict_hf.cli.main import main
         raise SystemExit(main())""")
-    build = [str(script), "build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl"), "--keep-samples"]
+    build = [
+        str(script),
+        "build",
+        "--teacher",
+        str(teacher_folder),
+        "--texts",
+        str(tmp_path / "texts.jsonl"),
+        "--keep-samples",
+    ]
     build += ["--budget", "90", "--max-samples-per-token", "15", "--batch-size", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for launch, output in [([sys.executable], "one"), (launcher, "two")]:
         run = subprocess.run(
-            [*launch, *build, "--output", str(tmp_path / output)], env=environment, capture_output=True, text=True, timeout=120
+            [*launch, *build, "--output", str(tmp_path / output)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -9,7 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from sensedict_hf import SenseEmbeddingConfig, SenseEmbeddingModel, SKDStudentConfig, SKDStudentModel, build_sense_dictionary
+from sensedict_hf import (
+    SenseEmbeddingConfig,
+    SenseEmbeddingModel,
+    SKDStudentConfig,
+    SKDStudentModel,
+    build_sense_dictionary,
+)
 from sensedict_hf.models import sense_lookup
 from sensedict_hf.models.sense_lookup import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
 
@@ -104,7 +110,9 @@ def test_made_on_a_device(senses, device):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
 def test_the_table_stays_mapped(tmp_path):
     """A table of 200 MB is not read into memory by loading it beside a model on another device, nor by moving that."""
-    config = SenseEmbeddingConfig(vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype="float16", sense_device="cpu")
+    config = SenseEmbeddingConfig(
+        vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype="float16", sense_device="cpu"
+    )
     SenseEmbeddingModel(config).save_pretrained(tmp_path)
     code = """if True:
         import sys, sensedict_hf
@@ -115,7 +123,9 @@ def test_the_table_stays_mapped(tmp_path):
         before = anonymous()
         models = [AutoModel.from_pretrained(sys.argv[1], device_map=place).half().to("meta") for place in (None, "meta")]
         print(anonymous() - before, *(model.senses.device for model in models))"""
-    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
     assert float(output.split()[0]) < 50 and output.split()[1:] == ["cpu", "cpu"]
 
 
@@ -146,7 +156,10 @@ def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
         own = hidden.clone().requires_grad_()
         loss, choices = sense_cross_entropy(own, token_ids, labels, *dictionary, similarity, 0.5, scales)
         loss.backward()
-        found = [assign_senses(hidden, token_ids, *dictionary, similarity, temperature, scales) for temperature in (None, 0.7)]
+        found = [
+            assign_senses(hidden, token_ids, *dictionary, similarity, temperature, scales)
+            for temperature in (None, 0.7)
+        ]
         vectors = look_up(token_ids[:2], labels[:2], *dictionary, scales)
         posterior = sense_posterior(hidden, token_ids, *dictionary, similarity, 0.7, scales, top_k=2)
         return [loss, choices, own.grad, vectors, *posterior, *found[0], *found[1]]

@@ -21,7 +21,9 @@ def senses(bert, texts):
 
 
 def same(first, second):
-    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first.buffers(), second.buffers(), strict=True))
+    return all(
+        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first.buffers(), second.buffers(), strict=True)
+    )
 
 
 def test_round_trip(senses, tmp_path):
@@ -40,7 +42,9 @@ def test_round_trip_in_a_fresh_process(senses, tmp_path):
         "import sys, sensedict_hf; from transformers import AutoModel; m = AutoModel.from_pretrained(sys.argv[1]); "
         "print(type(m).__name__, m.senses.double().sum().item())"
     )
-    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
     assert output.split() == ["SenseEmbeddingModel", str(senses.senses.double().sum().item())]
 
 
@@ -69,11 +73,17 @@ def test_other_dtypes(bert, texts, tmp_path, dtype, error):
     assert ((stored.dequantized().float() - exact.senses).abs() <= 1.01 * error * largest).all()
     stored.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
-    assert same(loaded, stored) and loaded.config.senses_dtype == dtype and loaded.tokenizer.get_vocab() == exact.tokenizer.get_vocab()
+    assert (
+        same(loaded, stored)
+        and loaded.config.senses_dtype == dtype
+        and loaded.tokenizer.get_vocab() == exact.tokenizer.get_vocab()
+    )
     ids, hidden = torch.tensor([[5, 9, 30]]), torch.randn(1, 3, 16)
     for assignment in ("hard", "soft"):
         expected = exact(ids, hidden, assignment=assignment).hidden_states
-        torch.testing.assert_close(loaded(ids, hidden, assignment=assignment).hidden_states, expected, rtol=0, atol=5e-2)
+        torch.testing.assert_close(
+            loaded(ids, hidden, assignment=assignment).hidden_states, expected, rtol=0, atol=5e-2
+        )
     torch.testing.assert_close(loaded.senses_of(9).float(), exact.senses_of(9), rtol=0, atol=5e-2)
     loss = exact.cross_entropy(ids, hidden, torch.zeros_like(ids))[0]
     torch.testing.assert_close(loaded.cross_entropy(ids, hidden, torch.zeros_like(ids))[0], loss, rtol=0.05, atol=0.05)
@@ -125,7 +135,9 @@ def test_loading_maps_the_table(tmp_path, dtype):
         before = anonymous()
         model = AutoModel.from_pretrained(sys.argv[1])
         print(anonymous() - before, model.senses.dtype)"""
-    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
     assert float(output.split()[0]) < 50 and output.split()[1] == f"torch.{dtype}"
 
 
@@ -198,7 +210,11 @@ def test_errors(senses):
     for token, message in [("unheard", "is not one token"), ("w1 w2", "w1 w2"), (99, "outside"), (-1, "outside")]:
         with pytest.raises(ValueError, match=message):
             senses.senses_of(token)
-    for settings, message in [({"similarity": "x"}, "similarity"), ({"assignment": "x"}, "assignment"), ({"format_version": 9}, "upgrade")]:
+    for settings, message in [
+        ({"similarity": "x"}, "similarity"),
+        ({"assignment": "x"}, "assignment"),
+        ({"format_version": 9}, "upgrade"),
+    ]:
         with pytest.raises(ValueError, match=message):
             SenseEmbeddingConfig(**settings)
 
@@ -213,7 +229,9 @@ def test_casting_a_model_keeps_the_senses(senses):
 def test_names_of_tokens(senses):
     """Special tokens by name; a word of a tokenizer that marks beginnings of words; senses before none."""
     assert senses.token_id("[UNK]") == 1 and senses.token_id("[CLS]") == 2
-    tokenizer = Tokenizer(BPE({"i": 0, "n": 1, "▁": 2, "in": 3, "▁in": 4, "<unk>": 5}, [("i", "n"), ("▁", "in")], unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        BPE({"i": 0, "n": 1, "▁": 2, "in": 3, "▁in": 4, "<unk>": 5}, [("i", "n"), ("▁", "in")], unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never")
     senses.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     senses.offsets.copy_(torch.tensor([0] * 5 + [90] * 28))

@@ -76,7 +76,9 @@ def test_nothing_but_a_tokens_own_senses_can_win(device):
 
 def test_first_of_equal_senses_is_chosen(device):
     senses = torch.ones(4, WIDTH, device=device)
-    _, sense_ids = assign_senses(senses[:1], torch.tensor([0], device=device), senses, torch.tensor([0, 4], device=device))
+    _, sense_ids = assign_senses(
+        senses[:1], torch.tensor([0], device=device), senses, torch.tensor([0, 4], device=device)
+    )
     assert sense_ids.tolist() == [0]
 
 
@@ -123,7 +125,10 @@ def test_a_label_that_is_no_sense_is_refused(batch, position, label, token):
 def test_half_precision_table_is_scored_in_float32(batch, dtype):
     hidden, token_ids, senses, offsets = batch
     low, high = senses.to(dtype), senses.to(dtype).float()
-    assert torch.equal(assign_senses(hidden, token_ids, low, offsets).sense_ids, assign_senses(hidden, token_ids, high, offsets).sense_ids)
+    assert torch.equal(
+        assign_senses(hidden, token_ids, low, offsets).sense_ids,
+        assign_senses(hidden, token_ids, high, offsets).sense_ids,
+    )
     vectors, _ = assign_senses(hidden.to(dtype), token_ids, low, offsets)
     assert vectors.dtype == dtype
 
@@ -155,9 +160,15 @@ def test_quantised_table_is_the_dequantised_one(batch, similarity, temperature):
 def test_float32_under_autocast(batch):
     hidden, token_ids, senses, offsets = batch
     labels = assign_senses(*batch).sense_ids
-    expected = [*assign_senses(*batch, temperature=0.7), *sense_cross_entropy(hidden, token_ids, labels, senses, offsets)]
+    expected = [
+        *assign_senses(*batch, temperature=0.7),
+        *sense_cross_entropy(hidden, token_ids, labels, senses, offsets),
+    ]
     with torch.autocast(hidden.device.type, torch.bfloat16):
-        found = [*assign_senses(*batch, temperature=0.7), *sense_cross_entropy(hidden, token_ids, labels, senses, offsets)]
+        found = [
+            *assign_senses(*batch, temperature=0.7),
+            *sense_cross_entropy(hidden, token_ids, labels, senses, offsets),
+        ]
     assert all(map(torch.equal, found, expected))
 
 
@@ -183,7 +194,9 @@ def test_nothing_to_look_up(device):
     empty, tokens = torch.zeros(0, WIDTH, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     assert assign_senses(empty, tokens, senses, offsets).vectors.shape == (0, WIDTH)
     hidden = torch.randn(2, WIDTH, device=device, requires_grad=True)
-    loss, choices = sense_cross_entropy(hidden, torch.tensor([1, 0], device=device), torch.tensor([-1, -1], device=device), senses, offsets)
+    loss, choices = sense_cross_entropy(
+        hidden, torch.tensor([1, 0], device=device), torch.tensor([-1, -1], device=device), senses, offsets
+    )
     loss.backward()
     assert loss == 0 and choices.tolist() == [-1, -1] and not hidden.grad.any()
 
@@ -195,7 +208,9 @@ def test_memory_of_a_product_is_bounded(device, monkeypatch):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(device)
     token_ids = torch.cat([torch.arange(61), torch.full((500,), 60)]).to(device)
     seen = []
-    for positions, own, _, _ in sense_lookup._blocks(token_ids, torch.randn(int(sizes.sum()), WIDTH, device=device), offsets, None):
+    for positions, own, _, _ in sense_lookup._blocks(
+        token_ids, torch.randn(int(sizes.sum()), WIDTH, device=device), offsets, None
+    ):
         assert positions.numel() * WIDTH <= 600 and positions.numel() * own.shape[1] <= 600
         assert own.numel() <= 600 or len(own) == 1
         seen += positions.flatten().tolist()
@@ -216,9 +231,19 @@ def test_padding_changes_nothing(similarity, base, elements, monkeypatch):
         vectors, choices = assign_senses(hidden, token_ids, table, offsets, similarity, temperature=0.7)
         (vectors.mul_(2) * torch.arange(WIDTH)).sum().backward()
         likely = sense_posterior(hidden, token_ids, senses, offsets, similarity, 0.5, top_k=3)
-        loss, guesses = sense_cross_entropy(own, token_ids, likely[0], senses, offsets, similarity, 0.5, probabilities=likely[1])
+        loss, guesses = sense_cross_entropy(
+            own, token_ids, likely[0], senses, offsets, similarity, 0.5, probabilities=likely[1]
+        )
         loss.backward()
-        return [choices, *assign_senses(hidden, token_ids, senses, offsets, similarity), table.grad, *likely, loss, guesses, own.grad]
+        return [
+            choices,
+            *assign_senses(hidden, token_ids, senses, offsets, similarity),
+            table.grad,
+            *likely,
+            loss,
+            guesses,
+            own.grad,
+        ]
 
     expected = results()
     monkeypatch.setattr(sense_lookup, "CPU", sense_lookup.Blocking(elements, base))
@@ -234,5 +259,7 @@ def test_padding_makes_few_products(monkeypatch):
     products = {}
     for blocking in (sense_lookup.CPU, sense_lookup.GPU):
         monkeypatch.setattr(sense_lookup, "CPU", blocking)
-        products[blocking.base] = sum(1 for _ in sense_lookup._blocks(token_ids, torch.zeros(int(sizes.sum()), WIDTH), offsets, None))
+        products[blocking.base] = sum(
+            1 for _ in sense_lookup._blocks(token_ids, torch.zeros(int(sizes.sum()), WIDTH), offsets, None)
+        )
     assert products[sense_lookup.GPU.base] < 10 and products[1] > 5 * products[sense_lookup.GPU.base]

@@ -54,7 +54,9 @@ def test_all_layers_are_the_teacher(teacher, senses, texts):
     output = student(**batch)
     torch.testing.assert_close(output.student_hidden_state, hidden)
     expected = senses(batch["input_ids"], hidden, batch["attention_mask"])
-    assert torch.equal(output.last_hidden_state, expected.hidden_states) and torch.equal(output.sense_ids, expected.sense_ids)
+    assert torch.equal(output.last_hidden_state, expected.hidden_states) and torch.equal(
+        output.sense_ids, expected.sense_ids
+    )
     assert torch.equal(student(**batch, assignment="none").last_hidden_state, output.student_hidden_state)
 
 
@@ -97,7 +99,10 @@ def test_another_dictionary_takes_its_place(bert, texts, tmp_path):
         loaded = AutoModel.from_pretrained(tmp_path / str(number))
         assert torch.equal(loaded(ids).last_hidden_state, output.last_hidden_state)
         assert torch.equal(student.senses.senses_of("w1"), other.senses_of("w1"))
-        assert loaded.config.sense_config.num_senses == len(other.senses) and loaded.senses.senses.dtype == other.senses.dtype
+        assert (
+            loaded.config.sense_config.num_senses == len(other.senses)
+            and loaded.senses.senses.dtype == other.senses.dtype
+        )
     with pytest.raises(ValueError, match="layer differs"):
         student.replace_senses(build_sense_dictionary(bert, texts, budget=90, layer=2))
 
@@ -139,7 +144,9 @@ def test_senses_are_no_parameters(bert, texts):
 def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
     wide = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64)).eval()
     senses = build_sense_dictionary(Teacher(wide, tokenizer, name="narrow", max_window=64), texts, budget=90)
-    with pytest.raises(ValueError, match="the senses are 8 wide, tiny-bert is 16: the dictionary was built from narrow"):
+    with pytest.raises(
+        ValueError, match="the senses are 8 wide, tiny-bert is 16: the dictionary was built from narrow"
+    ):
         SKDStudentModel.from_teacher(bert, senses)
     for layers in (0, 5, [], [1, 4], [-1]):
         with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
@@ -200,7 +207,9 @@ def test_senses_that_would_not_be_learned_are_refused(bert, texts, tmp_path):
 @pytest.mark.parametrize("kind", ["frozen", "learned", "adapted"])
 def test_processes_do_not_send_each_other_the_dictionary(bert, texts, tmp_path, kind):
     """But senses that are learned are kept alike."""
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(
+        tmp_path / "student"
+    )
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student", learn_senses=kind == "learned")
     if kind == "adapted":
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
@@ -211,7 +220,9 @@ def test_processes_do_not_send_each_other_the_dictionary(bert, texts, tmp_path, 
         torch.distributed.destroy_process_group()
     sent = {name for name in dict(model.named_buffers()) if name not in parallel.parameters_to_ignore}
     kept = {name.rpartition("senses.")[2] for name in dict(model.named_buffers()).keys() - sent}
-    assert kept == {"offsets", "usage", *["senses"] * (kind != "learned")} and not any("senses" in name for name in sent)
+    assert kept == {"offsets", "usage", *["senses"] * (kind != "learned")} and not any(
+        "senses" in name for name in sent
+    )
     assert not parallel.parameters_to_ignore & dict(model.named_parameters()).keys()
 
 
@@ -237,7 +248,9 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
     assert uploaded.pop("branch") == ("me/student", "new")
     assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
-    assert b"knowledge-distillation" in uploaded["README.md"] and not any(name.endswith((".bin", ".pt")) for name in uploaded)
+    assert b"knowledge-distillation" in uploaded["README.md"] and not any(
+        name.endswith((".bin", ".pt")) for name in uploaded
+    )
 
 
 def test_a_half_precision_source_gives_a_student_in_float32(bert, texts):
@@ -259,7 +272,9 @@ def test_a_projected_student_loads_in_half_precision(bert, texts, tmp_path):
 
 
 def test_the_tokenizer_is_found_from_another_folder(bert, texts, tmp_path, monkeypatch):
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path / "student")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(
+        tmp_path / "student"
+    )
     monkeypatch.chdir(tmp_path)
     student = AutoModel.from_pretrained("student")
     (tmp_path / "other").mkdir()
@@ -269,13 +284,22 @@ def test_the_tokenizer_is_found_from_another_folder(bert, texts, tmp_path, monke
 
 def test_the_card_names_repositories_only(bert, texts):
     senses = build_sense_dictionary(bert, texts, budget=90)
-    for name, repository in [("me/model-1.5", "me/model-1.5"), ("me/model + adapter", None), ("a/b/c", None), ("model", None)]:
+    for name, repository in [
+        ("me/model-1.5", "me/model-1.5"),
+        ("me/model + adapter", None),
+        ("a/b/c", None),
+        ("model", None),
+    ]:
         senses.config.base_model_name_or_path = name
         assert model_card(senses.config).data.base_model == repository
 
 
 def test_the_card_tells_what_is_returned():
-    for objective, returned in [("mse", "own vectors."), ("sense", "probabilities."), ("sense+mse", "and 50% of its own vectors in each.")]:
+    for objective, returned in [
+        ("mse", "own vectors."),
+        ("sense", "probabilities."),
+        ("sense+mse", "and 50% of its own vectors in each."),
+    ]:
         assert returned in model_card(SKDStudentConfig(objective=objective)).content
 
 
@@ -320,7 +344,9 @@ def test_what_a_student_returns_follows_from_its_objective():
         "sense+mse": ("soft", 0.5),
         "sense+mse+sentence": ("soft", 0.5),
     }
-    directions = SKDStudentConfig(objective="sense+mse", sense_config=SenseEmbeddingConfig(hidden_size=768, similarity="cosine"))
+    directions = SKDStudentConfig(
+        objective="sense+mse", sense_config=SenseEmbeddingConfig(hidden_size=768, similarity="cosine")
+    )
     assert directions.default_residual == 0  # the lengths of its own vectors are not learned
     own = SKDStudentConfig(objective="sense+mse", assignment="hard", residual=0.0)
     assert (own.default_assignment, own.default_residual) == ("hard", 0.0)
@@ -341,7 +367,10 @@ def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
 def test_sentence_transformers_is_told_nothing_of_a_prompt_it_would_pool(bert, texts, tmp_path):
     bert.prompt = Prompt(instruction="w1 w2")
     SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2)).save_pretrained(tmp_path)
-    assert not (tmp_path / "modules.json").exists() and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
+    assert (
+        not (tmp_path / "modules.json").exists()
+        and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
@@ -366,7 +395,13 @@ def test_settings_that_are_none_are_refused(bert, texts):
 
 
 def test_a_list_as_long_as_the_model_is_deep_may_be_of_something_else(tokenizer, texts):
-    sizes = {**SIZES, "num_hidden_layers": 2, "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
+    sizes = {
+        **SIZES,
+        "num_hidden_layers": 2,
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+    }
     model = DebertaV2Model(DebertaV2Config(**sizes, max_position_embeddings=64)).eval()
     teacher = Teacher(model, tokenizer, name="tiny")
     student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 1).eval()

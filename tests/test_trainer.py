@@ -97,7 +97,10 @@ def test_the_teachers_senses_are_encoded_once_and_can_be_kept(bert, senses, text
     row = encoded[3]
     ids = torch.tensor([row["input_ids"]])
     assert row["labels"] == senses(ids, bert.last_hidden_state(ids)).sense_ids[0].tolist()
-    losses = [first_loss(make_trainer(bert, senses, data, tmp_path, teacher)) for data, teacher in [(texts, True), (encoded, False)]]
+    losses = [
+        first_loss(make_trainer(bert, senses, data, tmp_path, teacher))
+        for data, teacher in [(texts, True), (encoded, False)]
+    ]
     assert losses[0] == losses[1]
 
 
@@ -115,7 +118,10 @@ def test_evaluation_is_a_mean_over_positions(bert, senses, texts, tmp_path):
     right = known = total = loss = error = 0
     for text in texts[:33]:
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
-        output, theirs = trainer.model.eval()(ids, assignment="hard"), senses(ids, bert.last_hidden_state(ids)).sense_ids
+        output, theirs = (
+            trainer.model.eval()(ids, assignment="hard"),
+            senses(ids, bert.last_hidden_state(ids)).sense_ids,
+        )
         right, known = right + int((output.sense_ids == theirs).sum()), known + ids.numel()
         error += (output.student_hidden_state - output.last_hidden_state).square().sum().item()
         for token, label, vector in zip(ids[0].tolist(), theirs[0], output.student_hidden_state[0]):
@@ -143,18 +149,26 @@ def test_labels_of_another_dictionary_or_kind_are_refused(bert, senses, texts, t
         (encode_senses(bert, other, texts), {}, "encoded with senses="),
         (encode_senses(bert, senses, texts, only_tokens=True), {}, "encoded with only_tokens=True, here it is False"),
         (encode_senses(bert, senses, texts), {"label_top_k": 3}, "encoded with top_k=1, here it is 3"),
-        (encode_senses(bert, senses, texts, top_k=3), {"label_top_k": 3, "label_temperature": 1.0}, "temperature=0.15, here it is 1.0"),
+        (
+            encode_senses(bert, senses, texts, top_k=3),
+            {"label_top_k": 3, "label_temperature": 1.0},
+            "temperature=0.15, here it is 1.0",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             make_trainer(bert, senses, data, tmp_path, **settings)
-    make_trainer(bert, senses, encode_senses(bert, other, texts), tmp_path, objective="sense+mse")  # labels are made beside
+    make_trainer(
+        bert, senses, encode_senses(bert, other, texts), tmp_path, objective="sense+mse"
+    )  # labels are made beside
 
 
 @pytest.mark.parametrize("objective", ["sense", "mse"])
 def test_labels_that_do_not_say_what_they_are_of(bert, senses, texts, tmp_path, objective):
     """Tags of words, or senses of several dictionaries, are never taken for senses."""
     encoded = encode_senses(bert, senses, texts)
-    tagged = Dataset.from_dict({"input_ids": encoded["input_ids"], "labels": [[-100] * len(ids) for ids in encoded["input_ids"]]})
+    tagged = Dataset.from_dict(
+        {"input_ids": encoded["input_ids"], "labels": [[-100] * len(ids) for ids in encoded["input_ids"]]}
+    )
     other = build_sense_dictionary(bert, texts, budget=100)
     encoded.to_parquet(tmp_path / "encoded.parquet")
     mixed = concatenate_datasets([encoded, encode_senses(bert, other, texts)])
@@ -165,7 +179,10 @@ def test_labels_that_do_not_say_what_they_are_of(bert, senses, texts, tmp_path, 
     assert len(trainer.train_dataset) == len(texts)
     assert max(max(labels) for labels in trainer.train_dataset["labels"]) >= (0 if objective == "sense" else -1)
     twice = concatenate_datasets([encoded.select(range(9)), encoded.select(range(9, 60)).shuffle(seed=0)])
-    assert make_trainer(bert, senses, twice, tmp_path, teacher=objective == "mse", objective=objective).train_dataset is twice
+    assert (
+        make_trainer(bert, senses, twice, tmp_path, teacher=objective == "mse", objective=objective).train_dataset
+        is twice
+    )
 
 
 @pytest.mark.parametrize("objective", ["mse", "sentence"])
@@ -182,7 +199,10 @@ def test_streams_can_be_evaluated_on(bert, senses, texts, tmp_path):
     expected = make_trainer(bert, senses, texts, tmp_path).evaluate(encode_senses(bert, senses, texts[:9]))
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
     args = SKDTrainingArguments(str(tmp_path), report_to="none", eval_strategy="epoch", objective="sense")
-    for eval_dataset, prefix in [(data.to_iterable_dataset(), "eval_"), ({"a": data.to_iterable_dataset()}, "eval_a_")]:
+    for eval_dataset, prefix in [
+        (data.to_iterable_dataset(), "eval_"),
+        ({"a": data.to_iterable_dataset()}, "eval_a_"),
+    ]:
         trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts, eval_dataset=eval_dataset)
         metrics = trainer.evaluate()
         for name in ("loss", "sense_accuracy", "coverage"):
@@ -202,7 +222,9 @@ def test_coverage_is_the_share_of_tokens_with_senses(bert, texts, tmp_path):
 def test_soft_labels_and_weights_are_the_formula(bert, senses, texts, tmp_path):
     settings = dict(label_top_k=100, label_temperature=0.9, temperature=0.7, frequency_power=-0.5)
     trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
-    counts = torch.tensor([float(senses.usage[senses.rows_of(token)].sum()) for token in range(senses.config.vocab_size)])
+    counts = torch.tensor(
+        [float(senses.usage[senses.rows_of(token)].sum()) for token in range(senses.config.vocab_size)]
+    )
     weights = counts.clamp_min(1) ** -0.5
     weights *= counts.sum() / (counts * weights).sum()
     unit, loss, total = senses.config.distortion, 0.0, 0
@@ -212,7 +234,9 @@ def test_soft_labels_and_weights_are_the_formula(bert, senses, texts, tmp_path):
             vectors = trainer.model.eval()(ids).student_hidden_state[0]
         for token, vector, target in zip(ids[0].tolist(), vectors, bert.last_hidden_state(ids)[0]):
             own = senses.senses_of(token).float()
-            scores = [-(v - own).square().sum(-1) / (temperature * unit) for v, temperature in ((vector, 0.7), (target, 0.9))]
+            scores = [
+                -(v - own).square().sum(-1) / (temperature * unit) for v, temperature in ((vector, 0.7), (target, 0.9))
+            ]
             loss += weights[token].item() * F.cross_entropy(scores[0], scores[1].softmax(-1)).item()
             total += 1
     encoded = encode_senses(bert, senses, texts[:20], top_k=100, temperature=0.9)
@@ -225,10 +249,15 @@ def test_streamed_texts_give_the_same_training(bert, senses, texts, tmp_path, ob
     data = Dataset.from_dict({"text": texts})
     losses = []
     for texts in (data, data.to_iterable_dataset()):
-        settings = dict(objective=objective, max_steps=3, max_length=40, label_top_k=3, train_sampling_strategy="sequential")
+        settings = dict(
+            objective=objective, max_steps=3, max_length=40, label_top_k=3, train_sampling_strategy="sequential"
+        )
         trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
         trainer.train()
-        logs = [{name: value for name, value in entry.items() if name in LOGGED} for entry in trainer.state.log_history[:-1]]
+        logs = [
+            {name: value for name, value in entry.items() if name in LOGGED}
+            for entry in trainer.state.log_history[:-1]
+        ]
         losses.append(logs)
     for one, other in zip(*losses, strict=True):
         assert one == pytest.approx(other, rel=1e-3) and one["coverage"] == 1
@@ -246,7 +275,9 @@ def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
         with torch.no_grad():
             vectors = trainer.model.eval()(ids).student_hidden_state[0]
-        pooled = [{"mean": x.mean(0), "cls": x[0], "last": x[-1]}[pooling] for x in (vectors, bert.last_hidden_state(ids)[0])]
+        pooled = [
+            {"mean": x.mean(0), "cls": x[0], "last": x[-1]}[pooling] for x in (vectors, bert.last_hidden_state(ids)[0])
+        ]
         loss += ids.numel() * (pooled[0] - pooled[1]).square().sum().item() / senses.config.distortion
         total += ids.numel()
     assert trainer.evaluate(texts[:20])["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
@@ -272,7 +303,9 @@ def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
     assert resumed.state.log_history[:-1] == straight.state.log_history[:-1] and resumed.state.global_step == 6
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
-    assert {module.p for module in resumed.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}  # as its config says
+    assert {module.p for module in resumed.model.modules() if isinstance(module, torch.nn.Dropout)} == {
+        0.1
+    }  # as its config says
     other = resume(dropout=0.0)
     assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
 
@@ -314,9 +347,20 @@ def test_the_best_checkpoint_is_kept(bert, senses, texts, tmp_path):
     )
     trainer = SKDTrainer(student, args, bert, texts, texts, callbacks=[EarlyStoppingCallback(3)])
     trainer.train()
-    accuracies = {entry["step"]: entry["eval_sense_accuracy"] for entry in trainer.state.log_history if "eval_sense_accuracy" in entry}
-    assert trainer.state.best_metric == max(accuracies.values()) == pytest.approx(trainer.evaluate()["eval_sense_accuracy"])
-    assert trainer.state.global_step < trainer.state.max_steps and trainer.state.best_global_step == trainer.state.global_step - 3
+    accuracies = {
+        entry["step"]: entry["eval_sense_accuracy"]
+        for entry in trainer.state.log_history
+        if "eval_sense_accuracy" in entry
+    }
+    assert (
+        trainer.state.best_metric
+        == max(accuracies.values())
+        == pytest.approx(trainer.evaluate()["eval_sense_accuracy"])
+    )
+    assert (
+        trainer.state.global_step < trainer.state.max_steps
+        and trainer.state.best_global_step == trainer.state.global_step - 3
+    )
     assert not torch.equal(student.get_input_embeddings().weight, before)
 
 
@@ -335,7 +379,9 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
     head = model.classifier.weight.clone()
     SKDTrainer(model, args, teacher=bert, train_dataset=texts).train()
     assert torch.equal(head, model.classifier.weight) and model.config.objective == "sense+mse+sentence"
-    assert not torch.equal(model.student.get_input_embeddings().weight, before["backbone.embeddings.word_embeddings.weight"])
+    assert not torch.equal(
+        model.student.get_input_embeddings().weight, before["backbone.embeddings.word_embeddings.weight"]
+    )
     learned = AutoModel.from_pretrained(tmp_path / "student", learn_senses=True)
     with pytest.raises(ValueError, match="learn_senses=False"):
         SKDTrainer(learned, args, teacher=bert, train_dataset=texts)
@@ -348,15 +394,49 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
     senses.save_pretrained(tmp_path / "senses")
     for name, rows in [("texts", texts), ("eval", texts[:17])]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    command = ["distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses"), "--texts", str(tmp_path / "texts.jsonl")]
-    command += ["--num-hidden-layers", "1", "--epochs", "2", "--logging-steps", "1", "--use-cpu", "--objective", "sense+sentence"]
-    evaluated = ["--eval-texts", str(tmp_path / "eval.jsonl"), "--eval-strategy", "epoch", "--per-device-eval-batch-size", "8"]
-    assert main([*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "20", "--output", str(tmp_path / "one")]) == 0
+    command = [
+        "distill",
+        "--teacher",
+        str(teacher_folder),
+        "--senses",
+        str(tmp_path / "senses"),
+        "--texts",
+        str(tmp_path / "texts.jsonl"),
+    ]
+    command += [
+        "--num-hidden-layers",
+        "1",
+        "--epochs",
+        "2",
+        "--logging-steps",
+        "1",
+        "--use-cpu",
+        "--objective",
+        "sense+sentence",
+    ]
+    evaluated = [
+        "--eval-texts",
+        str(tmp_path / "eval.jsonl"),
+        "--eval-strategy",
+        "epoch",
+        "--per-device-eval-batch-size",
+        "8",
+    ]
+    assert (
+        main([*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "20", "--output", str(tmp_path / "one")])
+        == 0
+    )
     two = [*command, *evaluated, "--disable-tqdm", "True", "--batch-size", "10", "--output", str(tmp_path / "two")]
     for name, rows in [("many", texts[:44]), ("few", texts[44:])]:  # which the processes are not to share out by file
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     streamed = [*command, "--streaming", "--max-steps", "4", "--batch-size", "4", "--gradient-accumulation-steps", "2"]
-    streamed += ["--texts", str(tmp_path / "many.jsonl"), str(tmp_path / "few.jsonl"), "--output", str(tmp_path / "streamed")]
+    streamed += [
+        "--texts",
+        str(tmp_path / "many.jsonl"),
+        str(tmp_path / "few.jsonl"),
+        "--output",
+        str(tmp_path / "streamed"),
+    ]
     script = tmp_path / "distill.py"
     script.write_text(f"from sensedict_hf.cli.main import main\nraise SystemExit(main({two!r}) or main({streamed!r}))")
     run = subprocess.run(
@@ -369,7 +449,9 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
     assert run.returncode == 0, run.stderr
     printed = capsys.readouterr().out
     for name, number in (("loss", 6), ("eval_loss", 2)):  # the latter of 17 texts, none of them twice
-        one, two = ([float(loss) for loss in re.findall(rf"'{name}': '?([0-9.]+)", out)] for out in (printed, run.stdout))
+        one, two = (
+            [float(loss) for loss in re.findall(rf"'{name}': '?([0-9.]+)", out)] for out in (printed, run.stdout)
+        )
         assert len(one) == number and one == pytest.approx(two[:number], rel=1e-3)
     one, two, streamed = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "streamed"))
     start = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1).get_input_embeddings().weight
@@ -391,8 +473,15 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
         make_trainer(bert, senses, texts, tmp_path, teacher=False)
     with pytest.raises(ValueError, match="needs the teacher's vectors"):
         make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, teacher=False, objective="mse")
-    wrong = [({"objective": "kl"}, "'kl': choose sense"), ({"temperature": 0}, "temperature"), ({"mse_weight": -1}, "mse_weight")]
-    wrong += [({"remove_unused_columns": True}, "soft labels"), ({"label_smoothing_factor": 0.5}, "label_smoothing_factor=0.5")]
+    wrong = [
+        ({"objective": "kl"}, "'kl': choose sense"),
+        ({"temperature": 0}, "temperature"),
+        ({"mse_weight": -1}, "mse_weight"),
+    ]
+    wrong += [
+        ({"remove_unused_columns": True}, "soft labels"),
+        ({"label_smoothing_factor": 0.5}, "label_smoothing_factor=0.5"),
+    ]
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             SKDTrainingArguments(str(tmp_path), **settings)
@@ -402,7 +491,9 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="args is TrainingArguments: pass SKDTrainingArguments"):
         SKDTrainer(student, TrainingArguments(str(tmp_path)), bert, texts)
     args = SKDTrainingArguments(str(tmp_path), bf16=True, use_cpu=True)
-    with pytest.raises(ValueError, match="weights to be trained are torch.bfloat16: load the student with dtype=torch.float32"):
+    with pytest.raises(
+        ValueError, match="weights to be trained are torch.bfloat16: load the student with dtype=torch.float32"
+    ):
         SKDTrainer(student.bfloat16(), args, bert, texts)
     assert SKDTrainer(student, args, bert, eval_dataset=texts[:5]).evaluate()["eval_sense_accuracy"] > 0
 
@@ -429,7 +520,9 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
         args = SKDTrainingArguments(str(tmp_path), report_to="none", max_length=17)
         SKDTrainer(student, args, teacher=bert, train_dataset=texts)
     encoded = encode_senses(bert, senses, texts, max_length=20)
-    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded)  # its rows are short
+    SKDTrainer(
+        student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded
+    )  # its rows are short
     with pytest.raises(ValueError, match="rows of 14 tokens, above the 10 that"):
         make_trainer(bert, senses, encoded, tmp_path, max_length=10)
     encoded = concatenate_datasets([encoded, encode_senses(bert, senses, [" ".join(WORDS)], max_length=40)])
@@ -437,7 +530,9 @@ def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
         with pytest.raises(ValueError, match="rows of 30 tokens, above the 16 that"):
             args = SKDTrainingArguments(str(tmp_path), objective="sense", **settings)
             SKDTrainer(student, args, train_dataset=encoded)
-    SKDTrainer(student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded.select(range(60)))
+    SKDTrainer(
+        student, SKDTrainingArguments(str(tmp_path), objective="sense"), train_dataset=encoded.select(range(60))
+    )
 
 
 def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):
@@ -454,7 +549,9 @@ def test_what_trainer_would_ignore_is_refused(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="no predictions"):
         trainer.predict(texts)
     classes = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 60, "labels": [0, 1] * 30, "text": texts})
-    assert "labels" in SKDTrainer(student, args, bert, classes).train_dataset.column_names  # encoded, not taken for senses
+    assert (
+        "labels" in SKDTrainer(student, args, bert, classes).train_dataset.column_names
+    )  # encoded, not taken for senses
 
 
 def test_a_checkpoint_with_another_dictionary_is_refused(bert, senses, texts, tmp_path):

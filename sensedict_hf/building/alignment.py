@@ -69,7 +69,10 @@ def align_texts(
     Args:
         truncate_at: longest text in the teacher's tokens, special ones included; what lies behind it is dropped from both.
     """
-    (prefix, suffix), (teacher_prefix, teacher_suffix) = special_token_counts(tokenizer), special_token_counts(teacher_tokenizer)
+    (prefix, suffix), (teacher_prefix, teacher_suffix) = (
+        special_token_counts(tokenizer),
+        special_token_counts(teacher_tokenizer),
+    )
     before, behind = min(prefix, teacher_prefix), min(suffix, teacher_suffix)
     # verbose=False: longer texts than the model takes are expected, windows are cut from them
     options = {"return_attention_mask": False, "return_offsets_mapping": True, "verbose": False}
@@ -79,14 +82,20 @@ def align_texts(
         visible = np.concatenate([[0], np.cumsum(~blank)])  # the place of each character if white space is not counted
         ids, teacher_ids = (np.asarray(encoded["input_ids"][number], dtype=np.int32) for encoded in (own, theirs))
         spans, teacher_spans = (
-            visible[np.asarray(encoded["offset_mapping"][number], dtype=np.int64).reshape(-1, 2)] for encoded in (own, theirs)
+            visible[np.asarray(encoded["offset_mapping"][number], dtype=np.int64).reshape(-1, 2)]
+            for encoded in (own, theirs)
         )
-        content, teacher_content = slice(prefix, len(ids) - suffix), slice(teacher_prefix, len(teacher_ids) - teacher_suffix)
+        content, teacher_content = (
+            slice(prefix, len(ids) - suffix),
+            slice(teacher_prefix, len(teacher_ids) - teacher_suffix),
+        )
         spans, teacher_spans = spans[content], teacher_spans[teacher_content]
         dropped = 0
         if truncate_at is not None and len(teacher_ids) > truncate_at:
             teacher_spans = teacher_spans[: truncate_at - teacher_prefix - teacher_suffix]
-            teacher_ids = np.delete(teacher_ids, slice(truncate_at - teacher_suffix, len(teacher_ids) - teacher_suffix))
+            teacher_ids = np.delete(
+                teacher_ids, slice(truncate_at - teacher_suffix, len(teacher_ids) - teacher_suffix)
+            )
             kept = int(np.searchsorted(np.maximum.accumulate(spans[:, 0]), teacher_spans.max(initial=0), side="left"))
             dropped = len(spans) - kept
             ids, spans = np.delete(ids, slice(prefix + kept, prefix + kept + dropped)), spans[:kept]
@@ -96,7 +105,8 @@ def align_texts(
             teacher_ids=teacher_ids,
             sizes=np.concatenate([np.arange(prefix) < before, sizes, np.arange(suffix) < behind]),
             places=np.concatenate(
-                [np.arange(before), teacher_prefix + places, len(teacher_ids) - teacher_suffix + np.arange(behind)], dtype=np.int32
+                [np.arange(before), teacher_prefix + places, len(teacher_ids) - teacher_suffix + np.arange(behind)],
+                dtype=np.int32,
             ),
             unaligned=int((sizes == 0).sum()),
             dropped=dropped,

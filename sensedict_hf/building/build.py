@@ -19,7 +19,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
-from ..models.configuration_sense_embedding import METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES, SenseEmbeddingConfig
+from ..models.configuration_sense_embedding import (
+    METHODS,
+    SAMPLE_DTYPES,
+    SENSES_DTYPES,
+    SIMILARITIES,
+    SenseEmbeddingConfig,
+)
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.hub import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -124,16 +130,23 @@ def build_sense_dictionary(
             raise ValueError(f"{name}={settings[name]}: it must be at least 1")
     state = process_state()
     if output_dir is None and (keep_samples or state.num_processes > 1):
-        raise ValueError("give output_dir: " + ("samples are kept there" if keep_samples else "several processes need a common folder"))
+        raise ValueError(
+            "give output_dir: "
+            + ("samples are kept there" if keep_samples else "several processes need a common folder")
+        )
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device  # each process has its own
     if update is not None and output_dir is not None and Path(update).resolve() == Path(output_dir).resolve():
-        raise ValueError(f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own")
+        raise ValueError(
+            f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own"
+        )
     if isinstance(tokenizer, str):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
-    settings |= origin(teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation)
+    settings |= origin(
+        teacher, tokenizer or teacher.tokenizer, check_max_length(max_length, teacher.max_window), truncation
+    )
     if prompt_senses and teacher.prompt is not None:
         teacher = replace(teacher, prompt=replace(teacher.prompt, pooled="all"))
     if settings["teacher_tokenizer"] is None:
@@ -147,7 +160,11 @@ def build_sense_dictionary(
         with locked(folder):
             begun = [None]
             if state.is_main_process:
-                begun = [plan_build(folder, teacher, tokenizer, texts, text_column, settings, earlier and earlier[0], overwrite)]
+                begun = [
+                    plan_build(
+                        folder, teacher, tokenizer, texts, text_column, settings, earlier and earlier[0], overwrite
+                    )
+                ]
             if broadcast_object_list(begun)[0]:
                 _gather_and_fit(folder / "building", teacher, tokenizer, settings, earlier)
                 if state.is_main_process:
@@ -161,7 +178,13 @@ def build_sense_dictionary(
 
 
 def _check_settings(
-    method: str | None, num_senses: int | None, budget: int | None, similarity: str, sample_dtype: str, senses_dtype: str, seed: int
+    method: str | None,
+    num_senses: int | None,
+    budget: int | None,
+    similarity: str,
+    sample_dtype: str,
+    senses_dtype: str,
+    seed: int,
 ) -> str:
     """The method, by its name or by the number that is given."""
     if num_senses is not None and budget is not None:
@@ -175,8 +198,15 @@ def _check_settings(
     ]:
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
-    if (method or implied) != implied and (num_senses or budget) is not None or method == "num_senses" and num_senses is None:
-        raise ValueError(f"method={method!r} with num_senses={num_senses}, budget={budget}: these do not belong together")
+    if (
+        (method or implied) != implied
+        and (num_senses or budget) is not None
+        or method == "num_senses"
+        and num_senses is None
+    ):
+        raise ValueError(
+            f"method={method!r} with num_senses={num_senses}, budget={budget}: these do not belong together"
+        )
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: it must be at least 0 and below 2**32")
     return method or implied
@@ -205,13 +235,19 @@ def _open_earlier(folder: Path, settings: dict[str, Any]) -> tuple[TensorFile, S
     """The samples and the config of the dictionary that is updated; notes it in the settings."""
     manifest = finished_build(folder, check=PartialState().is_main_process)
     if manifest is None or "samples.safetensors" not in manifest["files"]:
-        raise ValueError(f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated")
+        raise ValueError(
+            f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated"
+        )
     names = ("tokenizer", "teacher_tokenizer", "teacher_fingerprint", "layer", "max_length", "truncation")
     names += ("max_samples_per_token", "sample_dtype", "prompt", "prompt_senses")
     if PartialState().is_main_process:
-        changed = differences(*({name: values.get(name) for name in names} for values in (manifest["settings"], settings)))
+        changed = differences(
+            *({name: values.get(name) for name in names} for values in (manifest["settings"], settings))
+        )
         if changed:
-            raise ValueError(f"{folder} was built with other settings: {changed}; new samples would not fit the old ones")
+            raise ValueError(
+                f"{folder} was built with other settings: {changed}; new samples would not fit the old ones"
+            )
     settings["earlier"] = manifest["files"]["samples.safetensors"]["sha256"]
     settings["generation"] = manifest["settings"]["generation"] + 1
     return TensorFile(folder / "samples.safetensors"), SenseEmbeddingConfig.from_pretrained(folder)
@@ -227,10 +263,14 @@ def _gather_and_fit(
     """The stages that all processes share."""
     plan = open_plan(stages / "plan.safetensors")
     dtype = SAMPLE_DTYPES[settings["sample_dtype"]]
-    limits = [torch.finfo(kind).max for kind in (dtype, SENSES_DTYPES[settings["senses_dtype"]]) if kind.is_floating_point]
+    limits = [
+        torch.finfo(kind).max for kind in (dtype, SENSES_DTYPES[settings["senses_dtype"]]) if kind.is_floating_point
+    ]
     gather_samples(
         teacher,
-        open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt),
+        open_corpus(
+            stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
+        ),
         plan,
         open_windows(stages),
         stages,
@@ -269,7 +309,11 @@ def _finish(
     ready = stages / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    samples, plan, progress = stages / "samples.safetensors", open_plan(stages / "plan.safetensors"), read_progress(stages / "corpus")
+    samples, plan, progress = (
+        stages / "samples.safetensors",
+        open_plan(stages / "plan.safetensors"),
+        read_progress(stages / "corpus"),
+    )
     store = TensorFile(samples)
     dtype = SENSES_DTYPES[settings["senses_dtype"]]
     num_senses, distortion = write_senses(stages, store, ready / "model.safetensors", dtype)

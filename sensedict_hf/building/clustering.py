@@ -105,7 +105,13 @@ def _halve(times: Callable[[Tensor], Tensor], norms: Tensor, weights: Tensor) ->
 
 
 def _split_down(
-    clusters: _Clusters, at_most: int, width: int | None, look_up: Callable, weights: Tensor, order: Tensor, gain: Tensor
+    clusters: _Clusters,
+    at_most: int,
+    width: int | None,
+    look_up: Callable,
+    weights: Tensor,
+    order: Tensor,
+    gain: Tensor,
 ) -> _Clusters:
     """Splits clusters again and again, until they are of `at_most` so many samples; sorts their parts of `order` and fills in `gain`.
 
@@ -167,7 +173,9 @@ def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tens
 
     def from_points(members: Tensor, inside: Tensor, _: Tensor) -> tuple[Callable, Tensor]:
         points = centred(members, inside)
-        return lambda factors: torch.bmm(torch.bmm(factors[:, None], points), points.mT).squeeze(1), points.norm(dim=-1).square()
+        return lambda factors: torch.bmm(torch.bmm(factors[:, None], points), points.mT).squeeze(1), points.norm(
+            dim=-1
+        ).square()
 
     clusters = _split_down(clusters, min(width, MATRIX_SAMPLES), width, from_points, weights, order, gain)
 
@@ -218,7 +226,9 @@ def place_cuts(gain: Tensor, offsets: Tensor, num_senses: Tensor) -> Tensor:
     return cuts & (gain > 0)
 
 
-def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, weights: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
+def refine(
+    x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, weights: Tensor, similarity: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """k-means of every problem from given parts.
 
     Args:
@@ -229,7 +239,11 @@ def refine(x: Tensor, problems: Tensor, labels: Tensor, offsets: Tensor, weights
         centres: `[parts, hidden]`, means of the samples that are nearest to them (a part that lost all of its samples keeps its
         centre). labels: `[n]`, the nearest centre. distance: `[n]`, squared (between unit vectors for cosine).
     """
-    centres, nearest, distance = x.new_empty(int(offsets[-1]), x.shape[1]), torch.empty_like(labels), x.new_empty(len(x))
+    centres, nearest, distance = (
+        x.new_empty(int(offsets[-1]), x.shape[1]),
+        torch.empty_like(labels),
+        x.new_empty(len(x)),
+    )
     sizes = torch.bincount(problems, minlength=len(offsets) - 1)
     starts, parts = sizes.cumsum(0) - sizes, offsets.diff()
     seen = sizes.nonzero().squeeze(1)
@@ -285,7 +299,9 @@ def markov_clusters(similarities: Tensor) -> int:
         before = flow
         flow = (flow @ flow).pow_(INFLATION)
         flow /= flow.sum(0)
-        largest = torch.arange(len(flow), device=flow.device) == flow.argmax(0)[:, None]  # [column, row]: the first one of equals
+        largest = (
+            torch.arange(len(flow), device=flow.device) == flow.argmax(0)[:, None]
+        )  # [column, row]: the first one of equals
         flow.masked_fill_((flow < PRUNING_THRESHOLD) & ~largest.T, 0)
         if torch.allclose(flow, before):
             break

@@ -78,7 +78,9 @@ def tokenize_corpus(
     if teacher_tokenizer is not None:
         check_offsets(tokenizer, teacher_tokenizer)
         if prompt is not None and prompt.around(tokenizer) != Prompt().around(tokenizer):
-            raise ValueError(f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them")
+            raise ValueError(
+                f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them"
+            )
     surroundings = _surroundings(tokenizer, prompt)
     folder = Path(directory)
     progress = read_progress(folder)
@@ -97,7 +99,9 @@ def tokenize_corpus(
         elif progress.complete and next(strings, None) is not None:
             changed = f"it had {progress.texts:,} texts, now it has more"
         if changed:
-            raise CorpusChangedError(f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite")
+            raise CorpusChangedError(
+                f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite"
+            )
         if not progress.complete:
             _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, prompt, bar)
     content = progress.tokens - progress.texts * (surroundings["prefix"] + surroundings["suffix"])
@@ -117,11 +121,15 @@ def tokenize_corpus(
     return open_corpus(folder, tokenizer, teacher_tokenizer, prompt)
 
 
-def tokenize_in_memory(texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None = None) -> TokenizedCorpus:
+def tokenize_in_memory(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None = None
+) -> TokenizedCorpus:
     """Tokenizes a few texts."""
     rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    return TokenizedCorpus(np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), **_surroundings(tokenizer, prompt))
+    return TokenizedCorpus(
+        np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), **_surroundings(tokenizer, prompt)
+    )
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
@@ -148,7 +156,9 @@ def open_corpus(
     progress = read_progress(folder)
     kinds = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
     files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in kinds.items()}
-    corpus = TokenizedCorpus(*(files[name] for name in CORPUS_FILES), dropped=progress.dropped, **_surroundings(tokenizer, prompt))
+    corpus = TokenizedCorpus(
+        *(files[name] for name in CORPUS_FILES), dropped=progress.dropped, **_surroundings(tokenizer, prompt)
+    )
     if teacher_tokenizer is not None:
         specials = special_token_counts(teacher_tokenizer)
         teacher = TokenizedCorpus(files["teacher_ids"], files["teacher_offsets"], corpus.digests, *specials)
@@ -183,7 +193,9 @@ def _batches(strings: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _tokenize(strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at, prompt, bar) -> None:
+def _tokenize(
+    strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at, prompt, bar
+) -> None:
     """Appends the remaining texts to the files, from where `progress` is, and brings it and `digest` up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = int(progress.texts > 0)  # files of offsets begin with a zero

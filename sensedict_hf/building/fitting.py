@@ -73,9 +73,13 @@ class _Blocks:
             write_tensor_file(self.path(kind, block), {name: tensor.cpu() for name, tensor in function(block).items()})
 
         threads = torch.get_num_threads()
-        with ThreadPoolExecutor(threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             try:
-                progress = tqdm(total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.mine.start > 0)
+                progress = tqdm(
+                    total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.mine.start > 0
+                )
                 for _ in pool.map(run, missing):
                     progress.update()
                 progress.close()
@@ -148,7 +152,9 @@ def fit_senses(
                 wanted = torch.full_like(local[1:], num_senses)
             else:
                 parts = x.split(local.diff().tolist())
-                wanted = torch.tensor([paper_num_senses(len(part), count_clusters(part)) for part in parts], device=x.device)
+                wanted = torch.tensor(
+                    [paper_num_senses(len(part), count_clusters(part)) for part in parts], device=x.device
+                )
             cuts = place_cuts(gain, local, wanted)
         labels = torch.empty_like(own)
         labels[order] = cuts.cumsum(0) - 1
@@ -183,7 +189,9 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
     if chosen < 0:
         return 0.0, [0] * len(paths)
     left = budget - int(above[chosen] - upper[chosen])
-    lower = sum(torch.bincount(values[values >> 16 == chosen] & 0xFFFF, minlength=1 << 16) for values in map(bits, paths))
+    lower = sum(
+        torch.bincount(values[values >> 16 == chosen] & 0xFFFF, minlength=1 << 16) for values in map(bits, paths)
+    )
     above = lower.flip(0).cumsum(0).flip(0)
     last = int((above >= left).sum()) - 1
     left -= int(above[last] - lower[last])
@@ -201,11 +209,15 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
 def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> Senses:
     """What [`fit_senses`] has left in `directory`; `senses` in memory."""
     offsets, distortion = _layout(Path(directory), store)
-    senses, usage = ([TensorFile(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage"))
+    senses, usage = (
+        [TensorFile(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
+    )
     return Senses(torch.cat(senses), offsets, torch.cat(usage), distortion)
 
 
-def write_senses(directory: str | Path, store: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> tuple[int, float]:
+def write_senses(
+    directory: str | Path, store: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype
+) -> tuple[int, float]:
     """Writes what [`fit_senses`] has left in `directory` as the tensors of a dictionary, block by block.
 
     Args:
@@ -216,7 +228,11 @@ def write_senses(directory: str | Path, store: Mapping[str, Tensor], path: str |
     """
     offsets, distortion = _layout(Path(directory), store)
     total, width = int(offsets[-1]), store["samples"].shape[1]
-    tensors = {"senses": (dtype, (total, width)), "offsets": (torch.int64, offsets.shape), "usage": (torch.int64, (total,))}
+    tensors = {
+        "senses": (dtype, (total, width)),
+        "offsets": (torch.int64, offsets.shape),
+        "usage": (torch.int64, (total,)),
+    }
     if dtype == torch.int8:
         tensors["scales"] = (torch.float32, (total,))
     out = create_tensor_file(path, tensors)
@@ -247,7 +263,9 @@ def _layout(directory: Path, store: Mapping[str, Tensor]) -> tuple[Tensor, float
     per_token[sizes > 0] = torch.cat(found)
     distortion, power, total = torch.stack(sums).sum(0).tolist()
     # What is left by rounding is none: as the unit of a temperature it would be meaningless.
-    return torch.cat([sizes.new_zeros(1), per_token.cumsum(0)]), distortion / total if distortion > 1e-6 * power else 0.0
+    return torch.cat(
+        [sizes.new_zeros(1), per_token.cumsum(0)]
+    ), distortion / total if distortion > 1e-6 * power else 0.0
 
 
 def cluster_samples(samples: np.ndarray | Tensor, offsets: np.ndarray, counts: np.ndarray, **settings) -> Senses:
@@ -256,7 +274,10 @@ def cluster_samples(samples: np.ndarray | Tensor, offsets: np.ndarray, counts: n
     Args:
         samples: `[n, hidden]`. offsets: `[vocab + 1]`. counts: `[vocab]`. settings: of [`fit_senses`].
     """
-    store = {name: torch.as_tensor(values) for name, values in (("samples", samples), ("offsets", offsets), ("counts", counts))}
+    store = {
+        name: torch.as_tensor(values)
+        for name, values in (("samples", samples), ("offsets", offsets), ("counts", counts))
+    }
     with TemporaryDirectory(prefix="sensedict-") as directory:
         fit_senses(store, directory, alone=True, **settings)
         return read_senses(directory, store)

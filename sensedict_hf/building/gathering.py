@@ -25,7 +25,9 @@ MARK_SECONDS = 10
 WINDOW_COLUMNS = ("text", "start", "stop", "first", "last")
 
 
-def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, directory: Path) -> dict[str, np.ndarray]:
+def plan_windows(
+    corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, directory: Path
+) -> dict[str, np.ndarray]:
     """Chooses the windows that own a planned position, the longest first, and writes them to `windows.safetensors`.
 
     Returns:
@@ -67,7 +69,9 @@ def chunks(corpus: TokenizedCorpus, size: int = CHUNK) -> Iterator[tuple[int, in
         first = last
 
 
-def _owning_windows(corpus: TokenizedCorpus, positions: np.ndarray, max_length: int, first_text: int, last_text: int) -> np.ndarray:
+def _owning_windows(
+    corpus: TokenizedCorpus, positions: np.ndarray, max_length: int, first_text: int, last_text: int
+) -> np.ndarray:
     """The windows of the texts `first_text:last_text` that own some of these positions (of the same texts, ascending), as rows of
     `text, start, stop, first, last`: the window owns `positions[first:last]`. A token of another tokenizer belongs to the window that
     owns the first of the teacher's tokens it aligns with."""
@@ -94,7 +98,9 @@ def _window_vectors(
     hidden = teacher.hidden_states(input_ids, mask, layer)
     owned = ranges(first, last - first)
     row = np.repeat(np.arange(len(text)), last - first)
-    begin = shown.offsets[text] + start  # the place of the first column, as if its special tokens stood right before the content
+    begin = (
+        shown.offsets[text] + start
+    )  # the place of the first column, as if its special tokens stood right before the content
     counts, places = corpus.all_places(positions[owned])
     of_place = np.repeat(row, counts)
     if corpus.alignment is not None:
@@ -111,7 +117,14 @@ def _window_vectors(
 
 
 def teacher_vectors(
-    teacher: Teacher, corpus: TokenizedCorpus, first_text: int, last_text: int, *, layer: int, max_length: int, batch_size: int
+    teacher: Teacher,
+    corpus: TokenizedCorpus,
+    first_text: int,
+    last_text: int,
+    *,
+    layer: int,
+    max_length: int,
+    batch_size: int,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Runs the teacher over the texts `first_text:last_text`; long texts in overlapping windows.
 
@@ -174,7 +187,9 @@ def gather_samples(
     batches = -(-len(windows["text"]) // batch_size)
     if is_first and not store_path.exists():
         marks_path.unlink(missing_ok=True)  # what they tell of is not there
-        width = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=layer).shape[-1]
+        width = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=layer).shape[
+            -1
+        ]
         _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
     if is_first and not marks_path.exists():
         write_tensor_file(marks_path, {"done": torch.zeros(batches, dtype=torch.bool)})
@@ -204,7 +219,9 @@ def gather_samples(
     mark()
     state.wait_for_everyone()
     if not _marked(directory).all():
-        raise RuntimeError(f"{int((~_marked(directory)).sum())} batches in {directory} were not gathered: run the same command again")
+        raise RuntimeError(
+            f"{int((~_marked(directory)).sum())} batches in {directory} were not gathered: run the same command again"
+        )
     if state.is_main_process:
         _join(directory)
     state.wait_for_everyone()
@@ -221,7 +238,9 @@ def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) 
         )
 
 
-def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None, sparse: bool) -> None:
+def _create_store(
+    path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None, sparse: bool
+) -> None:
     partial = Path(f"{path}.partial")
     shapes = {
         "samples": (dtype, (len(plan.slots), width)),

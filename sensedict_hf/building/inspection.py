@@ -90,10 +90,14 @@ def find_occurrences(
         counts = np.zeros(vocab_size, dtype=np.int64)
         counts[token_id] = len(positions)
         slots = np.arange(len(positions))
-        plan = SamplingPlan(counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64))
+        plan = SamplingPlan(
+            counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64)
+        )
         windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), Path(folder))
         layer = senses.config.layer
-        gather_samples(teacher, corpus, plan, windows, Path(folder), layer=layer, batch_size=batch_size, dtype=torch.float32)
+        gather_samples(
+            teacher, corpus, plan, windows, Path(folder), layer=layer, batch_size=batch_size, dtype=torch.float32
+        )
         vectors = TensorFile(Path(folder, "samples.safetensors"))["samples"].clone()
         text = np.searchsorted(corpus.offsets, positions, side="right") - 1
         begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
@@ -102,7 +106,9 @@ def find_occurrences(
             _mark(tokenizer, corpus.input_ids[a:b], p - a)
             for a, p, b in zip(np.minimum(begin, positions), positions, np.maximum(end, positions + 1))
         ]
-    chosen = senses(torch.full((1, len(positions)), token_id).to(senses.device), vectors[None].to(senses.device), assignment="hard")
+    chosen = senses(
+        torch.full((1, len(positions)), token_id).to(senses.device), vectors[None].to(senses.device), assignment="hard"
+    )
     sense_ids, nearest = chosen.sense_ids[0].cpu(), chosen.hidden_states[0].cpu()
     if sense_ids[0] < 0:
         raise ValueError(f"the token {token!r} has no senses: it did not occur in the corpus of the dictionary")
@@ -142,7 +148,9 @@ def report_senses(
 matplotlib.use("Agg")
 
 
-def plot_senses(senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences], path: str | os.PathLike, *, annotate: int = 2) -> None:
+def plot_senses(
+    senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences], path: str | os.PathLike, *, annotate: int = 2
+) -> None:
     """Draws, for each token, its contextual vectors on their two principal axes, coloured by sense, with the senses as stars.
 
     Args:
@@ -166,7 +174,9 @@ def plot_senses(senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences]
     plt.close(figure)
 
 
-def _annotate(axis, points: np.ndarray, found: Occurrences, colors: np.ndarray, used: Sequence[int], count: int) -> None:
+def _annotate(
+    axis, points: np.ndarray, found: Occurrences, colors: np.ndarray, used: Sequence[int], count: int
+) -> None:
     """Writes the passages nearest to each sense beside the picture, in the colour of the sense."""
     lines = []
     for sense in used:

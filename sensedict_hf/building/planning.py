@@ -57,7 +57,9 @@ def read_corpus(
     if finished is not None:
         changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
         if changed and not overwrite:
-            raise ValueError(f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite")
+            raise ValueError(
+                f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite"
+            )
     if finished is not None and not changed:
         discard(folder / "building")
         logger.info(f"{folder} holds this {kind} already")
@@ -123,7 +125,9 @@ def plan_build(
     if not (stages / "windows.safetensors").exists():
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
         used = len(np.unique(windows["text"]))
-        logger.info(f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher")
+        logger.info(
+            f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher"
+        )
     return True
 
 
@@ -143,13 +147,17 @@ def _warn_of_lost_tokens(corpus: TokenizedCorpus, teacher: str, max_length: int)
         )
     lost = max(0, corpus.prefix - corpus.shown.prefix) + max(0, corpus.suffix - corpus.shown.suffix)
     if lost:
-        logger.warning(f"{lost} of {specials} special tokens of each text have no counterpart among those of {teacher}: they get no senses")
+        logger.warning(
+            f"{lost} of {specials} special tokens of each text have no counterpart among those of {teacher}: they get no senses"
+        )
 
 
 def check_budget(budget: int | None, seen: int) -> None:
     """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
     if budget is not None and budget < seen:
-        raise ValueError(f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more")
+        raise ValueError(
+            f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more"
+        )
 
 
 def default_budget(seen: int, samples: int) -> int:
@@ -196,5 +204,11 @@ def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
-    others = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+    others = {
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.cls_token_id,
+    }
     return () if tokenizer.pad_token_id is None or tokenizer.pad_token_id in others else (tokenizer.pad_token_id,)

@@ -63,7 +63,9 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
         tokens = corpus.input_ids[begin : begin + CHUNK]
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-            raise ValueError(f"token id {bad} is outside the vocabulary of {vocab_size} tokens: the tokenizer does not belong to the model")
+            raise ValueError(
+                f"token id {bad} is outside the vocabulary of {vocab_size} tokens: the tokenizer does not belong to the model"
+            )
         counts += np.bincount(tokens[corpus.has_vectors(begin, begin + len(tokens))], minlength=vocab_size)
     counts[list(exclude)] = 0
     return counts
@@ -163,13 +165,16 @@ def _text_keys(corpus: TokenizedCorpus, path: Path, seed: int) -> np.ndarray:
     parts = 1 + len(digests) // BLOCK
     for part in range(parts):
         rows = [
-            begin + np.flatnonzero(digests[begin : begin + CHUNK] % np.uint64(parts) == part) for begin in range(0, len(digests), CHUNK)
+            begin + np.flatnonzero(digests[begin : begin + CHUNK] % np.uint64(parts) == part)
+            for begin in range(0, len(digests), CHUNK)
         ]
         rows = np.concatenate(rows)
         rows = rows[np.argsort(digests[rows], kind="stable")]
         ordered = digests[rows]
         number = np.arange(len(rows), dtype=np.uint64) - np.searchsorted(ordered, ordered).astype(np.uint64)
-        keys[rows] = _mix(_mix(_mix(np.uint64(seed) + number * np.uint64(0x9E3779B97F4A7C15)) ^ ordered) + np.uint64(1))
+        keys[rows] = _mix(
+            _mix(_mix(np.uint64(seed) + number * np.uint64(0x9E3779B97F4A7C15)) ^ ordered) + np.uint64(1)
+        )
     return keys
 
 
@@ -183,7 +188,13 @@ def _priorities(corpus: TokenizedCorpus, keys: np.ndarray) -> Iterator[tuple[int
         lengths = np.diff(np.append(np.maximum(starts, begin), end))
         places = np.arange(begin, end) - np.repeat(starts, lengths)
         text_keys = np.repeat(keys[first : last + 1], lengths)
-        yield begin, tokens, _mix(_mix(text_keys + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ tokens.astype(np.uint64))
+        yield (
+            begin,
+            tokens,
+            _mix(
+                _mix(text_keys + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ tokens.astype(np.uint64)
+            ),
+        )
 
 
 CANDIDATES = {"tokens": np.int32, "candidate_priorities": np.uint64, "candidate_positions": np.int64}

@@ -45,8 +45,16 @@ class TensorFile(Mapping[str, Tensor]):
         self._tensors = {}
         for name, entry in json.loads(self._map[8:begin]).items():
             if name != "__metadata__":
-                dtype, count, offset = DTYPES[entry["dtype"]], math.prod(entry["shape"]), begin + entry["data_offsets"][0]
-                flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+                dtype, count, offset = (
+                    DTYPES[entry["dtype"]],
+                    math.prod(entry["shape"]),
+                    begin + entry["data_offsets"][0],
+                )
+                flat = (
+                    torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
+                    if count
+                    else torch.empty(0, dtype=dtype)
+                )
                 self._tensors[name] = flat.view(entry["shape"])
 
     def __getitem__(self, name: str) -> Tensor:

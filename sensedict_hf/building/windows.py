@@ -66,13 +66,19 @@ class TokenizedCorpus:
             first, last = np.searchsorted(self.offsets, [begin, end], side="right") - 1
             bounds = self.offsets[first : min(last + 2, len(self.offsets))]
             before, behind = self.without
-            left_out = np.concatenate([(bounds[:-1, None] + np.arange(before)).ravel(), (bounds[1:, None] - 1 - np.arange(behind)).ravel()])
+            left_out = np.concatenate(
+                [(bounds[:-1, None] + np.arange(before)).ravel(), (bounds[1:, None] - 1 - np.arange(behind)).ravel()]
+            )
             found[left_out[(left_out >= begin) & (left_out < end)] - begin] = False
         return found
 
     def first_places(self, positions: np.ndarray) -> np.ndarray:
         """Where tokens that align stand in `shown.input_ids`: the first place of each."""
-        return positions if self.alignment is None else self.alignment.places[self.alignment.bounds[positions]] + self._origin(positions)
+        return (
+            positions
+            if self.alignment is None
+            else self.alignment.places[self.alignment.bounds[positions]] + self._origin(positions)
+        )
 
     def all_places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """With how many of the teacher's tokens each token aligns, and all their places in `shown.input_ids`, token by token."""

@@ -65,7 +65,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
 
 
-def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, kind: str = "dictionary", *, afresh: bool = False) -> Path:
+def begin_build(
+    folder: Path, settings: dict[str, Any], overwrite: bool, kind: str = "dictionary", *, afresh: bool = False
+) -> Path:
     """Makes the folder of the stages, or finds the one that an interrupted build with the same settings has left. As long as there is
     nothing but tokenized text, only what that depends on must be the same.
 
@@ -95,7 +97,9 @@ def begin_build(folder: Path, settings: dict[str, Any], overwrite: bool, kind: s
         discard(stages)
         taken = [name for name in ("model.safetensors", "README.md", "tokenizer.json") if (folder / name).exists()]
         if taken and not (folder / MANIFEST).exists() and not overwrite:
-            raise ValueError(f"{folder} holds a {taken[0]} that no build has put there: give another folder, or overwrite")
+            raise ValueError(
+                f"{folder} holds a {taken[0]} that no build has put there: give another folder, or overwrite"
+            )
     stages.mkdir(exist_ok=True)
     partial = stages / "settings.json.partial"
     partial.write_text(json.dumps(settings, indent=2))
@@ -120,7 +124,9 @@ def finished_build(folder: Path, kind: str = "dictionary", *, check: bool = True
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, entry in manifest["files"].items() if check else ():
         if not (folder / name).is_file() or describe(folder / name) != entry:
-            raise ValueError(f"{folder / name} is not the file that the build has written: give another folder, or overwrite")
+            raise ValueError(
+                f"{folder / name} is not the file that the build has written: give another folder, or overwrite"
+            )
     return manifest
 
 

@@ -32,7 +32,10 @@ INDECISIVE = tuple(
     "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
     "dataloader_num_workers dataloader_p ddp_ use_cpu debug".split()
 )
-HEADS = {"sequence_classification": SKDStudentForSequenceClassification, "token_classification": SKDStudentForTokenClassification}
+HEADS = {
+    "sequence_classification": SKDStudentForSequenceClassification,
+    "token_classification": SKDStudentForTokenClassification,
+}
 STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
 
 
@@ -43,22 +46,35 @@ class DistillArguments(TeacherArguments):
     teacher: str = field(metadata={"help": "name or folder of an encoder or decoder"})
     senses: str = field(metadata={"help": "folder or name of the teacher's dictionary"})
     texts: list[str] = field(metadata={"help": FILES_HELP})
-    eval_texts: list[str] | None = field(default=None, metadata={"help": "the same, to evaluate on while training (--eval-strategy)"})
+    eval_texts: list[str] | None = field(
+        default=None, metadata={"help": "the same, to evaluate on while training (--eval-strategy)"}
+    )
     text_column: str = field(default="text", metadata={"help": "where the texts are"})
-    streaming: bool = field(default=False, metadata={"help": "encode the texts as they come, without a copy; needs --max-steps"})
+    streaming: bool = field(
+        default=False, metadata={"help": "encode the texts as they come, without a copy; needs --max-steps"}
+    )
     num_hidden_layers: int = field(default=2, metadata={"help": "first layers of the teacher to start from"})
-    layers: list[int] | None = field(default=None, metadata={"help": "or: the layers of the teacher to start from, from 0"})
-    backbone: str | None = field(default=None, metadata={"help": "or: another model with the dictionary's tokenizer to start from"})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "or: the layers of the teacher to start from, from 0"}
+    )
+    backbone: str | None = field(
+        default=None, metadata={"help": "or: another model with the dictionary's tokenizer to start from"}
+    )
     assignment: str | None = field(
-        default=None, metadata={"help": "what the student returns (default: as its objective suggests)", "choices": [*ASSIGNMENTS]}
+        default=None,
+        metadata={"help": "what the student returns (default: as its objective suggests)", "choices": [*ASSIGNMENTS]},
     )
     residual: float | None = field(
-        default=None, metadata={"help": "share of its own vectors beside the senses (0 to 1; default: as its objective suggests)"}
+        default=None,
+        metadata={"help": "share of its own vectors beside the senses (0 to 1; default: as its objective suggests)"},
     )
     head: str | None = field(
-        default=None, metadata={"help": "copy this head of a fine-tuned teacher too, frozen, on the student", "choices": [*HEADS]}
+        default=None,
+        metadata={"help": "copy this head of a fine-tuned teacher too, frozen, on the student", "choices": [*HEADS]},
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace another student or unfinished run in the output folder"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace another student or unfinished run in the output folder"}
+    )
 
 
 def read_argument_file(arguments: Sequence[str]) -> list[str]:
@@ -95,13 +111,17 @@ def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudent
             in it; and see [`SKDTrainer`].
     """
     if args.push_to_hub:
-        raise ValueError("push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub")
+        raise ValueError(
+            "push_to_hub would upload unfinished students: load the finished one, and call its push_to_hub"
+        )
     if args.resume_from_checkpoint:
         raise ValueError("resume_from_checkpoint is found in the output folder: give the same command again")
     if options.backbone and options.layers:
         raise ValueError("--layers are the teacher's, --backbone is another model: give one of them")
     if options.head and options.adapters:
-        raise ValueError(f"head={options.head!r} is copied from the teacher's folder, not from adapters: merge them into that model first")
+        raise ValueError(
+            f"head={options.head!r} is copied from the teacher's folder, not from adapters: merge them into that model first"
+        )
     if options.eval_texts and args.eval_strategy == "no":
         raise ValueError("eval_texts are read when eval_strategy says: give --eval-strategy epoch or steps")
     with locked(Path(args.output_dir)):
@@ -137,7 +157,14 @@ def _distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStuden
     try:
         student = _student(options, teacher, senses, backbone, classifier)
         eval_texts = None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation")
-        trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=eval_texts, text_column=options.text_column)
+        trainer = SKDTrainer(
+            student,
+            args,
+            teacher=teacher,
+            train_dataset=texts,
+            eval_dataset=eval_texts,
+            text_column=options.text_column,
+        )
     except ValueError:
         if state.is_main_process and not (folder / "_encoded").exists() and not list(folder.glob("checkpoint-*")):
             (folder / STATE).unlink()  # nothing was begun: the next command may have other settings
@@ -158,7 +185,11 @@ def _distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStuden
 
 
 def _student(
-    options: DistillArguments, teacher: Teacher, senses: SenseEmbeddingModel, backbone: Teacher | None, classifier: PreTrainedModel | None
+    options: DistillArguments,
+    teacher: Teacher,
+    senses: SenseEmbeddingModel,
+    backbone: Teacher | None,
+    classifier: PreTrainedModel | None,
 ) -> SKDStudentPreTrainedModel:
     """What the arguments say to start from."""
     output = {"assignment": options.assignment, "residual": options.residual}
@@ -173,7 +204,9 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Notes the settings in the folder, or compares them with those that are there; whether the student is finished."""
     path = folder / STATE
     begun = json.loads(path.read_text()) if path.is_file() else None
-    changed = differences({name: value for name, value in begun.items() if name != "finished"}, settings) if begun else ""
+    changed = (
+        differences({name: value for name, value in begun.items() if name != "finished"}, settings) if begun else ""
+    )
     if (changed or (folder / "config.json").is_file() and begun is None) and not overwrite:
         what = f"a run with other settings: {changed}" if begun else "a model that no sensedict distill has put there"
         raise ValueError(f"{folder} holds {what}; give the same, another folder, or --overwrite")

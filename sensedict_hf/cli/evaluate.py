@@ -71,11 +71,18 @@ def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, 
     check_residual(options.residual or 0.0)
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
         if options.senses or TeacherArguments.of(options) != TeacherArguments():
-            raise ValueError(f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options")
-        student = AutoModel.from_pretrained(options.model).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            raise ValueError(
+                f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options"
+            )
+        student = AutoModel.from_pretrained(options.model).to(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         if options.residual is not None:
             student.config.residual = options.residual
-        options.assignment, options.residual = options.assignment or student.config.default_assignment, student.config.default_residual
+        options.assignment, options.residual = (
+            options.assignment or student.config.default_assignment,
+            student.config.default_residual,
+        )
         settings = {"assignment": options.assignment, "batch_size": options.batch_size}
         return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
     teacher = TeacherArguments.of(options).load(options.model, options.device)

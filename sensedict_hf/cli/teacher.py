@@ -15,20 +15,31 @@ class TeacherArguments:
     """How a teacher is loaded, as in [`load_teacher`]."""
 
     bidirectional: bool | None = field(
-        default=None, metadata={"help": "whether a decoder's tokens attend to all others (true) or to those before (false)"}
+        default=None,
+        metadata={"help": "whether a decoder's tokens attend to all others (true) or to those before (false)"},
     )
-    adapters: list[str] | None = field(default=None, metadata={"help": "folders or names of PEFT adapters, merged one after the other"})
+    adapters: list[str] | None = field(
+        default=None, metadata={"help": "folders or names of PEFT adapters, merged one after the other"}
+    )
     pooling: str | None = field(
-        default=None, metadata={"help": "how one vector is made of a text (default: the model's own, else mean)", "choices": [*POOLINGS]}
+        default=None,
+        metadata={
+            "help": "how one vector is made of a text (default: the model's own, else mean)",
+            "choices": [*POOLINGS],
+        },
     )
     instruction: str | None = field(default=None, metadata={"help": "read before every text, and not pooled"})
-    template: str | None = field(default=None, metadata={"help": "read around instruction and text, for which it holds {text}"})
+    template: str | None = field(
+        default=None, metadata={"help": "read around instruction and text, for which it holds {text}"}
+    )
     teacher_dtype: str | None = field(
-        default=None, metadata={"help": "of its weights (default: as stored)", "choices": ["float32", "bfloat16", "float16"]}
+        default=None,
+        metadata={"help": "of its weights (default: as stored)", "choices": ["float32", "bfloat16", "float16"]},
     )
     device_map: str | None = field(default=None, metadata={"help": "how a large teacher is spread over devices: auto"})
     quantization_config: str | None = field(
-        default=None, metadata={"help": """of the teacher, in JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""}
+        default=None,
+        metadata={"help": """of the teacher, in JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code from the teacher's repository"})
 

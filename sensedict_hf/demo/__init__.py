@@ -62,11 +62,16 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, dict[str, float]]:
             print(f"   {word}, sense {report.sense_id} ({report.found} of {len(occurrences.contexts)}):")
             for context in report.contexts:
                 print(f"      ... {context}")
-    plot_senses(senses, {word: find_occurrences(senses, teacher, word, texts) for word in WORDS_DRAWN}, output / "senses.png")
+    plot_senses(
+        senses, {word: find_occurrences(senses, teacher, word, texts) for word in WORDS_DRAWN}, output / "senses.png"
+    )
 
     students = {}
     for number, objective in enumerate((SKDTrainingArguments.objective, "mse"), start=2):
-        print(f"\n{number}. A student with 2 of {teacher.model.config.num_hidden_layers} layers, objective {objective}", flush=True)
+        print(
+            f"\n{number}. A student with 2 of {teacher.model.config.num_hidden_layers} layers, objective {objective}",
+            flush=True,
+        )
         students[objective] = distill(teacher, senses, texts, objective, output, seed)
     skd = students[SKDTrainingArguments.objective]
     skd.save_pretrained(output / "student")
@@ -109,7 +114,9 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, dict[str, float]]:
     return results
 
 
-def distill(teacher: Teacher, senses: SenseEmbeddingModel, texts: list[str], objective: str, output: Path, seed: int) -> SKDStudentModel:
+def distill(
+    teacher: Teacher, senses: SenseEmbeddingModel, texts: list[str], objective: str, output: Path, seed: int
+) -> SKDStudentModel:
     """A student of two layers; the same steps, batches and learning rate for every objective."""
     set_seed(seed)
     student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=2)
@@ -126,7 +133,9 @@ def distill(teacher: Teacher, senses: SenseEmbeddingModel, texts: list[str], obj
     return student
 
 
-def measure_speed(encoders: dict[str, Callable[..., torch.Tensor]], texts: list[str], rounds: int = 3) -> dict[str, float]:
+def measure_speed(
+    encoders: dict[str, Callable[..., torch.Tensor]], texts: list[str], rounds: int = 3
+) -> dict[str, float]:
     """Texts per second of each encoder: the best of several rounds taken in turn, so that all see the same machine."""
     best = dict.fromkeys(encoders, 0.0)
     for _ in range(rounds):
@@ -152,7 +161,12 @@ def word_sense_agreement(teacher: Teacher, senses: SenseEmbeddingModel, rows: li
 
 def print_table(results: dict[str, dict[str, float]], num_train: int, num_test: int) -> None:
     """One table of everything that was measured."""
-    titles = {"teacher": "teacher", "quantized": "teacher, its vectors replaced by senses", "skd": "student, SKD", "mse": "student, MSE"}
+    titles = {
+        "teacher": "teacher",
+        "quantized": "teacher, its vectors replaced by senses",
+        "skd": "student, SKD",
+        "mse": "student, MSE",
+    }
     senses = results["senses"]
     print(f"\nTopic accuracy on {num_test} unseen sentences (logistic regression on {num_train}):\n")
     print("| model | accuracy | parameters | dictionary MB | texts/s |\n|---|---|---|---|---|")

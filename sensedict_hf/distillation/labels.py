@@ -125,11 +125,17 @@ def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
 
 
 def _encode(
-    folder: Path, teacher: Teacher, senses: SenseEmbeddingModel, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+    folder: Path,
+    teacher: Teacher,
+    senses: SenseEmbeddingModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
 ) -> None:
     """The stages that all processes share, and the last one."""
     state, stages = process_state(), folder / "building"
-    corpus = open_corpus(stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt)
+    corpus = open_corpus(
+        stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
+    )
     parts = list(chunks(corpus.shown, PART_TOKENS))
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
     mine = range(state.process_index, len(parts), state.num_processes)
@@ -191,7 +197,11 @@ def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
 
 
 def _encode_part(
-    teacher: Teacher, senses: SenseEmbeddingModel, corpus: TokenizedCorpus, part: tuple[int, int], settings: dict[str, Any]
+    teacher: Teacher,
+    senses: SenseEmbeddingModel,
+    corpus: TokenizedCorpus,
+    part: tuple[int, int],
+    settings: dict[str, Any],
 ) -> Dataset:
     """The rows of some texts."""
     begin, end = corpus.offsets[list(part)]
@@ -207,7 +217,9 @@ def _encode_part(
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
             sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
-    columns = window_rows(corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities)))
+    columns = window_rows(
+        corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities))
+    )
     number = Value("int16" if int(senses.offsets.diff().max()) < 1 << 15 else "int32")
     kinds = {"input_ids": Value("int32"), "labels": number, "sense_ids": number, "probabilities": Value("float16")}
     return Dataset.from_dict(columns, features=Features({name: Sequence(kinds[name]) for name in columns}))

@@ -91,7 +91,9 @@ class SKDTrainer(Trainer):
             raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
         self.senses = self.student.senses
         if self.senses.config.learn_senses:
-            raise ValueError("distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them")
+            raise ValueError(
+                "distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them"
+            )
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
         if kwargs.pop("model_init", None) is not None:
@@ -102,14 +104,22 @@ class SKDTrainer(Trainer):
                     f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged, its batches "
                     "are of what encode_senses returns"
                 )
-        half = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad and parameter.dtype != torch.float32]
+        half = [
+            parameter.dtype
+            for parameter in model.parameters()
+            if parameter.requires_grad and parameter.dtype != torch.float32
+        ]
         if half and train_dataset is not None:
-            raise ValueError(f"weights to be trained are {half[0]}: load the student with dtype=torch.float32; args.bf16 computes in half")
+            raise ValueError(
+                f"weights to be trained are {half[0]}: load the student with dtype=torch.float32; args.bf16 computes in half"
+            )
         given = [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
         if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
         if args.world_size > 1 and any(isinstance(texts, IterableDataset) for texts in given):
-            raise ValueError("an eval_dataset that is streamed cannot be shared out to several processes: pass a data set with a length")
+            raise ValueError(
+                "an eval_dataset that is streamed cannot be shared out to several processes: pass a data set with a length"
+            )
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         self.text_column = text_column
         if self.teacher is not None:
@@ -127,7 +137,9 @@ class SKDTrainer(Trainer):
             eval_dataset = self._encode(eval_dataset, args, "eval")
         data = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
         if any(isinstance(texts, IterableDataset) for texts in data):
-            args.accelerator_config.dispatch_batches = False  # batches of processes are padded differently, and cannot be cut out of one
+            args.accelerator_config.dispatch_batches = (
+                False  # batches of processes are padded differently, and cannot be cut out of one
+            )
         elif not args.needs_vectors:
             self.teacher = None
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
@@ -138,7 +150,9 @@ class SKDTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=Collator(
-                padding_id(tokenizer, self.student), self._has_senses if args.terms == ("sense",) else None, self.teacher is None
+                padding_id(tokenizer, self.student),
+                self._has_senses if args.terms == ("sense",) else None,
+                self.teacher is None,
             ),
             processing_class=tokenizer,
             **kwargs,
@@ -146,7 +160,9 @@ class SKDTrainer(Trainer):
         # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
-        self._weights = position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
+        self._weights = (
+            position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
+        )
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -172,11 +188,16 @@ class SKDTrainer(Trainer):
         senses = self.senses.fingerprint()
         super()._load_from_checkpoint(*args, **kwargs)
         if self.senses.fingerprint() != senses:
-            raise ValueError("the checkpoint is of a student with another dictionary: make the student with that one, or begin anew")
+            raise ValueError(
+                "the checkpoint is of a student with another dictionary: make the student with that one, or begin anew"
+            )
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
         """Token ids and senses of texts; a data set that has them is left as it is."""
-        is_streamed, is_keyed = isinstance(texts, IterableDataset), self.senses.config.teacher_tokenizer_fingerprint is not None
+        is_streamed, is_keyed = (
+            isinstance(texts, IterableDataset),
+            self.senses.config.teacher_tokenizer_fingerprint is not None,
+        )
         if is_keyed and (args.needs_vectors or is_streamed):
             raise ValueError(
                 f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's tokens beside it, as "
@@ -186,7 +207,11 @@ class SKDTrainer(Trainer):
         if self.teacher is not None and not is_keyed:
             longest = min(longest, self.teacher.max_window)
         max_length = check_max_length(args.max_length, longest)
-        if isinstance(texts, Dataset) and isinstance(texts.features.get("labels"), (List, LargeList)) and "input_ids" in texts.features:
+        if (
+            isinstance(texts, Dataset)
+            and isinstance(texts.features.get("labels"), (List, LargeList))
+            and "input_ids" in texts.features
+        ):
             if made_with := label_settings(texts):
                 self._check_encoded(texts, made_with, args, args.max_length or longest)
                 return texts
@@ -202,7 +227,9 @@ class SKDTrainer(Trainer):
             )
         tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
         if is_streamed:
-            return stream_windows(texts, tokenizer, max_length, self.text_column, self.teacher.prompt, is_shared=args.world_size > 1)
+            return stream_windows(
+                texts, tokenizer, max_length, self.text_column, self.teacher.prompt, is_shared=args.world_size > 1
+            )
         return encode_senses(
             self.teacher,
             self.senses.to(self.teacher.device),
@@ -217,17 +244,23 @@ class SKDTrainer(Trainer):
             only_tokens=args.needs_vectors,
         )
 
-    def _check_encoded(self, dataset: Dataset, made_with: dict[str, Any], args: SKDTrainingArguments, max_length: int) -> None:
+    def _check_encoded(
+        self, dataset: Dataset, made_with: dict[str, Any], args: SKDTrainingArguments, max_length: int
+    ) -> None:
         """Raises a ValueError if a data set of [`encode_senses`] is not for this run, or has longer rows."""
         if args.needs_vectors and self.teacher is None:
-            raise ValueError(f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'")
+            raise ValueError(
+                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'"
+            )
         wanted = {"tokenizer": self.senses.config.tokenizer_fingerprint}
         if not args.needs_vectors:  # else labels are made beside
             wanted |= {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
             wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
         for name, value in wanted.items():
             if made_with[name] != value:
-                raise ValueError(f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again")
+                raise ValueError(
+                    f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
+                )
         parts = dataset.with_format("arrow").iter(10_000)
         longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
         if longest > max_length:
@@ -248,9 +281,13 @@ class SKDTrainer(Trainer):
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of regression too
             sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
             if target is not None:
-                sense_ids, probabilities = senses.posterior(input_ids, target, counted, args.label_temperature, args.label_top_k)
+                sense_ids, probabilities = senses.posterior(
+                    input_ids, target, counted, args.label_temperature, args.label_top_k
+                )
             sense_ids = sense_ids.masked_fill(~counted[..., None], -1)
-            probabilities = weights[..., None] * (torch.ones_like(weights)[..., None] if probabilities is None else probabilities)
+            probabilities = weights[..., None] * (
+                torch.ones_like(weights)[..., None] if probabilities is None else probabilities
+            )
             sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
             if "sense" in args.terms:
                 loss = loss + sense_loss
@@ -258,7 +295,9 @@ class SKDTrainer(Trainer):
             self._sums["known"] += known.sum()
             self._sums["right"] += (choices == sense_ids[..., 0])[known].sum()
             with torch.no_grad():
-                distances = self._comparable(hidden[known]) - self._comparable(senses.look_up(input_ids[known], choices[known]))
+                distances = self._comparable(hidden[known]) - self._comparable(
+                    senses.look_up(input_ids[known], choices[known])
+                )
                 self._sums["error"] += distances.square().sum() / unit
         if args.needs_vectors:
             alone = len(args.terms) == 1
@@ -267,10 +306,15 @@ class SKDTrainer(Trainer):
                 loss = loss + (1 if alone else args.mse_weight) / unit * regression
             if "sentence" in args.terms:
                 pooled = None
-                if self.student.config.prompt or self.teacher.prompt:  # positions of a prompt are not owned; an empty text is nothing else
+                if (
+                    self.student.config.prompt or self.teacher.prompt
+                ):  # positions of a prompt are not owned; an empty text is nothing else
                     owned = inputs["owned"]
                     pooled = torch.where(owned.any(1, keepdim=True), owned, mask.bool())
-                own, theirs = (self._comparable(pool(vectors, mask, self.student.config.pooling, pooled)) for vectors in (hidden, target))
+                own, theirs = (
+                    self._comparable(pool(vectors, mask, self.student.config.pooling, pooled))
+                    for vectors in (hidden, target)
+                )
                 loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, theirs, weights)
         self._sums["loss"] += loss.detach()
         self._sums["counted"] += counted.sum()
@@ -281,7 +325,9 @@ class SKDTrainer(Trainer):
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
         """What the teacher makes of a batch, `[batch, positions, hidden]`."""
         there = self.teacher.device
-        vectors = self.teacher.hidden_states(inputs["input_ids"].to(there), inputs["attention_mask"].to(there), self.senses.config.layer)
+        vectors = self.teacher.hidden_states(
+            inputs["input_ids"].to(there), inputs["attention_mask"].to(there), self.senses.config.layer
+        )
         return vectors.to(self.args.device).clone()  # a tensor of inference mode has no part in gradients
 
     def _comparable(self, vectors: Tensor) -> Tensor:
@@ -297,15 +343,23 @@ class SKDTrainer(Trainer):
     ) -> Any:
         loss = self._loss(model, inputs)
         counted = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(1)  # of a batch without senses the loss is 0
+        loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(
+            1
+        )  # of a batch without senses the loss is 0
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
-            loss = loss * self.args.world_size  # DDP takes the mean of gradients that are already divided by all positions
+            loss = (
+                loss * self.args.world_size
+            )  # DDP takes the mean of gradients that are already divided by all positions
         return (loss, {}) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
         """As in transformers; texts are encoded first. No text is repeated to give all processes as many batches."""
         known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if eval_dataset is not None and not isinstance(eval_dataset, str) and not any(eval_dataset is data for data in known):
+        if (
+            eval_dataset is not None
+            and not isinstance(eval_dataset, str)
+            and not any(eval_dataset is data for data in known)
+        ):
             eval_dataset = self._encode(eval_dataset, self.args, "evaluated")
         config = self.accelerator.dataloader_config
         even_batches, config.even_batches = config.even_batches, False
@@ -316,10 +370,16 @@ class SKDTrainer(Trainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> None:
         """Raises a ValueError: texts of a distillation have no classes to predict."""
-        raise ValueError("there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) uses it")
+        raise ValueError(
+            "there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) uses it"
+        )
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[None, None, None]:
         """Evaluation keeps sums, and nothing of single batches, which processes may have unequally many of."""
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -364,5 +424,7 @@ def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
             found.append((module, "p"))
-        found += [(module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+        found += [
+            (module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)
+        ]
     return found

@@ -26,16 +26,34 @@ class SKDTrainingArguments(TrainingArguments):
         max_length: longest input in tokens (default: the teacher's maximum); longer texts are cut into windows.
     """
 
-    objective: str = field(default="sense+mse+sentence", metadata={"help": "sense, mse or sentence, or several of them joined by +"})
-    temperature: float = field(default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"})
-    label_top_k: int = field(default=1, metadata={"help": "senses of the teacher's posterior that make a label; 1: the best alone"})
-    label_temperature: float = field(default=0.15, metadata={"help": "of the teacher's posterior, in units of the distortion"})
-    mse_weight: float = field(default=3.0, metadata={"help": "weight of the regression of hidden states beside other losses"})
-    sentence_weight: float = field(default=9.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"})
-    frequency_power: float = field(default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"})
+    objective: str = field(
+        default="sense+mse+sentence", metadata={"help": "sense, mse or sentence, or several of them joined by +"}
+    )
+    temperature: float = field(
+        default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"}
+    )
+    label_top_k: int = field(
+        default=1, metadata={"help": "senses of the teacher's posterior that make a label; 1: the best alone"}
+    )
+    label_temperature: float = field(
+        default=0.15, metadata={"help": "of the teacher's posterior, in units of the distortion"}
+    )
+    mse_weight: float = field(
+        default=3.0, metadata={"help": "weight of the regression of hidden states beside other losses"}
+    )
+    sentence_weight: float = field(
+        default=9.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"}
+    )
+    frequency_power: float = field(
+        default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"}
+    )
     dropout: float = field(default=0.0, metadata={"help": "of the student while it is distilled"})
-    max_length: int | None = field(default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"})
-    output_dir: str | None = field(default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]})
+    max_length: int | None = field(
+        default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]}
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "texts per device and step", "aliases": ["--batch-size", "--batch_size"]}
@@ -44,7 +62,9 @@ class SKDTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
     # Labels beyond `labels` are no arguments of the student; the trainer's collator takes what it needs.
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "leave off: soft labels would be removed"})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "leave off: soft labels would be removed"}
+    )
     # The first process may tokenize for long while the others wait.
     ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
 
@@ -54,7 +74,9 @@ class SKDTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin it for, of which each data loader would warn
         unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
         if unknown:
-            raise ValueError(f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +")
+            raise ValueError(
+                f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +"
+            )
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"objective={self.objective!r} names a loss twice: give it a weight instead")
         for name in ("temperature", "label_temperature"):
@@ -62,7 +84,9 @@ class SKDTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         for name in ("mse_weight", "sentence_weight"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead"
+                )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.remove_unused_columns:

@@ -20,16 +20,22 @@ class AttachedSenses:
         sense_ids: `[batch, positions]`, what the last forward pass chose; None before it.
     """
 
-    def __init__(self, base: PreTrainedModel, senses: SenseEmbeddingModel, assignment: str | None, residual: float | None):
+    def __init__(
+        self, base: PreTrainedModel, senses: SenseEmbeddingModel, assignment: str | None, residual: float | None
+    ):
         self.sense_ids: Tensor | None = None
         if assignment not in (None, *ASSIGNMENTS):
             raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
-        if any(isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in base._forward_pre_hooks.values()):
+        if any(
+            isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in base._forward_pre_hooks.values()
+        ):
             raise ValueError("senses are attached to this model already: remove() them first")
         check_residual(residual or 0.0)
         self._senses, self._assignment, self._residual = senses, assignment, residual
         self._signature = signature(base.forward)
-        self._running = threading.local()  # the inputs of a forward pass, several of which may run at once, as under DataParallel
+        self._running = (
+            threading.local()
+        )  # the inputs of a forward pass, several of which may run at once, as under DataParallel
         source, self._call = _find_source(base, senses.config.layer, senses.config.hidden_size)
         self._handles = [
             base.register_forward_pre_hook(self._remember_inputs, with_kwargs=True),
@@ -113,7 +119,9 @@ def attach_senses(
     if base._compiled_call_impl is not None:
         raise ValueError("the model is compiled, so that it would pass senses by: attach them first")
     if base.config.is_encoder_decoder:
-        raise ValueError(f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()")
+        raise ValueError(
+            f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()"
+        )
     senses.check_takes_teacher_tokens()
     if tokenizer is not None:
         senses.check_tokenizer(tokenizer)
@@ -123,7 +131,9 @@ def attach_senses(
             "the same tokenizer all the same, pass it as tokenizer="
         )
     if model is not base and not _reaches(model, base):
-        raise ValueError(f"{type(model).__name__} does not run its base model as a whole: attach senses to that, model.base_model")
+        raise ValueError(
+            f"{type(model).__name__} does not run its base model as a whole: attach senses to that, model.base_model"
+        )
     if senses.config.attention is not None:
         senses.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
     return AttachedSenses(base, senses, assignment, residual)
@@ -169,11 +179,17 @@ def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Modu
             handle.remove()
     states = (result.last_hidden_state,) if layer == -1 else result.hidden_states
     if not -len(states) <= layer < len(states):
-        raise ValueError(f"the dictionary is of layer {layer}, {type(base).__name__} has hidden states 0 to {len(states) - 1}")
+        raise ValueError(
+            f"the dictionary is of layer {layer}, {type(base).__name__} has hidden states 0 to {len(states) - 1}"
+        )
     target = states[layer]
     if target.shape[-1] != width:
-        raise ValueError(f"{type(base).__name__} is {target.shape[-1]} wide, the dictionary {width}: it was built from another model")
+        raise ValueError(
+            f"{type(base).__name__} is {target.shape[-1]} wide, the dictionary {width}: it was built from another model"
+        )
     for module, number, tensor in outputs:
         if tensor is target or (tensor.data_ptr() == target.data_ptr() and tensor.shape == target.shape):
             return module, number
-    raise ValueError(f"no module of {type(base).__name__} yields the hidden state of layer {layer}: senses cannot be attached to it")
+    raise ValueError(
+        f"no module of {type(base).__name__} yields the hidden state of layer {layer}: senses cannot be attached to it"
+    )

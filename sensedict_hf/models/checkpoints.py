@@ -49,7 +49,9 @@ class Checkpoint:
     prompt: Prompt | None = None
 
 
-def read_checkpoint(source: str, adapters: list[str], revision: str | None = None, pooling: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str, adapters: list[str], revision: str | None = None, pooling: str | None = None
+) -> Checkpoint:
     """Reads the small files of a repository or folder, and of adapters that are put on top of it.
 
     Args:
@@ -128,7 +130,9 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
             settings = read_json(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
             found.max_seq_length = settings.get("max_seq_length")
         elif kind != "Normalize":
-            logger.warning(f"the sentence vectors of {source} also go through {module['type']}, which `encode` leaves out")
+            logger.warning(
+                f"the sentence vectors of {source} also go through {module['type']}, which `encode` leaves out"
+            )
     settings = (modules and read_json(source, "config_sentence_transformers.json", revision)) or {}
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "")
     if prompt:
@@ -150,7 +154,9 @@ def _names_llm2vec(config: dict[str, Any]) -> bool:
 def _beside(name: str | None, adapter: str) -> str:
     """The base model of an adapter: by its name, or, if that is no folder here, in a folder of that name beside the adapter's own."""
     if not name:
-        raise ValueError(f"{adapter} does not say what it is an adapter of (base_model_name_or_path): load that, with it in adapters=")
+        raise ValueError(
+            f"{adapter} does not say what it is an adapter of (base_model_name_or_path): load that, with it in adapters="
+        )
     own = Path(adapter).resolve()
     beside = own.parent / Path(name).name
     return str(beside) if not Path(name).is_dir() and own.is_dir() and beside.is_dir() and beside != own else name

@@ -97,7 +97,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         if senses_dtype not in SENSES_DTYPES:
             raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
         if format_version > FORMAT_VERSION:
-            raise ValueError(f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf")
+            raise ValueError(
+                f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf"
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_senses = num_senses
@@ -133,7 +135,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         """Raises a ValueError if the senses of two dictionaries cannot stand for each other."""
         for name in SAME_VECTORS:
             if getattr(other, name) != getattr(self, name):
-                raise ValueError(f"{name} differs ({getattr(self, name)}, {getattr(other, name)}): their senses cannot be mixed")
+                raise ValueError(
+                    f"{name} differs ({getattr(self, name)}, {getattr(other, name)}): their senses cannot be mixed"
+                )
 
     def check(self) -> None:
         """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
@@ -141,7 +145,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         check_residual(self.residual)
         temperature = self.assignment_temperature
         if not temperature > 0:
-            raise ValueError(f"assignment_temperature is {temperature}: it must be above 0; hard assignment is its limit")
+            raise ValueError(
+                f"assignment_temperature is {temperature}: it must be above 0; hard assignment is its limit"
+            )
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "
@@ -163,4 +169,6 @@ def check_assignment(assignment: str) -> None:
 def check_residual(residual: float) -> None:
     """Raises a ValueError if it is not a share."""
     if not 0 <= residual <= 1:
-        raise ValueError(f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves")
+        raise ValueError(
+            f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves"
+        )

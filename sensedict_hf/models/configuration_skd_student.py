@@ -53,7 +53,9 @@ class SKDStudentConfig(PreTrainedConfig):
         attention_implementation: str | None = None,
         **kwargs: Any,
     ):
-        if attention_implementation is not None:  # transformers takes its own from a config, but does not keep it there
+        if (
+            attention_implementation is not None
+        ):  # transformers takes its own from a config, but does not keep it there
             kwargs.setdefault("attn_implementation", attention_implementation)
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
@@ -99,7 +101,9 @@ class SKDStudentConfig(PreTrainedConfig):
     @property
     def default_assignment(self) -> str:
         """What is assigned unless a call says otherwise."""
-        return self.assignment or ("none" if self._objectives and "sense" not in self._objectives else self.sense_config.assignment)
+        return self.assignment or (
+            "none" if self._objectives and "sense" not in self._objectives else self.sense_config.assignment
+        )
 
     @property
     def default_residual(self) -> float:

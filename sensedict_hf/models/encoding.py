@@ -44,14 +44,18 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
     check_pooling(pooling)
     mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
     if not mask.any(1).all():
-        raise ValueError(f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool")
+        raise ValueError(
+            f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool"
+        )
     if pooling in ("mean", "weighted_mean"):  # in float32: sums of many weights or states overflow in half precision
         weights = (mask if pooling == "mean" else mask.cumsum(1) * mask).float()
         mean = (hidden_states.float() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         return mean.to(hidden_states.dtype)
     if pooling == "max":
         return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
-    place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, mask.shape[1] if pooling == "cls" else -1)
+    place = torch.arange(mask.shape[1], device=mask.device).masked_fill(
+        ~mask, mask.shape[1] if pooling == "cls" else -1
+    )
     place = place.amin(1) if pooling == "cls" else place.amax(1)
     return hidden_states[torch.arange(len(place), device=place.device), place]
 
@@ -128,7 +132,9 @@ def encode_words(
     joined = [" ".join(sentence) for sentence in sentences]
     encoding = tokenizer(joined, truncation=True, max_length=max_length, return_offsets_mapping=True)
     vectors: dict[int, Tensor] = {}
-    for batch, hidden_states, _ in _batches(forward, encoding["input_ids"], sentences, pad_token_id, batch_size, device, show_progress):
+    for batch, hidden_states, _ in _batches(
+        forward, encoding["input_ids"], sentences, pad_token_id, batch_size, device, show_progress
+    ):
         for i, states in zip(batch, hidden_states.cpu()):
             # Special tokens are of no word: they go to a row of their own behind the last, which is cut off.
             num_words = len(sentences[i])

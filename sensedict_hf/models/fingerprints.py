@@ -20,7 +20,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     words = [token for token, _ in vocabulary[:: 1 + len(vocabulary) // PROBE_TOKENS]]
     probes = [PROBE, " ".join(words).lower(), " ".join(words).upper()]
-    content = json.dumps([vocabulary, [tokenizer(probe, truncation=False, verbose=False)["input_ids"] for probe in probes]])
+    content = json.dumps(
+        [vocabulary, [tokenizer(probe, truncation=False, verbose=False)["input_ids"] for probe in probes]]
+    )
     return sha256(content.encode()).hexdigest()[:16]
 
 

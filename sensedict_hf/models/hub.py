@@ -31,7 +31,9 @@ class SensePreTrainedModel(PreTrainedModel):
         """The tokenizer whose ids the model takes, read from where the model was loaded when it is first asked for."""
         if self._tokenizer is None:
             if self._tokenizer_source is None:
-                raise ValueError(f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`")
+                raise ValueError(
+                    f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`"
+                )
             path, options = self._tokenizer_source
             self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
         return self._tokenizer
@@ -56,7 +58,9 @@ class SensePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint does not hold the dictionary that its config describes.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
         differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
         wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
         if wrong:
@@ -78,10 +82,14 @@ class SensePreTrainedModel(PreTrainedModel):
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """As in transformers, but a `device_map` does not have tables loaded that are to stay in host memory."""
         if load_config.device_map is not None:
-            parts = ((prefix, part) for prefix, part in model.named_modules() if isinstance(part, SensePreTrainedModel))
+            parts = (
+                (prefix, part) for prefix, part in model.named_modules() if isinstance(part, SensePreTrainedModel)
+            )
             tables = {f"{prefix}.{name}".lstrip("."): "cpu" for prefix, part in parts for name in part._tables_apart()}
             load_config = replace(load_config, device_map={**load_config.device_map, **tables})
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     def save_pretrained(
         self,
@@ -102,7 +110,9 @@ class SensePreTrainedModel(PreTrainedModel):
             ValueError: `push_to_hub` is set: the folder would be uploaded before it is complete.
         """
         if push_to_hub:
-            raise ValueError("save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead")
+            raise ValueError(
+                "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
+            )
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             Path(save_directory, "manifest.json").unlink(missing_ok=True)  # of a build whose files these have replaced
@@ -132,7 +142,9 @@ class SensePreTrainedModel(PreTrainedModel):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
             message = commit_message or f"Upload {type(self).__name__}"
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr)
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+            )
 
 
 USAGE = {
@@ -203,7 +215,8 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         "senses": f"{senses.num_senses:,} of width {senses.hidden_size}, {senses.senses_dtype}",
         "senses learned": "yes" if senses.learn_senses else None,
         "similarity": senses.similarity,
-        "placed by": senses.method and (f"{senses.method} = {senses.method_value:,}" if senses.method_value else senses.method),
+        "placed by": senses.method
+        and (f"{senses.method} = {senses.method_value:,}" if senses.method_value else senses.method),
         "corpus": senses.num_texts and f"{senses.num_texts:,} texts, {senses.num_tokens:,} tokens",
         "samples per token": senses.max_samples_per_token,
         "mean squared distortion": f"{senses.distortion:.4g}",
@@ -218,7 +231,11 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
             returned += f", and {config.default_residual:.0%} of its own vectors in each"
         layers = f"{config.text_config.num_hidden_layers} layers ({config.text_config.model_type})"
         what = f"A student with {layers} distilled from {teacher}. It returns {returned}. The dictionary of senses is inside."
-        rows |= {"pooling": config.pooling, "maximum length in tokens": config.max_seq_length, "assignment": config.default_assignment}
+        rows |= {
+            "pooling": config.pooling,
+            "maximum length in tokens": config.max_seq_length,
+            "assignment": config.default_assignment,
+        }
         rows |= {"residual": config.default_residual, "objective": config.objective}
         settings = dict(config.distillation or {})
         if settings:
@@ -231,7 +248,11 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     else:
         what = f"A sense dictionary: for every token a few vectors that stand for all contextual vectors {teacher} gives it."
     if prompt := (config if is_student else senses).prompt:
-        rows |= {f"prompt: {name.replace('_', ' ')}": repr(value).replace("|", "\\|") for name, value in prompt.items() if value}
+        rows |= {
+            f"prompt: {name.replace('_', ' ')}": repr(value).replace("|", "\\|")
+            for name, value in prompt.items()
+            if value
+        }
     usage = USAGE[kind].format(name=name or "path/or/repository")
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     title = "Sense-distilled student" if is_student else "Sense dictionary"
@@ -246,10 +267,14 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     )
 
 
-EARLIER_NAMES = dict(mean="mean_tokens", weighted_mean="weightedmean_tokens", cls="cls_token", last="lasttoken", max="max_tokens")
+EARLIER_NAMES = dict(
+    mean="mean_tokens", weighted_mean="weightedmean_tokens", cls="cls_token", last="lasttoken", max="max_tokens"
+)
 
 
-def write_sentence_transformers(folder: str | os.PathLike, hidden_size: int, pooling: str, max_seq_length: int) -> None:
+def write_sentence_transformers(
+    folder: str | os.PathLike, hidden_size: int, pooling: str, max_seq_length: int
+) -> None:
     """Leaves beside a model what any version of sentence-transformers needs to make the same vectors of texts as `encode`."""
     modes = {f"pooling_mode_{name}": mode == pooling for mode, name in EARLIER_NAMES.items()}
     modules = [

@@ -11,7 +11,9 @@ from .teachers import Teacher
 
 def _refuse_quantized(source: Teacher) -> None:
     if getattr(source.model, "is_quantized", False):
-        raise ValueError(f"the weights of {source.name} are quantized: take the layers out of the model as it was, load_teacher(name)")
+        raise ValueError(
+            f"the weights of {source.name} are quantized: take the layers out of the model as it was, load_teacher(name)"
+        )
 
 
 def _keep_layers(config: Any, layers: list[int]) -> Any:
@@ -35,7 +37,9 @@ def _keep_layer_weights(model: PreTrainedModel, layers: list[int]) -> dict[str, 
     ]
     if len(stacks) != 1:
         total = model.config.num_hidden_layers
-        raise ValueError(f"{type(model).__name__} has {len(stacks)} stacks of {total} layers, not one: use from_backbone")
+        raise ValueError(
+            f"{type(model).__name__} has {len(stacks)} stacks of {total} layers, not one: use from_backbone"
+        )
     prefix, weights = stacks[0] + ".", {}
     for key, value in model.state_dict().items():
         if not key.startswith(prefix):

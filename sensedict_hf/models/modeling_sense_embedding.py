@@ -52,12 +52,16 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         config.check()
         if config.learn_senses:
             if config.senses_dtype == "int8":
-                raise ValueError("learn_senses=True: int8 senses cannot be learned; make them float32 first, by senses.to_dtype('float32')")
+                raise ValueError(
+                    "learn_senses=True: int8 senses cannot be learned; make them float32 first, by senses.to_dtype('float32')"
+                )
             config.senses_dtype = "float32"  # half precision would lose small updates
         # An explicit dtype stays what it is under from_pretrained(dtype=...): only a table of the file's dtype is memory-mapped.
         # Built on the meta device, as by from_pretrained, all tables are there, and none takes memory.
         device = None if torch.empty(0).is_meta else config.sense_device
-        table = torch.zeros(config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype], device=device)
+        table = torch.zeros(
+            config.num_senses, config.hidden_size, dtype=SENSES_DTYPES[config.senses_dtype], device=device
+        )
         if config.learn_senses:
             self.senses = nn.Parameter(table)
         else:
@@ -143,7 +147,12 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         )
 
     def posterior(
-        self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None = None, temperature: float = 1.0, top_k: int = 1
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """The most probable senses of each position, and their probabilities, both `[batch, positions, top_k]`; see
         [`sense_posterior`].
@@ -166,7 +175,12 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return sense_ids.view(*input_ids.shape, top_k), probabilities.view(*input_ids.shape, top_k)
 
     def cross_entropy(
-        self, input_ids: Tensor, hidden_states: Tensor, sense_ids: Tensor, temperature: float = 1.0, probabilities: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        hidden_states: Tensor,
+        sense_ids: Tensor,
+        temperature: float = 1.0,
+        probabilities: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of choosing `sense_ids`, and the choices made `[batch, positions]`; see [`sense_cross_entropy`].
 
@@ -203,11 +217,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                 f"model of another width ({self.config.base_model_name_or_path})"
             )
         if hidden_states.shape[:-1] != input_ids.shape:
-            raise ValueError(f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: positions differ")
+            raise ValueError(
+                f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: positions differ"
+            )
         outside = (input_ids < 0) | (input_ids >= self.config.vocab_size)
         if attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids are {tuple(input_ids.shape)}")
+                raise ValueError(
+                    f"attention_mask is {tuple(attention_mask.shape)}, input_ids are {tuple(input_ids.shape)}"
+                )
             outside &= attention_mask.bool()
         if outside.any():
             raise ValueError(
@@ -279,10 +297,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != self.tokenizer.unk_token_id]
             if not ids:
                 pieces = " ".join(self.tokenizer.convert_ids_to_tokens(tokenized[0]))
-                raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
+                raise ValueError(
+                    f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those"
+                )
             return next((number for number in ids if self.offsets[number + 1] > self.offsets[number]), ids[0])
         if not 0 <= token < self.config.vocab_size:
-            raise ValueError(f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens")
+            raise ValueError(
+                f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens"
+            )
         return token
 
     def rows_of(self, token: int | str) -> slice:

@@ -74,7 +74,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         return cls.from_student(SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers, **config), classifier)
 
     @classmethod
-    def from_student(cls, student: SKDStudentModel, classifier: str | os.PathLike | PreTrainedModel) -> "SKDStudentHeadModel":
+    def from_student(
+        cls, student: SKDStudentModel, classifier: str | os.PathLike | PreTrainedModel
+    ) -> "SKDStudentHeadModel":
         """A copy of a student, of whatever backbone, with the pooler and head of its fine-tuned teacher, frozen.
 
         Args:
@@ -85,7 +87,11 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         """
         classifier = cls.load_classifier(classifier)
         layers, settings = cls._head_of(classifier)
-        senses, depth, width = student.config.sense_config, classifier.config.num_hidden_layers, layers["classifier"].in_features
+        senses, depth, width = (
+            student.config.sense_config,
+            classifier.config.num_hidden_layers,
+            layers["classifier"].in_features,
+        )
         if width != senses.hidden_size or senses.layer not in (-1, depth):
             raise ValueError(
                 f"the head of {type(classifier).__name__} reads layer {depth} of width {width}, the senses are of layer {senses.layer} and "
@@ -93,7 +99,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             )
         check_name(senses, origin_of(classifier.name_or_path) or type(classifier.base_model).__name__)
         config = copy.deepcopy(student.config)
-        settings |= {name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")}
+        settings |= {
+            name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")
+        }
         settings["freeze_head"] = True
         for name, value in settings.items():
             setattr(config, name, value)
@@ -113,7 +121,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             ValueError: the checkpoint does not hold the dictionary or the frozen head that its config describes, or that head is for
                 another task.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
         if model.config.freeze_head:
             wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
             wrong = sorted(key for key in wrong if not key.startswith(f"{cls.base_model_prefix}."))
@@ -140,11 +150,15 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         if isinstance(classifier, PreTrainedModel):
             return classifier
         if not isinstance(classifier, (str, os.PathLike)):
-            raise ValueError(f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers")
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
+            )
         model, info = cls._teacher_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
-            raise ValueError(f"{classifier} lacks weights of {type(model).__name__}, which would be random: {missing}; fine-tune it first")
+            raise ValueError(
+                f"{classifier} lacks weights of {type(model).__name__}, which would be random: {missing}; fine-tune it first"
+            )
         return model
 
     @classmethod
@@ -208,7 +222,9 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
             pooled = self.activation(self.pre_classifier(pooled))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self._loss(logits.float(), labels, num_items_in_batch)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
         kind, reduction = self.config.problem_type, "mean" if items is None else "sum"
@@ -223,7 +239,11 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
     @classmethod
     def _head_of(cls, classifier: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, Any]]:
         if isinstance(classifier, GenericForSequenceClassification):
-            return {"classifier": classifier.score}, {"pooling": "last", "classifier_activation": None, "classifier_dropout": 0.0}
+            return {"classifier": classifier.score}, {
+                "pooling": "last",
+                "classifier_activation": None,
+                "classifier_dropout": 0.0,
+            }
         kind = classifier.config.model_type
         if kind not in ENCODER_HEADS or not type(classifier).__name__.endswith("ForSequenceClassification"):
             raise cls._no_head(classifier)
@@ -269,11 +289,15 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
             reduction = "mean" if num_items_in_batch is None else "sum"
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction=reduction)
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     @classmethod
     def _head_of(cls, classifier: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, Any]]:
-        known = classifier.config.model_type in ENCODER_HEADS and type(classifier).__name__.endswith("ForTokenClassification")
+        known = classifier.config.model_type in ENCODER_HEADS and type(classifier).__name__.endswith(
+            "ForTokenClassification"
+        )
         if isinstance(classifier, GenericForTokenClassification):
             last = classifier.score
         elif known:

@@ -63,7 +63,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     def __init__(self, config: SKDStudentConfig):
         config.check()
         if config.learn_senses and config.default_assignment == "none":
-            raise ValueError("learn_senses=True: assignment 'none' returns no senses, so none would be learned; pass assignment='soft' too")
+            raise ValueError(
+                "learn_senses=True: assignment 'none' returns no senses, so none would be learned; pass assignment='soft' too"
+            )
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         if getattr(self.backbone, "pooler", None) is not None:
@@ -107,7 +109,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         unexpected = [key for key in unexpected if not key.startswith("pooler.")]
         if missing or unexpected:
             wrong = ", ".join((missing + unexpected)[:5])
-            raise ValueError(f"cannot take layers out of {type(teacher.model).__name__} ({wrong} do not match): use from_backbone")
+            raise ValueError(
+                f"cannot take layers out of {type(teacher.model).__name__} ({wrong} do not match): use from_backbone"
+            )
         return student._adopt(senses, teacher)
 
     @classmethod
@@ -142,12 +146,16 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         return student._adopt(senses, backbone)
 
     @classmethod
-    def _new(cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]) -> "SKDStudentModel":
+    def _new(
+        cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]
+    ) -> "SKDStudentModel":
         # In float32 whatever the source's dtype: training in pure half precision loses small updates (use Trainer's bf16 or fp16).
         text_config.dtype = torch.float32
         made = SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config))
         if unknown := [name for name in config if not hasattr(made, name)]:
-            raise ValueError(f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or pooling")
+            raise ValueError(
+                f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or pooling"
+            )
         return cls(SKDStudentConfig(text_config=text_config, sense_config=made.sense_config, **config))
 
     def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
@@ -156,10 +164,14 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         self.tokenizer = source.tokenizer
         self.to(source.device)
         if source.attention is not None and probe_attention(self.backbone) != source.attention:
-            self.config.attention_implementation = "eager"  # of some architectures the only implementation that does as it is asked
+            self.config.attention_implementation = (
+                "eager"  # of some architectures the only implementation that does as it is asked
+            )
             self.set_attn_implementation("eager")
             if (found := probe_attention(self.backbone)) != source.attention:
-                raise ValueError(f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})")
+                raise ValueError(
+                    f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})"
+                )
         return self
 
     def replace_senses(self, senses: SenseEmbeddingModel) -> None:
@@ -185,7 +197,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         sentence-transformers needs to encode texts alike."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.config.prompt is None:
-            write_sentence_transformers(save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length)
+            write_sentence_transformers(
+                save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length
+            )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -225,7 +239,12 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         )
 
     def encode(
-        self, texts: Sequence[Prompted], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
+        self,
+        texts: Sequence[Prompted],
+        *,
+        assignment: str | None = None,
+        batch_size: int = 32,
+        show_progress: bool = True,
     ) -> Tensor:
         """One vector per text, or per pair of an instruction and a text, `[texts, teacher's hidden]`, float32, not normalized; longer
         texts are truncated to `config.max_seq_length`. Puts the model into evaluation mode."""
@@ -244,7 +263,12 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         )
 
     def encode_words(
-        self, sentences: Sequence[Sequence[str]], *, assignment: str | None = None, batch_size: int = 32, show_progress: bool = True
+        self,
+        sentences: Sequence[Sequence[str]],
+        *,
+        assignment: str | None = None,
+        batch_size: int = 32,
+        show_progress: bool = True,
     ) -> list[Tensor]:
         """Vectors of the words of each sentence, `[words, teacher's hidden]`, float32: means over a word's tokens; zeros behind
         `config.max_seq_length`. Puts the model into evaluation mode."""

@@ -76,7 +76,9 @@ class Prompt:
         head = self.template.split("{text}")[0] + (f"{instruction.strip()} " if instruction else "")
         return head, text.rstrip() if self.tail else text, self.tail
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Prompted], max_length: int | None) -> list[PromptedRow]:
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Prompted], max_length: int | None
+    ) -> list[PromptedRow]:
         """The rows of texts; what is too long loses tokens at the end of the text, by LLM2Vec's rule at the end of all.
 
         Args:
@@ -98,7 +100,9 @@ class Prompt:
                 return [PromptedRow(ids, 0, len(ids)) for ids in rows]
             ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
             # A text without tokens is given the vector of all that is around it.
-            return [PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)]
+            return [
+                PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)
+            ]
         return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
 
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -120,7 +124,9 @@ class Prompt:
             rows.append(ids[begin:end])
         return rows
 
-    def _locate(self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]) -> Iterator[PromptedRow]:
+    def _locate(
+        self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]
+    ) -> Iterator[PromptedRow]:
         """All that is read, and where in it the tokens of the text are."""
         check_offsets(tokenizer)
         joined = ["".join(part) for part in parts]
@@ -132,7 +138,9 @@ class Prompt:
     def _cut(self, ids: list[int], begin: int, end: int, max_length: int | None) -> PromptedRow:
         excess = 0 if max_length is None else max(0, len(ids) - max_length)
         if excess and excess >= end - begin:
-            raise ValueError(f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens")
+            raise ValueError(
+                f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens"
+            )
         ids, end = ids[: end - excess] + ids[end:], end - excess
         if begin == end:  # a text without tokens is given the vector of all that is around it
             return PromptedRow(ids, 0, len(ids))
@@ -143,7 +151,9 @@ class Prompt:
         while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > self.max_text_length:
             words = text.split()
             if length and len(words) * self.max_text_length < length:
-                logger.warning_once(f"no word of {text[:40]!r}... is left: {length} tokens, max_text_length={self.max_text_length}")
+                logger.warning_once(
+                    f"no word of {text[:40]!r}... is left: {length} tokens, max_text_length={self.max_text_length}"
+                )
             text = " ".join(words[: int(len(words) * self.max_text_length / length)])
         return text
 

@@ -84,7 +84,11 @@ def _blocks(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor |
         where = positions[position : position + number * count].view(number, count)
         step = max(1, elements // max(size * count, size * width, count * width))
         for first in range(0, number if size else 0, step):
-            some, at, is_padding = slice(token + first, token + min(first + step, number)), where[first : first + step], None
+            some, at, is_padding = (
+                slice(token + first, token + min(first + step, number)),
+                where[first : first + step],
+                None,
+            )
             if len(at) == 1:  # a frequent token, and a view of its senses instead of a copy
                 start, own_size, own_count = known[some.start]
                 rows: Tensor | slice = slice(start, start + own_size)
@@ -127,14 +131,18 @@ def _senses(rows: Tensor | slice, senses: Tensor, scales: Tensor | None, device:
     return take(senses) if scales is None else take(senses) * take(scales[:, None])
 
 
-def _local(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _local(
+    token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Tokens and a dictionary on the device of the tokens: these, or what :func:`_fetch` makes of them."""
     if token_ids.device == senses.device == offsets.device:
         return token_ids, senses, offsets, scales
     return _fetch(token_ids, senses, offsets, scales)
 
 
-def _fetch(token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _fetch(
+    token_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The dictionary of these tokens alone, on their device, and their numbers in it `[n]`. Its senses are sent all at once, in the dtype
     of the table: a GPU would wait for those of each block."""
     device = token_ids.device
@@ -204,7 +212,9 @@ def assign_senses(
     sense_ids = token_ids.new_full((len(states),), -1, dtype=torch.int64)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for positions, own, _, is_padding in _blocks(token_ids, senses, offsets, scales):
-            sense_ids[positions] = _scores(F.embedding(positions, states).float(), own, is_padding, similarity)[0].argmax(-1)
+            sense_ids[positions] = _scores(F.embedding(positions, states).float(), own, is_padding, similarity)[
+                0
+            ].argmax(-1)
     sense_ids = sense_ids[: len(token_ids)]
     found = (sense_ids >= 0).nonzero().squeeze(-1)
     for positions in found.split(max(1, _blocking(hidden).elements // hidden.shape[1])):
@@ -230,7 +240,9 @@ class _SoftAssignment(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             ctx.save_for_backward(hidden, token_ids, senses, offsets)
         ctx.similarity, ctx.temperature = similarity, temperature
-        vectors, sense_ids = (rows[: len(token_ids)].detach() for rows in (vectors, sense_ids))  # not views: they may be changed in place
+        vectors, sense_ids = (
+            rows[: len(token_ids)].detach() for rows in (vectors, sense_ids)
+        )  # not views: they may be changed in place
         ctx.mark_non_differentiable(sense_ids)
         return vectors, sense_ids
 
@@ -256,7 +268,9 @@ class _SoftAssignment(torch.autograd.Function):
         return None, None, gradient, None, None, None, None
 
 
-def look_up(token_ids: Tensor, sense_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None = None) -> Tensor:
+def look_up(
+    token_ids: Tensor, sense_ids: Tensor, senses: Tensor, offsets: Tensor, scales: Tensor | None = None
+) -> Tensor:
     """The senses `[n, hidden]`, float32, with the numbers `sense_ids [n]` among those of the tokens `token_ids [n]`."""
     rows = offsets[token_ids.to(offsets.device)].to(senses.device) + sense_ids.to(senses.device)
     return _senses(rows, senses, scales, token_ids.device)
@@ -300,7 +314,11 @@ class _SenseCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, token_ids, sense_ids, probabilities, senses, offsets, similarity, temperature, scales):
-        states, sense_ids, probabilities = _with_room(hidden), _with_room(sense_ids.clamp_min(0)), _with_room(probabilities)
+        states, sense_ids, probabilities = (
+            _with_room(hidden),
+            _with_room(sense_ids.clamp_min(0)),
+            _with_room(probabilities),
+        )
         gradient = torch.zeros_like(states, dtype=torch.float32)
         predicted = token_ids.new_full((len(states),), -1)
         loss = gradient.new_zeros(())
@@ -369,7 +387,9 @@ def sense_cross_entropy(
             "with another dictionary; encode the texts again"
         )
     counted, senses, offsets, scales = _local(token_ids.masked_fill(sense_ids[:, 0] < 0, -1), senses, offsets, scales)
-    return _SenseCrossEntropy.apply(hidden, counted, sense_ids, probabilities, senses, offsets, similarity, temperature, scales)
+    return _SenseCrossEntropy.apply(
+        hidden, counted, sense_ids, probabilities, senses, offsets, similarity, temperature, scales
+    )
 
 
 def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

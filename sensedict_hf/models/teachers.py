@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +82,9 @@ class Teacher:
         if layer == -1:
             return output.last_hidden_state
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
-            raise ValueError(f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last")
+            raise ValueError(
+                f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last"
+            )
         return output.hidden_states[layer]
 
     def fingerprint(self) -> str:
@@ -108,7 +117,9 @@ class Teacher:
             show_progress=show_progress,
         )
 
-    def encode_words(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True) -> list[Tensor]:
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True
+    ) -> list[Tensor]:
         """Vectors of the words of each sentence, read without a prompt, `[words, hidden]`, float32: means over a word's tokens; zeros
         behind `max_seq_length`."""
         return encode_words(
@@ -189,7 +200,9 @@ def load_teacher(
         _refuse("a loaded model: load it with that, or pass its name", **loading)
         model, source = teacher.base_model, teacher.name_or_path
         if names and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            raise ValueError(f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before others are added")
+            raise ValueError(
+                f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before others are added"
+            )
         checkpoint = read_checkpoint(source, names, revision, pooling) if source else Checkpoint("", names)
         checkpoint.adapters = names  # its own are in it
         if device is not None:
@@ -197,19 +210,29 @@ def load_teacher(
     elif isinstance(teacher, (str, os.PathLike)):
         source = os.fspath(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
-        model = _load_model(checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading)
+        model = _load_model(
+            checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
+        )
         _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
-        raise ValueError(f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher")
+        raise ValueError(
+            f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher"
+        )
     if model.config.model_type in ("sense_embedding", "skd_student"):
         raise ValueError(f"{source} is a {type(model).__name__}, not a teacher")
     if model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer=")
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
+        )
     if len(checkpoint.adapters) > 1 and getattr(model, "is_quantized", False):
-        raise ValueError(f"{len(checkpoint.adapters)} adapters on quantized weights: merge them first, and quantize the result")
+        raise ValueError(
+            f"{len(checkpoint.adapters)} adapters on quantized weights: merge them first, and quantize the result"
+        )
     for name in checkpoint.adapters:
         model = _merge_adapter(model, name, revision if name == source else None)
-    attention = _check_attention(model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+    attention = _check_attention(
+        model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional
+    )
     if tokenizer is None:
         if not source:
             raise ValueError("the model does not say where it comes from: pass its tokenizer as tokenizer=")
@@ -272,9 +295,13 @@ def _load_model(
     # A checkpoint trained without a pooler gets a random one; the hidden states do not depend on it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise ValueError(f"{name} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}")
+        raise ValueError(
+            f"{name} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}"
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(f"device_map={device_map!r} leaves weights of {name} outside the devices: give it devices with room for all")
+        raise ValueError(
+            f"device_map={device_map!r} leaves weights of {name} outside the devices: give it devices with room for all"
+        )
     return model
 
 
@@ -297,7 +324,9 @@ def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> str:
         set_bidirectional(model.config, bidirectional)
         found = probe_attention(model)
     if wanted is None and found not in ("bidirectional", "causal"):
-        logger.warning(f"{type(model).__name__} is {found} (with no padding/on either side): its vectors depend on how texts are batched")
+        logger.warning(
+            f"{type(model).__name__} is {found} (with no padding/on either side): its vectors depend on how texts are batched"
+        )
     if wanted not in (None, found):
         vars(model.config).clear()
         vars(model.config).update(before)  # a model that was passed is as it was
@@ -324,7 +353,9 @@ def _merge_adapter(model: PreTrainedModel, folder: str, revision: str | None) ->
     adapted: PeftModel = get_peft_model(model, config)
     wrong = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if wrong:
-        raise ValueError(f"the adapter in {folder} does not fit {type(model).__name__}: {', '.join(wrong[:5])} are only in one of them")
+        raise ValueError(
+            f"the adapter in {folder} does not fit {type(model).__name__}: {', '.join(wrong[:5])} are only in one of them"
+        )
     set_peft_model_state_dict(adapted, weights)
     return adapted.get_base_model() if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
 
@@ -352,5 +383,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     senses.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:
-        logger.warning_once(f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt")
+        logger.warning_once(
+            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt"
+        )
     senses.check_teacher_tokenizer(teacher.tokenizer)

@@ -5,9 +5,7 @@ from transformers import PreTrainedTokenizerBase
 # Windows are not longer unless asked for: a batch of texts as long as a long-context model takes does not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # Models whose positions start behind the padding index, so that two of their table are not for tokens.
-POSITIONS_BEHIND_PADDING = (
-    "roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text xmod luke".split()
-)
+POSITIONS_BEHIND_PADDING = "roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text xmod luke".split()
 
 
 def model_max_length(tokenizer: PreTrainedTokenizerBase, config=None) -> int:
@@ -35,7 +33,9 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:
             return prefix, len(full) - len(plain) - prefix
-    raise ValueError(f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens: not supported")
+    raise ValueError(
+        f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens: not supported"
+    )
 
 
 def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
