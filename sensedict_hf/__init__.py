@@ -1,21 +1,39 @@
-"""Multi-sense embeddings and sense-based knowledge distillation for transformers; importing it registers the Auto classes."""
+"""Multi-sense embeddings and sense-based knowledge distillation for transformers.
+
+Importing the package registers its classes with the Auto classes of transformers. What builds, distils and evaluates is imported on
+first use, so that loading a saved model stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from .building.build import build_sense_dictionary
-from .building.merging import merge_sense_dictionaries
-from .distillation.labels import encode_senses
-from .distillation.trainer import SKDTrainer
-from .distillation.training_args import SKDTrainingArguments
-from .evaluation import evaluate_classification, evaluate_retrieval, evaluate_similarity, evaluate_token_classification
 from .models.attaching import AttachedSenses, attach_senses
 from .models.configuration_sense_embedding import SenseEmbeddingConfig
 from .models.configuration_skd_student import SKDStudentConfig
 from .models.modeling_sense_embedding import SenseEmbeddingModel
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from .models.modeling_skd_student import SKDStudentModel
+from .models.modeling_skd_student import SKDStudentModel, load_senses
 from .models.prompts import Prompt
 from .models.teachers import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from .building.build import build_sense_dictionary
+    from .building.inspection import find_occurrences, plot_senses, report_senses
+    from .building.merging import merge_sense_dictionaries
+    from .data import read_dataset
+    from .distillation.labels import encode_senses
+    from .distillation.trainer import SKDTrainer
+    from .distillation.training_args import SKDTrainingArguments
+    from .evaluation import (
+        evaluate_classification,
+        evaluate_retrieval,
+        evaluate_similarity,
+        evaluate_token_classification,
+    )
+
+__version__ = "0.1.0"
 
 AutoConfig.register(SenseEmbeddingConfig.model_type, SenseEmbeddingConfig, exist_ok=True)
 AutoConfig.register(SKDStudentConfig.model_type, SKDStudentConfig, exist_ok=True)
@@ -23,6 +41,23 @@ AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenClassification, exist_ok=True)
+
+# Names that are imported on first use, and the modules that hold them (PEP 562).
+_LAZY = {
+    "SKDTrainer": ".distillation.trainer",
+    "SKDTrainingArguments": ".distillation.training_args",
+    "build_sense_dictionary": ".building.build",
+    "encode_senses": ".distillation.labels",
+    "evaluate_classification": ".evaluation",
+    "evaluate_retrieval": ".evaluation",
+    "evaluate_similarity": ".evaluation",
+    "evaluate_token_classification": ".evaluation",
+    "find_occurrences": ".building.inspection",
+    "merge_sense_dictionaries": ".building.merging",
+    "plot_senses": ".building.inspection",
+    "read_dataset": ".data",
+    "report_senses": ".building.inspection",
+}
 
 __all__ = [
     "AttachedSenses",
@@ -36,6 +71,7 @@ __all__ = [
     "SenseEmbeddingConfig",
     "SenseEmbeddingModel",
     "Teacher",
+    "__version__",
     "attach_senses",
     "build_sense_dictionary",
     "encode_senses",
@@ -43,6 +79,23 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "find_occurrences",
+    "load_senses",
     "load_teacher",
     "merge_sense_dictionaries",
+    "plot_senses",
+    "read_dataset",
+    "report_senses",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
