@@ -9,7 +9,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_tokenizer
 from test_resuming import build, contents
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE, WordLevel
@@ -17,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertConfig, BertModel, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from conftest import WORDS, make_tokenizer
 from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary
 from sensedict_hf.building.alignment import align_texts
 from sensedict_hf.building.corpus import tokenize_corpus

@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, WORDS, make_model
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+from conftest import SIZES, WORDS, make_model
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
 
 

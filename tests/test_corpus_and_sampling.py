@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from conftest import WORDS, make_tokenizer
 from datasets import Dataset
 from tokenizers.normalizers import Lowercase
 
+from conftest import WORDS, make_tokenizer
 from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building.corpus import CorpusChangedError, read_progress, tokenize_corpus
 from sensedict_hf.building.sampling import count_tokens, plan_samples

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from conftest import SIZES
 from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
@@ -18,6 +17,7 @@ from transformers import (
     pipeline,
 )
 
+from conftest import SIZES
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDStudentForTokenClassification,

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES, WORDS, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from conftest import SIZES, WORDS, make_tokenizer
 from sensedict_hf import (
     SenseEmbeddingConfig,
     SKDStudentConfig,

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from conftest import SIZES, WORDS
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from conftest import SIZES, WORDS
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
 from sensedict_hf.cli.main import main
 
