@@ -1,26 +1,40 @@
-# make demo: environment, installation, the embedded demo.   make test: environment, installation, tests.
+# make demo: environment, installation, the embedded demo.   make test: environment, installation, every check.
 # PYTHON chooses the interpreter (3.10 or later); CONSTRAINTS= installs the newest versions instead of the known-good set.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV := .venv
+RUN := $(VENV)/bin/python -m
+# One thread a process: on models as tiny as those of the tests a second one only waits.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint docs format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[test]"
+	$(RUN) pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[test]"
 	touch $@
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sensedict demo --output demo
 
-test: $(VENV)/.installed
-	$(VENV)/bin/python -m ruff check sensedict_hf tests examples benchmarks
-	$(VENV)/bin/python -m pytest
+test: lint docs
+	$(PYTEST) --cov --cov-report=term
+
+quick: $(VENV)/.installed
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed
-	$(VENV)/bin/python -m ruff check --fix .
-	$(VENV)/bin/python -m ruff format .
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(VENV)/bin/typos
+	$(RUN) mypy
+
+docs: $(VENV)/.installed
+	$(RUN) sphinx -W --keep-going -q -b html docs docs/_build/html
+
+format: $(VENV)/.installed
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build dist docs/_build *.egg-info
