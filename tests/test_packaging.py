@@ -1,25 +1,33 @@
-"""What installation brings is what the library imports."""
+"""What installation brings is what the library imports, and the source distribution holds what its tests need."""
 
 import ast
 import configparser
 import re
+import shutil
+import subprocess
 import sys
+import tarfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
+import sensedict_hf
+
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"demo.py", "plotting.py"}  # imported by the demo alone
+# Imported when a picture is drawn or the demo runs: the extra `demo` brings them.
+OPTIONAL = {"demo/run.py", "building/inspection.py"}
 
 
 def imported(path):
-    """Other packages' modules that a file imports, wherever in it."""
+    """Modules of other packages that a file imports, wherever in it."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module.split(".")[0])
-    return modules - set(sys.stdlib_module_names) - {"sensedict_hf"}
+    return modules - set(sys.stdlib_module_names) - {"sensedict_hf", "sensedict_cli"}
 
 
 def required(text):
@@ -31,6 +39,25 @@ def test_installation_brings_what_is_imported():
     config.read(ROOT / "setup.cfg")
     core, demo = required(config["options"]["install_requires"]), required(config["options.extras_require"]["demo"])
     distributions = packages_distributions()
-    for path in (ROOT / "sensedict_hf").glob("*.py"):
+    package = ROOT / "sensedict_hf"
+    for path in [*package.rglob("*.py"), *ROOT.glob("sensedict_*.py")]:
         wanted = {distributions[module][0].lower().replace("_", "-") for module in imported(path)}
-        assert wanted <= (core | demo if path.name in OPTIONAL else core), path.name
+        name = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
+        assert wanted <= (core | demo if name in OPTIONAL else core), name
+
+
+def test_the_source_distribution_is_complete(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a checkout: there is no list of its files")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True)
+    files = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    for name in files:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    script = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "source", check=True, capture_output=True)
+    archive = tmp_path / f"sensedict_hf-{sensedict_hf.__version__}.tar.gz"
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    left_out = {name for name in files if not name.startswith((".ci/", ".gitignore"))} - names
+    assert left_out == set()
