@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf.building.settings import BuildSettings
 
 
 def test_one_sense_is_the_mean_of_all_vectors_of_a_token(teacher, texts):
@@ -158,21 +159,56 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
     [
         ({"budget": 5}, r"budget=5 is below one sense for each of the 30 different tokens"),
         ({"budget": 90, "num_senses": 2}, "give one of them"),
-        ({"num_senses": 0}, "num_senses=0: it must be at least 1"),
+        ({"num_senses": 0}, "num_senses=0: give an integer of at least 1, or leave it out"),
         ({"similarity": "euclid"}, "unknown similarity 'euclid': choose one of l2, cosine, dot"),
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
         ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
-        ({"seed": -1}, "seed=-1: it must be at least 0"),
+        ({"seed": -1}, "seed=-1: give an integer of at least 0 and below 4294967296"),
+        ({"seed": 2**32}, "seed=4294967296: give an integer"),
         ({"method": "mcl", "budget": 90}, "do not belong together"),
-        ({"method": "num_senses"}, "do not belong together"),
+        ({"method": "budget", "num_senses": 2}, "do not belong together"),
+        ({"method": "num_senses"}, "method='num_senses' needs a number: give num_senses="),
         ({"method": "dbscan"}, "unknown method 'dbscan': choose one of budget, num_senses, mcl"),
-        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give an integer of at least 1"),
+        ({"budget": float("nan")}, "budget=nan: give an integer of at least 1"),
+        ({"budget": 90.0}, "budget=90.0: give an integer"),
+        ({"budget": True}, "budget=True: give an integer"),
+        ({"layer": "last"}, "layer='last': give an integer"),
+        ({"max_length": 16.0}, "max_length=16.0: give an integer"),
+        ({"truncation": "yes"}, "truncation='yes': give True or False"),
+        ({"keep_samples": 1}, "keep_samples=1: give True or False"),
+        ({"similarity": ["l2"]}, "unknown similarity"),
         ({"senses_dtype": "int4"}, "unknown senses_dtype 'int4': choose one of float16, bfloat16, float32, int8"),
     ],
 )
 def test_bad_settings(bert, texts, settings, message):
     with pytest.raises(ValueError, match=message):
         build_sense_dictionary(bert, texts, **settings)
+
+
+def test_settings_are_checked_before_the_teacher_is_loaded(texts):
+    with pytest.raises(ValueError, match="budget=0: give an integer of at least 1"):
+        build_sense_dictionary("there-is-no-such-teacher", texts, budget=0)
+
+
+def test_integers_of_numpy_are_integers(bert, texts, tmp_path):
+    """They are stored as Python's, so that the same call with those recognises the dictionary."""
+    settings = {"budget": 90, "layer": -1, "seed": 3, "max_length": 16, "truncation": True}
+    of_numpy = {name: np.array([value])[0] for name, value in settings.items()}
+    first = build_sense_dictionary(bert, texts, output_dir=tmp_path, **of_numpy)
+    second = build_sense_dictionary(bert, texts, output_dir=tmp_path, **settings)
+    assert torch.equal(first.senses, second.senses)
+
+
+def test_settings_never_change():
+    settings = BuildSettings(budget=90)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.budget = 100
+    assert (settings.method, BuildSettings(num_senses=2).method, BuildSettings().method) == (
+        "budget",
+        "num_senses",
+        "budget",
+    )
 
 
 def test_bad_input(bert, texts):

@@ -128,7 +128,7 @@ def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, 
     with pytest.raises(ValueError, match="corpus was .*, is" if is_finished else "its first 60 texts were others"):
         build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr("sensedict_hf.building.build.version", lambda name: "9" if name == "torch" else "1")
+        patch.setattr("sensedict_hf.building.settings.version", lambda name: "9" if name == "torch" else "1")
         with pytest.raises(ValueError, match="torch was .*, is 9"):
             build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     weight = bert.model.encoder.layer[0].output.dense.weight.data

@@ -12,11 +12,11 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
-from ..models.teachers import Teacher
 from .corpus import CorpusChangedError, corpus_digest, tokenize_corpus
 from .fitting import BLOCK_ELEMENTS
 from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
+from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
 from .workspace import begin_build, differences, discard, finished_build
@@ -33,11 +33,10 @@ WORKING_COPIES = 4
 
 def read_corpus(
     folder: Path,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
     texts: Texts,
     text_column: str,
-    settings: dict[str, Any],
+    record: dict[str, Any],
     overwrite: bool,
     kind: str = "dictionary",
 ) -> TokenizedCorpus | None:
@@ -55,7 +54,7 @@ def read_corpus(
         finished = None
     changed = None
     if finished is not None:
-        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
+        changed = differences(finished["settings"], {**record, "corpus": corpus_digest(texts, text_column)})
         if changed and not overwrite:
             raise ValueError(
                 f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite"
@@ -64,41 +63,48 @@ def read_corpus(
         discard(folder / "building")
         logger.info(f"{folder} holds this {kind} already")
         return None
-    stages = begin_build(folder, settings, overwrite, kind)
-    reading = {
-        "text_column": text_column,
-        "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
-        "truncate_at": settings["max_length"] if settings["truncation"] else None,
-        "prompt": teacher.prompt,
-    }
+    stages = begin_build(folder, record, overwrite, kind)
+
+    def tokenize() -> TokenizedCorpus:
+        return tokenize_corpus(
+            texts,
+            source.tokenizer,
+            stages / "corpus",
+            text_column=text_column,
+            teacher_tokenizer=source.teacher_tokenizer,
+            truncate_at=source.origin.max_length if source.origin.truncation else None,
+            prompt=source.teacher.prompt,
+        )
+
     try:
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
+        corpus = tokenize()
     except CorpusChangedError:
         if not overwrite or is_one_shot:
             raise
-        stages = begin_build(folder, settings, overwrite, kind, afresh=True)
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
-    _warn_of_lost_tokens(corpus, teacher.name, settings["max_length"])
+        stages = begin_build(folder, record, overwrite, kind, afresh=True)
+        corpus = tokenize()
+    _warn_of_lost_tokens(corpus, source.origin)
     return corpus
 
 
 def plan_build(
     folder: Path,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
     texts: Texts,
     text_column: str,
-    settings: dict[str, Any],
+    settings: BuildSettings,
     earlier: TensorFile | None,
     overwrite: bool,
 ) -> bool:
     """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite)
+    record = {**settings.record(), **source.origin.record()}
+    corpus = read_corpus(folder, source, texts, text_column, record, overwrite)
     if corpus is None:
         return False
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
-    stages, max_length = folder / "building", settings["max_length"]
-    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    teacher, tokenizer = source.teacher, source.tokenizer
+    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings.layer)
+    stages = folder / "building"
+    embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
     if not (stages / "plan.safetensors").exists():
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():
@@ -112,18 +118,18 @@ def plan_build(
         together = counts if earlier is None else counts + earlier["counts"].numpy()
         if not together.any():
             raise ValueError("no token of the corpus can be sampled: all of them are padding")
-        check_budget(settings["budget"], int((together > 0).sum()))
-        check_room(folder, together, settings, probe.shape[-1])
+        check_budget(settings.budget, int((together > 0).sum()))
+        check_room(folder, together, settings, probe.shape[-1], teacher.device)
         plan_samples(
             corpus,
             counts,
-            settings["max_samples_per_token"],
+            settings.max_samples_per_token,
             stages,
-            seed=settings["seed"] + (settings["generation"] << 32),
+            seed=settings.seed + (source.origin.generation << 32),
             earlier=earlier,
         )
     if not (stages / "windows.safetensors").exists():
-        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
+        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
         used = len(np.unique(windows["text"]))
         logger.info(
             f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher"
@@ -131,24 +137,24 @@ def plan_build(
     return True
 
 
-def _warn_of_lost_tokens(corpus: TokenizedCorpus, teacher: str, max_length: int) -> None:
+def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
     """Says which tokens get no senses because they were cut off or have no vector."""
     if corpus.dropped:
         total = corpus.dropped + len(corpus.input_ids)
-        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+        logger.warning(f"truncation to {origin.max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
     if corpus.alignment is None:
         return
     specials, unaligned = corpus.prefix + corpus.suffix, corpus.alignment.unaligned
     total = len(corpus.input_ids) - specials * len(corpus)
     if unaligned:
         logger.warning(
-            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) cover no character that a token of {teacher} covers, white "
+            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) cover no character that a token of {origin.teacher} covers, white "
             "space apart: they get no senses"
         )
     lost = max(0, corpus.prefix - corpus.shown.prefix) + max(0, corpus.suffix - corpus.shown.suffix)
     if lost:
         logger.warning(
-            f"{lost} of {specials} special tokens of each text have no counterpart among those of {teacher}: they get no senses"
+            f"{lost} of {specials} special tokens of each text have no counterpart among those of {origin.teacher}: they get no senses"
         )
 
 
@@ -160,29 +166,30 @@ def check_budget(budget: int | None, seen: int) -> None:
         )
 
 
-def default_budget(seen: int, samples: int) -> int:
-    """The number of senses for so many tokens seen and samples of them."""
+def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None:
+    """The budget, given or by default, for so many tokens seen and samples of them; None if the method is another."""
+    if settings.method != "budget" or settings.budget is not None:
+        return settings.budget
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
-def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
+def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device) -> None:
     """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
-    sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
+    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
 
     seen = int((counts > 0).sum())
-    threads = torch.get_num_threads() if settings["device"] == "cpu" else 1
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
 
     def needed(cap: int) -> tuple[int, int]:
         samples = int(sample_sizes(counts, cap).sum())
-        if settings["method"] == "budget":
-            senses = settings["budget"] or default_budget(seen, samples)
-        else:
-            senses = int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
+        senses = total_senses(settings, seen, samples)
+        if senses is None:
+            senses = int(sample_sizes(counts, min(cap, settings.num_senses or cap)).sum())
         block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
         return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
 
     there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    cap = settings["max_samples_per_token"]
+    cap = settings.max_samples_per_token
     disk, memory = needed(cap)
     logger.info(
         f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB of the "

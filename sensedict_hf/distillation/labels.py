@@ -25,10 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from ..building.build import origin, process_state
+from ..building.build import process_state
 from ..building.corpus import open_corpus, read_progress, tokenize_in_memory
 from ..building.gathering import chunks, teacher_vectors
 from ..building.planning import read_corpus
+from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import locked, publish
 from ..data import Texts, iterate_texts
@@ -91,8 +92,9 @@ def encode_senses(
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
     if output_dir is None and state.num_processes > 1:
         raise ValueError("give output_dir: several processes need a common folder")
+    source = Source.of(teacher, tokenizer, max_length=max_length)
     settings = {
-        **origin(teacher, tokenizer, max_length, False),
+        **source.origin.record(),
         "layer": senses.config.layer,
         "senses": senses.fingerprint(),
         "batch_size": batch_size,
@@ -106,7 +108,7 @@ def encode_senses(
             begun = [None]
             if state.is_main_process:
                 _check_weights(senses, settings["teacher_fingerprint"])
-                corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite, "data set")
+                corpus = read_corpus(folder, source, texts, text_column, settings, overwrite, "data set")
                 begun = [corpus is not None]
             if broadcast_object_list(begun)[0]:
                 _encode(folder, teacher, senses, tokenizer, settings)
