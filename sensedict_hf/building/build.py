@@ -7,14 +7,12 @@ import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
@@ -30,10 +28,8 @@ from .planning import plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source, check_flag, check_integer
 from .tensor_files import TensorFile
-from .workspace import differences, finished_build, locked, publish
+from .workspace import BuildFolder, broadcast, differences, process_state
 
-# The first process may tokenize or plan for a long time while the others wait.
-TIMEOUT = timedelta(days=1)
 # An update needs these settings of the earlier dictionary: with others, new samples would not fit the old ones.
 SAME_SAMPLES = (
     "tokenizer",
@@ -63,13 +59,6 @@ class Earlier(NamedTuple):
     num_texts: int
     sha256: str
     generation: int
-
-
-def process_state() -> PartialState:
-    """The processes started by `accelerate launch` or `torchrun`, or this one alone."""
-    # Without an accelerator, torchrun's processes are told apart only on request.
-    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
-    return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 def build_sense_dictionary(
@@ -184,19 +173,15 @@ def build_sense_dictionary(
 
     # Build, in a temporary folder if none was given.
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
-        folder = Path(path)
-        with locked(folder):
-            begun = [None]
-            if state.is_main_process:
-                begun = [
-                    plan_build(folder, source, texts, text_column, settings, earlier and earlier.samples, overwrite)
-                ]
-            if broadcast_object_list(begun)[0]:
-                _gather_and_fit(folder / "building", source, settings, earlier)
+        folder = BuildFolder(Path(path), settings={**settings.record(), **source.origin.record()}, overwrite=overwrite)
+        samples = None if earlier is None else earlier.samples
+        with folder.locked():
+            if broadcast(lambda: plan_build(folder, source, settings, texts, text_column, samples)):
+                _gather_and_fit(folder.stages, source, settings, samples)
                 if state.is_main_process:
-                    _finish(folder, source, settings, earlier)
+                    _finish(folder, source, settings, 0 if earlier is None else earlier.num_texts)
             state.wait_for_everyone()
-        senses = SenseEmbeddingModel.from_pretrained(folder)
+        senses = SenseEmbeddingModel.from_pretrained(path)
         if output_dir is None:
             senses._apply(torch.clone)  # the tables are mapped from files that are about to be removed
     senses.tokenizer = source.tokenizer
@@ -210,7 +195,7 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
         ValueError: The folder holds no dictionary with its samples, or one that was built with other settings.
     """
     is_main_process = PartialState().is_main_process
-    manifest = finished_build(folder, check=is_main_process)
+    manifest = BuildFolder(folder).manifest(check=is_main_process)
     if manifest is None or "samples.safetensors" not in manifest["files"]:
         raise ValueError(
             f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated"
@@ -230,7 +215,7 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     )
 
 
-def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earlier: Earlier | None) -> None:
+def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earlier: TensorFile | None) -> None:
     """The stages that all processes share: gathers the teacher's vectors, then fits the senses."""
     teacher, plan = source.teacher, open_plan(stages / "plan.safetensors")
     sample_dtype = SAMPLE_DTYPES[settings.sample_dtype]
@@ -246,7 +231,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
         batch_size=settings.batch_size,
         dtype=sample_dtype,
         largest=min(torch.finfo(dtype).max for dtype in dtypes),
-        earlier=earlier and earlier.samples,
+        earlier=earlier,
     )
     fit_senses(
         TensorFile(stages / "samples.safetensors"),
@@ -258,10 +243,16 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     )
 
 
-def _finish(folder: Path, source: Source, settings: BuildSettings, earlier: Earlier | None) -> None:
-    """The last stage: writes the dictionary with its config, tokenizer and card, and moves them into the folder."""
-    stages, origin = folder / "building", source.origin
-    ready = stages / "ready"
+def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlier_texts: int) -> None:
+    """The last stage: writes the dictionary with its config, tokenizer and card, and moves them into the folder.
+
+    Args:
+        folder: The folder of the build.
+        source: The teacher and the tokenizer.
+        settings: The settings of the build.
+        earlier_texts: Number of texts of the dictionary that is updated; 0 if there is none.
+    """
+    stages, ready, origin = folder.stages, folder.ready, source.origin
     shutil.rmtree(ready, ignore_errors=True)  # of an earlier attempt
     ready.mkdir()
 
@@ -295,7 +286,7 @@ def _finish(folder: Path, source: Source, settings: BuildSettings, earlier: Earl
         prompt=origin.prompt,
         attention=source.teacher.attention,
         seed=settings.seed,
-        num_texts=progress.texts + (earlier.num_texts if earlier else 0),
+        num_texts=progress.texts + earlier_texts,
         num_tokens=int(plan.counts.sum()),
         sensedict_version=origin.versions["sensedict_hf"],
     )
@@ -310,4 +301,4 @@ def _finish(folder: Path, source: Source, settings: BuildSettings, earlier: Earl
             os.link(samples, ready / samples.name)
         except OSError:  # a file system without hard links
             shutil.copyfile(samples, ready / samples.name)
-    publish(folder, {**settings.record(), **origin.record(), "corpus": progress.sha256})
+    folder.publish(progress.sha256)

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +18,7 @@ from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
-from .workspace import begin_build, differences, discard, finished_build
+from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
 # The default budget: at most this many senses for each token in the texts, and one for this many samples.
@@ -31,95 +30,100 @@ BYTES_PER_SAMPLE = 120
 WORKING_COPIES = 4
 
 
-def read_corpus(
-    folder: Path,
-    source: Source,
-    texts: Texts,
-    text_column: str,
-    record: dict[str, Any],
-    overwrite: bool,
-    kind: str = "dictionary",
-) -> TokenizedCorpus | None:
-    """Tokenizes the texts of a build, or goes on with that; None if the folder holds the finished dictionary or data set.
+def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: str) -> TokenizedCorpus | None:
+    """Tokenizes the texts of a build into `building/corpus`, or continues where an interrupted call stopped.
+
+    Args:
+        folder: The folder of the build.
+        source: The teacher and the tokenizer.
+        texts: The texts.
+        text_column: Column that holds the texts, if they are a dataset.
+
+    Returns:
+        The tokenized texts; None if the folder holds the finished result already.
 
     Raises:
-        ValueError: the folder holds another one, or an unfinished build with other settings or texts, and `overwrite` is not set.
+        ValueError: Without `overwrite`: the folder holds another result, or an unfinished build with other settings or texts.
     """
+    # Stop if there is nothing to do. An iterator that replaces something is not compared: it can be read only once.
     is_one_shot = iter(texts) is texts
-    try:
-        finished = None if overwrite and is_one_shot else finished_build(folder, kind)
-    except ValueError:
-        if not overwrite:
-            raise
-        finished = None
-    changed = None
-    if finished is not None:
-        changed = differences(finished["settings"], {**record, "corpus": corpus_digest(texts, text_column)})
-        if changed and not overwrite:
-            raise ValueError(
-                f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite"
-            )
-    if finished is not None and not changed:
-        discard(folder / "building")
-        logger.info(f"{folder} holds this {kind} already")
+    if not (folder.overwrite and is_one_shot) and folder.is_finished(lambda: corpus_digest(texts, text_column)):
+        folder.discard()
+        logger.info(f"{folder.path} holds this {folder.kind} already")
         return None
-    stages = begin_build(folder, record, overwrite, kind)
 
     def tokenize() -> TokenizedCorpus:
         return tokenize_corpus(
             texts,
             source.tokenizer,
-            stages / "corpus",
+            folder.stages / "corpus",
             text_column=text_column,
             teacher_tokenizer=source.teacher_tokenizer,
             truncate_at=source.origin.max_length if source.origin.truncation else None,
             prompt=source.teacher.prompt,
         )
 
+    # Tokenize; with overwrite, start again if the texts have changed.
+    folder.begin()
     try:
         corpus = tokenize()
     except CorpusChangedError:
-        if not overwrite or is_one_shot:
+        if is_one_shot or not folder.overwrite:
             raise
-        stages = begin_build(folder, record, overwrite, kind, afresh=True)
+        folder.begin(afresh=True)
         corpus = tokenize()
     _warn_of_lost_tokens(corpus, source.origin)
     return corpus
 
 
 def plan_build(
-    folder: Path,
+    folder: BuildFolder,
     source: Source,
+    settings: BuildSettings,
     texts: Texts,
     text_column: str,
-    settings: BuildSettings,
     earlier: TensorFile | None,
-    overwrite: bool,
 ) -> bool:
-    """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    record = {**settings.record(), **source.origin.record()}
-    corpus = read_corpus(folder, source, texts, text_column, record, overwrite)
+    """The first stage: tokenizes the texts, draws the occurrences that are sampled, and plans the windows that hold them.
+
+    Args:
+        folder: The folder of the build.
+        source: The teacher and the tokenizer.
+        settings: The settings of the build.
+        texts: The texts.
+        text_column: Column that holds the texts, if they are a dataset.
+        earlier: The samples of the dictionary that is updated, if any.
+
+    Returns:
+        Whether the build goes on: False if the folder holds the finished dictionary already.
+
+    Raises:
+        ValueError: The corpus is empty, the tokenizer does not fit the model, the budget is too small, there is not enough room, or
+            see :func:`read_corpus`.
+    """
+    corpus = read_corpus(folder, source, texts, text_column)
     if corpus is None:
         return False
-    teacher, tokenizer = source.teacher, source.tokenizer
+    teacher, tokenizer, stages = source.teacher, source.tokenizer, folder.stages
     probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings.layer)
-    stages = folder / "building"
-    embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+
+    # Draw the occurrences that are sampled.
     if not (stages / "plan.safetensors").exists():
+        embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():
             raise ValueError(
-                f"the tokenizer gives ids up to {int(read.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
-                "tokens: the tokenizer is not the model's, or the model must be resized to it"
+                f"the tokenizer gives ids up to {int(read.nonzero()[0].max())}, {teacher.name} has embeddings for "
+                f"{embeddings} tokens: give the model's own tokenizer, or resize the model's embeddings"
             )
         counts = read
         if corpus.alignment is not None:
             counts = count_tokens(corpus, max(tokenizer.get_vocab().values()) + 1, exclude=_padding(tokenizer))
         together = counts if earlier is None else counts + earlier["counts"].numpy()
         if not together.any():
-            raise ValueError("no token of the corpus can be sampled: all of them are padding")
+            raise ValueError("no token of the corpus can be sampled, all of them are padding: give other texts")
         check_budget(settings.budget, int((together > 0).sum()))
-        check_room(folder, together, settings, probe.shape[-1], teacher.device)
+        check_room(folder.path, together, settings, probe.shape[-1], teacher.device)
         plan_samples(
             corpus,
             counts,
@@ -128,11 +132,14 @@ def plan_build(
             seed=settings.seed + (source.origin.generation << 32),
             earlier=earlier,
         )
+
+    # Choose the windows of text that the teacher runs over.
     if not (stages / "windows.safetensors").exists():
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
         used = len(np.unique(windows["text"]))
         logger.info(
-            f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher"
+            f"{used:,} of {len(corpus):,} texts hold a sample; the teacher does not read the others "
+            f"({1 - used / len(corpus):.1%})"
         )
     return True
 
