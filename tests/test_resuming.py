@@ -27,8 +27,10 @@ def contents(folder):
 
 
 def build(teacher, texts, folder, kill_at=None, **settings):
-    """Builds in a forked process with one thread; killed at a line of the package, by their number, if that is given. Returns how many
-    lines were executed, or None if it was killed."""
+    """Builds in a forked process with one thread. Kills it when it has executed `kill_at` lines of the package.
+
+    Returns how many lines were executed, or None if the process was killed.
+    """
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
 
@@ -65,7 +67,7 @@ def no_threads_of_the_tokenizer(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"]
+    "settings", [{}, {"budget": None, "senses_per_token": 3, "keep_samples": True}], ids=["budget", "senses_per_token"]
 )
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)

@@ -1,10 +1,12 @@
-"""Builds a sense dictionary from text and a teacher: plan which occurrences to sample, gather their vectors, fit the senses.
+"""Builds a sense dictionary: plans which occurrences to sample, gathers their vectors, and fits the senses.
 
-Every stage leaves its results in a folder. So any number of processes can take part, and a killed build continues where it stopped.
+Every stage leaves its results in a folder. So any number of processes can take part, and a killed build continues
+where it stopped.
 """
 
 import os
 import shutil
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +73,7 @@ def build_sense_dictionary(
     keep_samples: bool = False,
     update: str | os.PathLike | None = None,
     method: str | None = None,
-    num_senses: int | None = None,
+    senses_per_token: int | None = None,
     budget: int | None = None,
     max_samples_per_token: int = 1000,
     similarity: str = "l2",
@@ -85,47 +87,79 @@ def build_sense_dictionary(
     sample_dtype: str = "float16",
     senses_dtype: str = "float16",
     prompt_senses: bool = False,
+    num_senses: int | None = None,
 ) -> SenseEmbeddingModel:
     """Builds a sense dictionary: runs the teacher over text and clusters the vectors of each token.
 
-    Under `accelerate launch` or `torchrun` all processes call it with the same arguments and share the work; only the first one reads
-    the texts. The result is the same for any number of processes, at one batch size, kind of device and number of threads.
+    Under `accelerate launch` or `torchrun` all processes call it with the same arguments and share the work. Only the
+    first process reads the texts. The number of processes does not change the result; the batch size, the kind of
+    device and the number of threads may.
 
     Args:
-        teacher: a name, a path, a model or a [`Teacher`]. texts: a list or iterable of strings, or a data set with a text column.
-        tokenizer: whose tokens the dictionary is for, or its name; default: the teacher's. A token of another tokenizer has the mean of
-            the vectors of the teacher's tokens that cover one of its characters, white space apart; special tokens before and behind a
-            text have those of the teacher's. Both must be fast. (For a model that does not say where it comes from, this is taken for
-            its own; else use [`load_teacher`].)
-        output_dir: where the dictionary is saved. The same call goes on with a build that was interrupted there, and loads one that is
-            finished. Default: a folder where the system keeps temporary files, and the dictionary is held in memory.
-        overwrite: replaces another dictionary, another unfinished build or other files in `output_dir`.
-        keep_samples: leaves the samples in `output_dir`, so that texts can be added later.
-        update: a folder of a dictionary built with `keep_samples`: its samples and those of the new texts are drawn from together.
-        method: `budget`, `num_senses` or `mcl`; default: by which of the two numbers is given, else `budget`. `mcl` is the rule of the
-            paper, from the number of Markov clusters of each token; slow.
-        num_senses: senses for every token (fewer where it has fewer distinct samples).
-        budget: senses in all, placed over the tokens where they lower the squared distance most. Default: one sense for every token in
-            the texts and one more for every four samples beyond that, but not more than six times the number of tokens.
-        max_samples_per_token: occurrences of a token that are looked at, drawn uniformly from all.
-        similarity: `l2`, `cosine` or `dot`; see [`assign_senses`].
-        layer: index into the teacher's hidden states; -1: the last.
-        max_length: longest input of the teacher in tokens. Longer texts are cut into overlapping windows, or,
-            with `truncation`, cut off. Default: what the teacher takes, at most 512.
-        batch_size: texts in a forward pass. seed: of the sample. device: default: a GPU if there is one.
-        sample_dtype: `float16` or `float32`, how samples are held on disk while building. senses_dtype: `float16`, `bfloat16`,
-            `float32` or `int8` (with a scale for every sense), of the finished table.
-        prompt_senses: whether the tokens of the teacher's instruction and template, which have no part in a text's vector, get senses.
+        teacher: Name, path or model of transformers, or a :class:`Teacher`.
+        texts: List or iterable of strings, or a dataset with a column of texts.
+        tokenizer: Tokenizer whose tokens get senses, or its name. Default: the teacher's. The vector of another
+            tokenizer's token is the mean over the teacher's tokens that share a character with it (white space does
+            not count). Special tokens around a text get the vectors of the teacher's special tokens. Both tokenizers
+            must be fast ones. For a model that does not say where it comes from, this is taken as the model's own
+            tokenizer; use :func:`load_teacher` to give such a model both.
+        output_dir: Folder for the dictionary. The same call continues an interrupted build there, and loads a finished
+            one. Default: a temporary folder; the dictionary is held in memory.
+        overwrite: Whether to replace another dictionary, an unfinished build or other files in `output_dir`.
+        keep_samples: Whether to leave the samples in `output_dir`, so that texts can be added later.
+        update: Folder of a dictionary that was built with `keep_samples`. The new dictionary is built from its texts
+            and the new ones: samples are drawn uniformly from both.
+        method: How the number of senses is set: `budget`, `senses_per_token`, or `mcl`, the rule of the paper, which
+            counts the Markov clusters of each token and is slow. Default: the one whose number is given, else
+            `budget`.
+        senses_per_token: Senses for every token. A token with fewer distinct samples gets fewer.
+        budget: Senses in all. They are given to the tokens where they lower the squared distance most. Default: one
+            sense for every token in the texts, and one more for every four further samples, at most six times the
+            number of tokens.
+        max_samples_per_token: Largest number of occurrences of a token that are sampled, uniformly from all.
+        similarity: How a sense is chosen: `l2`, `cosine` or `dot`.
+        layer: Index into the teacher's hidden states; -1 is the last.
+        max_length: Longest input of the teacher in tokens. Longer texts are cut into overlapping windows. Default:
+            what the teacher takes, at most 512.
+        truncation: Whether longer texts are cut off instead.
+        batch_size: Texts in a forward pass of the teacher.
+        seed: Seed of the sample, at least 0 and below 2**32.
+        device: Device of the teacher. Default: a GPU if there is one; a loaded model stays where it is.
+        text_column: Column that holds the texts, if `texts` is a dataset.
+        sample_dtype: How samples are stored while building: `float16` or `float32`.
+        senses_dtype: How the senses are stored in the dictionary: `float16`, `bfloat16`, `float32`, or `int8` with a
+            scale for every sense.
+        prompt_senses: Whether the tokens of the teacher's instruction and template get senses too. They do not count
+            in the vector of a text.
+        num_senses: Former name of `senses_per_token`, deprecated.
+
+    Returns:
+        The dictionary.
 
     Raises:
-        ValueError: see the messages: bad settings, an empty corpus, a budget below one sense for each token in the texts, a
-            tokenizer that does not belong to the model or hardly aligns with the teacher's, teacher vectors that are not finite, samples
-            that the disk has no room for, or an output folder where something else was begun or is being built.
+        ValueError: An argument is out of range, or two arguments contradict each other.
+        ValueError: The corpus is empty, or the budget is below one sense for each token in it.
+        ValueError: A tokenizer does not belong to its model, or hardly any of its tokens align with the teacher's.
+        ValueError: The teacher yields vectors that are not finite, or too large for the dtypes.
+        ValueError: There is not enough room on the disk or in memory.
+        ValueError: `output_dir` holds something else, or another process is working in it.
+
+    Example:
+        >>> from sensedict_hf import build_sense_dictionary
+        >>> dictionary = build_sense_dictionary(teacher, texts[:20], senses_per_token=2, output_dir="senses")
+        >>> len(dictionary.senses_of("the"))
+        2
     """
+    if num_senses is not None:
+        warnings.warn("num_senses is deprecated: write senses_per_token instead", FutureWarning, stacklevel=2)
+        if senses_per_token is not None:
+            raise ValueError(f"senses_per_token={senses_per_token} and num_senses={num_senses}: give only the first")
+        senses_per_token = num_senses
+
     # Check what can be checked before the teacher is loaded.
     settings = BuildSettings(
         method=method,
-        num_senses=num_senses,
+        senses_per_token=senses_per_token,
         budget=budget,
         max_samples_per_token=max_samples_per_token,
         batch_size=batch_size,
@@ -236,7 +270,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     fit_senses(
         TensorFile(stages / "samples.safetensors"),
         stages,
-        num_senses=settings.num_senses,
+        num_senses=settings.senses_per_token,
         budget=total_senses(settings, int((plan.counts > 0).sum()), len(plan.positions)),
         similarity=settings.similarity,
         device=teacher.device,
@@ -280,7 +314,7 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         tokenizer_fingerprint=origin.tokenizer,
         teacher_tokenizer_fingerprint=origin.teacher_tokenizer,
         method=settings.method,
-        method_value=settings.num_senses or budget,
+        method_value=settings.senses_per_token or budget,
         max_samples_per_token=settings.max_samples_per_token,
         window_length=origin.max_length,
         prompt=origin.prompt,

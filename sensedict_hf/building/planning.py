@@ -1,4 +1,4 @@
-"""The first stage of a build: texts -> token ids -> which occurrences are sampled -> what the teacher is run on."""
+"""The first stage of a build: tokenizes the texts, draws the occurrences to sample, plans what the teacher reads."""
 
 import shutil
 from pathlib import Path
@@ -21,12 +21,13 @@ from .windows import TokenizedCorpus
 from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
-# The default budget: at most this many senses for each token in the texts, and one for this many samples.
+# The default budget has at most this many senses for each token in the texts, and one sense for this many samples.
 SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
-# On disk, for each sample: its place, slot and priority, its window, its tree and, for a while, the candidates of the plan.
+# What a sample takes on disk apart from its vector: its position, slot and priority, its window, its node in the tree
+# and, while the plan is made, the candidates.
 BYTES_PER_SAMPLE = 120
-# In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
+# While senses are fitted, each thread holds the samples of a block and about three intermediate results of that size.
 WORKING_COPIES = 4
 
 
@@ -43,7 +44,8 @@ def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: 
         The tokenized texts; None if the folder holds the finished result already.
 
     Raises:
-        ValueError: Without `overwrite`: the folder holds another result, or an unfinished build with other settings or texts.
+        ValueError: Without `overwrite`: the folder holds another result, or an unfinished build with other settings or
+            texts.
     """
     # Stop if there is nothing to do. An iterator that replaces something is not compared: it can be read only once.
     is_one_shot = iter(texts) is texts
@@ -84,7 +86,7 @@ def plan_build(
     text_column: str,
     earlier: TensorFile | None,
 ) -> bool:
-    """The first stage: tokenizes the texts, draws the occurrences that are sampled, and plans the windows that hold them.
+    """Tokenizes the texts, draws the occurrences to sample, and plans the windows of text that hold them.
 
     Args:
         folder: The folder of the build.
@@ -95,11 +97,13 @@ def plan_build(
         earlier: The samples of the dictionary that is updated, if any.
 
     Returns:
-        Whether the build goes on: False if the folder holds the finished dictionary already.
+        False if the folder holds the finished dictionary already, so that there is nothing left to do.
 
     Raises:
-        ValueError: The corpus is empty, the tokenizer does not fit the model, the budget is too small, there is not enough room, or
-            see :func:`read_corpus`.
+        ValueError: The corpus is empty, or all its tokens are padding.
+        ValueError: The tokenizer does not fit the model.
+        ValueError: The budget is too small, or there is not enough room.
+        ValueError: The folder holds something else; see :func:`read_corpus`.
     """
     corpus = read_corpus(folder, source, texts, text_column)
     if corpus is None:
@@ -145,7 +149,7 @@ def plan_build(
 
 
 def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
-    """Says which tokens get no senses because they were cut off or have no vector."""
+    """Warns of tokens that get no senses because they were cut off or have no vector."""
     if corpus.dropped:
         total = corpus.dropped + len(corpus.input_ids)
         logger.warning(f"truncation to {origin.max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
@@ -155,18 +159,27 @@ def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
     total = len(corpus.input_ids) - specials * len(corpus)
     if unaligned:
         logger.warning(
-            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) cover no character that a token of {origin.teacher} covers, white "
-            "space apart: they get no senses"
+            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) share no character, apart from white space, "
+            f"with a token of {origin.teacher}: they get no senses"
         )
     lost = max(0, corpus.prefix - corpus.shown.prefix) + max(0, corpus.suffix - corpus.shown.suffix)
     if lost:
         logger.warning(
-            f"{lost} of {specials} special tokens of each text have no counterpart among those of {origin.teacher}: they get no senses"
+            f"{lost} of {specials} special tokens of each text have no counterpart in {origin.teacher}: they get no "
+            "senses"
         )
 
 
 def check_budget(budget: int | None, seen: int) -> None:
-    """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
+    """Checks that a budget has at least one sense for each token.
+
+    Args:
+        budget: The budget; None if there is none.
+        seen: Number of different tokens in the texts.
+
+    Raises:
+        ValueError: The budget is too small.
+    """
     if budget is not None and budget < seen:
         raise ValueError(
             f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more"
@@ -174,50 +187,76 @@ def check_budget(budget: int | None, seen: int) -> None:
 
 
 def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None:
-    """The budget, given or by default, for so many tokens seen and samples of them; None if the method is another."""
+    """The budget of a build: the one that is given, or the default.
+
+    Args:
+        settings: The settings of the build.
+        seen: Number of different tokens in the texts.
+        samples: Number of samples of all tokens.
+
+    Returns:
+        The number of senses in all; None if the method does not use a budget.
+    """
     if settings.method != "budget" or settings.budget is not None:
         return settings.budget
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
 def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device) -> None:
-    """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
-    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
+    """Logs what a build needs on disk and in memory, and checks that there is as much.
 
+    Args:
+        folder: Folder of the build.
+        counts: Occurrences of each token, `[vocab]`.
+        settings: The settings of the build.
+        width: Width of a vector.
+        device: Device on which senses are fitted.
+
+    Raises:
+        ValueError: There is too little room; names the largest `max_samples_per_token` that fits.
+    """
+    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
     seen = int((counts > 0).sum())
     threads = torch.get_num_threads() if device.type == "cpu" else 1
 
     def needed(cap: int) -> tuple[int, int]:
+        """Bytes on disk and in memory with at most `cap` samples per token."""
         samples = int(sample_sizes(counts, cap).sum())
         senses = total_senses(settings, seen, samples)
         if senses is None:
-            senses = int(sample_sizes(counts, min(cap, settings.num_senses or cap)).sum())
+            senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
         block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
         return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
 
-    there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    # Compare with what there is.
+    free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     cap = settings.max_samples_per_token
     disk, memory = needed(cap)
     logger.info(
         f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB of the "
-        f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
+        f"{free_disk / 1e9:,.1f} GB free in {folder}, and, with the teacher loaded, {memory / 1e9:,.1f} of "
+        f"{free_memory / 1e9:,.1f} GB of free memory"
     )
-    if disk > there[0] or memory > there[1]:
-        low, high = 0, cap
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = all(need <= room for need, room in zip(needed(middle), there))
-            low, high = (middle, high) if fits else (low, middle - 1)
-        other = "another disk" if disk > there[0] else "fewer threads (OMP_NUM_THREADS)"
-        way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
-        raise ValueError(
-            f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
-            f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"
-        )
+    if disk <= free_disk and memory <= free_memory:
+        return
+
+    # Find the largest number of samples per token that fits.
+    low, high = 0, cap
+    while low < high:
+        middle = (low + high + 1) // 2
+        middle_disk, middle_memory = needed(middle)
+        fits = middle_disk <= free_disk and middle_memory <= free_memory
+        low, high = (middle, high) if fits else (low, middle - 1)
+    other = "another disk" if disk > free_disk else "fewer threads (OMP_NUM_THREADS)"
+    way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
+    raise ValueError(
+        f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {free_disk / 1e9:,.1f} GB are "
+        f"free, and {memory / 1e9:,.1f} GB of memory, where {free_memory / 1e9:,.1f} GB are free: {way}"
+    )
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
+    """The padding token, which gets no senses; none if it is another special token too and so occurs in texts."""
     others = {
         tokenizer.eos_token_id,
         tokenizer.bos_token_id,

@@ -1,4 +1,4 @@
-"""The settings of a build: what the caller chose, and what the dictionary is made from. They never change once they are made."""
+"""What a build depends on: the settings of the caller, the teacher and the tokenizer. None of them changes later."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -10,24 +10,29 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from ..models.configuration_sense_embedding import METHODS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
+from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.teachers import Teacher
 from ..models.tokenizers import check_offsets
 
+METHODS = ("budget", "senses_per_token", "mcl")
+# Files keep the name that senses_per_token had first, so that old builds are recognised.
+STORED_NAMES = {"senses_per_token": "num_senses"}
 # The result of a build may depend on the versions of these packages.
 PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What the caller of :func:`build_sense_dictionary` chose, checked.
+    """The settings that the caller of :func:`build_sense_dictionary` chose, checked.
 
-    The names and their order are those of `settings.json` and `manifest.json`. Numpy's integers and booleans become Python's.
+    The order of the fields is their order in `settings.json` and `manifest.json`. Integers and booleans of numpy are
+    turned into those of Python.
 
     Attributes:
-        method: How the number of senses is set: `budget`, `num_senses` or `mcl`. None: chosen by the number that is given.
-        num_senses: Senses for every token.
+        method: How the number of senses is set: `budget`, `num_senses` (the stored name of `senses_per_token`) or
+            `mcl`. If it is None, the number that is given decides.
+        senses_per_token: Senses for every token.
         budget: Senses in all. None with the method `budget`: the default budget.
         max_samples_per_token: Largest number of occurrences of a token that are sampled.
         batch_size: Texts in a forward pass of the teacher.
@@ -40,12 +45,14 @@ class BuildSettings:
         prompt_senses: Whether the tokens of the teacher's prompt get senses.
 
     Raises:
-        ValueError: A number is not an integer or out of range, a name is unknown, a flag is no boolean, or the method does not belong
-            to the number that is given.
+        ValueError: A number is no integer or out of range.
+        ValueError: There is no such method, similarity or dtype.
+        ValueError: A flag is no boolean.
+        ValueError: The method does not go with the number that is given.
     """
 
     method: str | None = None
-    num_senses: int | None = None
+    senses_per_token: int | None = None
     budget: int | None = None
     max_samples_per_token: int = 1000
     batch_size: int = 32
@@ -58,8 +65,8 @@ class BuildSettings:
     prompt_senses: bool = False
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {"method": _method(self.method, self.num_senses, self.budget)}
-        for name in ("num_senses", "budget"):
+        checked: dict[str, Any] = {"method": _method(self.method, self.senses_per_token, self.budget)}
+        for name in ("senses_per_token", "budget"):
             if getattr(self, name) is not None:
                 checked[name] = check_integer(name, getattr(self, name), 1)
         for name in ("max_samples_per_token", "batch_size"):
@@ -78,15 +85,16 @@ class BuildSettings:
             object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
     def record(self) -> dict[str, Any]:
-        """The settings as they are written to `settings.json` and `manifest.json`."""
-        return asdict(self)
+        """Returns the settings as they are written to `settings.json` and `manifest.json`."""
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What decides the vectors of a text, apart from the settings: the teacher, the tokenizers, the versions of the libraries.
+    """A record of the teacher, the tokenizers and the versions of the libraries, which decide the vectors of a text.
 
-    Dictionaries and data sets of sense ids record it. The names and their order are those of the files.
+    Dictionaries and datasets of sense ids have it in their `settings.json` and `manifest.json`, in the order of the
+    fields.
 
     Attributes:
         prompt: Fields of the teacher's :class:`Prompt`, if it has one.
@@ -117,7 +125,7 @@ class Origin:
     versions: dict[str, str]
 
     def record(self) -> dict[str, Any]:
-        """The fields as they are written to `settings.json` and `manifest.json`."""
+        """Returns the fields as they are written to `settings.json` and `manifest.json`."""
         fields = asdict(self)
         versions = fields.pop("versions")
         return {**fields, **versions}
@@ -125,12 +133,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """A teacher, the tokenizer whose tokens get senses, and the record of both.
+    """A teacher and the tokenizer whose tokens get senses, with the record of both.
 
     Attributes:
         teacher: The teacher.
         tokenizer: The tokenizer whose tokens get senses.
-        origin: What is recorded about them.
+        origin: The record.
     """
 
     teacher: Teacher
@@ -147,7 +155,10 @@ class Source:
         truncation: bool = False,
         prompt_senses: bool = False,
     ) -> "Source":
-        """Records a teacher and a tokenizer. All processes call it; only the first one computes the teacher's fingerprint.
+        """Makes the record of a teacher and a tokenizer.
+
+        All processes of a launch call it. Only the first one computes the teacher's fingerprint, which reads all
+        weights.
 
         Args:
             teacher: The teacher.
@@ -183,16 +194,16 @@ class Source:
 
     @property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The teacher's tokenizer if its tokens are others than those that get senses, else None."""
+        """The teacher's tokenizer if it differs from `tokenizer`, else None."""
         return None if self.origin.teacher_tokenizer is None else self.teacher.tokenizer
 
 
 def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
-    """Checks an integer and returns it as Python's `int`.
+    """Checks an argument that must be an integer and returns it as an `int`.
 
     Args:
-        name: Name of the argument, for the message.
-        value: An integer of Python or numpy. A boolean is none, nor is a float such as `10.0`.
+        name: Name of the argument.
+        value: Its value: an integer of Python or numpy. Booleans and floats such as `10.0` are refused.
         least: Smallest value that is allowed.
         below: Smallest value that is too large.
 
@@ -208,7 +219,7 @@ def check_integer(name: str, value: Any, least: int | None = None, below: int | 
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Checks a boolean of Python or numpy and returns it as Python's `bool`.
+    """Checks an argument that must be a boolean, of Python or numpy, and returns it as a `bool`.
 
     Raises:
         ValueError: The value is no boolean.
@@ -219,30 +230,32 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Checks that a name is one of those allowed.
+    """Checks an argument that must be one of some names.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is none of them.
     """
     if value not in tuple(allowed):
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
 
 
-def _method(method: str | None, num_senses: int | None, budget: int | None) -> str:
-    """The method as it is stored: the one named, or else the one that the given number implies.
+def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:
+    """Returns the stored name of the method: the one that is given, or else the one that the number implies.
 
     Raises:
-        ValueError: There is no such method, or it does not belong to the number.
+        ValueError: There is no such method, or it does not go with the number.
     """
-    if num_senses is not None and budget is not None:
-        raise ValueError(f"num_senses={num_senses} and budget={budget}: give one of them")
-    implied = "budget" if num_senses is None else "num_senses"
-    if method is None:
-        return implied
-    check_choice("method", method, METHODS)
-    if method == "num_senses" and num_senses is None:
-        raise ValueError("method='num_senses' needs a number: give num_senses=, or leave out method")
-    if method != implied and (num_senses is not None or budget is not None):
-        given = f"budget={budget}" if num_senses is None else f"num_senses={num_senses}"
-        raise ValueError(f"method={method!r} with {given}: these do not belong together, leave out one of them")
-    return method
+    if senses_per_token is not None and budget is not None:
+        raise ValueError(f"senses_per_token={senses_per_token} and budget={budget}: give one of them")
+    implied = "budget" if senses_per_token is None else "senses_per_token"
+    if method == "num_senses":
+        method = "senses_per_token"
+    if method is not None:
+        check_choice("method", method, METHODS)
+        if method == "senses_per_token" and senses_per_token is None:
+            raise ValueError("method='senses_per_token' needs a number: give senses_per_token=, or leave out method")
+        if method != implied and (senses_per_token is not None or budget is not None):
+            given = f"budget={budget}" if senses_per_token is None else f"senses_per_token={senses_per_token}"
+            raise ValueError(f"method={method!r} with {given}: these do not belong together, leave out one of them")
+    method = method or implied
+    return STORED_NAMES.get(method, method)

@@ -6,7 +6,8 @@ A folder holds:
 - `building/`: the stages of an unfinished build, and its `settings.json`.
 - `config.json` and so on: the finished dictionary. `manifest.json` lists its files and settings.
 
-Each kind of result has a marker: the file without which it does not load. The marker is written last and removed first.
+Each kind of result has a marker: the file without which it does not load. The marker is written last and removed
+first.
 """
 
 import json
@@ -56,8 +57,8 @@ def broadcast(compute: Callable[[], T]) -> T:
 def locked(folder: Path) -> Iterator[None]:
     """Locks a folder, so that no other build or distillation works in it.
 
-    Every process of a launch calls it and holds a lock of its own. The locks belong to the operating system: each ends with its
-    process, even if that is killed. So a process that outlives its build is noticed too.
+    Every process of a launch calls it and holds a lock of its own. The locks belong to the operating system: each ends
+    with its process, even if that is killed. So a process that outlives its build is noticed too.
 
     Args:
         folder: The folder; it is created if it does not exist.
@@ -100,7 +101,8 @@ class BuildFolder:
     Attributes:
         path: The folder.
         kind: What is built: `dictionary` or `data set`.
-        settings: The settings as they are written to `settings.json` and `manifest.json`. Empty for a folder that is only read.
+        settings: The settings as they are written to `settings.json` and `manifest.json`. Empty for a folder that is
+            only read.
         overwrite: Whether to replace what was built with other settings, and files that no build has written.
     """
 
@@ -124,14 +126,14 @@ class BuildFolder:
         return locked(self.path)
 
     def begin(self, *, afresh: bool = False) -> None:
-        """Creates the folder of the stages, or finds the one that an interrupted build with the same settings has left.
+        """Creates the folder of the stages, or continues with what an interrupted build has left there.
 
         Args:
             afresh: Discard an interrupted build even if its settings are the same.
 
         Raises:
-            ValueError: Without `overwrite`: the folder holds a finished result of another kind, an unfinished build with other
-                settings, or files that no build has written.
+            ValueError: Without `overwrite`: the folder holds a finished result of another kind, an unfinished build
+                with other settings, or files that no build has written.
         """
         # Refuse a folder that holds the other kind of result.
         others = [kind for kind, marker in MARKERS.items() if kind != self.kind and (self.path / marker).is_file()]
@@ -150,8 +152,8 @@ class BuildFolder:
             changed = differences(before, {**before, **{name: self.settings[name] for name in names}})
             if changed and not self.overwrite:
                 raise ValueError(
-                    f"{self.path} holds an unfinished build with other settings: {changed}; give the same, another folder, "
-                    "or overwrite"
+                    f"{self.path} holds an unfinished build with other settings: {changed}; give the same, another "
+                    "folder, or overwrite"
                 )
             if changed:
                 self.discard()
@@ -199,7 +201,8 @@ class BuildFolder:
         """Whether the folder holds the finished result of the same settings and texts.
 
         Args:
-            corpus_digest: Computes the SHA-256 of the texts; called only if there is a finished result to compare with.
+            corpus_digest: Computes the SHA-256 of the texts; called only if there is a finished result to compare
+                with.
 
         Raises:
             ValueError: Without `overwrite`: the folder holds another finished result, or one whose files were changed.
@@ -215,15 +218,16 @@ class BuildFolder:
         changed = differences(manifest["settings"], {**self.settings, "corpus": corpus_digest()})
         if changed and not self.overwrite:
             raise ValueError(
-                f"{self.path} holds a {self.kind} with other settings: {changed}; give the same, another folder, or overwrite"
+                f"{self.path} holds a {self.kind} with other settings: {changed}; give the same, another folder, or "
+                "overwrite"
             )
         return not changed
 
     def publish(self, corpus_sha256: str) -> None:
         """Adds a manifest to the files in `ready`, moves all of them into the folder, and removes the stages.
 
-        The marker is moved last, so a result that is not complete does not load. After an interruption the caller writes the files
-        in `ready` again and repeats the call.
+        The marker is moved last, so a result that is not complete does not load. After an interruption the caller
+        writes the files in `ready` again and repeats the call.
 
         Args:
             corpus_sha256: SHA-256 of the texts, for the manifest.
@@ -250,7 +254,10 @@ class BuildFolder:
         self.discard()
 
     def discard(self) -> None:
-        """Removes the stages. What an interruption leaves of them is not taken for a build, as the settings are removed first."""
+        """Removes the stages.
+
+        The settings go first: if an interruption leaves some stages, they are not taken for an unfinished build.
+        """
         (self.stages / "settings.json").unlink(missing_ok=True)
         shutil.rmtree(self.stages, ignore_errors=True)
 
