@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from transformers import BertConfig, BertModel
 
 from conftest import SIZES, WORDS, make_model
 from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf.building.settings import BuildSettings
 
 
 def test_one_sense_is_the_mean_of_all_vectors_of_a_token(teacher, texts):
     senses = build_sense_dictionary(
-        teacher, texts, num_senses=1, senses_dtype="float32", sample_dtype="float32", batch_size=7
+        teacher, texts, senses_per_token=1, senses_dtype="float32", sample_dtype="float32", batch_size=7
     )
     sums, counts = torch.zeros(32, 16), torch.zeros(32)
     for text in texts:
@@ -59,9 +61,9 @@ def test_every_kind_of_corpus(bert, texts, teacher_folder):
 
 def test_long_texts_are_cut_into_windows(bert):
     long = " ".join(np.random.default_rng(0).choice(WORDS, 500))
-    senses = build_sense_dictionary(bert, [long], num_senses=3)
+    senses = build_sense_dictionary(bert, [long], senses_per_token=3)
     assert senses.config.num_tokens == 502 == senses.usage.sum()
-    cut = build_sense_dictionary(bert, [long], num_senses=3, max_length=16, truncation=True)
+    cut = build_sense_dictionary(bert, [long], senses_per_token=3, max_length=16, truncation=True)
     assert cut.config.num_tokens == 16
 
 
@@ -87,7 +89,7 @@ def test_the_rule_of_the_paper(bert, texts):
     senses = build_sense_dictionary(bert, texts, method="mcl", max_samples_per_token=15)
     sizes, samples = (
         senses.offsets.diff(),
-        build_sense_dictionary(bert, texts, num_senses=15, max_samples_per_token=15).offsets.diff(),
+        build_sense_dictionary(bert, texts, senses_per_token=15, max_samples_per_token=15).offsets.diff(),
     )
     assert senses.config.method == "mcl" and senses.config.method_value is None
     assert (
@@ -99,7 +101,7 @@ def test_the_rule_of_the_paper(bert, texts):
 
 def test_texts_can_be_added_where_samples_were_kept(bert, texts, tmp_path):
     """The old samples are not gathered again; with room for all, the result is that of both corpora together."""
-    settings = dict(num_senses=3, sample_dtype="float32", senses_dtype="float32")
+    settings = dict(senses_per_token=3, sample_dtype="float32", senses_dtype="float32")
     build_sense_dictionary(bert, texts[:40], output_dir=tmp_path / "old", keep_samples=True, **settings)
     counted = []
     original = type(bert).hidden_states
@@ -137,8 +139,7 @@ def test_what_cannot_be_updated(bert, texts, tmp_path):
 
 
 def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
-    """A teacher whose vector depends on the token before: every token has as many senses as neighbours it was seen with."""
-
+    """The teacher's vector depends on the token before: a token gets as many senses as it has such neighbours."""
     vectors = 10 * torch.randn(32, 16)
 
     class Neighbours(Teacher):
@@ -157,22 +158,70 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
     ("settings", "message"),
     [
         ({"budget": 5}, r"budget=5 is below one sense for each of the 30 different tokens"),
-        ({"budget": 90, "num_senses": 2}, "give one of them"),
-        ({"num_senses": 0}, "num_senses=0: it must be at least 1"),
+        ({"budget": 90, "senses_per_token": 2}, "give one of them"),
+        ({"senses_per_token": 0}, "senses_per_token=0: give an integer of at least 1, or leave it out"),
         ({"similarity": "euclid"}, "unknown similarity 'euclid': choose one of l2, cosine, dot"),
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
         ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
-        ({"seed": -1}, "seed=-1: it must be at least 0"),
+        ({"seed": -1}, "seed=-1: give an integer of at least 0 and below 4294967296"),
+        ({"seed": 2**32}, "seed=4294967296: give an integer"),
         ({"method": "mcl", "budget": 90}, "do not belong together"),
-        ({"method": "num_senses"}, "do not belong together"),
-        ({"method": "dbscan"}, "unknown method 'dbscan': choose one of budget, num_senses, mcl"),
-        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
+        ({"method": "budget", "senses_per_token": 2}, "do not belong together"),
+        ({"method": "senses_per_token"}, "method='senses_per_token' needs a number: give senses_per_token="),
+        ({"method": "dbscan"}, "unknown method 'dbscan': choose one of budget, senses_per_token, mcl"),
+        ({"batch_size": 0}, "batch_size=0: give an integer of at least 1"),
+        ({"budget": float("nan")}, "budget=nan: give an integer of at least 1"),
+        ({"budget": 90.0}, "budget=90.0: give an integer"),
+        ({"budget": True}, "budget=True: give an integer"),
+        ({"layer": "last"}, "layer='last': give an integer"),
+        ({"max_length": 16.0}, "max_length=16.0: give an integer"),
+        ({"truncation": "yes"}, "truncation='yes': give True or False"),
+        ({"keep_samples": 1}, "keep_samples=1: give True or False"),
+        ({"similarity": ["l2"]}, "unknown similarity"),
         ({"senses_dtype": "int4"}, "unknown senses_dtype 'int4': choose one of float16, bfloat16, float32, int8"),
     ],
 )
 def test_bad_settings(bert, texts, settings, message):
     with pytest.raises(ValueError, match=message):
         build_sense_dictionary(bert, texts, **settings)
+
+
+def test_settings_are_checked_before_the_teacher_is_loaded(texts):
+    with pytest.raises(ValueError, match="budget=0: give an integer of at least 1"):
+        build_sense_dictionary("there-is-no-such-teacher", texts, budget=0)
+
+
+def test_integers_of_numpy_are_integers(bert, texts, tmp_path):
+    """They are stored as Python's, so that the same call with those recognises the dictionary."""
+    settings = {"budget": 90, "layer": -1, "seed": 3, "max_length": 16, "truncation": True}
+    of_numpy = {name: np.array([value])[0] for name, value in settings.items()}
+    first = build_sense_dictionary(bert, texts, output_dir=tmp_path, **of_numpy)
+    second = build_sense_dictionary(bert, texts, output_dir=tmp_path, **settings)
+    assert torch.equal(first.senses, second.senses)
+
+
+def test_the_former_name_of_senses_per_token(bert, texts, tmp_path):
+    """It warns, and recognises what was built with the new name."""
+    new = build_sense_dictionary(bert, texts, senses_per_token=2, method="senses_per_token", output_dir=tmp_path)
+    with pytest.warns(FutureWarning, match="num_senses is deprecated: write senses_per_token"):
+        old = build_sense_dictionary(bert, texts, num_senses=2, method="num_senses", output_dir=tmp_path)
+    assert torch.equal(new.senses, old.senses)
+    assert (new.config.method, new.config.method_value) == ("num_senses", 2)
+    settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
+    assert list(settings)[:3] == ["method", "num_senses", "budget"] and settings["num_senses"] == 2
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="give only the first"):
+        build_sense_dictionary(bert, texts, num_senses=2, senses_per_token=2)
+
+
+def test_settings_never_change():
+    settings = BuildSettings(budget=90)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.budget = 100
+    assert (settings.method, BuildSettings(senses_per_token=2).method, BuildSettings().method) == (
+        "budget",
+        "num_senses",
+        "budget",
+    )
 
 
 def test_bad_input(bert, texts):

@@ -80,5 +80,7 @@ def test_what_cannot_be_merged(bert, texts, halves):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)
     with pytest.raises(ValueError, match="budget=5 is below one sense for each of the 30"):
         merge_sense_dictionaries(halves, 5)
+    with pytest.raises(ValueError, match="budget=nan: give an integer of at least 1"):
+        merge_sense_dictionaries(halves, float("nan"))
     with pytest.raises(ValueError, match="no dictionaries"):
         merge_sense_dictionaries([], 100)

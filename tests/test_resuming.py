@@ -27,8 +27,10 @@ def contents(folder):
 
 
 def build(teacher, texts, folder, kill_at=None, **settings):
-    """Builds in a forked process with one thread; killed at a line of the package, by their number, if that is given. Returns how many
-    lines were executed, or None if it was killed."""
+    """Builds in a forked process with one thread. Kills it when it has executed `kill_at` lines of the package.
+
+    Returns how many lines were executed, or None if the process was killed.
+    """
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
 
@@ -65,7 +67,7 @@ def no_threads_of_the_tokenizer(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "settings", [{}, {"budget": None, "num_senses": 3, "keep_samples": True}], ids=["budget", "num_senses"]
+    "settings", [{}, {"budget": None, "senses_per_token": 3, "keep_samples": True}], ids=["budget", "senses_per_token"]
 )
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
@@ -128,7 +130,7 @@ def test_something_else_in_the_folder_is_refused_by_name(bert, texts, tmp_path, 
     with pytest.raises(ValueError, match="corpus was .*, is" if is_finished else "its first 60 texts were others"):
         build_sense_dictionary(bert, texts[::-1], output_dir=tmp_path, **SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr("sensedict_hf.building.build.version", lambda name: "9" if name == "torch" else "1")
+        patch.setattr("sensedict_hf.building.settings.version", lambda name: "9" if name == "torch" else "1")
         with pytest.raises(ValueError, match="torch was .*, is 9"):
             build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     weight = bert.model.encoder.layer[0].output.dense.weight.data

@@ -1,1 +1,1 @@
-"""From text to a sense dictionary."""
+"""Builds sense dictionaries from text."""

@@ -1,17 +1,15 @@
-"""What senses a token has, and in which contexts they are found."""
+"""Shows which senses a token has, and the contexts in which each of them is found."""
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from sklearn.decomposition import PCA
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
@@ -21,9 +19,14 @@ from ..models.tokenizers import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
+from .settings import check_integer
 from .tensor_files import TensorFile
+from .windows import TokenizedCorpus
 
-CONTEXT_TOKENS = 8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CONTEXT_TOKENS = 8  # shown on each side of an occurrence
 
 
 @dataclass
@@ -31,9 +34,12 @@ class SenseReport:
     """One sense of a token.
 
     Attributes:
-        sense_id: its index among the token's own. usage: how often it was the nearest one in the corpus of the dictionary; share: the
-            same as a share of all occurrences of the token.
-        contexts: passages in which it is chosen, the closest vectors first; found: how many there are.
+        sense_id: Index among the senses of the token.
+        usage: How often the sense was the nearest one in the corpus of the dictionary.
+        share: The same as a share of all occurrences of the token, from 0 to 1.
+        contexts: Passages in which the teacher picks the sense, the one with the nearest vector first. The token
+            stands in square brackets.
+        found: In how many of the occurrences the teacher picks the sense.
     """
 
     sense_id: int
@@ -45,11 +51,14 @@ class SenseReport:
 
 @dataclass
 class Occurrences:
-    """Where a token stands in texts.
+    """The occurrences of a token in texts.
 
     Attributes:
-        total: all occurrences, of which n, drawn at random, were looked at.
-        vectors: `[n, hidden]`, the teacher's. sense_ids: `[n]`. distances: `[n]`, to the chosen sense. contexts: `n` passages.
+        total: Number of all occurrences. `n` of them, drawn at random, were looked at.
+        vectors: Hidden states of the teacher, `[n, hidden]`, float32.
+        sense_ids: The sense that the teacher picks, `[n]`.
+        distances: Distance between the hidden state and that sense, `[n]`.
+        contexts: The passage around each occurrence; the token stands in square brackets.
     """
 
     total: int
@@ -69,57 +78,111 @@ def find_occurrences(
     max_occurrences: int = 1000,
     batch_size: int = 32,
 ) -> Occurrences:
-    """Finds a token in texts and the sense that the teacher picks for it; only texts that hold it are run through the teacher.
+    """Finds a token in texts, and the sense that the teacher picks at each occurrence.
+
+    The teacher reads only texts that hold the token.
+
+    Args:
+        senses: The dictionary.
+        teacher: The teacher that the dictionary was built from.
+        token: The token: its id, its spelling in the vocabulary, or a word that is a single token.
+        texts: List or iterable of strings, or a dataset with a column of texts.
+        text_column: Column that holds the texts, if `texts` is a dataset.
+        max_occurrences: If there are more, so many are drawn at random, always the same ones.
+        batch_size: Texts in a forward pass of the teacher.
+
+    Returns:
+        The occurrences, in the order of the texts.
 
     Raises:
-        ValueError: the token has no senses or does not occur, or the dictionary does not fit the teacher.
+        ValueError: The dictionary was not built from the teacher.
+        ValueError: The token has no senses, or does not occur in the texts.
+
+    Example:
+        >>> from sensedict_hf import find_occurrences
+        >>> occurrences = find_occurrences(senses, teacher, "bank", texts)
+        >>> len(occurrences.contexts) == occurrences.total
+        True
+        >>> "[bank]" in occurrences.contexts[0]
+        True
     """
     check_teacher(senses, teacher)
-    token_id, vocab_size = senses.token_id(token), senses.config.vocab_size
-    with TemporaryDirectory(prefix="sensedict-") as folder:
-        own = senses.config.teacher_tokenizer_fingerprint is None
-        tokenizer, teacher_tokenizer = (teacher.tokenizer, None) if own else (senses.tokenizer, teacher.tokenizer)
-        settings = {"text_column": text_column, "teacher_tokenizer": teacher_tokenizer, "prompt": teacher.prompt}
-        corpus = tokenize_corpus(texts, tokenizer, folder, **settings)
+    max_occurrences = check_integer("max_occurrences", max_occurrences, 1)
+    token_id = senses.token_id(token)
+    is_own = senses.config.teacher_tokenizer_fingerprint is None
+    tokenizer = teacher.tokenizer if is_own else senses.tokenizer
+    with TemporaryDirectory(prefix="sensedict-") as path:
+        folder = Path(path)
+
+        # Find the token in the texts.
+        corpus = tokenize_corpus(
+            texts,
+            tokenizer,
+            folder,
+            text_column=text_column,
+            teacher_tokenizer=None if is_own else teacher.tokenizer,
+            prompt=teacher.prompt,
+        )
         positions = np.flatnonzero(corpus.input_ids == token_id)
         total = len(positions)
+        if total == 0:
+            raise ValueError(f"the token {token!r} does not occur in the texts: give other texts")
         if total > max_occurrences:
             positions = np.sort(np.random.default_rng(0).choice(positions, max_occurrences, replace=False))
-        if not total:
-            raise ValueError(f"the token {token!r} does not occur in the texts given")
-        counts = np.zeros(vocab_size, dtype=np.int64)
-        counts[token_id] = len(positions)
-        slots = np.arange(len(positions))
-        plan = SamplingPlan(
-            counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64)
-        )
-        windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), Path(folder))
-        layer = senses.config.layer
+
+        # Run the teacher over the texts that hold it.
+        plan = _plan(positions, token_id, senses.config.vocab_size)
+        windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), folder)
         gather_samples(
-            teacher, corpus, plan, windows, Path(folder), layer=layer, batch_size=batch_size, dtype=torch.float32
+            teacher,
+            corpus,
+            plan,
+            windows,
+            folder,
+            layer=senses.config.layer,
+            batch_size=batch_size,
+            dtype=torch.float32,
         )
-        vectors = TensorFile(Path(folder, "samples.safetensors"))["samples"].clone()
-        text = np.searchsorted(corpus.offsets, positions, side="right") - 1
-        begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
-        end = np.minimum(positions + 1 + CONTEXT_TOKENS, corpus.offsets[text + 1] - corpus.suffix)
-        contexts = [
-            _mark(tokenizer, corpus.input_ids[a:b], p - a)
-            for a, p, b in zip(np.minimum(begin, positions), positions, np.maximum(end, positions + 1))
-        ]
-    chosen = senses(
-        torch.full((1, len(positions)), token_id).to(senses.device), vectors[None].to(senses.device), assignment="hard"
-    )
+        vectors = TensorFile(folder / "samples.safetensors")["samples"].clone()
+        contexts = _contexts(tokenizer, corpus, positions)
+
+    # Let the dictionary pick the senses.
+    token_ids = torch.full((1, len(positions)), token_id, device=senses.device)
+    chosen = senses(token_ids, vectors[None].to(senses.device), assignment="hard")
     sense_ids, nearest = chosen.sense_ids[0].cpu(), chosen.hidden_states[0].cpu()
     if sense_ids[0] < 0:
-        raise ValueError(f"the token {token!r} has no senses: it did not occur in the corpus of the dictionary")
+        raise ValueError(_no_senses(token))
     return Occurrences(total, vectors, sense_ids.numpy(), (vectors - nearest).norm(dim=-1).numpy(), contexts)
 
 
+def _plan(positions: np.ndarray, token_id: int, vocab_size: int) -> SamplingPlan:
+    """A plan that samples one token at the given positions, `[n]`, in their order."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    counts[token_id] = len(positions)
+    slots = np.arange(len(positions))
+    return SamplingPlan(counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64))
+
+
+def _contexts(tokenizer: PreTrainedTokenizerBase, corpus: TokenizedCorpus, positions: np.ndarray) -> list[str]:
+    """The passages around tokens, without the special tokens around a text."""
+    text = np.searchsorted(corpus.offsets, positions, side="right") - 1
+    begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
+    end = np.minimum(positions + 1 + CONTEXT_TOKENS, corpus.offsets[text + 1] - corpus.suffix)
+    # A special token itself is shown too.
+    begin, end = np.minimum(begin, positions), np.maximum(end, positions + 1)
+    return [_mark(tokenizer, corpus.input_ids[a:b], p - a) for a, p, b in zip(begin, positions, end)]
+
+
 def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int) -> str:
-    """The passage with the token in brackets. Decoded from the start each time, since pieces of words decode differently alone."""
-    before, until, whole = (tokenizer.decode(input_ids[:end]) for end in (place, place + 1, len(input_ids)))
-    token = until[len(before) :] if until.startswith(before) else tokenizer.decode(input_ids[place : place + 1])
-    after = whole[len(until) :] if whole.startswith(until) else " " + tokenizer.decode(input_ids[place + 1 :])
+    """The decoded passage, with the token at index `place` in square brackets."""
+
+    def decode(ids: np.ndarray) -> str:
+        return str(tokenizer.decode(ids))
+
+    # Decode from the start each time, since a piece of a word is decoded differently alone.
+    before, until, whole = (decode(input_ids[:end]) for end in (place, place + 1, len(input_ids)))
+    token = until[len(before) :] if until.startswith(before) else decode(input_ids[place : place + 1])
+    after = whole[len(until) :] if whole.startswith(until) else " " + decode(input_ids[place + 1 :])
     space = " " if token.startswith(" ") and before else ""
     return f"{before}{space}[{token.strip()}]{after}"
 
@@ -127,61 +190,117 @@ def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int)
 def report_senses(
     senses: SenseEmbeddingModel, token: int | str, occurrences: Occurrences | None = None, *, max_contexts: int = 3
 ) -> list[SenseReport]:
-    """The senses of a token, the most used first, with passages if occurrences are given.
+    """Lists the senses of a token, the most used one first.
+
+    Args:
+        senses: The dictionary.
+        token: The token: its id, its spelling in the vocabulary, or a word that is a single token.
+        occurrences: Occurrences of the token from :func:`find_occurrences`. With them each sense gets contexts.
+        max_contexts: Largest number of contexts for a sense.
+
+    Returns:
+        One report for each sense.
 
     Raises:
-        ValueError: the token has no senses.
+        ValueError: The token has no senses.
+
+    Example:
+        >>> from sensedict_hf import find_occurrences, report_senses
+        >>> occurrences = find_occurrences(senses, teacher, "bank", texts)
+        >>> reports = report_senses(senses, "bank", occurrences, max_contexts=1)
+        >>> len(reports) == len(senses.senses_of("bank"))
+        True
+        >>> sum(report.found for report in reports) == occurrences.total
+        True
     """
     usage = senses.usage[senses.rows_of(token)].tolist()
     if not usage:
-        raise ValueError(f"the token {token!r} has no senses: it did not occur in the corpus of the dictionary")
+        raise ValueError(_no_senses(token))
     total = max(sum(usage), 1)
-    reports = [SenseReport(number, used, used / total) for number, used in enumerate(usage)]
+    reports = [SenseReport(sense_id, used, used / total) for sense_id, used in enumerate(usage)]
     if occurrences is not None:
         for report in reports:
-            rows = np.flatnonzero(occurrences.sense_ids == report.sense_id)
-            nearest = rows[np.argsort(occurrences.distances[rows], kind="stable")][:max_contexts]
-            report.contexts, report.found = [occurrences.contexts[row] for row in nearest], len(rows)
+            rows = _nearest(occurrences, report.sense_id)
+            report.contexts, report.found = [occurrences.contexts[row] for row in rows[:max_contexts]], len(rows)
     return sorted(reports, key=lambda report: -report.usage)
 
 
-matplotlib.use("Agg")
+def _nearest(occurrences: Occurrences, sense_id: int) -> np.ndarray:
+    """Indices of the occurrences of a sense, the one with the nearest vector first."""
+    rows = np.flatnonzero(occurrences.sense_ids == sense_id)
+    return rows[np.argsort(occurrences.distances[rows], kind="stable")]
+
+
+def _no_senses(token: int | str) -> str:
+    return (
+        f"the token {token!r} has no senses, as it did not occur in the corpus of the dictionary: choose another one"
+    )
 
 
 def plot_senses(
-    senses: SenseEmbeddingModel, occurrences: dict[str, Occurrences], path: str | os.PathLike, *, annotate: int = 2
+    senses: SenseEmbeddingModel, occurrences: Mapping[str, Occurrences], path: str | os.PathLike, *, annotate: int = 2
 ) -> None:
-    """Draws, for each token, its contextual vectors on their two principal axes, coloured by sense, with the senses as stars.
+    """Draws the hidden states of tokens and their senses into an image.
+
+    Each token has a panel. It shows the hidden states on their two principal axes, coloured by sense, and the senses
+    as stars. Needs matplotlib.
 
     Args:
-        occurrences: token -> where it occurs. path: of the image. annotate: how many contexts are written out for a sense.
+        senses: The dictionary.
+        occurrences: For each token its occurrences from :func:`find_occurrences`.
+        path: File of the image. Its ending decides the format, as in matplotlib.
+        annotate: How many contexts of each sense are written below the panel.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: There is no token to draw, or one has fewer than two occurrences.
+
+    Example:
+        >>> from sensedict_hf import find_occurrences, plot_senses
+        >>> occurrences = {word: find_occurrences(senses, teacher, word, texts) for word in ("bank", "bark")}
+        >>> plot_senses(senses, occurrences, "senses.png")
     """
-    figure, axes = plt.subplots(1, len(occurrences), figsize=(7 * len(occurrences), 5), squeeze=False)
+    # Imported here: only drawing needs them. A Figure of its own leaves the caller's backend and figures alone.
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot_senses needs matplotlib: pip install matplotlib") from error
+    from sklearn.decomposition import PCA
+
+    if not occurrences:
+        raise ValueError("no occurrences: give at least one token with what find_occurrences returns for it")
+    few = [token for token, found in occurrences.items() if len(found.vectors) < 2]
+    if few:
+        raise ValueError(f"{', '.join(few)} occurs only once: give texts with two or more occurrences to draw")
+
+    figure = Figure(figsize=(7 * len(occurrences), 5))
+    axes = figure.subplots(1, len(occurrences), squeeze=False)
     for axis, (token, found) in zip(axes[0], occurrences.items()):
+        # Project hidden states and senses on the same two axes.
         centres = senses.senses_of(token).float().cpu().numpy()
         projection = PCA(2, random_state=0).fit(found.vectors.numpy())
         points, stars = projection.transform(found.vectors.numpy()), projection.transform(centres)
+
+        # Draw both, in the colours of the senses.
         used = np.unique(found.sense_ids)
-        colors = plt.get_cmap("tab10")(np.arange(len(centres)) % 10)
+        colors = colormaps["tab10"](np.arange(len(centres)) % 10)
         axis.scatter(*points.T, c=colors[found.sense_ids], s=26, alpha=0.75, linewidths=0)
         axis.scatter(*stars[used].T, c=colors[used], marker="*", s=330, edgecolors="black", linewidths=1)
-        _annotate(axis, points, found, colors, used, annotate)
+        _annotate(axis, found, colors, used, annotate)
         axis.set_title(f"“{token}”: {len(points)} contexts, {len(used)} senses", fontsize=13)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.margins(0.1)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
-def _annotate(
-    axis, points: np.ndarray, found: Occurrences, colors: np.ndarray, used: Sequence[int], count: int
-) -> None:
-    """Writes the passages nearest to each sense beside the picture, in the colour of the sense."""
-    lines = []
-    for sense in used:
-        rows = np.flatnonzero(found.sense_ids == sense)
-        for row in rows[np.argsort(found.distances[rows])][:count]:
-            lines.append((colors[sense], textwrap.shorten(found.contexts[row], 88, placeholder=" ...")))
+def _annotate(axis: "Axes", found: Occurrences, colors: np.ndarray, used: np.ndarray, count: int) -> None:
+    """Writes the contexts of each sense below a panel, in the colour of the sense."""
+    lines = [
+        (colors[sense_id], textwrap.shorten(found.contexts[row], 88, placeholder=" ..."))
+        for sense_id in used
+        for row in _nearest(found, sense_id)[:count]
+    ]
     for number, (color, line) in enumerate(lines):
         axis.text(0.0, -0.05 - 0.055 * number, line, transform=axis.transAxes, fontsize=8.5, color=color, va="top")

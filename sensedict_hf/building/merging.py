@@ -1,4 +1,4 @@
-"""Sense dictionaries of one teacher, built on different texts -> one; or one -> a smaller one."""
+"""Merges sense dictionaries of one teacher, or makes a single one smaller."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,37 +11,55 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
 from .fitting import fit_senses, read_senses
 from .planning import check_budget
+from .settings import check_integer
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
-    """Merges dictionaries of the same teacher, or makes a single one smaller. Each sense counts as often as it was used; a sense that was
-    never used is dropped.
+    """Merges dictionaries of the same teacher, or makes a single dictionary smaller.
 
-    The senses of each token are clustered as samples are in a build, so that the distortion of the result is that of the dictionaries
-    and what the merging adds to it.
+    The senses of each token are clustered like samples in a build, each weighted by its usage. Senses that were never
+    used are dropped. The distortion of the result is the mean distortion of the dictionaries plus what the merging
+    adds.
 
     Args:
-        budget: senses in all, placed over the tokens where they lower the squared distance most.
+        dictionaries: The dictionaries, or a single one to make smaller.
+        budget: Senses in all. They are given to the tokens where they lower the squared distance most.
+
+    Returns:
+        The merged dictionary. It has the dtype, the assignment and the tokenizer of the first one.
 
     Raises:
-        ValueError: no dictionaries, some of different teachers or tokenizers, or a budget below one sense for each token.
+        ValueError: There are no dictionaries, or their teachers, layers, prompts, tokenizers or similarities differ.
+        ValueError: The budget is below one sense for each token.
+
+    Example:
+        >>> from sensedict_hf import merge_sense_dictionaries
+        >>> smaller = merge_sense_dictionaries([senses], budget=3_000)
+        >>> smaller.config.num_senses
+        3000
     """
     if not dictionaries:
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
-    first, *others = (senses.config for senses in dictionaries)
-    for config in others:
+    budget = check_integer("budget", budget, 1)
+    configs = [dictionary.config for dictionary in dictionaries]
+    first = configs[0]
+    for config in configs[1:]:
         first.check_same_vectors(config)
+
+    # Collect the senses that were used, with their tokens and usage, in the order of the tokens.
     tokens, rows, weights = [], [], []
-    for senses in dictionaries:
-        usage = senses.usage.cpu()
+    for dictionary in dictionaries:
+        usage = dictionary.usage.cpu()
         used = usage > 0
-        tokens.append(torch.arange(first.vocab_size).repeat_interleave(senses.offsets.cpu().diff())[used])
-        rows.append(senses.dequantized().cpu().float()[used])
+        tokens.append(torch.arange(first.vocab_size).repeat_interleave(dictionary.offsets.cpu().diff())[used])
+        rows.append(dictionary.dequantized().cpu().float()[used])
         weights.append(usage[used])
     order = torch.cat(tokens).argsort(stable=True)
     token, weight = torch.cat(tokens)[order], torch.cat(weights)[order]
     sizes = torch.bincount(token, minlength=first.vocab_size)
     check_budget(budget, int((sizes > 0).sum()))
+
+    # Cluster them like samples.
     store = {
         "samples": torch.cat(rows)[order],
         "offsets": torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
@@ -51,8 +69,9 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     with TemporaryDirectory(prefix="sensedict-") as folder:
         fit_senses(store, folder, budget=budget, similarity=first.similarity, alone=True)
         found = read_senses(folder, store)
-    configs = [senses.config for senses in dictionaries]
-    num_tokens = [int(senses.usage.sum()) for senses in dictionaries]
+
+    # Make a dictionary from the result.
+    num_tokens = [int(dictionary.usage.sum()) for dictionary in dictionaries]
     before = sum(config.distortion * number for config, number in zip(configs, num_tokens)) / sum(num_tokens)
     merged = SenseEmbeddingModel(
         SenseEmbeddingConfig(

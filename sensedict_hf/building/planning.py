@@ -1,8 +1,7 @@
-"""The first stage of a build: texts -> token ids -> which occurrences are sampled -> what the teacher is run on."""
+"""The first stage of a build: tokenizes the texts, draws the occurrences to sample, plans what the teacher reads."""
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -12,198 +11,252 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
-from ..models.teachers import Teacher
 from .corpus import CorpusChangedError, corpus_digest, tokenize_corpus
 from .fitting import BLOCK_ELEMENTS
 from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
+from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
-from .workspace import begin_build, differences, discard, finished_build
+from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
-# The default budget: at most this many senses for each token in the texts, and one for this many samples.
+# The default budget has at most this many senses for each token in the texts, and one sense for this many samples.
 SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
-# On disk, for each sample: its place, slot and priority, its window, its tree and, for a while, the candidates of the plan.
+# What a sample takes on disk apart from its vector: its position, slot and priority, its window, its node in the tree
+# and, while the plan is made, the candidates.
 BYTES_PER_SAMPLE = 120
-# In memory while senses are fitted: the samples of each thread's block, and what is computed from them at once.
+# While senses are fitted, each thread holds the samples of a block and about three intermediate results of that size.
 WORKING_COPIES = 4
 
 
-def read_corpus(
-    folder: Path,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Texts,
-    text_column: str,
-    settings: dict[str, Any],
-    overwrite: bool,
-    kind: str = "dictionary",
-) -> TokenizedCorpus | None:
-    """Tokenizes the texts of a build, or goes on with that; None if the folder holds the finished dictionary or data set.
+def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: str) -> TokenizedCorpus | None:
+    """Tokenizes the texts of a build into `building/corpus`, or continues where an interrupted call stopped.
+
+    Args:
+        folder: The folder of the build.
+        source: The teacher and the tokenizer.
+        texts: The texts.
+        text_column: Column that holds the texts, if they are a dataset.
+
+    Returns:
+        The tokenized texts; None if the folder holds the finished result already.
 
     Raises:
-        ValueError: the folder holds another one, or an unfinished build with other settings or texts, and `overwrite` is not set.
+        ValueError: Without `overwrite`: the folder holds another result, or an unfinished build with other settings or
+            texts.
     """
+    # Stop if there is nothing to do. An iterator that replaces something is not compared: it can be read only once.
     is_one_shot = iter(texts) is texts
-    try:
-        finished = None if overwrite and is_one_shot else finished_build(folder, kind)
-    except ValueError:
-        if not overwrite:
-            raise
-        finished = None
-    changed = None
-    if finished is not None:
-        changed = differences(finished["settings"], {**settings, "corpus": corpus_digest(texts, text_column)})
-        if changed and not overwrite:
-            raise ValueError(
-                f"{folder} holds a {kind} with other settings: {changed}; give the same, another folder, or overwrite"
-            )
-    if finished is not None and not changed:
-        discard(folder / "building")
-        logger.info(f"{folder} holds this {kind} already")
+    if not (folder.overwrite and is_one_shot) and folder.is_finished(lambda: corpus_digest(texts, text_column)):
+        folder.discard()
+        logger.info(f"{folder.path} holds this {folder.kind} already")
         return None
-    stages = begin_build(folder, settings, overwrite, kind)
-    reading = {
-        "text_column": text_column,
-        "teacher_tokenizer": teacher.tokenizer if settings["teacher_tokenizer"] else None,
-        "truncate_at": settings["max_length"] if settings["truncation"] else None,
-        "prompt": teacher.prompt,
-    }
+
+    def tokenize() -> TokenizedCorpus:
+        return tokenize_corpus(
+            texts,
+            source.tokenizer,
+            folder.stages / "corpus",
+            text_column=text_column,
+            teacher_tokenizer=source.teacher_tokenizer,
+            truncate_at=source.origin.max_length if source.origin.truncation else None,
+            prompt=source.teacher.prompt,
+        )
+
+    # Tokenize; with overwrite, start again if the texts have changed.
+    folder.begin()
     try:
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
+        corpus = tokenize()
     except CorpusChangedError:
-        if not overwrite or is_one_shot:
+        if is_one_shot or not folder.overwrite:
             raise
-        stages = begin_build(folder, settings, overwrite, kind, afresh=True)
-        corpus = tokenize_corpus(texts, tokenizer, stages / "corpus", **reading)
-    _warn_of_lost_tokens(corpus, teacher.name, settings["max_length"])
+        folder.begin(afresh=True)
+        corpus = tokenize()
+    _warn_of_lost_tokens(corpus, source.origin)
     return corpus
 
 
 def plan_build(
-    folder: Path,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
+    folder: BuildFolder,
+    source: Source,
+    settings: BuildSettings,
     texts: Texts,
     text_column: str,
-    settings: dict[str, Any],
     earlier: TensorFile | None,
-    overwrite: bool,
 ) -> bool:
-    """The first stage: tokenizes the texts and plans what the teacher is run on. False if the folder holds the finished dictionary."""
-    corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite)
+    """Tokenizes the texts, draws the occurrences to sample, and plans the windows of text that hold them.
+
+    Args:
+        folder: The folder of the build.
+        source: The teacher and the tokenizer.
+        settings: The settings of the build.
+        texts: The texts.
+        text_column: Column that holds the texts, if they are a dataset.
+        earlier: The samples of the dictionary that is updated, if any.
+
+    Returns:
+        False if the folder holds the finished dictionary already, so that there is nothing left to do.
+
+    Raises:
+        ValueError: The corpus is empty, or all its tokens are padding.
+        ValueError: The tokenizer does not fit the model.
+        ValueError: The budget is too small, or there is not enough room.
+        ValueError: The folder holds something else; see :func:`read_corpus`.
+    """
+    corpus = read_corpus(folder, source, texts, text_column)
     if corpus is None:
         return False
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings["layer"])
-    stages, max_length = folder / "building", settings["max_length"]
-    embeddings = teacher.model.get_input_embeddings().num_embeddings
+    teacher, tokenizer, stages = source.teacher, source.tokenizer, folder.stages
+    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings.layer)
+
+    # Draw the occurrences that are sampled.
     if not (stages / "plan.safetensors").exists():
+        embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():
             raise ValueError(
-                f"the tokenizer gives ids up to {int(read.nonzero()[0].max())}, {teacher.name} has embeddings for {embeddings} "
-                "tokens: the tokenizer is not the model's, or the model must be resized to it"
+                f"the tokenizer gives ids up to {int(read.nonzero()[0].max())}, {teacher.name} has embeddings for "
+                f"{embeddings} tokens: give the model's own tokenizer, or resize the model's embeddings"
             )
         counts = read
         if corpus.alignment is not None:
             counts = count_tokens(corpus, max(tokenizer.get_vocab().values()) + 1, exclude=_padding(tokenizer))
         together = counts if earlier is None else counts + earlier["counts"].numpy()
         if not together.any():
-            raise ValueError("no token of the corpus can be sampled: all of them are padding")
-        check_budget(settings["budget"], int((together > 0).sum()))
-        check_room(folder, together, settings, probe.shape[-1])
+            raise ValueError("no token of the corpus can be sampled, all of them are padding: give other texts")
+        check_budget(settings.budget, int((together > 0).sum()))
+        check_room(folder.path, together, settings, probe.shape[-1], teacher.device)
         plan_samples(
             corpus,
             counts,
-            settings["max_samples_per_token"],
+            settings.max_samples_per_token,
             stages,
-            seed=settings["seed"] + (settings["generation"] << 32),
+            seed=settings.seed + (source.origin.generation << 32),
             earlier=earlier,
         )
+
+    # Choose the windows of text that the teacher runs over.
     if not (stages / "windows.safetensors").exists():
-        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
+        windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
         used = len(np.unique(windows["text"]))
         logger.info(
-            f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher"
+            f"{used:,} of {len(corpus):,} texts hold a sample; the teacher does not read the others "
+            f"({1 - used / len(corpus):.1%})"
         )
     return True
 
 
-def _warn_of_lost_tokens(corpus: TokenizedCorpus, teacher: str, max_length: int) -> None:
-    """Says which tokens get no senses because they were cut off or have no vector."""
+def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
+    """Warns of tokens that get no senses because they were cut off or have no vector."""
     if corpus.dropped:
         total = corpus.dropped + len(corpus.input_ids)
-        logger.warning(f"truncation to {max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
+        logger.warning(f"truncation to {origin.max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
     if corpus.alignment is None:
         return
     specials, unaligned = corpus.prefix + corpus.suffix, corpus.alignment.unaligned
     total = len(corpus.input_ids) - specials * len(corpus)
     if unaligned:
         logger.warning(
-            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) cover no character that a token of {teacher} covers, white "
-            "space apart: they get no senses"
+            f"{unaligned:,} of {total:,} tokens ({unaligned / total:.1%}) share no character, apart from white space, "
+            f"with a token of {origin.teacher}: they get no senses"
         )
     lost = max(0, corpus.prefix - corpus.shown.prefix) + max(0, corpus.suffix - corpus.shown.suffix)
     if lost:
         logger.warning(
-            f"{lost} of {specials} special tokens of each text have no counterpart among those of {teacher}: they get no senses"
+            f"{lost} of {specials} special tokens of each text have no counterpart in {origin.teacher}: they get no "
+            "senses"
         )
 
 
 def check_budget(budget: int | None, seen: int) -> None:
-    """Raises a ValueError if the budget has less than one sense for each of the tokens seen."""
+    """Checks that a budget has at least one sense for each token.
+
+    Args:
+        budget: The budget; None if there is none.
+        seen: Number of different tokens in the texts.
+
+    Raises:
+        ValueError: The budget is too small.
+    """
     if budget is not None and budget < seen:
         raise ValueError(
             f"budget={budget} is below one sense for each of the {seen:,} different tokens: give {seen} or more"
         )
 
 
-def default_budget(seen: int, samples: int) -> int:
-    """The number of senses for so many tokens seen and samples of them."""
+def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None:
+    """The budget of a build: the one that is given, or the default.
+
+    Args:
+        settings: The settings of the build.
+        seen: Number of different tokens in the texts.
+        samples: Number of samples of all tokens.
+
+    Returns:
+        The number of senses in all; None if the method does not use a budget.
+    """
+    if settings.method != "budget" or settings.budget is not None:
+        return settings.budget
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
-def check_room(folder: Path, counts: np.ndarray, settings: dict[str, Any], width: int) -> None:
-    """Says what the build needs on disk and in memory; raises a ValueError if that is not there."""
-    sample_bytes = width * SAMPLE_DTYPES[settings["sample_dtype"]].itemsize + BYTES_PER_SAMPLE
+def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device) -> None:
+    """Logs what a build needs on disk and in memory, and checks that there is as much.
 
+    Args:
+        folder: Folder of the build.
+        counts: Occurrences of each token, `[vocab]`.
+        settings: The settings of the build.
+        width: Width of a vector.
+        device: Device on which senses are fitted.
+
+    Raises:
+        ValueError: There is too little room; names the largest `max_samples_per_token` that fits.
+    """
+    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
     seen = int((counts > 0).sum())
-    threads = torch.get_num_threads() if settings["device"] == "cpu" else 1
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
 
     def needed(cap: int) -> tuple[int, int]:
+        """Bytes on disk and in memory with at most `cap` samples per token."""
         samples = int(sample_sizes(counts, cap).sum())
-        if settings["method"] == "budget":
-            senses = settings["budget"] or default_budget(seen, samples)
-        else:
-            senses = int(sample_sizes(counts, min(cap, settings["num_senses"] or cap)).sum())
+        senses = total_senses(settings, seen, samples)
+        if senses is None:
+            senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
         block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
         return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
 
-    there = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    cap = settings["max_samples_per_token"]
+    # Compare with what there is.
+    free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    cap = settings.max_samples_per_token
     disk, memory = needed(cap)
     logger.info(
         f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB of the "
-        f"{there[0] / 1e9:,.1f} GB free in {folder}, and {memory / 1e9:,.1f} of {there[1] / 1e9:,.1f} GB of memory beside the teacher"
+        f"{free_disk / 1e9:,.1f} GB free in {folder}, and, with the teacher loaded, {memory / 1e9:,.1f} of "
+        f"{free_memory / 1e9:,.1f} GB of free memory"
     )
-    if disk > there[0] or memory > there[1]:
-        low, high = 0, cap
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = all(need <= room for need, room in zip(needed(middle), there))
-            low, high = (middle, high) if fits else (low, middle - 1)
-        other = "another disk" if disk > there[0] else "fewer threads (OMP_NUM_THREADS)"
-        way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
-        raise ValueError(
-            f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {there[0] / 1e9:,.1f} GB are free, and "
-            f"{memory / 1e9:,.1f} GB of memory, of which {there[1] / 1e9:,.1f} GB are free: {way}"
-        )
+    if disk <= free_disk and memory <= free_memory:
+        return
+
+    # Find the largest number of samples per token that fits.
+    low, high = 0, cap
+    while low < high:
+        middle = (low + high + 1) // 2
+        middle_disk, middle_memory = needed(middle)
+        fits = middle_disk <= free_disk and middle_memory <= free_memory
+        low, high = (middle, high) if fits else (low, middle - 1)
+    other = "another disk" if disk > free_disk else "fewer threads (OMP_NUM_THREADS)"
+    way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
+    raise ValueError(
+        f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {free_disk / 1e9:,.1f} GB are "
+        f"free, and {memory / 1e9:,.1f} GB of memory, where {free_memory / 1e9:,.1f} GB are free: {way}"
+    )
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Padding never gets senses, unless another special token serves as padding and is found in texts as itself."""
+    """The padding token, which gets no senses; none if it is another special token too and so occurs in texts."""
     others = {
         tokenizer.eos_token_id,
         tokenizer.bos_token_id,

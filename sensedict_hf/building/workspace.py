@@ -1,36 +1,70 @@
-"""The folder of a build: who works in it, with which settings, and how what is finished, a dictionary or a data set, gets there.
+"""The folder of a build, and the processes that share it.
 
-- `building-0.lock`, held by the first process while a build runs, and so on;
-- `building/`, the stages of an unfinished build, and its `settings.json`;
-- `config.json` and so on, the finished dictionary; `manifest.json` lists its files.
+A folder holds:
 
-Each kind has a marker, the file without which it does not load: it comes last and goes first.
+- `building-0.lock`, `building-1.lock`, ...: one lock for each process while a build runs.
+- `building/`: the stages of an unfinished build, and its `settings.json`.
+- `config.json` and so on: the finished dictionary. `manifest.json` lists its files and settings.
+
+Each kind of result has a marker: the file without which it does not load. The marker is written last and removed
+first.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+T = TypeVar("T")
+# As long as a build has only read the texts, only these settings must be the same for it to continue.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
 MANIFEST = "manifest.json"
 MARKERS = {"dictionary": "config.json", "data set": "state.json"}
 CHUNK = 1 << 24  # bytes that are hashed at a time
+# The first process may tokenize or plan for a long time while the others wait.
+TIMEOUT = timedelta(days=1)
+
+
+def process_state() -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` started, or this one alone."""
+    # Without an accelerator, torchrun's processes are told apart only on request.
+    cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=TIMEOUT)
+
+
+def broadcast(compute: Callable[[], T]) -> T:
+    """Calls a function in the first process and returns its result in all processes. All of them wait for it.
+
+    Args:
+        compute: The function. Its result can be pickled.
+    """
+    result: list[Any] = [compute() if PartialState().is_main_process else None]
+    return broadcast_object_list(result)[0]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds and distillations out of a folder, for all processes of this one. The locks are the operating system's: each ends
-    with its process, however that ends, so that a process that has outlived its build is noticed too.
+    """Locks a folder, so that no other build or distillation works in it.
+
+    Every process of a launch calls it and holds a lock of its own. The locks belong to the operating system: each ends
+    with its process, even if that is killed. So a process that outlives its build is noticed too.
+
+    Args:
+        folder: The folder; it is created if it does not exist.
 
     Raises:
-        ValueError: another works in the folder.
+        ValueError: Another process is working in the folder.
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,9 +72,10 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(path)
     try:
         if state.is_main_process:
+            # Remove locks that dead processes have left; a lock that is still held raises Timeout.
             for other in folder.glob("building-*.lock"):
                 with FileLock(other).acquire(timeout=0):
-                    other.unlink()  # of a process that is no more
+                    other.unlink()
             lock.acquire(timeout=0)
         state.wait_for_everyone()
         lock.acquire(timeout=0)
@@ -53,103 +88,182 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release(force=True)
 
 
-def discard(stages: Path) -> None:
-    """Removes the stages of a build; what is left of them after an interruption will not be taken for a build."""
-    (stages / "settings.json").unlink(missing_ok=True)
-    shutil.rmtree(stages, ignore_errors=True)
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What two settings differ in, in words; empty if in nothing."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describes how two sets of settings differ, name by name; empty if they do not."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
 
 
-def begin_build(
-    folder: Path, settings: dict[str, Any], overwrite: bool, kind: str = "dictionary", *, afresh: bool = False
-) -> Path:
-    """Makes the folder of the stages, or finds the one that an interrupted build with the same settings has left. As long as there is
-    nothing but tokenized text, only what that depends on must be the same.
+@dataclass(frozen=True)
+class BuildFolder:
+    """The folder in which one dictionary or data set is built.
 
-    Raises:
-        ValueError: the folder holds what is finished of another kind, an unfinished build with other settings, or files of other
-            origin that would be replaced, and `overwrite` is not set.
+    Attributes:
+        path: The folder.
+        kind: What is built: `dictionary` or `data set`.
+        settings: The settings as they are written to `settings.json` and `manifest.json`. Empty for a folder that is
+            only read.
+        overwrite: Whether to replace what was built with other settings, and files that no build has written.
     """
-    stages = folder / "building"
-    path = stages / "settings.json"
-    others = [other for other, marker in MARKERS.items() if other != kind and (folder / marker).is_file()]
-    if others and not overwrite:
-        raise ValueError(f"{folder} holds a {others[0]}: give the {kind} another folder, or overwrite")
-    if afresh:
-        discard(stages)
-    if path.is_file():
-        before = json.loads(path.read_text())
-        only_text = {item.name for item in stages.iterdir()} <= {"corpus", "settings.json", "settings.json.partial"}
-        names = TEXT_SETTINGS if only_text else settings
-        changed = differences(before, {**before, **{name: settings[name] for name in names}})
-        if changed and not overwrite:
+
+    path: Path
+    kind: str = "dictionary"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    @property
+    def stages(self) -> Path:
+        """The folder of an unfinished build."""
+        return self.path / "building"
+
+    @property
+    def ready(self) -> Path:
+        """The folder of finished files that :meth:`publish` moves."""
+        return self.stages / "ready"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Locks the folder; see :func:`locked`."""
+        return locked(self.path)
+
+    def begin(self, *, afresh: bool = False) -> None:
+        """Creates the folder of the stages, or continues with what an interrupted build has left there.
+
+        Args:
+            afresh: Discard an interrupted build even if its settings are the same.
+
+        Raises:
+            ValueError: Without `overwrite`: the folder holds a finished result of another kind, an unfinished build
+                with other settings, or files that no build has written.
+        """
+        # Refuse a folder that holds the other kind of result.
+        others = [kind for kind, marker in MARKERS.items() if kind != self.kind and (self.path / marker).is_file()]
+        if others and not self.overwrite:
+            raise ValueError(f"{self.path} holds a {others[0]}: give the {self.kind} another folder, or overwrite")
+
+        path = self.stages / "settings.json"
+        if afresh:
+            self.discard()
+        if path.is_file():
+            # Continue an interrupted build, if its settings are the same.
+            before = json.loads(path.read_text())
+            stages = {stage.name for stage in self.stages.iterdir()}
+            only_text = stages <= {"corpus", "settings.json", "settings.json.partial"}
+            names = TEXT_SETTINGS if only_text else self.settings
+            changed = differences(before, {**before, **{name: self.settings[name] for name in names}})
+            if changed and not self.overwrite:
+                raise ValueError(
+                    f"{self.path} holds an unfinished build with other settings: {changed}; give the same, another "
+                    "folder, or overwrite"
+                )
+            if changed:
+                self.discard()
+        else:
+            # Refuse to replace files that no build has written.
+            self.discard()
+            files = ("model.safetensors", "README.md", "tokenizer.json")
+            foreign = [name for name in files if (self.path / name).exists()]
+            if foreign and not (self.path / MANIFEST).exists() and not self.overwrite:
+                raise ValueError(
+                    f"{self.path} holds a {foreign[0]} that no build has put there: give another folder, or overwrite"
+                )
+
+        # Write the settings as a whole or not at all.
+        self.stages.mkdir(exist_ok=True)
+        partial = self.stages / "settings.json.partial"
+        partial.write_text(json.dumps(dict(self.settings), indent=2))
+        partial.replace(path)
+
+    def manifest(self, *, check: bool = True) -> dict[str, Any] | None:
+        """The manifest of the finished result; None if there is no finished result.
+
+        Args:
+            check: Compare the files with the manifest.
+
+        Raises:
+            ValueError: A file was changed after the build, or the result has no manifest.
+        """
+        if not (self.path / MARKERS[self.kind]).is_file():
+            return None
+        if not (self.path / MANIFEST).is_file():
+            what = "model" if self.kind == "dictionary" else self.kind
             raise ValueError(
-                f"{folder} holds an unfinished build with other settings: {changed}; give the same, another folder, or overwrite"
+                f"{self.path} holds a {what} that no build has put there: give another folder, or overwrite"
             )
-        if changed:
-            discard(stages)
-    else:
-        discard(stages)
-        taken = [name for name in ("model.safetensors", "README.md", "tokenizer.json") if (folder / name).exists()]
-        if taken and not (folder / MANIFEST).exists() and not overwrite:
+        manifest = json.loads((self.path / MANIFEST).read_text())
+        for name, entry in manifest["files"].items() if check else ():
+            if not (self.path / name).is_file() or describe(self.path / name) != entry:
+                raise ValueError(
+                    f"{self.path / name} is not the file that the build has written: give another folder, or overwrite"
+                )
+        return manifest
+
+    def is_finished(self, corpus_digest: Callable[[], str]) -> bool:
+        """Whether the folder holds the finished result of the same settings and texts.
+
+        Args:
+            corpus_digest: Computes the SHA-256 of the texts; called only if there is a finished result to compare
+                with.
+
+        Raises:
+            ValueError: Without `overwrite`: the folder holds another finished result, or one whose files were changed.
+        """
+        try:
+            manifest = self.manifest()
+        except ValueError:
+            if not self.overwrite:
+                raise
+            manifest = None
+        if manifest is None:
+            return False
+        changed = differences(manifest["settings"], {**self.settings, "corpus": corpus_digest()})
+        if changed and not self.overwrite:
             raise ValueError(
-                f"{folder} holds a {taken[0]} that no build has put there: give another folder, or overwrite"
+                f"{self.path} holds a {self.kind} with other settings: {changed}; give the same, another folder, or "
+                "overwrite"
             )
-    stages.mkdir(exist_ok=True)
-    partial = stages / "settings.json.partial"
-    partial.write_text(json.dumps(settings, indent=2))
-    partial.replace(path)  # whole or not at all
-    return stages
+        return not changed
 
+    def publish(self, corpus_sha256: str) -> None:
+        """Adds a manifest to the files in `ready`, moves all of them into the folder, and removes the stages.
 
-def finished_build(folder: Path, kind: str = "dictionary", *, check: bool = True) -> dict[str, Any] | None:
-    """The manifest of a finished dictionary or data set, if there is one.
+        The marker is moved last, so a result that is not complete does not load. After an interruption the caller
+        writes the files in `ready` again and repeats the call.
 
-    Args:
-        check: compare its files with it.
+        Args:
+            corpus_sha256: SHA-256 of the texts, for the manifest.
+        """
+        # Describe the files.
+        marker = MARKERS[self.kind]
+        names = sorted(path.name for path in self.ready.iterdir())
+        manifest = {
+            "settings": {**self.settings, "corpus": corpus_sha256},
+            "files": {name: describe(self.ready / name) for name in names},
+        }
+        (self.ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
-    Raises:
-        ValueError: a file was changed since; or there is one without a manifest.
-    """
-    if not (folder / MARKERS[kind]).is_file():
-        return None
-    if not (folder / MANIFEST).is_file():
-        what = "model" if kind == "dictionary" else kind
-        raise ValueError(f"{folder} holds a {what} that no build has put there: give another folder, or overwrite")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for name, entry in manifest["files"].items() if check else ():
-        if not (folder / name).is_file() or describe(folder / name) != entry:
-            raise ValueError(
-                f"{folder / name} is not the file that the build has written: give another folder, or overwrite"
-            )
-    return manifest
+        # Remove what is overwritten, the marker first.
+        (self.path / marker).unlink(missing_ok=True)
+        if (self.path / MANIFEST).is_file():
+            for name in json.loads((self.path / MANIFEST).read_text())["files"]:
+                (self.path / name).unlink(missing_ok=True)
+            (self.path / MANIFEST).unlink()
 
+        # Move the new files, the marker last.
+        for name in sorted([*names, MANIFEST], key=lambda name: (name == marker, name)):
+            (self.ready / name).replace(self.path / name)
+        self.discard()
 
-def publish(folder: Path, settings: dict[str, Any], kind: str = "dictionary") -> None:
-    """Puts a manifest beside the files of `building/ready` and moves them into the folder, the marker last: without it there is
-    nothing to load. Can be repeated from the start after an interruption, together with the writing of those files."""
-    stages, marker = folder / "building", MARKERS[kind]
-    ready = stages / "ready"
-    names = sorted(path.name for path in ready.iterdir())
-    manifest = {"settings": settings, "files": {name: describe(ready / name) for name in names}}
-    (ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / marker).unlink(missing_ok=True)  # of what is overwritten
-    if (folder / MANIFEST).is_file():
-        for name in json.loads((folder / MANIFEST).read_text())["files"]:
-            (folder / name).unlink(missing_ok=True)
-        (folder / MANIFEST).unlink()
-    for name in sorted([*names, MANIFEST], key=lambda name: (name == marker, name)):
-        (ready / name).replace(folder / name)
-    discard(stages)
+    def discard(self) -> None:
+        """Removes the stages.
+
+        The settings go first: if an interruption leaves some stages, they are not taken for an unfinished build.
+        """
+        (self.stages / "settings.json").unlink(missing_ok=True)
+        shutil.rmtree(self.stages, ignore_errors=True)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
+    """Returns the size of a file in bytes and its SHA-256."""
     digest = sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

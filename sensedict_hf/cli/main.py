@@ -220,7 +220,7 @@ def _build(options: argparse.Namespace) -> None:
         keep_samples=options.keep_samples,
         update=options.update,
         method=options.method,
-        num_senses=options.num_senses,
+        senses_per_token=options.num_senses,
         budget=options.budget,
         max_samples_per_token=options.max_samples_per_token,
         similarity=options.similarity,

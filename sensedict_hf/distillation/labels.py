@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Features, IterableDataset, Sequence, Value, concatenate_datasets, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
@@ -25,12 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from ..building.build import origin, process_state
 from ..building.corpus import open_corpus, read_progress, tokenize_in_memory
 from ..building.gathering import chunks, teacher_vectors
 from ..building.planning import read_corpus
+from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
-from ..building.workspace import locked, publish
+from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts, iterate_texts
 from ..models.encoding import pad_batch
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -91,8 +90,9 @@ def encode_senses(
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
     if output_dir is None and state.num_processes > 1:
         raise ValueError("give output_dir: several processes need a common folder")
+    source = Source.of(teacher, tokenizer, max_length=max_length)
     settings = {
-        **origin(teacher, tokenizer, max_length, False),
+        **source.origin.record(),
         "layer": senses.config.layer,
         "senses": senses.fingerprint(),
         "batch_size": batch_size,
@@ -101,17 +101,17 @@ def encode_senses(
         "only_tokens": only_tokens,
     }
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
-        folder = Path(path)
-        with locked(folder):
-            begun = [None]
-            if state.is_main_process:
-                _check_weights(senses, settings["teacher_fingerprint"])
-                corpus = read_corpus(folder, teacher, tokenizer, texts, text_column, settings, overwrite, "data set")
-                begun = [corpus is not None]
-            if broadcast_object_list(begun)[0]:
+        folder = BuildFolder(Path(path), "data set", settings, overwrite)
+
+        def begin() -> bool:
+            _check_weights(senses, settings["teacher_fingerprint"])
+            return read_corpus(folder, source, texts, text_column) is not None
+
+        with folder.locked():
+            if broadcast(begin):
                 _encode(folder, teacher, senses, tokenizer, settings)
             state.wait_for_everyone()
-        return load_from_disk(folder, keep_in_memory=output_dir is None)
+        return load_from_disk(path, keep_in_memory=output_dir is None)
 
 
 def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
@@ -125,14 +125,14 @@ def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
 
 
 def _encode(
-    folder: Path,
+    folder: BuildFolder,
     teacher: Teacher,
     senses: SenseEmbeddingModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
 ) -> None:
     """The stages that all processes share, and the last one."""
-    state, stages = process_state(), folder / "building"
+    state, stages = process_state(), folder.stages
     corpus = open_corpus(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
     )
@@ -152,11 +152,11 @@ def _encode(
             bar.update(sizes[number])
     state.wait_for_everyone()
     if state.is_main_process:
-        shutil.rmtree(stages / "ready", ignore_errors=True)
+        shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         dataset.info.description = json.dumps({name: settings[name] for name in LABEL_SETTINGS})
-        dataset.save_to_disk(stages / "ready")
-        publish(folder, {**settings, "corpus": read_progress(stages / "corpus").sha256}, "data set")
+        dataset.save_to_disk(folder.ready)
+        folder.publish(read_progress(stages / "corpus").sha256)
 
 
 def label_settings(dataset: Dataset) -> dict[str, Any]:

@@ -1,0 +1,261 @@
+"""What a build depends on: the settings of the caller, the teacher and the tokenizer. None of them changes later."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
+from ..models.fingerprints import tokenizer_fingerprint
+from ..models.teachers import Teacher
+from ..models.tokenizers import check_offsets
+
+METHODS = ("budget", "senses_per_token", "mcl")
+# Files keep the name that senses_per_token had first, so that old builds are recognised.
+STORED_NAMES = {"senses_per_token": "num_senses"}
+# The result of a build may depend on the versions of these packages.
+PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """The settings that the caller of :func:`build_sense_dictionary` chose, checked.
+
+    The order of the fields is their order in `settings.json` and `manifest.json`. Integers and booleans of numpy are
+    turned into those of Python.
+
+    Attributes:
+        method: How the number of senses is set: `budget`, `num_senses` (the stored name of `senses_per_token`) or
+            `mcl`. If it is None, the number that is given decides.
+        senses_per_token: Senses for every token.
+        budget: Senses in all. None with the method `budget`: the default budget.
+        max_samples_per_token: Largest number of occurrences of a token that are sampled.
+        batch_size: Texts in a forward pass of the teacher.
+        similarity: `l2`, `cosine` or `dot`.
+        layer: Index into the teacher's hidden states; -1 is the last.
+        seed: Seed of the sample.
+        sample_dtype: How samples are stored while building.
+        senses_dtype: How senses are stored in the finished dictionary.
+        keep_samples: Whether the samples stay in the folder.
+        prompt_senses: Whether the tokens of the teacher's prompt get senses.
+
+    Raises:
+        ValueError: A number is no integer or out of range.
+        ValueError: There is no such method, similarity or dtype.
+        ValueError: A flag is no boolean.
+        ValueError: The method does not go with the number that is given.
+    """
+
+    method: str | None = None
+    senses_per_token: int | None = None
+    budget: int | None = None
+    max_samples_per_token: int = 1000
+    batch_size: int = 32
+    similarity: str = "l2"
+    layer: int = -1
+    seed: int = 0
+    sample_dtype: str = "float16"
+    senses_dtype: str = "float16"
+    keep_samples: bool = False
+    prompt_senses: bool = False
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {"method": _method(self.method, self.senses_per_token, self.budget)}
+        for name in ("senses_per_token", "budget"):
+            if getattr(self, name) is not None:
+                checked[name] = check_integer(name, getattr(self, name), 1)
+        for name in ("max_samples_per_token", "batch_size"):
+            checked[name] = check_integer(name, getattr(self, name), 1)
+        checked["layer"] = check_integer("layer", self.layer)
+        checked["seed"] = check_integer("seed", self.seed, 0, 2**32)
+        for name, allowed in (
+            ("similarity", SIMILARITIES),
+            ("sample_dtype", SAMPLE_DTYPES),
+            ("senses_dtype", SENSES_DTYPES),
+        ):
+            check_choice(name, getattr(self, name), allowed)
+        for name in ("keep_samples", "prompt_senses"):
+            checked[name] = check_flag(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
+
+    def record(self) -> dict[str, Any]:
+        """Returns the settings as they are written to `settings.json` and `manifest.json`."""
+        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A record of the teacher, the tokenizers and the versions of the libraries, which decide the vectors of a text.
+
+    Dictionaries and datasets of sense ids have it in their `settings.json` and `manifest.json`, in the order of the
+    fields.
+
+    Attributes:
+        prompt: Fields of the teacher's :class:`Prompt`, if it has one.
+        tokenizer: Fingerprint of the tokenizer whose tokens get senses.
+        teacher_tokenizer: Fingerprint of the teacher's tokenizer; None if it is the same one.
+        max_length: Length of windows in tokens.
+        truncation: Whether longer texts are cut off instead of cut into windows.
+        teacher: Name of the teacher.
+        teacher_revision: Its revision, if it came from a repository.
+        teacher_fingerprint: Fingerprint of its weights and config; only the first process computes it.
+        device: Kind of device that the teacher runs on.
+        earlier: SHA-256 of the samples of the dictionary that is updated, if any.
+        generation: How many times the dictionary was updated.
+        versions: Version of each package in `PACKAGES`.
+    """
+
+    prompt: dict[str, Any] | None
+    tokenizer: str
+    teacher_tokenizer: str | None
+    max_length: int
+    truncation: bool
+    teacher: str
+    teacher_revision: str | None
+    teacher_fingerprint: str | None
+    device: str
+    earlier: str | None = None
+    generation: int = 0
+    versions: dict[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields as they are written to `settings.json` and `manifest.json`."""
+        fields = asdict(self)
+        versions = fields.pop("versions")
+        return {**fields, **versions}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher and the tokenizer whose tokens get senses, with the record of both.
+
+    Attributes:
+        teacher: The teacher.
+        tokenizer: The tokenizer whose tokens get senses.
+        origin: The record.
+    """
+
+    teacher: Teacher
+    tokenizer: PreTrainedTokenizerBase
+    origin: Origin
+
+    @classmethod
+    def of(
+        cls,
+        teacher: Teacher,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        max_length: int,
+        truncation: bool = False,
+        prompt_senses: bool = False,
+    ) -> "Source":
+        """Makes the record of a teacher and a tokenizer.
+
+        All processes of a launch call it. Only the first one computes the teacher's fingerprint, which reads all
+        weights.
+
+        Args:
+            teacher: The teacher.
+            tokenizer: The tokenizer whose tokens get senses. Default: the teacher's.
+            max_length: Length of windows in tokens, already checked.
+            truncation: Whether longer texts are cut off instead of cut into windows.
+            prompt_senses: Whether the tokens of the teacher's prompt get senses.
+
+        Raises:
+            ValueError: The tokenizers differ, and one of them does not report character offsets.
+        """
+        own = tokenizer_fingerprint(tokenizer or teacher.tokenizer)
+        theirs = tokenizer_fingerprint(teacher.tokenizer)
+        origin = Origin(
+            prompt=None if teacher.prompt is None else asdict(teacher.prompt),
+            tokenizer=own,
+            teacher_tokenizer=None if theirs == own else theirs,
+            max_length=max_length,
+            truncation=truncation,
+            teacher=teacher.name,
+            teacher_revision=teacher.revision,
+            teacher_fingerprint=teacher.fingerprint() if PartialState().is_main_process else None,
+            device=teacher.device.type,
+            versions={package: version(package) for package in PACKAGES},
+        )
+        if tokenizer is None or theirs == own:
+            tokenizer = teacher.tokenizer
+        else:
+            check_offsets(tokenizer, teacher.tokenizer)
+        if prompt_senses and teacher.prompt is not None:
+            teacher = replace(teacher, prompt=replace(teacher.prompt, pooled="all"))
+        return cls(teacher, tokenizer, origin)
+
+    @property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The teacher's tokenizer if it differs from `tokenizer`, else None."""
+        return None if self.origin.teacher_tokenizer is None else self.teacher.tokenizer
+
+
+def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
+    """Checks an argument that must be an integer and returns it as an `int`.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: an integer of Python or numpy. Booleans and floats such as `10.0` are refused.
+        least: Smallest value that is allowed.
+        below: Smallest value that is too large.
+
+    Raises:
+        ValueError: The value is no integer or out of range.
+    """
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if is_integer and (least is None or value >= least) and (below is None or value < below):
+        return int(value)
+    bounds = "" if least is None else f" of at least {least}"
+    bounds += "" if below is None else f" and below {below}"
+    raise ValueError(f"{name}={value!r}: give an integer{bounds}, or leave it out for the default")
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Checks an argument that must be a boolean, of Python or numpy, and returns it as a `bool`.
+
+    Raises:
+        ValueError: The value is no boolean.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r}: give True or False, or leave it out for the default")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Checks an argument that must be one of some names.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in tuple(allowed):
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
+
+
+def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:
+    """Returns the stored name of the method: the one that is given, or else the one that the number implies.
+
+    Raises:
+        ValueError: There is no such method, or it does not go with the number.
+    """
+    if senses_per_token is not None and budget is not None:
+        raise ValueError(f"senses_per_token={senses_per_token} and budget={budget}: give one of them")
+    implied = "budget" if senses_per_token is None else "senses_per_token"
+    if method == "num_senses":
+        method = "senses_per_token"
+    if method is not None:
+        check_choice("method", method, METHODS)
+        if method == "senses_per_token" and senses_per_token is None:
+            raise ValueError("method='senses_per_token' needs a number: give senses_per_token=, or leave out method")
+        if method != implied and (senses_per_token is not None or budget is not None):
+            given = f"budget={budget}" if senses_per_token is None else f"senses_per_token={senses_per_token}"
+            raise ValueError(f"method={method!r} with {given}: these do not belong together, leave out one of them")
+    method = method or implied
+    return STORED_NAMES.get(method, method)
