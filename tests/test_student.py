@@ -187,7 +187,7 @@ def test_a_dictionary_of_another_model_is_told(tokenizer, texts, tmp_path, caplo
 
 def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts):
     small = BertModel(BertConfig(**SIZES | {"vocab_size": 20}, max_position_embeddings=64))
-    with pytest.raises(ValueError, match="has embeddings for 20 tokens, the dictionary senses of others"):
+    with pytest.raises(ValueError, match="has embeddings for 20 tokens, but the dictionary has senses of others"):
         SKDStudentModel.from_backbone(small, build_sense_dictionary(bert, texts, budget=90))
 
 

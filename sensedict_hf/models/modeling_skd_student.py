@@ -16,7 +16,7 @@ from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
 from .hub import SensePreTrainedModel, write_sentence_transformers
-from .layer_transfer import _keep_layer_weights, _keep_layers, _refuse_quantized
+from .layer_transfer import choose_layers, keep_layer_weights, keep_layers, load_weights, refuse_quantized
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
 from .teachers import Teacher, check_teacher, load_teacher
@@ -78,101 +78,143 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     @classmethod
     def from_teacher(
         cls,
-        teacher: str | os.PathLike | PreTrainedModel | Teacher,
+        teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
     ) -> "SKDStudentModel":
-        """A student made of layers of its teacher.
+        """Make a student from some layers of its teacher.
 
         Args:
-            teacher: the model that the dictionary was built from.
-            num_hidden_layers: how many of its first layers, or the indices of the layers to keep.
-            config: fields of [`SKDStudentConfig`].
+            teacher: The model that the dictionary was built from: a name, a path, a loaded model or a :class:`Teacher`.
+            senses: The sense dictionary, which is copied into the student.
+            num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
+            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`.
+
+        Returns:
+            A student in float32, on the device of the teacher.
 
         Raises:
-            ValueError: the dictionary does not fit the teacher, or there are no such layers.
+            ValueError: The dictionary was not built from this teacher, the teacher has no such layers, its weights
+                cannot be copied, or `config` names an unknown field.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentModel
+            >>> student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=[0, 5], assignment="hard")
+            >>> student.config.num_hidden_layers, student.config.teacher_layers
+            (2, [0, 5])
         """
+        # Check that dictionary, teacher and layers belong together.
         senses.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        _refuse_quantized(teacher)
-        total = teacher.model.config.num_hidden_layers
-        layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
-        if not layers or not all(0 <= layer < total for layer in layers):
-            raise ValueError(f"num_hidden_layers={num_hidden_layers}: {teacher.name} has layers 0 to {total - 1}")
-        config = _encoding_settings(teacher) | {"teacher_layers": layers} | config
-        text_config = _keep_layers(teacher.model.config, layers)
-        student = cls._new(text_config, senses, config)
-        weights = _keep_layer_weights(teacher.model, layers)
-        missing, unexpected = student.backbone.load_state_dict(weights, strict=False)
-        unexpected = [key for key in unexpected if not key.startswith("pooler.")]
-        if missing or unexpected:
-            wrong = ", ".join((missing + unexpected)[:5])
-            raise ValueError(
-                f"cannot take layers out of {type(teacher.model).__name__} ({wrong} do not match): use from_backbone"
-            )
-        return student._adopt(senses, teacher)
+        refuse_quantized(teacher)
+        layers = choose_layers(num_hidden_layers, teacher)
+        # Make an empty student, and fill it with the layers and the dictionary.
+        settings = _encoding_settings(teacher) | {"teacher_layers": layers} | config
+        student = cls._new(keep_layers(teacher.model.config, layers), senses, settings)
+        load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
+        student._copy_senses(senses)
+        student._follow(teacher)
+        return student
 
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
+        cls,
+        backbone: str | os.PathLike[str] | PreTrainedModel | Teacher,
+        senses: SenseEmbeddingModel,
+        **config: Any,
     ) -> "SKDStudentModel":
-        """A student made of another, smaller model; a projection is added if its width is not the teacher's.
+        """Make a student from another, smaller model.
+
+        If the model is not as wide as the senses, a linear projection to their width is added.
 
         Args:
-            backbone: a name, a path or a model. senses: the teacher's dictionary, built for the backbone's tokenizer.
-            config: fields of [`SKDStudentConfig`].
+            backbone: The smaller model: a name, a path, a loaded model or a :class:`Teacher`.
+            senses: The teacher's sense dictionary, built for the backbone's tokenizer. It is copied into the student.
+            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`.
+
+        Returns:
+            A student in float32, on the device of the backbone.
 
         Raises:
-            ValueError: the backbone uses another tokenizer than the dictionary.
+            ValueError: The backbone has another tokenizer or fewer tokens than the dictionary, its weights cannot be
+                copied, or `config` names an unknown field.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from sensedict_hf import SKDStudentModel
+            >>> small = BertModel(BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2))
+            >>> student = SKDStudentModel.from_backbone(small, senses)
+            >>> student.projection
+            Linear(in_features=128, out_features=384, bias=True)
         """
+        # Check that dictionary and backbone share their tokens.
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
-        _refuse_quantized(backbone)
+        refuse_quantized(backbone)
         senses.check_tokenizer(backbone.tokenizer)
-        embeddings = backbone.model.get_input_embeddings().num_embeddings
-        if (senses.offsets[embeddings:].diff() > 0).any():
-            raise ValueError(
-                f"{backbone.name} has embeddings for {embeddings} tokens, the dictionary senses of others: the tokenizer is not the "
-                "model's, or the model must be resized to it"
-            )
-        prompt = senses.config.prompt or _encoding_settings(backbone)["prompt"]  # inside which the senses were found
-        config = _encoding_settings(backbone) | {"prompt": prompt} | config
-        student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
-        weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
-        student.backbone.load_state_dict(weights)
-        return student._adopt(senses, backbone)
+        _check_embeddings(senses, backbone)
+        # Make an empty student, and fill it with the backbone and the dictionary.
+        settings = _encoding_settings(backbone)
+        if senses.config.prompt:
+            settings["prompt"] = senses.config.prompt  # the teacher's, in which the senses were found
+        student = cls._new(copy.deepcopy(backbone.model.config), senses, settings | config)
+        load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
+        student._copy_senses(senses)
+        student._follow(backbone)
+        return student
 
     @classmethod
     def _new(
-        cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]
+        cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, settings: dict[str, Any]
     ) -> "SKDStudentModel":
-        # In float32 whatever the source's dtype: training in pure half precision loses small updates (use Trainer's bf16 or fp16).
+        """Make a student with random weights and an empty dictionary.
+
+        Args:
+            text_config: The config of the backbone.
+            senses: The dictionary that will be copied into the student.
+            settings: Fields of :class:`SKDStudentConfig`.
+
+        Raises:
+            ValueError: `settings` names no field of the config.
+        """
+        # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
+        # precision there are the options `bf16` and `fp16` of Trainer.
         text_config.dtype = torch.float32
-        made = SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config))
-        if unknown := [name for name in config if not hasattr(made, name)]:
+        known = SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config))
+        if unknown := [name for name in settings if not hasattr(known, name)]:
             raise ValueError(
                 f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or pooling"
             )
-        return cls(SKDStudentConfig(text_config=text_config, sense_config=made.sense_config, **config))
+        return cls(SKDStudentConfig(text_config=text_config, sense_config=known.sense_config, **settings))
 
-    def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
-        """Takes over the tensors of a dictionary, and the tokenizer, the device and what tokens attend to of a teacher or backbone."""
+    def _copy_senses(self, senses: SenseEmbeddingModel) -> None:
+        """Copy the tensors of a dictionary into the one of this student."""
         self.senses.load_state_dict(senses.state_dict())
+
+    def _follow(self, source: Teacher) -> None:
+        """Take over the tokenizer, the device and the attention pattern of the model that the weights come from.
+
+        Args:
+            source: The teacher or the backbone.
+
+        Raises:
+            ValueError: No attention implementation lets the student's tokens attend as those of the source.
+        """
         self.tokenizer = source.tokenizer
-        self.to(source.device)
-        if source.attention is not None and probe_attention(self.backbone) != source.attention:
-            self.config.attention_implementation = (
-                "eager"  # of some architectures the only implementation that does as it is asked
+        self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        if source.attention is None or probe_attention(self.backbone) == source.attention:
+            return
+        # Some architectures are bidirectional with eager attention only.
+        self.config.attention_implementation = "eager"
+        self.set_attn_implementation("eager")
+        if (found := probe_attention(self.backbone)) != source.attention:
+            raise ValueError(
+                f"the attention of the student is {found}, that of {source.name} is {source.attention}, with every "
+                "attention implementation that was tried: pass the model loaded with another attn_implementation"
             )
-            self.set_attn_implementation("eager")
-            if (found := probe_attention(self.backbone)) != source.attention:
-                raise ValueError(
-                    f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})"
-                )
-        return self
 
     def replace_senses(self, senses: SenseEmbeddingModel) -> None:
         """Takes another dictionary of the same teacher in the place of its own: one that `merge_sense_dictionaries` has made smaller, or
@@ -301,6 +343,23 @@ def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
 
 
 def _encoding_settings(source: Teacher) -> dict[str, Any]:
-    """What a student takes over of how its teacher or backbone makes vectors of texts."""
-    prompt = None if source.prompt is None else asdict(source.prompt)
-    return {"pooling": source.pooling, "max_seq_length": source.max_seq_length, "prompt": prompt}
+    """Return the config fields that say how a teacher or a backbone encodes texts; its student does the same."""
+    return {
+        "pooling": source.pooling,
+        "max_seq_length": source.max_seq_length,
+        "prompt": None if source.prompt is None else asdict(source.prompt),
+    }
+
+
+def _check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token with senses.
+
+    Raises:
+        ValueError: It has not.
+    """
+    count = backbone.model.get_input_embeddings().num_embeddings
+    if (senses.offsets[count:].diff() > 0).any():
+        raise ValueError(
+            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the model its own "
+            "tokenizer, or resize its embeddings to this one"
+        )
