@@ -25,7 +25,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     load_teacher,
 )
-from sensedict_hf.models.modeling_skd_heads import ENCODER_HEADS
+from sensedict_hf.models.head_transfer import ENCODER_HEADS
 
 LABELS = {0: "bad", 1: "so-so", 2: "good"}
 HEADS = {
