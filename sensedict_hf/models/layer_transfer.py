@@ -1,11 +1,17 @@
-"""Copy layers and weights of a loaded model into a new, smaller one."""
+"""What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_skd_student import SKDStudentConfig
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
 
 
@@ -25,6 +31,71 @@ def refuse_quantized(source: Teacher) -> None:
         )
 
 
+def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token that has senses.
+
+    Args:
+        senses: The sense dictionary.
+        backbone: The model that shall read its tokens.
+
+    Raises:
+        ValueError: A token with senses has no embedding.
+    """
+    count = backbone.model.get_input_embeddings().num_embeddings
+    if (senses.offsets[count:].diff() > 0).any():
+        raise ValueError(
+            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
+            "model its own tokenizer, or resize its embeddings to this one"
+        )
+
+
+def encoding_settings(source: Teacher) -> dict[str, Any]:
+    """Return the config fields that make a student encode texts as the model it is made from does.
+
+    Args:
+        source: The teacher or the backbone.
+
+    Returns:
+        Fields of :class:`SKDStudentConfig`.
+    """
+    return {
+        "pooling": source.pooling,
+        "max_seq_length": source.max_seq_length,
+        "prompt": None if source.prompt is None else asdict(source.prompt),
+        "prompts": getattr(source, "prompts", None) or None,
+        "include_prompt": getattr(source, "include_prompt", True),
+    }
+
+
+def student_config(
+    text_config: PreTrainedConfig, sense_config: SenseEmbeddingConfig, settings: dict[str, Any]
+) -> SKDStudentConfig:
+    """Make the config of a student. The given configs are copied.
+
+    Args:
+        text_config: Config of the backbone.
+        sense_config: Config of the dictionary.
+        settings: Other fields of :class:`SKDStudentConfig`.
+
+    Returns:
+        A config for a student in float32.
+
+    Raises:
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+    """
+    text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
+    # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
+    # precision there are the options `bf16` and `fp16` of Trainer.
+    text_config.dtype = torch.float32
+    known = SKDStudentConfig(text_config=text_config, sense_config=sense_config)
+    if unknown := [name for name in settings if not hasattr(known, name)]:
+        raise ValueError(
+            f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "
+            "pooling"
+        )
+    return SKDStudentConfig(text_config=text_config, sense_config=sense_config, **settings)
+
+
 def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> list[int]:
     """Turn a number of layers, or a list of them, into the indices of the layers to keep.
 
@@ -42,8 +113,8 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> li
     layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
     if not layers or not all(0 <= layer < total for layer in layers):
         raise ValueError(
-            f"num_hidden_layers={num_hidden_layers}: {source.name} has layers 0 to {total - 1}; give a number from 1 to "
-            f"{total}, or a list of layers"
+            f"num_hidden_layers={num_hidden_layers}: {source.name} has layers 0 to {total - 1}; give a number from 1 "
+            f"to {total}, or a list of layers"
         )
     return layers
 
@@ -120,6 +191,6 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     if missing or unexpected:
         raise ValueError(
             f"the weights of {type(source).__name__} do not fit a {type(model).__name__} made from its config: "
-            f"{', '.join([*missing, *unexpected][:5])} are only in one of them; choose another model, for a student of another "
-            "architecture with from_backbone"
+            f"{', '.join([*missing, *unexpected][:5])} are only in one of them; choose another model, "
+            "as backbone of a student made with from_backbone"
         )
