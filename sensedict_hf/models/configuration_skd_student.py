@@ -114,6 +114,12 @@ class SKDStudentConfig(PreTrainedConfig):
 
         Raises:
             ValueError: A field has a value that is not allowed.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentConfig
+            >>> config = SKDStudentConfig()
+            >>> config.residual = 0.25
+            >>> config.check()
         """
         if self.assignment is not None:
             check_assignment(self.assignment)
@@ -122,7 +128,15 @@ class SKDStudentConfig(PreTrainedConfig):
         check_pooling(self.pooling)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set."""
+        """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set.
+
+        Returns:
+            The fields, with the configs inside as dictionaries.
+
+        Example:
+            >>> student.config.to_dict()["sense_config"]["hidden_size"]
+            384
+        """
         fields: dict[str, Any] = super().to_dict()
         if not fields.get("prompts"):
             fields.pop("prompts", None)

@@ -290,7 +290,12 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             )
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the token embeddings of the backbone."""
+        """Return the token embeddings of the backbone.
+
+        Example:
+            >>> student.get_input_embeddings()
+            Embedding(30522, 384, padding_idx=0)
+        """
         embeddings: nn.Module = self.backbone.get_input_embeddings()
         return embeddings
 
