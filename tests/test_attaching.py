@@ -1,3 +1,5 @@
+"""Senses attached to loaded models."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,7 +70,7 @@ def test_training_mode_is_kept(bert, texts):
 
 
 def test_layers_shared_as_in_albert(tokenizer, texts):
-    """One module runs once for every layer: only its last run may be replaced."""
+    """One module runs once for every layer: only the output of its last run is replaced."""
     sizes = dict(vocab_size=32, hidden_size=16, embedding_size=16, num_attention_heads=2, intermediate_size=32)
     model = AlbertModel(AlbertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=64)).eval()
     teacher = Teacher(model, tokenizer, name="albert")
@@ -158,7 +160,7 @@ def test_the_residual_keeps_a_share_of_the_models_own_vectors(bert, texts):
 
 
 def test_gradient_checkpointing_changes_nothing(tokenizer, texts):
-    """A checkpointed layer runs again in the backward pass, where its output was the senses or not."""
+    """A checkpointed layer runs again in the backward pass, whether its output was replaced or not."""
     without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5}
     model = BertForSequenceClassification(BertConfig(**SIZES, **without, max_position_embeddings=64)).train()
     teacher = Teacher(model.bert, tokenizer, name="tiny")

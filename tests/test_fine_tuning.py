@@ -1,4 +1,4 @@
-"""Plain `transformers.Trainer` and PEFT on students with heads."""
+"""Students with heads are fine-tuned with `transformers.Trainer` and with PEFT."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ both_tasks = pytest.mark.parametrize("task", AUTO)
 
 
 def save_student(kind, tokenizer, texts, folder):
-    """Without dropout, so that two ways of doing the same can be compared."""
+    """Save a student without dropout, so that two ways to train it can be compared."""
     teacher = Teacher(make_model(kind), tokenizer, name="tiny", max_window=64)
     teacher.model.config.hidden_dropout_prob = teacher.model.config.attention_probs_dropout_prob = 0.0
     senses = build_sense_dictionary(teacher, texts, budget=90, senses_dtype="float32")
@@ -46,7 +46,7 @@ def load(task, folder, **settings):
 
 
 def rows_of(task, tokenizer, texts):
-    """The label of a text is whether a word occurs, that of a token whether its id is odd."""
+    """Tokenize texts. The label of a text is whether a word occurs; the label of a token is whether its id is odd."""
     rows = [dict(tokenizer(text, return_token_type_ids=False)) for text in texts]
     for row in rows:
         odd = [number % 2 for number in row["input_ids"]]
@@ -77,7 +77,7 @@ def assert_same_weights(one, other, **tolerance):
 @both_tasks
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_saved_student_is_fine_tuned(kind, task, tokenizer, texts, tmp_path):
-    """The gradient passes straight through the senses, which stay as they are."""
+    """The gradient passes straight through the senses, which do not change."""
     folder = save_student(kind, tokenizer, texts, tmp_path / "student")
     trainer = make_trainer(load(task, folder), task, tokenizer, texts, tmp_path, num_train_epochs=15)
     before = AutoModel.from_pretrained(folder)
@@ -95,7 +95,7 @@ def test_a_saved_student_is_fine_tuned(kind, task, tokenizer, texts, tmp_path):
 
 @both_tasks
 def test_accumulated_batches_of_unequal_size_are_one_batch(task, folder, tokenizer, texts, tmp_path):
-    """23 texts of various lengths in batches of 5, the last of 3, against one batch."""
+    """23 texts of various lengths in batches of 5, the last with 3, give the step of one batch of 23."""
     whole = make_trainer(load(task, folder), task, tokenizer, texts[:23], tmp_path, per_device_train_batch_size=23)
     settings = dict(per_device_train_batch_size=5, gradient_accumulation_steps=5)
     parts = make_trainer(load(task, folder), task, tokenizer, texts[:23], tmp_path, **settings)
@@ -119,7 +119,7 @@ def test_gradient_checkpointing_changes_nothing(task, folder, tokenizer, texts, 
 
         model.student.backbone.encoder.layer[0].intermediate.register_forward_hook(count)
         make_trainer(model, task, tokenizer, texts, tmp_path, gradient_checkpointing=checkpointing, **settings).train()
-    assert calls == [1, 2]  # the layer was run again for its gradient
+    assert calls == [1, 2]  # the layer ran again for its gradient
     assert_same_weights(*models, rtol=1e-6, atol=1e-8)
 
 
@@ -142,7 +142,7 @@ def test_autocast_keeps_masters_in_float32(task, folder, tokenizer, texts, tmp_p
 @both_tasks
 @pytest.mark.parametrize("learn_senses", [False, True])
 def test_a_resumed_run_is_the_straight_one(task, learn_senses, folder, tokenizer, texts, tmp_path):
-    """With dropout, whose random state must be restored too."""
+    """The random state of dropout is restored too."""
 
     def trainer(output_dir):
         model = load(task, folder, learn_senses=learn_senses, classifier_dropout=0.3)
@@ -192,7 +192,7 @@ def test_learned_senses_are_float32(bert, texts, tmp_path):
 
 
 def test_gradient_to_the_chosen_senses(bert, texts, tmp_path):
-    """Each sense gets the sum of the gradients of the positions that chose it, the vectors theirs straight through."""
+    """A sense gets the summed gradient of the positions that chose it; each vector gets that of its position."""
     build_sense_dictionary(bert, texts, budget=90).save_pretrained(tmp_path)
     senses = AutoModel.from_pretrained(tmp_path, learn_senses=True)
     input_ids = torch.tensor([bert.tokenizer(" ".join(texts[:2]))["input_ids"]])
@@ -212,7 +212,7 @@ def test_gradient_to_the_chosen_senses(bert, texts, tmp_path):
 
 @pytest.mark.parametrize("similarity", ["l2", "cosine", "dot"])
 def test_gradient_to_softly_assigned_senses(bert, texts, tmp_path, similarity):
-    """Against a loop over positions; rare tokens share a block, frequent ones have one of their own."""
+    """Compared with a loop over positions. Rare tokens share a block, frequent tokens have one each."""
     build_sense_dictionary(bert, texts, budget=90, similarity=similarity).save_pretrained(tmp_path)
     senses = AutoModel.from_pretrained(tmp_path, learn_senses=True)
     input_ids = torch.tensor([bert.tokenizer(" ".join(texts[:6]))["input_ids"]])
@@ -238,7 +238,7 @@ LORA = dict(r=4, target_modules=["query", "value"], init_lora_weights=False)
 
 @both_tasks
 def test_adapters(task, folder, tokenizer, texts, tmp_path):
-    """Trained under plain Trainer, saved without the dictionary, loaded onto a student, merged."""
+    """Adapters are trained with Trainer, saved without the dictionary, loaded onto a student, and merged."""
     model = load(task, folder)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     peft = get_peft_model(model, LoraConfig(task_type=task, **LORA))

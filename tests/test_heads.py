@@ -1,4 +1,4 @@
-"""Heads for tasks: new ones and those of fine-tuned teachers."""
+"""Students with a head: a new one, or the head of a fine-tuned teacher."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     load_teacher,
 )
-from sensedict_hf.models.modeling_skd_heads import ENCODER_HEADS
+from sensedict_hf.models.head_transfer import ENCODER_HEADS
 
 LABELS = {0: "bad", 1: "so-so", 2: "good"}
 HEADS = {
@@ -36,7 +36,7 @@ both_heads = pytest.mark.parametrize("head", HEADS)
 
 
 def make_classifier(kind, head, **settings):
-    """A classifier whose every weight matters: biases and norms are random too."""
+    """A classifier with random biases and norms, so that every weight changes the logits."""
     config = CONFIG_MAPPING[kind](**SIZES, max_position_embeddings=66, pad_token_id=0, **settings)
     config.id2label, config.label2id = LABELS, {label: number for number, label in LABELS.items()}
     if kind == "llama":
@@ -66,7 +66,7 @@ def student_folder(bert, texts, tmp_path):
 @both_heads
 @pytest.mark.parametrize("kind", [*ENCODER_HEADS, "llama"])
 def test_a_copied_head_is_the_teachers(kind, head, tokenizer, texts, tmp_path):
-    """With all layers and without senses the logits are those of the fine-tuned model, before and after saving."""
+    """With all layers and without senses the logits are equal to the teacher's, before and after saving."""
     classifier = make_classifier(kind, head)
     senses = senses_of(classifier, tokenizer, texts)
     student = head.from_teacher(classifier, senses, num_hidden_layers=4, assignment="none").eval()
@@ -93,7 +93,7 @@ def test_a_copied_head_is_the_teachers(kind, head, tokenizer, texts, tmp_path):
 
 @both_heads
 def test_a_copied_head_reads_senses(head, tokenizer, texts, tmp_path):
-    """From a folder in half precision, with two of four layers."""
+    """The teacher is a folder in half precision; the student has two of its four layers."""
     make_classifier("bert", head, problem_type="single_label_classification").bfloat16().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     senses = build_sense_dictionary(str(tmp_path), texts, budget=90)
@@ -117,7 +117,8 @@ def test_a_copied_head_on_another_backbone(tokenizer, texts):
     expected = classifier.classifier(torch.relu(classifier.pooler.dense(first)))
     torch.testing.assert_close(model(**batch).logits, expected)
     assert model.student.encode(texts[:2]).shape == (2, 16) and not model.classifier.weight.requires_grad
-    assert student.config.pooling == "mean" and student.config.freeze_head is False  # the given one stays as it was
+    # The config of the given student is unchanged.
+    assert student.config.pooling == "mean" and student.config.freeze_head is False
 
 
 def test_what_cannot_be_copied_is_refused(bert, tokenizer, texts, tmp_path):
@@ -154,13 +155,16 @@ def test_a_frozen_head_is_never_invented(head, tokenizer, texts, tmp_path):
     model = head.from_teacher(classifier, senses_of(classifier, tokenizer, texts))
     model.save_pretrained(tmp_path / "whole")
     model.student.save_pretrained(tmp_path / "headless")
-    message = r"lacks classifier.bias, classifier.weight.*copied from the teacher: copy it again with .*from_student.*freeze_head=False"
+    message = (
+        r"lacks classifier.bias, classifier.weight.*copied from the teacher: "
+        r"copy it again with .*from_student.*freeze_head=False"
+    )
     with pytest.raises(ValueError, match=message):
         HEADS[head].from_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=message):
         HEADS[head].from_pretrained(tmp_path / "whole", num_labels=5, ignore_mismatched_sizes=True)
     batch = batch_of(tokenizer, texts)
-    for folder in ("headless", "whole"):  # a bare student can be taken out of both
+    for folder in ("headless", "whole"):  # both contain a student without a head
         again = head.from_student(AutoModel.from_pretrained(tmp_path / folder), classifier).eval()
         assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
     new, info = HEADS[head].from_pretrained(tmp_path / "headless", freeze_head=False, output_loading_info=True)

@@ -1,49 +1,75 @@
-"""Senses in the place of a model's contextual embeddings."""
+"""Attach senses to a loaded model, in place of its contextual vectors."""
 
 import threading
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attention import evaluating, probe_attention
-from .configuration_sense_embedding import ASSIGNMENTS, check_residual
+from .configuration_sense_embedding import check_assignment, check_residual
 from .modeling_sense_embedding import SenseEmbeddingModel
 
 
 class AttachedSenses:
-    """Keeps senses attached to a model until `remove()` is called or the `with` block ends.
+    """A handle that keeps senses attached to a model, made by :func:`attach_senses`.
+
+    Call :meth:`remove` to detach them, or use the handle in a `with` statement.
+
+    Args:
+        base: A model without a head.
+        senses: The sense dictionary.
+        assignment: `hard`, `soft` or `none`. None: the assignment of the dictionary.
+        residual: Weight of the model's own vectors, from 0 to 1. None: the residual of the dictionary.
 
     Attributes:
-        sense_ids: `[batch, positions]`, what the last forward pass chose; None before it.
+        sense_ids: `[batch, positions]`, int64: the senses that the last forward pass chose, as an index among the
+            senses of the token; -1 for a token that has none and for padding. None before the first forward pass.
+
+    Raises:
+        ValueError: The assignment is unknown, the residual is not between 0 and 1, senses are attached to the model
+            already, or no module of the model computes the layer of the dictionary.
+
+    Example:
+        >>> from sensedict_hf import attach_senses
+        >>> batch = teacher.tokenizer(["the bank of the river"], return_tensors="pt")
+        >>> with attach_senses(teacher.model, senses) as attached:
+        ...     output = teacher.model(**batch)
+        >>> attached.sense_ids.shape
+        torch.Size([1, 7])
     """
 
     def __init__(
         self, base: PreTrainedModel, senses: SenseEmbeddingModel, assignment: str | None, residual: float | None
     ):
-        self.sense_ids: Tensor | None = None
-        if assignment not in (None, *ASSIGNMENTS):
-            raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
-        if any(
-            isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in base._forward_pre_hooks.values()
-        ):
+        # Check the arguments before any hook is registered.
+        if assignment is not None:
+            check_assignment(assignment)
+        hooks = base._forward_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in hooks):
             raise ValueError("senses are attached to this model already: remove() them first")
         check_residual(residual or 0.0)
+        self.sense_ids: Tensor | None = None
         self._senses, self._assignment, self._residual = senses, assignment, residual
         self._signature = signature(base.forward)
-        self._running = (
-            threading.local()
-        )  # the inputs of a forward pass, several of which may run at once, as under DataParallel
+        # The inputs of a forward pass. Several may run at once in threads, as under DataParallel.
+        self._running = threading.local()
+        # Hook into the model, and into the module that computes the layer of the dictionary.
         source, self._call = _find_source(base, senses.config.layer, senses.config.hidden_size)
         self._handles = [
             base.register_forward_pre_hook(self._remember_inputs, with_kwargs=True),
-            source.register_forward_hook(self._replace, prepend=True),  # before what records hidden states
+            source.register_forward_hook(self._replace, prepend=True),  # before the hooks that record hidden states
             base.register_forward_hook(self._check_replaced),
         ]
 
-    def _remember_inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _remember_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep token ids and mask of a forward pass, for the hook inside the model.
+
+        Raises:
+            ValueError: There are no token ids, or the mask does not have a row for each text.
+        """
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given.pop("kwargs", {}), **given}
         input_ids, mask = given.get("input_ids"), given.get("attention_mask")
@@ -52,16 +78,17 @@ class AttachedSenses:
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError(
-                    f"the attention mask has {mask.dim()} dimensions: attached senses need one of [batch, positions], to tell padding "
-                    "from text"
+                    f"the attention mask has {mask.dim()} dimensions: attached senses need a mask [batch, positions], "
+                    "which tells padding from text"
                 )
-            mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers past positions too
+            mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
         self._running.inputs, self._running.calls = (input_ids, mask), 0
 
-    def _replace(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Replace the output of a module by senses, at the right one of its calls in a forward pass."""
         running = self._running
         if not hasattr(running, "calls"):
-            return None  # gradient checkpointing computes a layer again, in a thread of its own
+            return None  # gradient checkpointing runs a layer again, in a thread of its own
         running.calls += 1
         if running.calls - 1 != self._call:
             return None
@@ -70,7 +97,12 @@ class AttachedSenses:
         self.sense_ids = result.sense_ids
         return result.hidden_states if isinstance(output, Tensor) else (result.hidden_states, *output[1:])
 
-    def _check_replaced(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _check_replaced(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Check after a forward pass that the hook inside the model has run.
+
+        Raises:
+            ValueError: It has not.
+        """
         if self._running.calls <= self._call:
             raise ValueError(
                 "the senses were left out of this forward pass, as torch.compile may do: set "
@@ -78,7 +110,13 @@ class AttachedSenses:
             )
 
     def remove(self) -> None:
-        """Gives the model its own embeddings back."""
+        """Detach the senses. The model returns its own vectors again.
+
+        Example:
+            >>> from sensedict_hf import attach_senses
+            >>> attached = attach_senses(teacher.model, senses)
+            >>> attached.remove()
+        """
         for handle in self._handles:
             handle.remove()
 
@@ -97,56 +135,77 @@ def attach_senses(
     residual: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> AttachedSenses:
-    """Makes a model use senses instead of its contextual embeddings, in place; all that follows (pooler, head) sees them.
+    """Make a loaded model use senses instead of its contextual vectors.
+
+    The model is changed in place until the senses are removed. Everything after the layer of the dictionary, such as a
+    pooler or a head, reads the senses. The model then needs `input_ids`. In training the gradient passes straight
+    through the senses to the model's own vectors.
 
     Args:
-        model: any encoder or decoder of transformers, bare or with a head. Its forward pass then needs `input_ids`. In training the
-            gradient goes straight through the senses to the model's own vectors.
-        assignment: `hard`, `soft` or `none`; default: the dictionary's. residual: how much of the model's own vectors is kept, 0 to 1;
-            default: the dictionary's.
-        tokenizer: the model's. If given, it is checked against the dictionary's; without it the sizes of the vocabularies are.
+        model: An encoder or a decoder of transformers, with or without a head.
+        senses: A sense dictionary built from this model.
+        assignment: `hard` for the best sense of each token, `soft` for the mean of its senses, weighted by their
+            probabilities, `none` for the model's own vectors. Default: the assignment of the dictionary.
+        residual: Weight of the model's own vectors, from 0 to 1. Default: the residual of the dictionary.
+        tokenizer: The tokenizer of the model, which is compared with that of the dictionary. Without it only the sizes
+            of the vocabularies are compared.
 
     Returns:
-        A handle: `remove()` undoes it, and so does the end of a `with` block.
+        A handle. Its :meth:`AttachedSenses.remove`, or the end of a `with` block, detaches the senses.
 
     Raises:
-        ValueError: the dictionary does not fit the model, whose tokens may attend to others than its teacher's did; senses are
-            attached to it already; or no module yields the vectors of the dictionary's layer.
+        ValueError: The dictionary does not fit the model, the model is compiled or an encoder-decoder, senses are
+            attached to it already, or no module of it computes the layer of the dictionary.
+
+    Example:
+        >>> from sensedict_hf import attach_senses
+        >>> batch = teacher.tokenizer(["the bank of the river"], return_tensors="pt")
+        >>> with attach_senses(teacher.model, senses, assignment="hard"):
+        ...     output = teacher.model(**batch)
+        >>> output.last_hidden_state.shape
+        torch.Size([1, 7, 384])
     """
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    base = model.base_model
+    # Find the model inside adapters and heads.
+    if hasattr(model, "get_base_model"):  # adapters of PEFT
+        model = cast(Any, model).get_base_model()
+    base = cast(PreTrainedModel, model.base_model)
+    # Check that hooks can reach its hidden states.
     if base._compiled_call_impl is not None:
-        raise ValueError("the model is compiled, so that it would pass senses by: attach them first")
+        raise ValueError("the model is compiled, which would leave the senses out: attach them before compiling")
     if base.config.is_encoder_decoder:
         raise ValueError(
             f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()"
         )
+    # Check that the dictionary is for the tokens of the model.
     senses.check_takes_teacher_tokens()
     if tokenizer is not None:
         senses.check_tokenizer(tokenizer)
-    elif base.get_input_embeddings().num_embeddings != senses.config.vocab_size:
+    elif (count := base.get_input_embeddings().num_embeddings) != senses.config.vocab_size:
         raise ValueError(
-            f"the model has {base.get_input_embeddings().num_embeddings} tokens, the dictionary {senses.config.vocab_size}: if both use "
-            "the same tokenizer all the same, pass it as tokenizer="
+            f"the model has {count} tokens, the dictionary {senses.config.vocab_size}: if both have the same "
+            "tokenizer, pass it as tokenizer="
         )
-    if model is not base and not _reaches(model, base):
+    if model is not base and not _calls_base(model, base):
         raise ValueError(
-            f"{type(model).__name__} does not run its base model as a whole: attach senses to that, model.base_model"
+            f"{type(model).__name__} does not run its base model as a whole: attach senses to model.base_model"
         )
     if senses.config.attention is not None:
         senses.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
     return AttachedSenses(base, senses, assignment, residual)
 
 
-def _reaches(model: PreTrainedModel, base: PreTrainedModel) -> bool:
-    """Whether a model with a head calls its base model, as OPTForCausalLM, which calls what is inside that, does not."""
+def _calls_base(model: PreTrainedModel, base: PreTrainedModel) -> bool:
+    """Return whether a model with a head calls its base model, found by a forward pass over four tokens.
+
+    OPTForCausalLM does not: it calls a module inside its base model. If the forward pass fails, because the model
+    needs other inputs than token ids, the answer is yes.
+    """
     calls: list[nn.Module] = []
     handle = base.register_forward_pre_hook(lambda module, args: calls.append(module))
     try:
         with torch.no_grad(), evaluating(model):
             model(input_ids=torch.arange(4, device=base.device)[None])
-    except Exception:  # it takes other inputs than token ids alone, so that nothing can be said
+    except Exception:
         return True
     finally:
         handle.remove()
@@ -154,15 +213,28 @@ def _reaches(model: PreTrainedModel, base: PreTrainedModel) -> bool:
 
 
 def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Module, int]:
-    """The module whose output is the hidden state of `layer`, and at which of its calls in a forward pass.
+    """Find the module that computes the hidden states of a layer.
 
-    Found by looking, in a forward pass over four tokens, for the first output that is that very tensor: it holds for every
-    architecture, wherever its pooler or head sits.
+    Compares the outputs of all modules, in a forward pass over four tokens, with the hidden states that the model
+    returns. This works for every architecture, wherever its pooler or head is.
+
+    Args:
+        base: A model without a head.
+        layer: Index of the hidden states, -1 for the last.
+        width: Width of the senses.
+
+    Returns:
+        The module, and at which of its calls in a forward pass it computes the layer, counted from 0. A module with
+        shared weights, as in ALBERT, is called once for every layer.
+
+    Raises:
+        ValueError: There is no such layer, it has another width, or no module outputs it.
     """
+    # Run the model, and record the first tensor that each module returns.
     outputs: list[tuple[nn.Module, int, Tensor]] = []
     calls: dict[nn.Module, int] = {}
 
-    def record(module: nn.Module, args: tuple, output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         number = calls[module] = calls.get(module, -1) + 1
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, Tensor):
@@ -177,19 +249,24 @@ def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Modu
     finally:
         for handle in handles:
             handle.remove()
+    # Check the layer.
     states = (result.last_hidden_state,) if layer == -1 else result.hidden_states
     if not -len(states) <= layer < len(states):
         raise ValueError(
-            f"the dictionary is of layer {layer}, {type(base).__name__} has hidden states 0 to {len(states) - 1}"
+            f"the dictionary is of layer {layer}, {type(base).__name__} has hidden states 0 to {len(states) - 1}: "
+            "build a dictionary from this model"
         )
     target = states[layer]
     if target.shape[-1] != width:
         raise ValueError(
-            f"{type(base).__name__} is {target.shape[-1]} wide, the dictionary {width}: it was built from another model"
+            f"{type(base).__name__} is {target.shape[-1]} wide, the dictionary {width}: it was built from another "
+            "model; build one from this model"
         )
+    # Find the output that is this very tensor.
     for module, number, tensor in outputs:
         if tensor is target or (tensor.data_ptr() == target.data_ptr() and tensor.shape == target.shape):
             return module, number
     raise ValueError(
-        f"no module of {type(base).__name__} yields the hidden state of layer {layer}: senses cannot be attached to it"
+        f"no module of {type(base).__name__} returns the hidden states of layer {layer}, so that senses cannot be "
+        "attached: make a student instead"
     )

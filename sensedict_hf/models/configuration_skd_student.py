@@ -1,4 +1,4 @@
-"""What a student consists of and was distilled with."""
+"""The configuration of students: what they consist of and how they were distilled."""
 
 from typing import Any
 
@@ -7,29 +7,49 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import check_pooling
 
-HALF = 0.5  # better than 0 and 1 for teachers and students in benchmarks/distillation.py
+HALF = 0.5  # better than 0 and 1, for teachers and for students, in the benchmarks of distillation
 
 
 class SKDStudentConfig(PreTrainedConfig):
-    """Configuration of a [`SKDStudentModel`] and of its task models.
+    """Configuration of a :class:`SKDStudentModel` and of its task models.
 
     Args:
-        text_config: of the backbone, any model of transformers. sense_config: of the dictionary.
-        assignment: what the student returns: `hard` the best sense of each token, `soft` the posterior mean of its senses, `none` its
-            own vectors. Default: `none` after distillation by regression alone, else the dictionary's.
-        residual: how much of its own vectors is kept beside the senses, see [`SenseEmbeddingConfig`]. Default: half after distillation
-            with regression, which makes them like the teacher's (not with a dictionary for cosine similarity, for which only directions
-            are learned), else the dictionary's.
-        pooling: how one vector is made of a text, by `encode` and before a classifier: `mean`, `weighted_mean`, `cls`, `last` or
-            `max`.
-        max_seq_length: where `encode` truncates, in tokens.
-        prompt: what `encode` puts around a text, the fields of a [`Prompt`]; a text's vector is made without it.
-        teacher_layers: the layers of the teacher that the student started from, if it did.
-        objective: what it was distilled with (None: not yet). distillation: the settings of that.
-        classifier_activation: of the dense layer between the pooled vector and the classifier of texts (None: there is no such layer).
-        attention_implementation: what the backbone needs, `eager` where others do not attend as its teacher did.
-        classifier_dropout: before the classifier. freeze_head: whether the head stays as it is in training, as one does that was copied
-            from the teacher.
+        text_config: Config of the backbone, any model of transformers that takes `input_ids`.
+        sense_config: Config of the sense dictionary.
+        assignment: What the student returns for a token: `hard` its best sense, `soft` the mean of its senses,
+            weighted by their probabilities, `none` the student's own vector. Default: `none` after distillation by
+            regression alone, otherwise the assignment of the dictionary.
+        residual: Weight of the student's own vector, from 0 to 1; the sense has the rest. Default: 0.5 after
+            distillation with a regression loss, which makes the student's vectors similar to the teacher's; otherwise
+            the residual of the dictionary. With cosine similarity only directions are learned, so that the
+            dictionary's residual is used too.
+        pooling: How a text gets one vector, in `encode` and before a classifier: `mean`, `weighted_mean`, `cls`,
+            `last` or `max`.
+        max_seq_length: Length in tokens at which `encode` truncates a text.
+        prompt: What `encode` puts around every text, as the fields of a :class:`Prompt`. The model reads it, but it is
+            not pooled, unless the prompt says so.
+        prompts: Named prompts, as in sentence-transformers, such as `{"query": "query: "}`. Saved only if there are
+            any.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text. Saved only if they are not.
+        teacher_layers: Indices of the teacher's layers that the student was made from. None for another backbone.
+        objective: Losses that the student was distilled with, joined by `+`, such as `sense+mse`. None before
+            distillation.
+        distillation: Settings of the distillation.
+        classifier_activation: Activation of the dense layer between the pooled vector and the text classifier. None:
+            the classifier has no dense layer.
+        classifier_dropout: Dropout probability before the classifier.
+        freeze_head: Whether the classifier is left out of training. True for a head that was copied from the teacher.
+        attention_implementation: Attention implementation that the backbone must use, such as `eager`. None: any.
+        kwargs: Other fields of every config of transformers, such as `num_labels`.
+
+    Raises:
+        ValueError: A field has a value that is not allowed.
+
+    Example:
+        >>> from sensedict_hf import SKDStudentConfig
+        >>> config = SKDStudentConfig(objective="sense+mse", assignment="hard")
+        >>> config.default_assignment, config.default_residual
+        ('hard', 0.5)
     """
 
     model_type = "skd_student"
@@ -44,6 +64,8 @@ class SKDStudentConfig(PreTrainedConfig):
         pooling: str = "mean",
         max_seq_length: int = 512,
         prompt: dict[str, Any] | None = None,
+        prompts: dict[str, str] | None = None,
+        include_prompt: bool = True,
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
         distillation: dict[str, Any] | None = None,
@@ -53,10 +75,10 @@ class SKDStudentConfig(PreTrainedConfig):
         attention_implementation: str | None = None,
         **kwargs: Any,
     ):
-        if (
-            attention_implementation is not None
-        ):  # transformers takes its own from a config, but does not keep it there
+        # transformers reads its own field for this, but does not save it.
+        if attention_implementation is not None:
             kwargs.setdefault("attn_implementation", attention_implementation)
+        # Configs inside config.json are dicts.
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
@@ -65,7 +87,7 @@ class SKDStudentConfig(PreTrainedConfig):
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
             sense_config = SenseEmbeddingConfig(**sense_config)
-        text_config._name_or_path = ""  # else the path of one machine would be saved
+        text_config.name_or_path = ""  # config.json would show a path of this machine
         if getattr(text_config, "use_cache", False):
             text_config.use_cache = False  # a student encodes whole texts
         self.text_config = text_config
@@ -75,6 +97,8 @@ class SKDStudentConfig(PreTrainedConfig):
         self.pooling = pooling
         self.max_seq_length = max_seq_length
         self.prompt = prompt
+        self.prompts = prompts
+        self.include_prompt = include_prompt
         self.teacher_layers = teacher_layers
         self.objective = objective
         self.distillation = distillation
@@ -86,32 +110,60 @@ class SKDStudentConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def check(self) -> None:
-        """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
+        """Check the fields that `from_pretrained` may set after the config was made.
+
+        Raises:
+            ValueError: A field has a value that is not allowed.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentConfig
+            >>> config = SKDStudentConfig()
+            >>> config.residual = 0.25
+            >>> config.check()
+        """
         if self.assignment is not None:
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
         check_pooling(self.pooling)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set.
+
+        Returns:
+            The fields, with the configs inside as dictionaries.
+
+        Example:
+            >>> student.config.to_dict()["sense_config"]["hidden_size"]
+            384
+        """
+        fields: dict[str, Any] = super().to_dict()
+        if not fields.get("prompts"):
+            fields.pop("prompts", None)
+        if fields.get("include_prompt"):
+            del fields["include_prompt"]
+        return fields
+
     @property
     def hidden_size(self) -> int:
-        """Width of what the student returns, the teacher's."""
+        """Width of the vectors that the student returns, which is the teacher's width."""
         return self.sense_config.hidden_size
 
     @property
     def default_assignment(self) -> str:
-        """What is assigned unless a call says otherwise."""
-        return self.assignment or (
-            "none" if self._objectives and "sense" not in self._objectives else self.sense_config.assignment
-        )
+        """The assignment that is used unless a call names another one."""
+        if self.assignment is not None:
+            return self.assignment
+        by_regression_alone = self._objectives and "sense" not in self._objectives
+        return "none" if by_regression_alone else self.sense_config.assignment
 
     @property
     def default_residual(self) -> float:
-        """How much of its own vectors is kept beside what is assigned."""
-        if self.residual is None:
-            alike = self.sense_config.similarity != "cosine" and set(self._objectives) - {"sense"}
-            return HALF if alike else self.sense_config.residual
-        return self.residual
+        """Weight of the student's own vectors, from 0 to 1."""
+        if self.residual is not None:
+            return self.residual
+        learns_vectors = self.sense_config.similarity != "cosine" and set(self._objectives) - {"sense"}
+        return HALF if learns_vectors else self.sense_config.residual
 
     @property
     def _objectives(self) -> list[str]:
@@ -119,30 +171,32 @@ class SKDStudentConfig(PreTrainedConfig):
 
     @property
     def learn_senses(self) -> bool:
-        """Whether the senses are a parameter, see [`SenseEmbeddingConfig`]."""
+        """Whether the senses are a parameter, see :class:`SenseEmbeddingConfig`."""
         return self.sense_config.learn_senses
 
     @learn_senses.setter
-    def learn_senses(self, value: bool) -> None:  # from_pretrained(..., learn_senses=True) assigns it
-        self.sense_config.learn_senses = value
+    def learn_senses(self, value: bool) -> None:
+        self.sense_config.learn_senses = value  # set by from_pretrained(..., learn_senses=True)
 
     @property
     def sense_device(self) -> str | None:
-        """Where the table of senses lies, see [`SenseEmbeddingConfig`]."""
+        """Device of the sense table, see :class:`SenseEmbeddingConfig`."""
         return self.sense_config.sense_device
 
     @sense_device.setter
-    def sense_device(self, value: str | None) -> None:  # from_pretrained(..., sense_device="cpu") assigns it
-        self.sense_config.sense_device = value
+    def sense_device(self, value: str | None) -> None:
+        self.sense_config.sense_device = value  # set by from_pretrained(..., sense_device="cpu")
 
     @property
     def vocab_size(self) -> int:
-        return self.text_config.vocab_size
+        """Number of tokens of the backbone."""
+        return int(self.text_config.vocab_size)
 
     @vocab_size.setter
-    def vocab_size(self, value: int) -> None:  # the library assigns it when embeddings are resized
-        self.text_config.vocab_size = value
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value  # transformers sets it when embeddings are resized
 
     @property
     def num_hidden_layers(self) -> int:
-        return self.text_config.num_hidden_layers
+        """Number of layers of the backbone."""
+        return int(self.text_config.num_hidden_layers)

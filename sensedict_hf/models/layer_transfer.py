@@ -1,52 +1,196 @@
-"""Layers of a teacher as the first weights of a student."""
+"""What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_skd_student import SKDStudentConfig
+from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
 
 
-def _refuse_quantized(source: Teacher) -> None:
+def refuse_quantized(source: Teacher) -> None:
+    """Check that the weights of a model can be copied.
+
+    Args:
+        source: The model to copy from.
+
+    Raises:
+        ValueError: The weights are quantized.
+    """
     if getattr(source.model, "is_quantized", False):
         raise ValueError(
-            f"the weights of {source.name} are quantized: take the layers out of the model as it was, load_teacher(name)"
+            f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
+            "load_teacher(name), and make the student from that"
         )
 
 
-def _keep_layers(config: Any, layers: list[int]) -> Any:
-    """A copy of a model's config with only some layers, in every field that has one entry per layer."""
+def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token that has senses.
+
+    Args:
+        senses: The sense dictionary.
+        backbone: The model that shall read its tokens.
+
+    Raises:
+        ValueError: A token with senses has no embedding.
+    """
+    count = backbone.model.get_input_embeddings().num_embeddings
+    if (senses.offsets[count:].diff() > 0).any():
+        raise ValueError(
+            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
+            "model its own tokenizer, or resize its embeddings to this one"
+        )
+
+
+def encoding_settings(source: Teacher) -> dict[str, Any]:
+    """Return the config fields that make a student encode texts as the model it is made from does.
+
+    Args:
+        source: The teacher or the backbone.
+
+    Returns:
+        Fields of :class:`SKDStudentConfig`.
+    """
+    return {
+        "pooling": source.pooling,
+        "max_seq_length": source.max_seq_length,
+        "prompt": None if source.prompt is None else asdict(source.prompt),
+        "prompts": getattr(source, "prompts", None) or None,
+        "include_prompt": getattr(source, "include_prompt", True),
+    }
+
+
+def student_config(
+    text_config: PreTrainedConfig, sense_config: SenseEmbeddingConfig, settings: dict[str, Any]
+) -> SKDStudentConfig:
+    """Make the config of a student. The given configs are copied.
+
+    Args:
+        text_config: Config of the backbone.
+        sense_config: Config of the dictionary.
+        settings: Other fields of :class:`SKDStudentConfig`.
+
+    Returns:
+        A config for a student in float32.
+
+    Raises:
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+    """
+    text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
+    # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
+    # precision there are the options `bf16` and `fp16` of Trainer.
+    text_config.dtype = torch.float32
+    known = SKDStudentConfig(text_config=text_config, sense_config=sense_config)
+    if unknown := [name for name in settings if not hasattr(known, name)]:
+        raise ValueError(
+            f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "
+            "pooling"
+        )
+    return SKDStudentConfig(text_config=text_config, sense_config=sense_config, **settings)
+
+
+def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> list[int]:
+    """Turn a number of layers, or a list of them, into the indices of the layers to keep.
+
+    Args:
+        num_hidden_layers: How many of the first layers to keep, or the indices of the layers to keep.
+        source: The model that the layers are taken from.
+
+    Returns:
+        Indices of layers, counted from 0.
+
+    Raises:
+        ValueError: No layer is left, or the model has no layer of that index.
+    """
+    total = source.model.config.num_hidden_layers
+    layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
+    if not layers or not all(0 <= layer < total for layer in layers):
+        raise ValueError(
+            f"num_hidden_layers={num_hidden_layers}: {source.name} has layers 0 to {total - 1}; give a number from 1 "
+            f"to {total}, or a list of layers"
+        )
+    return layers
+
+
+def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """Copy the config of a model, for only some of its layers.
+
+    Fields with one entry for each layer, such as `layer_types`, are shortened too.
+
+    Args:
+        config: The config of the whole model. It stays as it is.
+        layers: Indices of the layers to keep, in their new order.
+
+    Returns:
+        The config of the smaller model.
+    """
     config, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
         if name == "pos_att_type":
-            continue  # DeBERTa's kinds of relative attention, which may be as many
+            continue  # DeBERTa's kinds of relative attention: a list that may be as long as the model is deep
         if isinstance(value, list) and len(value) == total and not name.startswith("_"):
             setattr(config, name, [value[layer] for layer in layers])
     config.num_hidden_layers = len(layers)
     return config
 
 
-def _keep_layer_weights(model: PreTrainedModel, layers: list[int]) -> dict[str, Tensor]:
-    """The state dict of a model with only some layers, renumbered."""
+def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
+    """Select the weights of some layers of a model, and everything outside its layers.
+
+    Args:
+        model: The whole model.
+        layers: Indices of the layers to keep, in their new order.
+
+    Returns:
+        A state dict in which the layers are numbered from 0.
+
+    Raises:
+        ValueError: The model does not keep all its layers in one list of modules.
+    """
+    total = model.config.num_hidden_layers
     stacks = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == total
     ]
     if len(stacks) != 1:
-        total = model.config.num_hidden_layers
         raise ValueError(
-            f"{type(model).__name__} has {len(stacks)} stacks of {total} layers, not one: use from_backbone"
+            f"{type(model).__name__} has {len(stacks)} lists of {total} layers, not one, so that its layers cannot be "
+            "told apart: make the student from a smaller model, with from_backbone"
         )
-    prefix, weights = stacks[0] + ".", {}
+    prefix, weights = f"{stacks[0]}.", {}
     for key, value in model.state_dict().items():
         if not key.startswith(prefix):
             weights[key] = value
             continue
-        number, rest = key[len(prefix) :].split(".", 1)
-        for new, old in enumerate(layers):
+        number, rest = key.removeprefix(prefix).split(".", 1)
+        for new, old in enumerate(layers):  # a layer may be kept more than once
             if old == int(number):
                 weights[f"{prefix}{new}.{rest}"] = value
     return weights
+
+
+def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
+    """Load a state dict into a model. A pooler, which students do not have, is left out.
+
+    Args:
+        model: The model to fill.
+        weights: Its state dict.
+        source: The model that the weights come from, for the error message.
+
+    Raises:
+        ValueError: Weights are missing, or there is no place for some.
+    """
+    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights of {type(source).__name__} do not fit a {type(model).__name__} made from its config: "
+            f"{', '.join([*missing, *unexpected][:5])} are only in one of them; choose another model, "
+            "as backbone of a student made with from_backbone"
+        )

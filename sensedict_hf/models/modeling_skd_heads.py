@@ -1,192 +1,243 @@
-"""Students with a head for a task: a new one to be learned, or that of a fine-tuned teacher, copied and frozen."""
+"""Students that classify texts or tokens, with a new head or with the head of their fine-tuned teacher."""
 
 import copy
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .checkpoints import read_json
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import pool
+from .head_transfer import (
+    AutoClassifier,
+    ClassifierHead,
+    check_frozen_head,
+    check_head,
+    copy_linear,
+    find_text_head,
+    find_token_head,
+    load_classifier,
+)
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from .teachers import check_name, load_teacher, origin_of
+from .teachers import load_teacher
 
-# Encoders that classify by their first token, by model type: the dense layer before the classifier, its activation (or the field of the
-# config that names it), and the classifier. To classify tokens each of them has a `classifier` alone.
-ENCODER_HEADS = {
-    "bert": ("bert.pooler.dense", "tanh", "classifier"),
-    "camembert": ("classifier.dense", "tanh", "classifier.out_proj"),
-    "deberta": ("pooler.dense", "pooler_hidden_act", "classifier"),
-    "deberta-v2": ("pooler.dense", "pooler_hidden_act", "classifier"),
-    "distilbert": ("pre_classifier", "relu", "classifier"),
-    "electra": ("classifier.dense", "gelu", "classifier.out_proj"),
-    "mpnet": ("classifier.dense", "tanh", "classifier.out_proj"),
-    "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
-    "xlm-roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
-}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SKDStudentHeadModel(SKDStudentPreTrainedModel):
-    """What the heads share. With `config.freeze_head` no part of the head is learned, nor may any be missing from a checkpoint. They read
-    token ids as they come: where a student has a prompt (`config.prompt`), it must be in them as in training."""
+    """What the students with a head share.
 
-    # The losses are sums, divided by the number of labels of all accumulated batches and processes, which Trainer counts.
+    The head reads token ids as they come. If the student has a prompt (`config.prompt`), the ids must include it, in
+    training as well as later.
+
+    Attributes:
+        student: The student, a :class:`SKDStudentModel`.
+        dropout: Dropout before the classifier.
+        classifier: The last linear layer, `[teacher_hidden -> num_labels]`.
+    """
+
+    # The losses are sums over labels, divided by the number of labels in all accumulated batches of all processes,
+    # which Trainer counts.
     accepts_loss_kwargs = True
-    _teacher_class: type
+    _teacher_class: AutoClassifier
 
     def __init__(self, config: SKDStudentConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        num_labels = int(config.num_labels or 0)
+        self.num_labels = num_labels
         self.student = SKDStudentModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     @classmethod
     def from_teacher(
         cls,
-        classifier: str | os.PathLike | PreTrainedModel,
+        classifier: str | os.PathLike[str] | PreTrainedModel,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
-    ) -> "SKDStudentHeadModel":
-        """A student made of layers of a fine-tuned teacher, with the teacher's own pooler and head, frozen, on its senses.
+    ) -> "Self":
+        """Make a student from some layers of a fine-tuned teacher, with the head of this teacher, frozen.
 
         Args:
-            classifier: a name, a path or a model: `bert-base-uncased` fine-tuned for this task, say.
-            senses: a dictionary built from it. num_hidden_layers, config: as in [`SKDStudentModel.from_teacher`]; labels, pooling and the
-                like are those of the head.
+            classifier: The fine-tuned model, such as a BERT for sequence classification: a name, a path or a loaded
+                model.
+            senses: A sense dictionary built from this model. It is copied into the student.
+            num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
+            config: Other fields of :class:`SKDStudentConfig`. Labels and pooling are those of the teacher's head.
+
+        Returns:
+            A student in float32, on the device of the teacher.
 
         Raises:
-            ValueError: the dictionary does not fit the teacher, there are no such layers, or the teacher's head cannot be copied.
+            ValueError: The dictionary was not built from this teacher, the teacher has no such layers, or its head
+                cannot be copied.
+
+        Example:
+            >>> from transformers import AutoModelForSequenceClassification
+            >>> from sensedict_hf import SKDStudentForSequenceClassification
+            >>> name = teacher.model.name_or_path  # here you give the name of a fine-tuned model
+            >>> classifier = AutoModelForSequenceClassification.from_pretrained(name, num_labels=3)
+            >>> model = SKDStudentForSequenceClassification.from_teacher(classifier, senses, num_hidden_layers=2)
+            >>> model.classifier.out_features, model.classifier.weight.requires_grad
+            (3, False)
         """
         classifier = cls.load_classifier(classifier)
         teacher = load_teacher(classifier, tokenizer=None if classifier.name_or_path else senses.tokenizer)
         return cls.from_student(SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers, **config), classifier)
 
     @classmethod
-    def from_student(
-        cls, student: SKDStudentModel, classifier: str | os.PathLike | PreTrainedModel
-    ) -> "SKDStudentHeadModel":
-        """A copy of a student, of whatever backbone, with the pooler and head of its fine-tuned teacher, frozen.
+    def from_student(cls, student: SKDStudentModel, classifier: str | os.PathLike[str] | PreTrainedModel) -> "Self":
+        """Copy a student and give it the head of its fine-tuned teacher, frozen.
 
         Args:
-            student: with a dictionary of the teacher's last layer. classifier: that teacher: a name, a path or a model.
+            student: A student with a dictionary of the teacher's last layer. Its backbone may be any model.
+            classifier: The fine-tuned teacher: a name, a path or a loaded model.
+
+        Returns:
+            A student with a head, on the device of the student.
 
         Raises:
-            ValueError: the teacher's head cannot be copied, or does not read what the senses are made of.
+            ValueError: The head cannot be copied, or it does not read the layer that the senses are of.
+
+        Example:
+            >>> from transformers import AutoModelForTokenClassification
+            >>> from sensedict_hf import SKDStudentForTokenClassification
+            >>> name = teacher.model.name_or_path  # here you give the name of a fine-tuned model
+            >>> classifier = AutoModelForTokenClassification.from_pretrained(name, num_labels=5)
+            >>> model = SKDStudentForTokenClassification.from_student(student, classifier)
+            >>> model.config.freeze_head
+            True
         """
         classifier = cls.load_classifier(classifier)
-        layers, settings = cls._head_of(classifier)
-        senses, depth, width = (
-            student.config.sense_config,
-            classifier.config.num_hidden_layers,
-            layers["classifier"].in_features,
-        )
-        if width != senses.hidden_size or senses.layer not in (-1, depth):
-            raise ValueError(
-                f"the head of {type(classifier).__name__} reads layer {depth} of width {width}, the senses are of layer {senses.layer} and "
-                f"width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
-            )
-        check_name(senses, origin_of(classifier.name_or_path) or type(classifier.base_model).__name__)
+        head = cls._find_head(classifier)
+        check_head(head, classifier, student.config.sense_config)
+        # The config: that of the student, with labels and settings of the head.
         config = copy.deepcopy(student.config)
-        settings |= {
-            name: copy.copy(getattr(classifier.config, name)) for name in ("id2label", "label2id", "problem_type")
-        }
-        settings["freeze_head"] = True
-        for name, value in settings.items():
+        for name in ("id2label", "label2id", "problem_type"):
+            setattr(config, name, copy.copy(getattr(classifier.config, name)))
+        for name, value in head.settings.items():
             setattr(config, name, value)
+        config.freeze_head = True
+        # The weights.
         model = cls(config)
         model.student.load_state_dict(student.state_dict())
-        for name, layer in layers.items():
-            _copy_linear(model.get_submodule(name), layer)
+        for name, layer in head.layers.items():
+            target = model.get_submodule(name)
+            assert isinstance(target, nn.Linear)
+            copy_linear(target, layer)
+        model._freeze_head()
+        # The tokenizer, which the student may not have read yet.
         for part in model._parts():
             part._tokenizer, part._tokenizer_source = student._tokenizer, student._tokenizer_source
-        return model._freeze_head().to(student.device)
+        model.to(student.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but refuses a checkpoint without the head that it was made with, instead of inventing one.
+    def from_pretrained(  # type: ignore[override]  # the other arguments are in kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a student with its head, as `PreTrainedModel.from_pretrained` does.
+
+        A head that is missing from the checkpoint is initialized with random weights, for training. But a head that
+        was copied from the teacher is never replaced by random weights.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a repository of the Hub.
+            model_args: Arguments of the model class after the config.
+            output_loading_info: Whether to return also which weights were missing or did not fit.
+            kwargs: Other arguments of `PreTrainedModel.from_pretrained`, and fields of :class:`SKDStudentConfig`.
+
+        Returns:
+            The model, or the model and a dictionary with `output_loading_info=True`.
 
         Raises:
-            ValueError: the checkpoint does not hold the dictionary or the frozen head that its config describes, or that head is for
-                another task.
+            ValueError: The checkpoint lacks its dictionary, lacks a head that was copied from the teacher, or has
+                such a head for another task.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentForSequenceClassification
+            >>> student.save_pretrained("skd-minilm")
+            >>> model = SKDStudentForSequenceClassification.from_pretrained("skd-minilm", num_labels=3)
+            >>> model.classifier
+            Linear(in_features=384, out_features=3, bias=True)
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         if model.config.freeze_head:
-            wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-            wrong = sorted(key for key in wrong if not key.startswith(f"{cls.base_model_prefix}."))
-            if wrong:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} lacks {', '.join(wrong)} in the size that its config says, of a head that was copied "
-                    f"from the teacher: copy it again with {cls.__name__}.from_student, or learn one with freeze_head=False"
-                )
-            made = read_json(os.fspath(pretrained_model_name_or_path), "config.json", kwargs.get("revision")) or {}
-            if (kinds := made.get("architectures")) and cls.__name__ not in kinds:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} holds the frozen head of a {kinds[0]}: load that, or pass freeze_head=False"
-                )
-            model._freeze_head()  # loading has made all parameters trainable
+            check_frozen_head(cls.__name__, pretrained_model_name_or_path, info, kwargs.get("revision"))
+            model._freeze_head()  # loading makes all parameters trainable
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def load_classifier(cls, classifier: str | os.PathLike | PreTrainedModel) -> PreTrainedModel:
-        """A fine-tuned model of a name or a path; one that is loaded is returned.
+    def load_classifier(cls, classifier: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
+        """Load a fine-tuned teacher with its head.
+
+        Args:
+            classifier: A name or a path. A loaded model is returned as it is.
+
+        Returns:
+            The model, in evaluation mode if it was loaded here.
 
         Raises:
-            ValueError: weights of its head are missing, or it is no model.
+            ValueError: Weights of the head are missing, or this is no model.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentForSequenceClassification
+            >>> SKDStudentForSequenceClassification.load_classifier(teacher.model) is teacher.model
+            True
         """
-        if isinstance(classifier, PreTrainedModel):
-            return classifier
-        if not isinstance(classifier, (str, os.PathLike)):
-            raise ValueError(
-                f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
-            )
-        model, info = cls._teacher_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:5])
-            raise ValueError(
-                f"{classifier} lacks weights of {type(model).__name__}, which would be random: {missing}; fine-tune it first"
-            )
-        return model
+        return load_classifier(classifier, cls._teacher_class)
 
     @classmethod
-    def _head_of(cls, classifier: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, Any]]:
-        """The layers of a fine-tuned model's head by their names here, and the fields of the config that go with them."""
+    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
+        """Find the head of a fine-tuned model for the task of this class."""
         raise NotImplementedError
 
-    @classmethod
-    def _no_head(cls, classifier: PreTrainedModel) -> ValueError:
-        task = cls.__name__.removeprefix("SKDStudent")
-        return ValueError(
-            f"cannot copy the head of {type(classifier).__name__}: known are decoders and {', '.join(ENCODER_HEADS)}, {task}; for others "
-            f"save the student, load it by {cls._teacher_class.__name__}.from_pretrained(folder, num_labels=...) and learn a head of its "
-            "own with Trainer"
-        )
-
-    def _freeze_head(self) -> "SKDStudentHeadModel":
+    def _freeze_head(self) -> None:
+        """Make all parameters outside the student constant."""
         for name, part in self.named_children():
             if name != self.base_model_prefix:
                 part.requires_grad_(False)
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the backbone."""
         return self.student.get_input_embeddings()
 
 
 class SKDStudentForSequenceClassification(SKDStudentHeadModel):
-    """A student with a classifier on its pooled senses, behind a dense layer if `config.classifier_activation` names its activation."""
+    """A student that classifies texts, by their pooled senses.
+
+    Args:
+        config: Configuration of student and head. With `classifier_activation` there is a dense layer with this
+            activation before the classifier.
+
+    Attributes:
+        student: The student, a :class:`SKDStudentModel`.
+        pre_classifier: The dense layer before the classifier, or None.
+        classifier: The last linear layer.
+
+    Example:
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> student.save_pretrained("skd-minilm")
+        >>> model = AutoModelForSequenceClassification.from_pretrained("skd-minilm", num_labels=3)
+        >>> model(**student.tokenizer(texts[:2], padding=True, return_tensors="pt")).logits.shape
+        torch.Size([2, 3])
+    """
 
     _teacher_class = AutoModelForSequenceClassification
 
@@ -197,7 +248,7 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
         self.activation = ACT2FN[activation] if activation else None
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -208,17 +259,40 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """
+        """Compute logits and, with labels, the loss.
+
+        The loss follows `config.problem_type`. If that is None, it is the squared error for one label, binary
+        cross-entropy for labels that are floats, otherwise cross-entropy.
+
         Args:
-            input_ids, attention_mask: `[batch, positions]`.
-            labels: `[batch]` classes (cross-entropy), `[batch, num_labels]` floats (binary cross-entropy for each label), or, for
-                `num_labels=1`, `[batch]` numbers (squared error); `config.problem_type` decides if it is set.
-            num_items_in_batch: what the summed loss is divided by; default: its mean over the batch.
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
+            token_type_ids: `[batch, positions]`, segment ids, for backbones that have them.
+            labels: `[batch]`, int64, for cross-entropy; `[batch, num_labels]` of zeros and ones for binary
+                cross-entropy; `[batch]` or `[batch, num_labels]` of numbers for the squared error.
+            assignment: `hard`, `soft` or `none`, see :class:`SKDStudentConfig`. None: the assignment of the config.
+            num_items_in_batch: Divides the summed loss. None: the loss is a mean over the batch.
+            kwargs: Other arguments of the backbone, and `return_dict`.
+
+        Returns:
+            `logits [batch, num_labels]` and `loss`, in a `SequenceClassifierOutput`, or a tuple with
+            `return_dict=False`.
+
+        Example:
+            >>> import torch
+            >>> from transformers import AutoModelForSequenceClassification
+            >>> student.save_pretrained("skd-minilm")
+            >>> model = AutoModelForSequenceClassification.from_pretrained("skd-minilm", num_labels=3)
+            >>> batch = student.tokenizer(texts[:2], padding=True, return_tensors="pt")
+            >>> model(**batch, labels=torch.tensor([0, 2])).loss.shape
+            torch.Size([])
         """
         outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, return_dict=True, **kwargs)
+        # One vector for each text.
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pooled = pool(outputs.last_hidden_state, mask, self.config.pooling)
-        if self.pre_classifier is not None:
+        # The head.
+        if self.pre_classifier is not None and self.activation is not None:
             pooled = self.activation(self.pre_classifier(pooled))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self._loss(logits.float(), labels, num_items_in_batch)
@@ -237,27 +311,27 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
         return loss if items is None else loss / items
 
     @classmethod
-    def _head_of(cls, classifier: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, Any]]:
-        if isinstance(classifier, GenericForSequenceClassification):
-            return {"classifier": classifier.score}, {
-                "pooling": "last",
-                "classifier_activation": None,
-                "classifier_dropout": 0.0,
-            }
-        kind = classifier.config.model_type
-        if kind not in ENCODER_HEADS or not type(classifier).__name__.endswith("ForSequenceClassification"):
-            raise cls._no_head(classifier)
-        dense, activation, last = ENCODER_HEADS[kind]
-        layers = {"pre_classifier": classifier.get_submodule(dense), "classifier": classifier.get_submodule(last)}
-        return layers, {
-            "pooling": "cls",
-            "classifier_activation": getattr(classifier.config, activation, activation),
-            "classifier_dropout": classifier.get_submodule(last.rpartition(".")[0]).dropout.p,
-        }
+    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
+        return find_text_head(classifier)
 
 
 class SKDStudentForTokenClassification(SKDStudentHeadModel):
-    """A student with a linear classifier on the sense of each token."""
+    """A student that classifies tokens, each by its sense.
+
+    Args:
+        config: Configuration of student and head.
+
+    Attributes:
+        student: The student, a :class:`SKDStudentModel`.
+        classifier: A linear layer.
+
+    Example:
+        >>> from transformers import AutoModelForTokenClassification
+        >>> student.save_pretrained("skd-minilm")
+        >>> model = AutoModelForTokenClassification.from_pretrained("skd-minilm", num_labels=5)
+        >>> model(**student.tokenizer(["the bank of the river"], return_tensors="pt")).logits.shape
+        torch.Size([1, 7, 5])
+    """
 
     _teacher_class = AutoModelForTokenClassification
 
@@ -265,7 +339,7 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
         super().__init__(config)
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -276,11 +350,29 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
-        """
+        """Compute logits and, with labels, the cross-entropy.
+
         Args:
-            input_ids, attention_mask: `[batch, positions]`.
-            labels: `[batch, positions]`, classes; -100 where a position is not counted.
-            num_items_in_batch: what the summed loss is divided by; default: its mean over the counted positions.
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
+            token_type_ids: `[batch, positions]`, segment ids, for backbones that have them.
+            labels: `[batch, positions]`, int64, -100 for positions that are not counted.
+            assignment: `hard`, `soft` or `none`, see :class:`SKDStudentConfig`. None: the assignment of the config.
+            num_items_in_batch: Divides the summed loss. None: the loss is a mean over the counted positions.
+            kwargs: Other arguments of the backbone, and `return_dict`.
+
+        Returns:
+            `logits [batch, positions, num_labels]` and `loss`, in a `TokenClassifierOutput`, or a tuple with
+            `return_dict=False`.
+
+        Example:
+            >>> from transformers import AutoModelForTokenClassification
+            >>> student.save_pretrained("skd-minilm")
+            >>> model = AutoModelForTokenClassification.from_pretrained("skd-minilm", num_labels=5)
+            >>> batch = student.tokenizer(texts[:2], padding=True, return_tensors="pt")
+            >>> labels = (batch["input_ids"] % 5).masked_fill(batch["attention_mask"] == 0, -100)
+            >>> model(**batch, labels=labels).loss.shape
+            torch.Size([])
         """
         outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -294,21 +386,5 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
         )
 
     @classmethod
-    def _head_of(cls, classifier: PreTrainedModel) -> tuple[dict[str, nn.Linear], dict[str, Any]]:
-        known = classifier.config.model_type in ENCODER_HEADS and type(classifier).__name__.endswith(
-            "ForTokenClassification"
-        )
-        if isinstance(classifier, GenericForTokenClassification):
-            last = classifier.score
-        elif known:
-            last = classifier.classifier
-        else:
-            raise cls._no_head(classifier)
-        return {"classifier": last}, {"classifier_dropout": classifier.dropout.p}
-
-
-@torch.no_grad()
-def _copy_linear(target: nn.Linear, source: nn.Linear) -> None:
-    """Copies a layer; one without a bias gets a bias of zeros, which is the same."""
-    target.weight.copy_(source.weight)
-    target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()
+    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
+        return find_token_head(classifier)

@@ -1,22 +1,30 @@
-"""Students: backbone -> projection to the teacher's width -> senses."""
+"""Students: a small transformer, a projection to the teacher's width, and the teacher's senses."""
 
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import can_return_tuple
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import encode_texts, encode_words, padding_id
 from .hub import SensePreTrainedModel, write_sentence_transformers
-from .layer_transfer import _keep_layer_weights, _keep_layers, _refuse_quantized
+from .layer_transfer import (
+    check_embeddings,
+    choose_layers,
+    encoding_settings,
+    keep_layer_weights,
+    keep_layers,
+    load_weights,
+    refuse_quantized,
+    student_config,
+)
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
 from .teachers import Teacher, check_teacher, load_teacher
@@ -26,12 +34,15 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class SKDStudentOutput(ModelOutput):
-    """
-    Args:
-        last_hidden_state: `[batch, positions, teacher's hidden]`, after the assignment of senses.
-        student_hidden_state: the same before it: the student's own vectors, projected to the teacher's width.
-        sense_ids: `[batch, positions]`, the best sense of each token (None for assignment `none`).
-        hidden_states, attentions: of the backbone, if asked for.
+    """What a student returns.
+
+    Attributes:
+        last_hidden_state: `[batch, positions, teacher_hidden]`, the vectors after the assignment of senses.
+        student_hidden_state: `[batch, positions, teacher_hidden]`, the student's own vectors before it.
+        sense_ids: `[batch, positions]`, int64: the index of the best sense among the senses of the token; -1 for a
+            token that has none and for padding. None with assignment `none`.
+        hidden_states: Hidden states of every layer of the backbone, with `output_hidden_states=True`.
+        attentions: Attention weights of every layer of the backbone, with `output_attentions=True`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -42,6 +53,8 @@ class SKDStudentOutput(ModelOutput):
 
 
 class SKDStudentPreTrainedModel(SensePreTrainedModel):
+    """What students with and without a head share: loading, saving and distributed training."""
+
     config: SKDStudentConfig
     config_class = SKDStudentConfig
     base_model_prefix = "student"
@@ -50,26 +63,53 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """DDP would send the dictionary, which never changes, at every forward pass; also of a model with adapters of PEFT, which has
-        this attribute of the model inside."""
-        of_senses = [name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)]
-        names = [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in of_senses]
+        """Names of buffers that DistributedDataParallel must not broadcast.
+
+        It broadcasts all buffers at every forward pass, but the dictionary never changes. A model with adapters of
+        PEFT finds this attribute in the model inside it, under whose longer names the buffers are listed too.
+        """
+        dictionaries = {name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)}
+        names = [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in dictionaries]
         return names + [f"base_model.model.{name}" for name in names]
 
 
 class SKDStudentModel(SKDStudentPreTrainedModel):
-    """A small model that picks, for each token, the sense its teacher would pick."""
+    """A small model that picks, for each token, the sense that its teacher would pick.
+
+    Args:
+        config: Configuration of backbone and dictionary. The weights are random: make a student from its teacher with
+            :meth:`from_teacher`, from another small model with :meth:`from_backbone`, or load one with
+            `from_pretrained`.
+
+    Attributes:
+        backbone: A transformer without a head.
+        projection: A linear layer from the width of the backbone to the teacher's; None if they are equal.
+        senses: The sense dictionary, a :class:`SenseEmbeddingModel`.
+        tokenizer: The tokenizer whose token ids the student takes.
+
+    Raises:
+        ValueError: A field of the config has a value that is not allowed, or senses are to be learned with assignment
+            `none`.
+
+    Example:
+        >>> from sensedict_hf import SKDStudentModel
+        >>> student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=2)
+        >>> output = student(**student.tokenizer(["the bank of the river"], return_tensors="pt"))
+        >>> output.last_hidden_state.shape
+        torch.Size([1, 7, 384])
+    """
 
     def __init__(self, config: SKDStudentConfig):
         config.check()
         if config.learn_senses and config.default_assignment == "none":
             raise ValueError(
-                "learn_senses=True: assignment 'none' returns no senses, so none would be learned; pass assignment='soft' too"
+                "learn_senses=True with assignment 'none': the student returns no senses, so that none would be "
+                "learned; pass assignment='soft' too"
             )
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # the senses take the place of what it reads
+            self.backbone.pooler = None  # it would read the vectors before the senses
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
         self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
         self.senses = SenseEmbeddingModel(config.sense_config)
@@ -78,108 +118,139 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
     @classmethod
     def from_teacher(
         cls,
-        teacher: str | os.PathLike | PreTrainedModel | Teacher,
+        teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
     ) -> "SKDStudentModel":
-        """A student made of layers of its teacher.
+        """Make a student from some layers of its teacher.
 
         Args:
-            teacher: the model that the dictionary was built from.
-            num_hidden_layers: how many of its first layers, or the indices of the layers to keep.
-            config: fields of [`SKDStudentConfig`].
+            teacher: The model that the dictionary was built from: a name, a path, a loaded model or a
+                :class:`Teacher`.
+            senses: The sense dictionary, which is copied into the student.
+            num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
+            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`.
+
+        Returns:
+            A student in float32, on the device of the teacher.
 
         Raises:
-            ValueError: the dictionary does not fit the teacher, or there are no such layers.
+            ValueError: The dictionary was not built from this teacher, the teacher has no such layers, its weights
+                cannot be copied, or `config` names an unknown field.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentModel
+            >>> student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=[0, 5], assignment="hard")
+            >>> student.config.num_hidden_layers, student.config.teacher_layers
+            (2, [0, 5])
         """
+        # Check that dictionary, teacher and layers belong together.
         senses.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        _refuse_quantized(teacher)
-        total = teacher.model.config.num_hidden_layers
-        layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
-        if not layers or not all(0 <= layer < total for layer in layers):
-            raise ValueError(f"num_hidden_layers={num_hidden_layers}: {teacher.name} has layers 0 to {total - 1}")
-        config = _encoding_settings(teacher) | {"teacher_layers": layers} | config
-        text_config = _keep_layers(teacher.model.config, layers)
-        student = cls._new(text_config, senses, config)
-        weights = _keep_layer_weights(teacher.model, layers)
-        missing, unexpected = student.backbone.load_state_dict(weights, strict=False)
-        unexpected = [key for key in unexpected if not key.startswith("pooler.")]
-        if missing or unexpected:
-            wrong = ", ".join((missing + unexpected)[:5])
-            raise ValueError(
-                f"cannot take layers out of {type(teacher.model).__name__} ({wrong} do not match): use from_backbone"
-            )
-        return student._adopt(senses, teacher)
+        refuse_quantized(teacher)
+        layers = choose_layers(num_hidden_layers, teacher)
+        # Make an empty student, and fill it with the layers and the dictionary.
+        settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
+        student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))
+        load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
+        student._copy_senses(senses)
+        student._follow(teacher)
+        return student
 
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
+        cls,
+        backbone: str | os.PathLike[str] | PreTrainedModel | Teacher,
+        senses: SenseEmbeddingModel,
+        **config: Any,
     ) -> "SKDStudentModel":
-        """A student made of another, smaller model; a projection is added if its width is not the teacher's.
+        """Make a student from another, smaller model.
+
+        If the model is not as wide as the senses, a linear projection to their width is added.
 
         Args:
-            backbone: a name, a path or a model. senses: the teacher's dictionary, built for the backbone's tokenizer.
-            config: fields of [`SKDStudentConfig`].
+            backbone: The smaller model: a name, a path, a loaded model or a :class:`Teacher`.
+            senses: The teacher's sense dictionary, built for the backbone's tokenizer. It is copied into the student.
+            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`.
+
+        Returns:
+            A student in float32, on the device of the backbone.
 
         Raises:
-            ValueError: the backbone uses another tokenizer than the dictionary.
+            ValueError: The backbone has another tokenizer or fewer tokens than the dictionary, its weights cannot be
+                copied, or `config` names an unknown field.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from sensedict_hf import SKDStudentModel
+            >>> small = BertModel(BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2))
+            >>> student = SKDStudentModel.from_backbone(small, senses)
+            >>> student.projection
+            Linear(in_features=128, out_features=384, bias=True)
         """
+        # Check that dictionary and backbone share their tokens.
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
-        _refuse_quantized(backbone)
+        refuse_quantized(backbone)
         senses.check_tokenizer(backbone.tokenizer)
-        embeddings = backbone.model.get_input_embeddings().num_embeddings
-        if (senses.offsets[embeddings:].diff() > 0).any():
-            raise ValueError(
-                f"{backbone.name} has embeddings for {embeddings} tokens, the dictionary senses of others: the tokenizer is not the "
-                "model's, or the model must be resized to it"
-            )
-        prompt = senses.config.prompt or _encoding_settings(backbone)["prompt"]  # inside which the senses were found
-        config = _encoding_settings(backbone) | {"prompt": prompt} | config
-        student = cls._new(copy.deepcopy(backbone.model.config), senses, config)
-        weights = {key: value for key, value in backbone.model.state_dict().items() if not key.startswith("pooler.")}
-        student.backbone.load_state_dict(weights)
-        return student._adopt(senses, backbone)
+        check_embeddings(senses, backbone)
+        # Make an empty student, and fill it with the backbone and the dictionary.
+        settings = encoding_settings(backbone)
+        if senses.config.prompt:
+            settings["prompt"] = senses.config.prompt  # the teacher's, in which the senses were found
+        student = cls(student_config(backbone.model.config, senses.config, settings | config))
+        load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
+        student._copy_senses(senses)
+        student._follow(backbone)
+        return student
 
-    @classmethod
-    def _new(
-        cls, text_config: PreTrainedConfig, senses: SenseEmbeddingModel, config: dict[str, Any]
-    ) -> "SKDStudentModel":
-        # In float32 whatever the source's dtype: training in pure half precision loses small updates (use Trainer's bf16 or fp16).
-        text_config.dtype = torch.float32
-        made = SKDStudentConfig(text_config=text_config, sense_config=copy.deepcopy(senses.config))
-        if unknown := [name for name in config if not hasattr(made, name)]:
-            raise ValueError(
-                f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or pooling"
-            )
-        return cls(SKDStudentConfig(text_config=text_config, sense_config=made.sense_config, **config))
-
-    def _adopt(self, senses: SenseEmbeddingModel, source: Teacher) -> "SKDStudentModel":
-        """Takes over the tensors of a dictionary, and the tokenizer, the device and what tokens attend to of a teacher or backbone."""
+    def _copy_senses(self, senses: SenseEmbeddingModel) -> None:
+        """Copy the tensors of a dictionary into the one of this student."""
         self.senses.load_state_dict(senses.state_dict())
-        self.tokenizer = source.tokenizer
-        self.to(source.device)
-        if source.attention is not None and probe_attention(self.backbone) != source.attention:
-            self.config.attention_implementation = (
-                "eager"  # of some architectures the only implementation that does as it is asked
-            )
-            self.set_attn_implementation("eager")
-            if (found := probe_attention(self.backbone)) != source.attention:
-                raise ValueError(
-                    f"the student's tokens attend otherwise ({found}) than those of {source.name} ({source.attention})"
-                )
-        return self
 
-    def replace_senses(self, senses: SenseEmbeddingModel) -> None:
-        """Takes another dictionary of the same teacher in the place of its own: one that `merge_sense_dictionaries` has made smaller, or
-        of another dtype (`student.senses.to_dtype("int8")`). How senses are assigned stays as it is.
+    def _follow(self, source: Teacher) -> None:
+        """Take over the tokenizer, the device and the attention pattern of the model that the weights come from.
+
+        Args:
+            source: The teacher or the backbone.
 
         Raises:
-            ValueError: the dictionary is of another teacher or for another tokenizer.
+            ValueError: No attention implementation lets the student's tokens attend as those of the source.
+        """
+        self.tokenizer = source.tokenizer
+        self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        if source.attention is None or probe_attention(self.backbone) == source.attention:
+            return
+        # Some architectures are bidirectional with eager attention only.
+        self.config.attention_implementation = "eager"
+        self.set_attn_implementation("eager")
+        if (found := probe_attention(self.backbone)) != source.attention:
+            raise ValueError(
+                f"the attention of the student is {found}, that of {source.name} is {source.attention}, with every "
+                "attention implementation that was tried: pass the model loaded with another attn_implementation"
+            )
+
+    def replace_senses(self, senses: SenseEmbeddingModel) -> None:
+        """Exchange the dictionary for another one of the same teacher.
+
+        For example a smaller one made by :func:`merge_sense_dictionaries`, or one of another dtype. Assignment,
+        residual and the other settings of how senses are used stay as they are.
+
+        Args:
+            senses: The new dictionary, which is copied into the student.
+
+        Raises:
+            ValueError: The dictionary is of another teacher, layer or tokenizer.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentModel
+            >>> student = SKDStudentModel.from_teacher(teacher, senses)
+            >>> student.replace_senses(student.senses.to_dtype("int8"))
+            >>> student.senses.config.senses_dtype
+            'int8'
         """
         own = self.config.sense_config
         own.check_same_vectors(senses.config)
@@ -189,12 +260,29 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         replacement = SenseEmbeddingModel(config)
         replacement.load_state_dict(senses.state_dict())
         replacement.tokenizer = self.tokenizer
-        self.senses = replacement.to(self.senses.device).train(self.training)
+        replacement.to(self.senses.device)  # type: ignore[arg-type]  # as in _follow
+        self.senses = replacement.train(self.training)
         self.config.sense_config = config
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As in transformers; also saves the tokenizer, a model card and, unless there is a prompt, which it would pool too, what
-        sentence-transformers needs to encode texts alike."""
+    def save_pretrained(  # type: ignore[override]  # the other arguments are in kwargs
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Save the student, its dictionary, its tokenizer and a model card.
+
+        Also saves the files with which sentence-transformers encodes texts to the same vectors. A student with a
+        prompt has none of these, because sentence-transformers would pool the tokens of the prompt too.
+
+        Args:
+            save_directory: The folder to write to.
+            is_main_process: Whether this process is the one that writes, in distributed training.
+            kwargs: Other arguments of `PreTrainedModel.save_pretrained`, and `license` for the model card.
+
+        Example:
+            >>> student.save_pretrained("skd-minilm")
+            >>> from transformers import AutoModel
+            >>> type(AutoModel.from_pretrained("skd-minilm")).__name__
+            'SKDStudentModel'
+        """
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.config.prompt is None:
             write_sentence_transformers(
@@ -202,12 +290,23 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             )
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+        """Return the token embeddings of the backbone.
+
+        Example:
+            >>> student.get_input_embeddings()
+            Embedding(30522, 384, padding_idx=0)
+        """
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        raise ValueError("a student's vocabulary is that of its dictionary: build a dictionary with the new tokenizer")
+        """Refuse new token embeddings with a ValueError: the dictionary has senses for the old tokens."""
+        raise ValueError(
+            "the token embeddings of a student cannot be replaced, because its dictionary is for the same tokens: "
+            "build a dictionary for the new tokenizer, and a student from that"
+        )
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -216,16 +315,33 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         assignment: str | None = None,
         **kwargs: Any,
     ) -> SKDStudentOutput:
-        """
+        """Compute contextual vectors and replace them by senses.
+
         Args:
-            input_ids: `[batch, positions]`. attention_mask: `[batch, positions]`.
-            assignment: `hard`, `soft` or `none`; default: the config's.
-            kwargs: for the backbone.
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
+            token_type_ids: `[batch, positions]`, segment ids, for backbones that have them.
+            assignment: `hard`, `soft` or `none`, see :class:`SKDStudentConfig`. None: the assignment of the config.
+            kwargs: Other arguments of the backbone, and `return_dict`.
+
+        Returns:
+            A :class:`SKDStudentOutput`, or a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError: A token id is outside the vocabulary, or the assignment is unknown.
+
+        Example:
+            >>> batch = student.tokenizer(texts[:2], padding=True, return_tensors="pt")
+            >>> output = student(**batch, assignment="hard")
+            >>> output.sense_ids.shape == batch["input_ids"].shape
+            True
         """
+        # The student's own vectors, in the teacher's width.
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         own = outputs.last_hidden_state if self.projection is None else self.projection(outputs.last_hidden_state)
+        # The senses that take their place.
         assignment = assignment or self.config.default_assignment
         assigned = None
         if assignment != "none":
@@ -285,22 +401,35 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         )
 
 
-def load_senses(path: str | os.PathLike) -> SenseEmbeddingModel:
-    """A dictionary, or the one inside a student.
+def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
+    """Load a sense dictionary, or the dictionary inside a student.
+
+    Args:
+        path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
+            without a head.
+
+    Returns:
+        The dictionary, in evaluation mode.
 
     Raises:
-        ValueError: it is another kind of model.
+        ValueError: The folder has no finished model, or another kind of model.
+        OSError: There is no such folder or repository.
+
+    Example:
+        >>> from sensedict_hf import load_senses
+        >>> student.save_pretrained("skd-minilm")
+        >>> load_senses("skd-minilm").senses_of("bank").shape[1]
+        384
     """
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise ValueError(f"{path} holds no finished model: if it was being made there, give that command again")
+        raise ValueError(
+            f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
+            "again"
+        )
     kind = AutoConfig.from_pretrained(path).model_type
     if kind not in ("sense_embedding", "skd_student"):
-        raise ValueError(f"{path} holds a {kind} model, not a sense dictionary: make one with sensedict build")
+        raise ValueError(
+            f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
+        )
     model = AutoModel.from_pretrained(path)
-    return model if kind == "sense_embedding" else model.senses
-
-
-def _encoding_settings(source: Teacher) -> dict[str, Any]:
-    """What a student takes over of how its teacher or backbone makes vectors of texts."""
-    prompt = None if source.prompt is None else asdict(source.prompt)
-    return {"pooling": source.pooling, "max_seq_length": source.max_seq_length, "prompt": prompt}
+    return model.senses if isinstance(model, SKDStudentModel) else model

@@ -1,0 +1,203 @@
+"""What a student with a head takes over from a fine-tuned classifier: the layers of its head and their settings."""
+
+import os
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
+
+from .checkpoints import read_json
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .teachers import check_name, origin_of
+
+# Encoders that classify a text by its first token, by model type: name of the dense layer before the classifier, its
+# activation (or the config field with its name), name of the classifier. For tokens each has just a `classifier`.
+ENCODER_HEADS = {
+    "bert": ("bert.pooler.dense", "tanh", "classifier"),
+    "camembert": ("classifier.dense", "tanh", "classifier.out_proj"),
+    "deberta": ("pooler.dense", "pooler_hidden_act", "classifier"),
+    "deberta-v2": ("pooler.dense", "pooler_hidden_act", "classifier"),
+    "distilbert": ("pre_classifier", "relu", "classifier"),
+    "electra": ("classifier.dense", "gelu", "classifier.out_proj"),
+    "mpnet": ("classifier.dense", "tanh", "classifier.out_proj"),
+    "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+}
+
+
+# The Auto class of a task.
+AutoClassifier: TypeAlias = type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+
+
+class ClassifierHead(NamedTuple):
+    """The head of a fine-tuned classifier.
+
+    Attributes:
+        layers: Linear layers, by the names that they have in a student.
+        settings: Fields of :class:`SKDStudentConfig` that the layers need.
+    """
+
+    layers: dict[str, nn.Linear]
+    settings: dict[str, Any]
+
+
+def load_classifier(
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+) -> PreTrainedModel:
+    """Load a fine-tuned model with its head.
+
+    Args:
+        classifier: A name or a path. A loaded model is returned as it is.
+        auto_class: The class to load it with.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Weights of the head are missing, or this is no model.
+    """
+    if isinstance(classifier, PreTrainedModel):
+        return classifier
+    if not isinstance(classifier, (str, os.PathLike)):
+        raise ValueError(
+            f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
+        )
+    model: PreTrainedModel
+    model, info = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:5])
+        raise ValueError(
+            f"{classifier} lacks weights of {type(model).__name__}, which would be random: {missing}; fine-tune it "
+            "first"
+        )
+    return model
+
+
+def find_text_head(classifier: PreTrainedModel) -> ClassifierHead:
+    """Find the head of a model that classifies texts.
+
+    Args:
+        classifier: A decoder, or an encoder of :data:`ENCODER_HEADS`, for sequence classification.
+
+    Returns:
+        The layers `classifier` and, for encoders, `pre_classifier`, with pooling, activation and dropout.
+
+    Raises:
+        ValueError: The architecture is not known.
+    """
+    if isinstance(classifier, GenericForSequenceClassification):  # decoders classify by the last token
+        settings = {"pooling": "last", "classifier_activation": None, "classifier_dropout": 0.0}
+        return ClassifierHead({"classifier": _linear(classifier, "score")}, settings)
+    kind = classifier.config.model_type
+    if kind not in ENCODER_HEADS or not type(classifier).__name__.endswith("ForSequenceClassification"):
+        raise _unknown_head(classifier, "AutoModelForSequenceClassification")
+    dense, activation, last = ENCODER_HEADS[kind]
+    settings = {
+        "pooling": "cls",
+        "classifier_activation": getattr(classifier.config, activation, activation),
+        "classifier_dropout": _dropout(classifier, f"{last.rpartition('.')[0]}.dropout".lstrip(".")),
+    }
+    return ClassifierHead(
+        {"pre_classifier": _linear(classifier, dense), "classifier": _linear(classifier, last)}, settings
+    )
+
+
+def find_token_head(classifier: PreTrainedModel) -> ClassifierHead:
+    """Find the head of a model that classifies tokens.
+
+    Args:
+        classifier: A decoder, or an encoder of :data:`ENCODER_HEADS`, for token classification.
+
+    Returns:
+        The layer `classifier`, with its dropout.
+
+    Raises:
+        ValueError: The architecture is not known.
+    """
+    name = "score" if isinstance(classifier, GenericForTokenClassification) else "classifier"
+    is_known_encoder = classifier.config.model_type in ENCODER_HEADS
+    is_for_tokens = type(classifier).__name__.endswith("ForTokenClassification")
+    if name == "classifier" and not (is_known_encoder and is_for_tokens):
+        raise _unknown_head(classifier, "AutoModelForTokenClassification")
+    settings = {"classifier_dropout": _dropout(classifier, "dropout")}
+    return ClassifierHead({"classifier": _linear(classifier, name)}, settings)
+
+
+def check_head(head: ClassifierHead, classifier: PreTrainedModel, senses: SenseEmbeddingConfig) -> None:
+    """Check that a head can read senses instead of the hidden states of its own model.
+
+    Args:
+        head: The head.
+        classifier: The fine-tuned model that it belongs to.
+        senses: Config of the sense dictionary.
+
+    Raises:
+        ValueError: The senses have another width, or are not of the last layer.
+    """
+    depth, width = classifier.config.num_hidden_layers, head.layers["classifier"].in_features
+    if width != senses.hidden_size or senses.layer not in (-1, depth):
+        raise ValueError(
+            f"the head of {type(classifier).__name__} reads layer {depth} of width {width}, the senses are of layer "
+            f"{senses.layer} and width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
+        )
+    check_name(senses, origin_of(classifier.name_or_path or "") or type(classifier.base_model).__name__)
+
+
+def check_frozen_head(
+    class_name: str, source: str | os.PathLike[str], info: dict[str, Any], revision: str | None
+) -> None:
+    """Check that a checkpoint holds the head that its config calls frozen.
+
+    Args:
+        class_name: Class of the student with a head that is being loaded.
+        source: The folder or repository.
+        info: What `from_pretrained` reports with `output_loading_info=True`.
+        revision: Revision of the repository.
+
+    Raises:
+        ValueError: Weights of the head are missing or have another size, or the head is for another task.
+    """
+    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    wrong = sorted(key for key in wrong if not key.startswith("student."))
+    if wrong:
+        raise ValueError(
+            f"{source} lacks {', '.join(wrong)} in the size that its config says, of a head that was copied from the "
+            f"teacher: copy it again with {class_name}.from_student, or learn one with freeze_head=False"
+        )
+    config = read_json(os.fspath(source), "config.json", revision) or {}
+    if (architectures := config.get("architectures")) and class_name not in architectures:
+        raise ValueError(
+            f"{source} holds the frozen head of a {architectures[0]}: load it with that class, or learn a new head "
+            "with freeze_head=False"
+        )
+
+
+@torch.no_grad()
+def copy_linear(target: nn.Linear, source: nn.Linear) -> None:
+    """Copy a linear layer. If the source has no bias, the bias of the copy is zero.
+
+    Args:
+        target: The layer to fill.
+        source: A layer of the same size.
+    """
+    target.weight.copy_(source.weight)
+    target.bias.copy_(source.bias) if source.bias is not None else target.bias.zero_()
+
+
+def _linear(model: PreTrainedModel, name: str) -> nn.Linear:
+    return cast(nn.Linear, model.get_submodule(name))
+
+
+def _dropout(model: PreTrainedModel, name: str) -> float:
+    return cast(nn.Dropout, model.get_submodule(name)).p
+
+
+def _unknown_head(classifier: PreTrainedModel, auto_class: str) -> ValueError:
+    task = auto_class.removeprefix("AutoModel")
+    return ValueError(
+        f"cannot copy the head of {type(classifier).__name__}: known are decoders and {', '.join(ENCODER_HEADS)}, "
+        f"{task}; for others save the student, load it with {auto_class}.from_pretrained(folder, num_labels=...) and "
+        "learn a head of its own with Trainer"
+    )

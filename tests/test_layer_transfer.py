@@ -1,0 +1,154 @@
+"""Students made from layers of a teacher, and from other models."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    StableLmConfig,
+    StableLmModel,
+)
+
+from conftest import SIZES, WORDS, make_tokenizer
+from sensedict_hf import (
+    SKDStudentModel,
+    Teacher,
+    build_sense_dictionary,
+    load_teacher,
+)
+from sensedict_hf.models.attention import probe_attention
+
+
+@pytest.fixture
+def senses(teacher, texts):
+    return build_sense_dictionary(teacher, texts, budget=90)
+
+
+def batch_of(teacher, texts):
+    return teacher.tokenizer(texts[:5], padding=True, return_tensors="pt", return_token_type_ids=False)
+
+
+def test_all_layers_are_the_teacher(teacher, senses, texts):
+    student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=4).eval()
+    batch = batch_of(teacher, texts)
+    hidden = teacher.model(**batch).last_hidden_state
+    output = student(**batch)
+    torch.testing.assert_close(output.student_hidden_state, hidden)
+    expected = senses(batch["input_ids"], hidden, batch["attention_mask"])
+    assert torch.equal(output.last_hidden_state, expected.hidden_states) and torch.equal(
+        output.sense_ids, expected.sense_ids
+    )
+    assert torch.equal(student(**batch, assignment="none").last_hidden_state, output.student_hidden_state)
+
+
+def test_chosen_layers_are_kept(texts, bert):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=[1, 3])
+    for new, old in enumerate([1, 3]):
+        kept, source = student.backbone.encoder.layer[new].state_dict(), bert.model.encoder.layer[old].state_dict()
+        assert all(torch.equal(kept[key], source[key]) for key in source)
+    assert student.config.teacher_layers == [1, 3] and student.config.num_hidden_layers == 2
+    assert bert.model.config.num_hidden_layers == 4
+
+
+def test_a_half_precision_source_gives_a_student_in_float32(bert, texts):
+    bert.model.bfloat16()
+    bert.model.config.dtype = torch.bfloat16
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64)).bfloat16()
+    small.config.dtype = torch.bfloat16
+    for student in (SKDStudentModel.from_teacher(bert, senses), SKDStudentModel.from_backbone(small, senses)):
+        assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+        assert torch.isfinite(student.encode(texts)).all()
+
+
+def test_another_backbone_with_a_projection(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8, "num_hidden_layers": 1}, max_position_embeddings=64))
+    student = SKDStudentModel.from_backbone(small, senses)
+    assert student.projection.weight.shape == (16, 8)
+    assert torch.equal(student.backbone.embeddings.word_embeddings.weight, small.embeddings.word_embeddings.weight)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts), student.encode(texts))
+    assert student.encode(texts).shape == (60, 16)
+    other = Teacher(small, make_tokenizer(WORDS[::-1]), name="other")
+    with pytest.raises(ValueError, match="fingerprint"):
+        SKDStudentModel.from_backbone(other, senses)
+
+
+def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
+    wide = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64)).eval()
+    senses = build_sense_dictionary(Teacher(wide, tokenizer, name="narrow", max_window=64), texts, budget=90)
+    with pytest.raises(
+        ValueError, match="the senses are 8 wide, tiny-bert is 16: the dictionary was built from narrow"
+    ):
+        SKDStudentModel.from_teacher(bert, senses)
+    for layers in (0, 5, [], [1, 4], [-1]):
+        with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
+            SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
+
+
+def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts):
+    small = BertModel(BertConfig(**SIZES | {"vocab_size": 20}, max_position_embeddings=64))
+    with pytest.raises(ValueError, match="has embeddings for 20 tokens, but the dictionary has senses of others"):
+        SKDStudentModel.from_backbone(small, build_sense_dictionary(bert, texts, budget=90))
+
+
+def test_settings_that_are_none_are_refused(bert, texts):
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
+        with pytest.raises(ValueError, match="a student has no setting 'num_layers'"):
+            make(bert, senses, num_layers=4)
+    assert SKDStudentModel.from_teacher(bert, senses, learn_senses=True).config.learn_senses
+
+
+def test_a_list_as_long_as_the_model_is_deep_may_be_of_something_else(tokenizer, texts):
+    sizes = {
+        **SIZES,
+        "num_hidden_layers": 2,
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+    }
+    model = DebertaV2Model(DebertaV2Config(**sizes, max_position_embeddings=64)).eval()
+    teacher = Teacher(model, tokenizer, name="tiny")
+    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 1).eval()
+    ids = torch.tensor([[2, 5, 6, 3]])
+    torch.testing.assert_close(student(ids, assignment="none").last_hidden_state, teacher.hidden_states(ids, layer=1))
+
+
+def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
+    """StableLM is bidirectional with eager attention only, which transformers does not save in a config."""
+    config = StableLmConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=64)
+    model = StableLmModel._from_config(config, attn_implementation="eager")
+    teacher = load_teacher(model, tokenizer=tokenizer, bidirectional=True)
+    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 4)
+    student.save_pretrained(tmp_path)
+    for kind in (AutoModel, AutoModelForSequenceClassification):
+        loaded = kind.from_pretrained(tmp_path).eval().base_model
+        assert probe_attention(loaded.backbone) == teacher.attention == "bidirectional"
+        assert torch.equal(loaded.encode(texts[:1], assignment="none"), teacher.encode(texts[:1]))
+
+
+def test_a_layer_may_be_kept_twice(bert, texts):
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), [0, 0])
+    first, second = (layer.state_dict() for layer in student.backbone.encoder.layer)
+    assert len(student.backbone.encoder.layer) == 2 and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_weights_that_cannot_be_copied_are_refused(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    bert.model.others = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    with pytest.raises(ValueError, match="BertModel has 2 lists of 4 layers, not one.*with from_backbone"):
+        SKDStudentModel.from_teacher(bert, senses)
+    bert.model.others = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="do not fit a BertModel made from its config: others.weight, others.bias"):
+        SKDStudentModel.from_teacher(bert, senses)
+    bert.model.is_quantized = True
+    for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
+        with pytest.raises(ValueError, match="the weights of tiny-bert are quantized"):
+            make(bert, senses)

@@ -1,0 +1,169 @@
+"""What is saved of a student, and what is read from its folder: by this package, the Hub and sentence-transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+)
+
+from conftest import SIZES, WORDS
+from sensedict_hf import (
+    SKDStudentConfig,
+    SKDStudentModel,
+    build_sense_dictionary,
+    load_senses,
+)
+from sensedict_hf.models.encoding import POOLINGS
+from sensedict_hf.models.hub import model_card
+from sensedict_hf.models.prompts import Prompt
+
+
+def test_round_trip(teacher, texts, tmp_path):
+    senses = build_sense_dictionary(teacher, texts, budget=90)
+    student = SKDStudentModel.from_teacher(teacher, senses, assignment="soft")
+    student.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, SKDStudentModel)
+    assert loaded.state_dict().keys() == student.state_dict().keys()
+    assert torch.equal(loaded.encode(texts), student.encode(texts))
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == teacher.tokenizer.get_vocab()
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text()
+    assert "knowledge-distillation" in (tmp_path / "README.md").read_text()
+    again = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.backbone.dtype == torch.bfloat16 and again.senses.senses.dtype == torch.float16
+    assert torch.isfinite(again.encode(texts[:3])).all()
+
+
+def test_a_projected_student_loads_in_half_precision(bert, texts, tmp_path):
+    small = BertModel(BertConfig(**{**SIZES, "hidden_size": 8}, max_position_embeddings=64))
+    SKDStudentModel.from_backbone(small, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.projection.weight.dtype == torch.bfloat16 and loaded.encode(texts).shape == (60, 16)
+
+
+def test_the_tokenizer_is_found_from_another_folder(bert, texts, tmp_path, monkeypatch):
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(
+        tmp_path / "student"
+    )
+    monkeypatch.chdir(tmp_path)
+    student = AutoModel.from_pretrained("student")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert student.tokenizer.get_vocab() == bert.tokenizer.get_vocab()
+
+
+def test_parts_know_the_tokenizer(bert, texts, tmp_path):
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert len(model.student.senses.senses_of("w20")) > 0 and model.student.encode(texts[:2]).shape == (2, 16)
+    model.save_pretrained(tmp_path / "classifier")
+    assert "text-classification" in (tmp_path / "classifier" / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"text 1 \(''\) has no tokens"):
+        bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+        bert.encode(["w1", ""])
+
+
+def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token):
+            uploaded["token"] = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return type("Url", (), {"repo_id": "me/" + repo_id})
+
+        def create_branch(self, repo_id, branch, exist_ok):
+            uploaded["branch"] = repo_id, branch
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
+
+    monkeypatch.setattr("sensedict_hf.models.hub.HfApi", Api)
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
+    student.push_to_hub("student", token="secret", revision="new")
+    assert uploaded.pop("branch") == ("me/student", "new")
+    assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
+    assert b"knowledge-distillation" in uploaded["README.md"] and not any(
+        name.endswith((".bin", ".pt")) for name in uploaded
+    )
+
+
+def test_the_card_names_repositories_only(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    for name, repository in [
+        ("me/model-1.5", "me/model-1.5"),
+        ("me/model + adapter", None),
+        ("a/b/c", None),
+        ("model", None),
+    ]:
+        senses.config.base_model_name_or_path = name
+        assert model_card(senses.config).data.base_model == repository
+
+
+def test_the_card_tells_what_is_returned():
+    for objective, returned in [
+        ("mse", "own vectors."),
+        ("sense", "probabilities."),
+        ("sense+mse", "and 50% of its own vectors in each."),
+    ]:
+        assert returned in model_card(SKDStudentConfig(objective=objective)).content
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    student = SKDStudentModel.from_teacher(bert, senses, pooling=pooling, max_seq_length=16)
+    student.save_pretrained(tmp_path)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    texts = [*texts[:5], " ".join(WORDS)]  # one that is cut
+    assert model.max_seq_length == 16 and model.get_embedding_dimension() == 16
+    torch.testing.assert_close(torch.from_numpy(model.encode(texts)), student.encode(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_sentence_transformers_is_told_nothing_of_a_prompt_it_would_pool(bert, texts, tmp_path):
+    bert.prompt = Prompt(instruction="w1 w2")
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2)).save_pretrained(tmp_path)
+    assert (
+        not (tmp_path / "modules.json").exists()
+        and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
+    )
+
+
+def test_named_prompts_are_saved_if_there_are_some(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
+    assert not {"prompts", "include_prompt"} & json.loads((tmp_path / "config.json").read_text()).keys()
+    bert.prompts, bert.include_prompt = {"query": "w1 w2 "}, False
+    for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
+        make(bert, senses).save_pretrained(tmp_path)
+        config = AutoModel.from_pretrained(tmp_path).config
+        assert config.prompts == {"query": "w1 w2 "} and config.include_prompt is False
+
+
+def test_senses_are_loaded_from_dictionaries_and_students(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    senses.save_pretrained(tmp_path / "senses")
+    student = SKDStudentModel.from_teacher(bert, senses)
+    student.save_pretrained(tmp_path / "student")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
+    for name in ("senses", "student", "head"):
+        loaded = load_senses(tmp_path / name)
+        assert torch.equal(loaded.senses, senses.senses) and not loaded.training
+        assert loaded.tokenizer.get_vocab() == bert.tokenizer.get_vocab()
+    bert.model.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="holds a bert model, not a sense dictionary or a student"):
+        load_senses(tmp_path / "bert")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no finished model"):
+        load_senses(tmp_path / "empty")
