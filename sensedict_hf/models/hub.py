@@ -47,7 +47,7 @@ class SensePreTrainedModel(PreTrainedModel):
         """Itself, and the student and the dictionary inside it."""
         return (module for module in self.modules() if isinstance(module, SensePreTrainedModel))
 
-    def _tables_apart(self) -> list[str]:
+    def _host_tensors(self) -> list[str]:
         """Names of its own tensors that stay in host memory whatever device it is moved to."""
         return []
 
@@ -74,7 +74,7 @@ class SensePreTrainedModel(PreTrainedModel):
             source = os.path.abspath(source)  # the working directory may be another when it is read
         for part in model._parts():
             part._tokenizer_source = (source, {name: kwargs[name] for name in options if name in kwargs})
-            if part._tables_apart():
+            if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # a device_map of several devices has moved tables that are to stay
         return (model, info) if output_loading_info else model
 
@@ -85,7 +85,7 @@ class SensePreTrainedModel(PreTrainedModel):
             parts = (
                 (prefix, part) for prefix, part in model.named_modules() if isinstance(part, SensePreTrainedModel)
             )
-            tables = {f"{prefix}.{name}".lstrip("."): "cpu" for prefix, part in parts for name in part._tables_apart()}
+            tables = {f"{prefix}.{name}".lstrip("."): "cpu" for prefix, part in parts for name in part._host_tensors()}
             load_config = replace(load_config, device_map={**load_config.device_map, **tables})
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs

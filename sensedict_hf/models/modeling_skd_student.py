@@ -93,7 +93,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         Raises:
             ValueError: the dictionary does not fit the teacher, or there are no such layers.
         """
-        senses.check_takes_teacher_tokens()
+        senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
         _refuse_quantized(teacher)
@@ -131,7 +131,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
         _refuse_quantized(backbone)
-        senses.check_tokenizer(backbone.tokenizer)
+        senses.config.check_tokenizer(backbone.tokenizer)
         embeddings = backbone.model.get_input_embeddings().num_embeddings
         if (senses.offsets[embeddings:].diff() > 0).any():
             raise ValueError(
