@@ -17,8 +17,9 @@ from sensedict_hf import (
     SKDStudentModel,
     build_sense_dictionary,
 )
-from sensedict_hf.models import sense_lookup
+from sensedict_hf.models import placement, sense_lookup
 from sensedict_hf.models.configuration_sense_embedding import SIMILARITIES
+from sensedict_hf.models.placement import place_model
 from sensedict_hf.models.sense_blocks import fetch_senses
 from sensedict_hf.models.sense_lookup import (
     RaggedSenses,
@@ -97,6 +98,30 @@ def test_where_it_is_loaded(folder, device):
     AutoModel.from_pretrained(folder, sense_device=None).save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text()).get("sense_device") is None
     assert devices(AutoModel.from_pretrained(folder, sense_device="cpu").to(device)) == apart(loaded, device)
+
+
+@pytest.mark.parametrize("plan", ["auto", "sequential", {"": "cpu", "backbone.encoder.layer.1": "disk"}])
+def test_a_plan_for_several_devices(bert, senses, texts, tmp_path, plan):
+    """The modules are distributed; the tables are neither counted nor moved."""
+    student = SKDStudentModel.from_teacher(bert, senses, sense_device="cpu")
+    student.save_pretrained(tmp_path / "student")
+    model = AutoModel.from_pretrained(tmp_path / "student", device_map=plan, offload_folder=tmp_path / "offload")
+    places = {name: tensor.device.type for name, tensor in model.state_dict().items()}
+    assert places.pop("backbone.encoder.layer.1.output.dense.weight") == ("cpu" if isinstance(plan, str) else "meta")
+    assert devices(model.senses) == apart(senses, "cpu") and len(model.senses.table) == len(senses.table)
+    torch.testing.assert_close(model.encode(texts), student.encode(texts))
+
+
+def test_a_plan_does_not_count_the_tables(senses):
+    """A dictionary whose table does not fit into the memory of a device still goes there as a whole."""
+    senses.config.sense_device = "cpu"
+    (module,) = {module for module, _ in senses._all_host_tensors()}
+    sizes = []
+    plan = placement.infer_device_map
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "infer_device_map", lambda *given: sizes.append(len(module.table)) or plan(*given))
+        place_model(senses, "auto", senses._all_host_tensors())
+    assert sizes == [0] and len(senses.table) == senses.config.num_senses
 
 
 def test_from_a_student_and_back(bert, senses, texts, tmp_path):
