@@ -41,7 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModel, BertConfig, BertModel
 
 import sensedict_hf  # noqa: F401  AutoModel knows dictionaries after it
-from sensedict_hf.models.sense_lookup import assign_senses, sense_cross_entropy
+from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses, sense_cross_entropy
 
 BATCH, POSITIONS, VOCABULARY, STUDENT_WIDTH = 32, 128, 30_522, 384
 CHUNK_BYTES = 2 << 30
@@ -61,13 +61,12 @@ class Case(NamedTuple):
 
 def ours(case: Case, task: str) -> list[Tensor]:
     """What all methods give: vectors and sense ids, or the mean loss and its gradient."""
-    hidden, token_ids, labels, senses, offsets, temperature = case
+    hidden, token_ids, labels, table, offsets, temperature = case
+    senses = RaggedSenses(table, offsets)
     if task != "loss":
-        return list(
-            assign_senses(hidden, token_ids, senses, offsets, temperature=temperature if task == "soft" else None)
-        )
+        return list(assign_senses(hidden, token_ids, senses, temperature if task == "soft" else None))
     hidden = hidden.detach().requires_grad_()
-    loss = sense_cross_entropy(hidden, token_ids, labels, senses, offsets, temperature=temperature)[0] / len(hidden)
+    loss = sense_cross_entropy(hidden, token_ids, labels, senses, temperature)[0] / len(hidden)
     loss.backward()
     return [loss.detach(), hidden.grad]
 
@@ -175,7 +174,7 @@ def real(folder: str, file: Path) -> tuple[Tensor, Tensor, Tensor]:
     token_ids = torch.tensor(
         [token for text in texts for token in dictionary.tokenizer(text)["input_ids"] if sizes[token]]
     )
-    return token_ids[: BATCH * POSITIONS], sizes, dictionary.senses.float()
+    return token_ids[: BATCH * POSITIONS], sizes, dictionary.table.float()
 
 
 def make_case(

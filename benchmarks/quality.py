@@ -31,7 +31,7 @@ from sensedict_hf.building.sampling import count_tokens, plan_samples
 from sensedict_hf.building.windows import TokenizedCorpus
 from sensedict_hf.evaluation import evaluate_classification
 from sensedict_hf.models.encoding import pad_batch
-from sensedict_hf.models.sense_lookup import assign_senses
+from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses
 
 SETS = ("banking77", "hwu64", "go_emotions")
 SAMPLES_PER_TOKEN = 1000
@@ -68,7 +68,7 @@ class Part:
         if found is not None:
             tokens = torch.from_numpy(self.input_ids).long()
             scale = None if temperature is None else temperature * (found.distortion or 1)
-            vectors = assign_senses(vectors, tokens, found.senses.half(), found.offsets, temperature=scale).vectors
+            vectors = assign_senses(vectors, tokens, RaggedSenses(found.senses.half(), found.offsets), scale).vectors
         return torch.segment_reduce(vectors, "mean", lengths=torch.from_numpy(np.diff(self.offsets)), axis=0).numpy()
 
 

@@ -6,7 +6,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from sensedict_hf.building import clustering, fitting
 from sensedict_hf.building.fitting import cluster_samples
-from sensedict_hf.models.sense_lookup import assign_senses
+from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses
 
 
 def csr(parts):
@@ -28,7 +28,8 @@ def test_budget_goes_where_the_senses_are(planted):
     found = cluster_samples(samples, offsets, np.diff(offsets), budget=15)
     assert found.offsets.diff().tolist() == [1, 2, 3, 4, 5]
     tokens = torch.from_numpy(np.repeat(np.arange(5), np.diff(offsets)))
-    sense_ids = assign_senses(torch.from_numpy(samples), tokens, found.senses, found.offsets).sense_ids
+    senses = RaggedSenses(found.senses, found.offsets)
+    sense_ids = assign_senses(torch.from_numpy(samples), tokens, senses).sense_ids
     for token, label in enumerate(labels):
         assert adjusted_rand_score(label, sense_ids[tokens == token]) == 1
     assert (found.usage == 12).all()
@@ -53,7 +54,7 @@ def test_few_samples_are_kept_and_equal_ones_are_one_sense():
 
 
 def test_no_worse_than_scikit_learn():
-    """Many unstructured problems of uneven size: the summed squared distance is at most that of k-means with k-means++ seeding."""
+    """On many unstructured problems the summed squared distance is at most that of k-means with k-means++ seeding."""
     generator = np.random.default_rng(0)
     parts = [generator.normal(size=(size, 16)) @ np.diag(np.linspace(0.1, 2, 16)) for size in (25, 40, 64, 100, 300)]
     samples, offsets = csr(parts)

@@ -1,4 +1,5 @@
-"""Senses that lie apart from the model. Where there is no GPU, the meta device is the other one that things are moved to."""
+"""Senses that lie apart from the model. Where there is no GPU, the meta device is the other one that things are moved
+to."""
 
 import json
 import subprocess
@@ -16,8 +17,18 @@ from sensedict_hf import (
     SKDStudentModel,
     build_sense_dictionary,
 )
-from sensedict_hf.models import sense_lookup
-from sensedict_hf.models.sense_lookup import assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from sensedict_hf.models import placement, sense_lookup
+from sensedict_hf.models.configuration_sense_embedding import SIMILARITIES
+from sensedict_hf.models.placement import place_model
+from sensedict_hf.models.sense_blocks import fetch_senses
+from sensedict_hf.models.sense_lookup import (
+    RaggedSenses,
+    assign_senses,
+    look_up,
+    sense_cross_entropy,
+    sense_posterior,
+    store_senses,
+)
 
 ELSEWHERE = ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -46,10 +57,10 @@ def apart(senses, device):
 @pytest.mark.parametrize("device", ELSEWHERE)
 def test_senses_stay_where_they_are(senses, device):
     senses.config.sense_device = "cpu"
-    table = senses.senses
+    table = senses.table
     assert devices(senses.to(device)) == apart(senses, device)
-    assert senses.device.type == device and senses.senses is table
-    assert senses.to(device, torch.bfloat16).senses is table and senses.half().senses is table
+    assert senses.device.type == device and senses.table is table
+    assert senses.to(device, torch.bfloat16).table is table and senses.half().table is table
     senses.config.sense_device = None
     assert set(devices(senses.to(device)).values()) == {device}
 
@@ -89,6 +100,30 @@ def test_where_it_is_loaded(folder, device):
     assert devices(AutoModel.from_pretrained(folder, sense_device="cpu").to(device)) == apart(loaded, device)
 
 
+@pytest.mark.parametrize("plan", ["auto", "sequential", {"": "cpu", "backbone.encoder.layer.1": "disk"}])
+def test_a_plan_for_several_devices(bert, senses, texts, tmp_path, plan):
+    """The modules are distributed; the tables are neither counted nor moved."""
+    student = SKDStudentModel.from_teacher(bert, senses, sense_device="cpu")
+    student.save_pretrained(tmp_path / "student")
+    model = AutoModel.from_pretrained(tmp_path / "student", device_map=plan, offload_folder=tmp_path / "offload")
+    places = {name: tensor.device.type for name, tensor in model.state_dict().items()}
+    assert places.pop("backbone.encoder.layer.1.output.dense.weight") == ("cpu" if isinstance(plan, str) else "meta")
+    assert devices(model.senses) == apart(senses, "cpu") and len(model.senses.table) == len(senses.table)
+    torch.testing.assert_close(model.encode(texts), student.encode(texts))
+
+
+def test_a_plan_does_not_count_the_tables(senses):
+    """A dictionary whose table does not fit into the memory of a device still goes there as a whole."""
+    senses.config.sense_device = "cpu"
+    (module,) = {module for module, _ in senses._all_host_tensors()}
+    sizes = []
+    plan = placement.infer_device_map
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "infer_device_map", lambda *given: sizes.append(len(module.table)) or plan(*given))
+        place_model(senses, "auto", senses._all_host_tensors())
+    assert sizes == [0] and len(senses.table) == senses.config.num_senses
+
+
 def test_from_a_student_and_back(bert, senses, texts, tmp_path):
     SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
     student = AutoModel.from_pretrained(tmp_path, sense_device="cpu")
@@ -121,8 +156,9 @@ def test_the_table_stays_mapped(tmp_path):
         def anonymous():
             return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1000
         before = anonymous()
-        models = [AutoModel.from_pretrained(sys.argv[1], device_map=place).half().to("meta") for place in (None, "meta")]
-        print(anonymous() - before, *(model.senses.device for model in models))"""
+        models = [AutoModel.from_pretrained(sys.argv[1], device_map=place) for place in (None, "meta")]
+        models = [model.half().to("meta") for model in models]
+        print(anonymous() - before, *(model.table.device for model in models))"""
     output = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
@@ -140,11 +176,11 @@ def test_what_is_refused(folder):
         AutoModel.from_pretrained(folder, learn_senses=True)
 
 
-@pytest.mark.parametrize("similarity", sense_lookup.SIMILARITIES)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("device", ["cpu", ELSEWHERE[1]])
 def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
-    """The same results as of a table beside the vectors; on a CPU the fetching is forced."""
+    """The results are the same as with a table on the device of the vectors. On a CPU the copy is forced."""
     sizes = torch.tensor([3, 0, 1, 40, 0, 7, 3, 3])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     table, scales = store_senses(torch.randn(int(sizes.sum()), 6), dtype)
@@ -152,24 +188,23 @@ def test_senses_that_are_fetched(similarity, dtype, device, monkeypatch):
     hidden = torch.randn(len(token_ids), 6, device=device)
     labels = torch.tensor([2, 1, -1, 6, -1, 39, 0, 0, -1, -1, 3, 2, 0, -1, 1], device=device)
 
-    def results(*dictionary, scales):
+    def results(senses):
         own = hidden.clone().requires_grad_()
-        loss, choices = sense_cross_entropy(own, token_ids, labels, *dictionary, similarity, 0.5, scales)
+        loss, choices = sense_cross_entropy(own, token_ids, labels, senses, 0.5)
         loss.backward()
-        found = [
-            assign_senses(hidden, token_ids, *dictionary, similarity, temperature, scales)
-            for temperature in (None, 0.7)
-        ]
-        vectors = look_up(token_ids[:2], labels[:2], *dictionary, scales)
-        posterior = sense_posterior(hidden, token_ids, *dictionary, similarity, 0.7, scales, top_k=2)
+        found = [assign_senses(hidden, token_ids, senses, temperature) for temperature in (None, 0.7)]
+        vectors = look_up(token_ids[:2], labels[:2], senses)
+        posterior = sense_posterior(hidden, token_ids, senses, 0.7, top_k=2)
         return [loss, choices, own.grad, vectors, *posterior, *found[0], *found[1]]
 
-    expected = results(table.to(device), offsets.to(device), scales=None if scales is None else scales.to(device))
-    monkeypatch.setattr(sense_lookup, "_local", sense_lookup._fetch)
-    assert all(map(torch.equal, results(table, offsets, scales=scales), expected))
-    assert all(map(torch.equal, results(table, offsets.to(device), scales=scales), expected))
-    own = sense_lookup._fetch(token_ids, table, offsets, scales)
-    assert len(own[1]) == int(sizes.sum()) and len(sense_lookup._fetch(token_ids[:2], table, offsets, scales)[1]) == 43
+    senses = RaggedSenses(table, offsets, similarity, scales)
+    scales_there = None if scales is None else scales.to(device)
+    expected = results(RaggedSenses(table.to(device), offsets.to(device), similarity, scales_there))
+    monkeypatch.setattr(sense_lookup, "to_one_device", fetch_senses)
+    assert all(map(torch.equal, results(senses), expected))
+    assert all(map(torch.equal, results(senses._replace(offsets=offsets.to(device))), expected))
+    assert len(fetch_senses(token_ids, senses)[1].table) == int(sizes.sum())
+    assert len(fetch_senses(token_ids[:2], senses)[1].table) == 43
 
 
 def test_a_loop_through_the_model(senses, bert, texts, monkeypatch):
@@ -186,5 +221,5 @@ def test_a_loop_through_the_model(senses, bert, texts, monkeypatch):
         ]
 
     expected = results()
-    monkeypatch.setattr(sense_lookup, "_local", sense_lookup._fetch)
+    monkeypatch.setattr(sense_lookup, "to_one_device", fetch_senses)
     assert all(map(torch.equal, results(), expected))

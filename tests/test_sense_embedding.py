@@ -40,12 +40,12 @@ def test_round_trip_in_a_fresh_process(senses, tmp_path):
     senses.save_pretrained(tmp_path)
     code = (
         "import sys, sensedict_hf; from transformers import AutoModel; m = AutoModel.from_pretrained(sys.argv[1]); "
-        "print(type(m).__name__, m.senses.double().sum().item())"
+        "print(type(m).__name__, m.table.double().sum().item())"
     )
     output = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
-    assert output.split() == ["SenseEmbeddingModel", str(senses.senses.double().sum().item())]
+    assert output.split() == ["SenseEmbeddingModel", str(senses.table.double().sum().item())]
 
 
 def test_sharded_saving(senses, tmp_path):
@@ -60,7 +60,7 @@ def test_the_stored_dtype_survives_any_request(bert, texts, tmp_path, dtype):
     senses.save_pretrained(tmp_path)
     for requested in (None, torch.bfloat16, torch.float32):
         loaded = AutoModel.from_pretrained(tmp_path, dtype=requested)
-        assert same(senses, loaded) and loaded.senses.dtype == getattr(torch, dtype)
+        assert same(senses, loaded) and loaded.table.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("float16", 2**-11), ("int8", 0.5 / 127)])
@@ -69,8 +69,8 @@ def test_other_dtypes(bert, texts, tmp_path, dtype, error):
     exact = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
     stored = exact.to_dtype(dtype)
     assert same(stored, build_sense_dictionary(bert, texts, budget=90, senses_dtype=dtype))
-    largest = exact.senses.abs().amax(1, keepdim=True)
-    assert ((stored.dequantized().float() - exact.senses).abs() <= 1.01 * error * largest).all()
+    largest = exact.table.abs().amax(1, keepdim=True)
+    assert ((stored.dequantized().float() - exact.table).abs() <= 1.01 * error * largest).all()
     stored.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert (
@@ -88,7 +88,7 @@ def test_other_dtypes(bert, texts, tmp_path, dtype, error):
     loss = exact.cross_entropy(ids, hidden, torch.zeros_like(ids))[0]
     torch.testing.assert_close(loaded.cross_entropy(ids, hidden, torch.zeros_like(ids))[0], loss, rtol=0.05, atol=0.05)
     back = loaded.to_dtype("float32")
-    assert back.senses.dtype == torch.float32 and back.scales is None
+    assert back.table.dtype == torch.float32 and back.scales is None
 
 
 def test_residual(bert, texts, tmp_path):
@@ -113,7 +113,7 @@ def test_residual(bert, texts, tmp_path):
 
 def test_senses_too_large_for_a_dtype(bert, texts):
     senses = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
-    senses.senses[3, 2] = 1e5
+    senses.table[3, 2] = 1e5
     with pytest.raises(ValueError, match="the senses reach 1e\\+05, too large for float16"):
         senses.to_dtype("float16")
     with pytest.raises(ValueError, match="unknown senses_dtype 'int4'"):
@@ -134,7 +134,7 @@ def test_loading_maps_the_table(tmp_path, dtype):
             return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1000
         before = anonymous()
         model = AutoModel.from_pretrained(sys.argv[1])
-        print(anonymous() - before, model.senses.dtype)"""
+        print(anonymous() - before, model.table.dtype)"""
     output = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
@@ -144,7 +144,7 @@ def test_loading_maps_the_table(tmp_path, dtype):
 def test_construction_on_the_meta_device(senses):
     with torch.device("meta"):
         model = SenseEmbeddingModel(senses.config)
-    assert model.senses.is_meta and model.senses.shape == senses.senses.shape
+    assert model.table.is_meta and model.table.shape == senses.table.shape
 
 
 def test_a_card_is_saved(senses, tmp_path):
@@ -220,9 +220,9 @@ def test_errors(senses):
 
 
 def test_casting_a_model_keeps_the_senses(senses):
-    before = senses.senses.clone()
+    before = senses.table.clone()
     for cast in (senses.bfloat16(), senses.float(), senses.half(), senses.to("cpu", torch.bfloat16)):
-        assert cast.senses.dtype == torch.float16 and torch.equal(cast.senses, before)
+        assert cast.table.dtype == torch.float16 and torch.equal(cast.table, before)
     assert senses.to("meta").senses.is_meta
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.logging import tqdm
 
-from ..models.sense_lookup import assign_senses, store_senses
+from ..models.sense_lookup import RaggedSenses, assign_senses, store_senses
 from .clustering import count_clusters, grow_tree, paper_num_senses, place_cuts, refine
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 
@@ -162,7 +162,7 @@ def fit_senses(
         parts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         senses, labels, distance = refine(x, own, labels, parts, weights.float(), metric)
         if similarity == "dot":
-            labels = parts[own] + assign_senses(x, own, senses, parts, "dot").sense_ids
+            labels = parts[own] + assign_senses(x, own, RaggedSenses(senses, parts, "dot")).sense_ids
         power = torch.ones_like(distance) if metric == "cosine" else x.square().sum(-1)
         return {
             "senses": senses,

@@ -1,1 +1,1 @@
-"""What is loaded and run: needs torch, transformers and safetensors alone. Files here import their siblings only."""
+"""What is loaded and run: needs torch, transformers and safetensors alone. Files here import only their siblings."""

@@ -177,9 +177,9 @@ def attach_senses(
             f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()"
         )
     # Check that the dictionary is for the tokens of the model.
-    senses.check_takes_teacher_tokens()
+    senses.config.check_takes_teacher_tokens()
     if tokenizer is not None:
-        senses.check_tokenizer(tokenizer)
+        senses.config.check_tokenizer(tokenizer)
     elif (count := base.get_input_embeddings().num_embeddings) != senses.config.vocab_size:
         raise ValueError(
             f"the model has {count} tokens, the dictionary {senses.config.vocab_size}: if both have the same "
@@ -190,7 +190,7 @@ def attach_senses(
             f"{type(model).__name__} does not run its base model as a whole: attach senses to model.base_model"
         )
     if senses.config.attention is not None:
-        senses.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
+        senses.config.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
     return AttachedSenses(base, senses, assignment, residual)
 
 

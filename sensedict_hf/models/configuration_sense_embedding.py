@@ -1,9 +1,12 @@
-"""What a sense dictionary was made with."""
+"""The configuration of a sense dictionary."""
 
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
 SIMILARITIES = ("l2", "cosine", "dot")
@@ -12,7 +15,7 @@ SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
-# What must be the same for the vectors of two dictionaries to mean the same.
+# Vectors of two dictionaries mean the same only if all of these are equal.
 SAME_VECTORS = (
     "base_model_name_or_path",
     "base_model_revision",
@@ -29,33 +32,53 @@ SAME_VECTORS = (
 
 
 class SenseEmbeddingConfig(PreTrainedConfig):
-    """Configuration of a [`SenseEmbeddingModel`].
+    """Configuration of a :class:`SenseEmbeddingModel`: its sizes, how senses are assigned, and how it was built.
 
     Args:
-        vocab_size: tokens that the dictionary is keyed by. hidden_size: width of a sense. num_senses: senses in all.
-        senses_dtype: dtype of the stored table: `float16`, `bfloat16`, `float32` or `int8` (with a scale for every sense).
-        learn_senses: whether the senses are a parameter, in float32 while they are learned, instead of a constant.
-        sense_device: where the table of senses lies. None: with the rest of the model. `cpu`: in host memory, whatever device the model is
-            moved to, which is then sent the senses of a batch's tokens alone; such senses cannot be learned. A table that
-            `from_pretrained` loads into host memory stays mapped from its file, and is read where it is used: so one that is larger than
-            the memory can lie on disk, without a setting of its own. Under DDP a module of your own that holds such a dictionary (not a
-            student) needs `broadcast_buffers=False`; `nn.DataParallel` takes no model whose buffers lie apart.
-        similarity: `l2`, `cosine` or `dot`: how a sense is chosen, see [`assign_senses`].
-        assignment: what takes the place of a vector: `hard` the best sense, `soft` the posterior mean of the senses, `none` the
-            vector itself.
-        assignment_temperature: of the soft assignment, in units of `distortion`.
-        residual: how much of the difference between a vector and what takes its place is added to that: 0: nothing, as in the paper;
-            1: all of it, so that the vector stays.
-        distortion: mean squared distance between a sample and its sense.
-        base_model_name_or_path, base_model_revision: the teacher; base_model_fingerprint: of its weights and
-            settings. layer: index into the teacher's hidden states (-1: the last).
-        tokenizer_fingerprint: of the tokenizer whose tokens the dictionary is for, see [`tokenizer_fingerprint`];
-            teacher_tokenizer_fingerprint: of the teacher's, None if it is the same.
-        method: how the number of senses was set: `budget`, `num_senses`, `mcl` or `merge`, and the number given, `method_value`.
-        max_samples_per_token, window_length, seed, num_texts, num_tokens: how and from what it was built.
-        prompt: what the teacher read around the texts, the fields of a [`Prompt`]. attention: what its tokens attended to,
-            `bidirectional` or `causal`, see [`probe_attention`].
-        sensedict_version, format_version: what wrote it.
+        vocab_size (`int`): number of tokens that the dictionary has an entry for.
+        hidden_size (`int`): width of a sense.
+        num_senses (`int`): number of senses of all tokens together.
+        senses_dtype (`str`): dtype of the stored table: `float16`, `bfloat16`, `float32`, or `int8` with a scale for
+            every sense.
+        learn_senses (`bool`): whether the senses are a parameter that is trained, in float32, instead of a constant.
+        sense_device (`str`, *optional*): where the table lies. None: on the device of the model. `cpu`: in host
+        memory,
+            whatever device the model is moved to; the senses of a batch's tokens are then copied to that device. Such
+            senses cannot be learned. A table that `from_pretrained` loads into host memory stays mapped from its file,
+            so it may be larger than the memory. Under DDP a module of your own that holds such a dictionary (not a
+            student) needs `broadcast_buffers=False`. `nn.DataParallel` does not work with it.
+        similarity (`str`): how a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
+        assignment (`str`): what a vector is replaced by: `hard`: the best sense; `soft`: the posterior mean of the
+            senses; `none`: nothing, the vector stays.
+        assignment_temperature (`float`): temperature of the soft assignment, in units of `distortion`.
+        residual (`float`): weight of the vector itself in what replaces it, `(1 - residual) * sense + residual *
+            vector`. 0, as in the paper: the sense alone; 1: the vector alone.
+        distortion (`float`): mean squared distance between a sample and its sense.
+        base_model_name_or_path (`str`, *optional*): the teacher.
+        base_model_revision (`str`, *optional*): the teacher's revision.
+        base_model_fingerprint (`str`, *optional*): digest of the teacher's weights and settings.
+        layer (`int`): index into the teacher's hidden states; -1 is the last.
+        tokenizer_fingerprint (`str`, *optional*): digest of the tokenizer whose tokens the dictionary is for, see
+            :func:`tokenizer_fingerprint`.
+        teacher_tokenizer_fingerprint (`str`, *optional*): digest of the teacher's tokenizer; None if it is the same.
+        method (`str`, *optional*): how the number of senses was chosen: `budget`, `num_senses` (per token), `mcl` or
+            `merge`.
+        method_value (`int`, *optional*): the number that the method was given.
+        max_samples_per_token (`int`, *optional*): how many contextual vectors of a token were clustered at most.
+        window_length (`int`, *optional*): length in tokens of the windows that long texts were cut into.
+        prompt (`dict`, *optional*): the fields of the :class:`Prompt` that the teacher read with every text.
+        attention (`str`, *optional*): what the teacher's tokens attended to: `bidirectional` or `causal`, see
+            :func:`probe_attention`.
+        seed (`int`, *optional*): seed of the build.
+        num_texts (`int`, *optional*): number of texts in the corpus.
+        num_tokens (`int`, *optional*): number of tokens in the corpus.
+        sensedict_version (`str`, *optional*): version of this package that wrote the dictionary.
+        format_version (`int`): version of the file format.
+
+    Example:
+        >>> config = SenseEmbeddingConfig(vocab_size=10, hidden_size=4, num_senses=20, similarity="cosine")
+        >>> config.assignment, config.senses_dtype
+        ('soft', 'float32')
     """
 
     model_type = "sense_embedding"
@@ -91,14 +114,15 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         sensedict_version: str | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
-    ):
+    ) -> None:
         if similarity not in SIMILARITIES:
             raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
         if senses_dtype not in SENSES_DTYPES:
             raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
         if format_version > FORMAT_VERSION:
             raise ValueError(
-                f"written in format {format_version}, this version reads up to {FORMAT_VERSION}: upgrade sensedict_hf"
+                f"the dictionary is in format {format_version}, this version reads formats up to {FORMAT_VERSION}: "
+                "upgrade sensedict_hf"
             )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -131,43 +155,173 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
-    def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
-        """Raises a ValueError if the senses of two dictionaries cannot stand for each other."""
-        for name in SAME_VECTORS:
-            if getattr(other, name) != getattr(self, name):
-                raise ValueError(
-                    f"{name} differs ({getattr(self, name)}, {getattr(other, name)}): their senses cannot be mixed"
-                )
-
     def check(self) -> None:
-        """Raises a ValueError if what `from_pretrained` may assign too is not possible."""
+        """Check the settings that `from_pretrained` may change after the config was made.
+
+        Raises:
+            ValueError: A setting is not possible.
+
+        Example:
+            >>> config = SenseEmbeddingConfig()
+            >>> config.residual = 0.5
+            >>> config.check()
+        """
         check_assignment(self.assignment)
         check_residual(self.residual)
         temperature = self.assignment_temperature
         if not temperature > 0:
             raise ValueError(
-                f"assignment_temperature is {temperature}: it must be above 0; hard assignment is its limit"
+                f"assignment_temperature is {temperature}: it must be above 0; for its limit at 0, choose "
+                "assignment='hard'"
             )
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
-                f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None to have them "
-                "wherever the model is moved to"
+                f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None "
+                "to have them wherever the model is moved to"
             )
         if self.learn_senses and self.sense_device is not None:
             raise ValueError(
-                f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie apart from the model; choose "
-                "sense_device=None, or learn_senses=False"
+                f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie on another "
+                "device than the model; choose sense_device=None, or learn_senses=False"
+            )
+
+    def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
+        """Check that the senses of two dictionaries can be mixed.
+
+        Args:
+            other: the config of the other dictionary.
+
+        Raises:
+            ValueError: Teacher, layer, tokenizer or similarity differ.
+
+        Example:
+            >>> senses.config.check_same_vectors(student.senses.config)
+        """
+        for name in SAME_VECTORS:
+            own, others = getattr(self, name), getattr(other, name)
+            if own != others:
+                raise ValueError(f"{name} differs ({own}, {others}): their senses cannot be mixed")
+
+    def check_inputs(self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Check that a batch fits the dictionary.
+
+        Args:
+            input_ids: `[batch, positions]`.
+            hidden_states: `[batch, positions, hidden]`.
+            attention_mask: `[batch, positions]`; where it is 0, any token id is allowed.
+
+        Raises:
+            ValueError: Widths or shapes differ, or a token id is outside the vocabulary.
+
+        Example:
+            >>> senses.config.check_inputs(torch.tensor([[101, 102]]), torch.zeros(1, 2, 384))
+        """
+        width = hidden_states.shape[-1]
+        if width != self.hidden_size:
+            raise ValueError(
+                f"the vectors are {width} wide, the senses {self.hidden_size}: the dictionary was built from a model "
+                f"of another width ({self.base_model_name_or_path})"
+            )
+        if hidden_states.shape[:-1] != input_ids.shape:
+            raise ValueError(
+                f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: positions differ"
+            )
+        is_outside = (input_ids < 0) | (input_ids >= self.vocab_size)
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"attention_mask is {tuple(attention_mask.shape)}, input_ids are {tuple(input_ids.shape)}: "
+                    "positions differ"
+                )
+            is_outside &= attention_mask.bool()
+        if is_outside.any():
+            raise ValueError(
+                f"token id {int(input_ids[is_outside][0])} is outside the dictionary's vocabulary of "
+                f"{self.vocab_size} tokens: it comes from another tokenizer"
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that a tokenizer is the one whose tokens the dictionary is for.
+
+        Raises:
+            ValueError: It is another one.
+
+        Example:
+            >>> senses.config.check_tokenizer(student.tokenizer)
+        """
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        if fingerprint != self.tokenizer_fingerprint:
+            raise ValueError(
+                f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's "
+                f"(fingerprint {self.tokenizer_fingerprint}, {self.vocab_size} tokens): token ids would mean other "
+                "words; build the dictionary with this tokenizer"
+            )
+
+    def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that a tokenizer is that of the teacher which the dictionary was built from.
+
+        Raises:
+            ValueError: It is another one.
+
+        Example:
+            >>> senses.config.check_teacher_tokenizer(teacher.tokenizer)
+        """
+        expected = self.teacher_tokenizer_fingerprint
+        if expected is None:
+            self.check_tokenizer(tokenizer)
+        elif (fingerprint := tokenizer_fingerprint(tokenizer)) != expected:
+            raise ValueError(
+                f"the teacher's tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not that of "
+                f"the teacher of this dictionary (fingerprint {expected}): give the teacher that it was built from, "
+                "with its own tokenizer"
+            )
+
+    def check_takes_teacher_tokens(self) -> None:
+        """Check that the dictionary is for the tokens of its teacher, so that the teacher's layers can use it.
+
+        Raises:
+            ValueError: It is for the tokens of another tokenizer.
+
+        Example:
+            >>> senses.config.check_takes_teacher_tokens()
+        """
+        if self.teacher_tokenizer_fingerprint is not None:
+            raise ValueError(
+                f"the dictionary is for the tokens of another tokenizer (fingerprint {self.tokenizer_fingerprint}) "
+                f"than that of its teacher, {self.base_model_name_or_path} (fingerprint "
+                f"{self.teacher_tokenizer_fingerprint}): the teacher's layers cannot use it; make a student of a "
+                "model with that tokenizer by SKDStudentModel.from_backbone, or build a dictionary without tokenizer="
+            )
+
+    def check_attention(self, name: str, attention: str | None) -> None:
+        """Check that the tokens of a model attend to the same tokens as the teacher's did.
+
+        Args:
+            name: of the model, for the message.
+            attention: `bidirectional`, `causal`, or None if it is not known.
+
+        Raises:
+            ValueError: One is bidirectional, the other causal.
+
+        Example:
+            >>> senses.config.check_attention("my encoder", "bidirectional")
+        """
+        own = self.attention
+        if own is not None and attention is not None and own != attention:
+            raise ValueError(
+                f"the dictionary was built from a {own} teacher, {name} is {attention}: load it with "
+                f"bidirectional={own == 'bidirectional'} (load_teacher), or build a dictionary from it as it is"
             )
 
 
 def check_assignment(assignment: str) -> None:
-    """Raises a ValueError if there is no such assignment."""
+    """Check that an assignment is known; if it is not, raise a ValueError."""
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
 
 
 def check_residual(residual: float) -> None:
-    """Raises a ValueError if it is not a share."""
+    """Check that a residual is between 0 and 1; if it is not, raise a ValueError."""
     if not 0 <= residual <= 1:
         raise ValueError(
             f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves"

@@ -146,7 +146,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             (2, [0, 5])
         """
         # Check that dictionary, teacher and layers belong together.
-        senses.check_takes_teacher_tokens()
+        senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
         refuse_quantized(teacher)
@@ -195,7 +195,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
         refuse_quantized(backbone)
-        senses.check_tokenizer(backbone.tokenizer)
+        senses.config.check_tokenizer(backbone.tokenizer)
         check_embeddings(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
         settings = encoding_settings(backbone)

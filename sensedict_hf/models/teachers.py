@@ -380,10 +380,10 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
     check_name(senses.config, teacher.name)
-    senses.check_attention(teacher.name, teacher.attention)
+    senses.config.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:
         logger.warning_once(
             f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt"
         )
-    senses.check_teacher_tokenizer(teacher.tokenizer)
+    senses.config.check_teacher_tokenizer(teacher.tokenizer)

@@ -1,0 +1,154 @@
+"""The card of a saved model: the README.md that the Hub shows."""
+
+import re
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+# The code that a model card shows, by `model_type` or by the name of a class with a head.
+USAGE = {
+    "sense_embedding": """\
+import sensedict_hf  # registers the classes
+from transformers import AutoModel
+
+senses = AutoModel.from_pretrained("{name}")
+senses.senses_of("the")  # one row per sense""",
+    "skd_student": """\
+import sensedict_hf  # registers the classes
+from transformers import AutoModel
+
+student = AutoModel.from_pretrained("{name}")
+vectors = student.encode(["a sentence", "another one"])""",
+    "SKDStudentForSequenceClassification": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}")
+classify("a sentence")""",
+    "SKDStudentForTokenClassification": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+tag = pipeline("token-classification", model="{name}")
+tag("a sentence")""",
+}
+PIPELINE_TAGS = {
+    "skd_student": "feature-extraction",
+    "SKDStudentForSequenceClassification": "text-classification",
+    "SKDStudentForTokenClassification": "token-classification",
+}
+# What a student returns for each token, by assignment.
+RETURNED = {
+    "none": "its own vectors",
+    "hard": "the best of the teacher's senses for each token",
+    "soft": "for each token the mean of the teacher's senses, weighted by their probabilities",
+}
+TERMS = "this model is derived from the teacher's weights and from the texts it was built on; their terms apply."
+MAX_LABELS = 20
+
+
+def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
+    """Make a model card from a config. It says nothing that was not set or measured.
+
+    Args:
+        config: of a :class:`SenseEmbeddingModel` or a student.
+        name: what the example in the card loads, if it is known.
+        license: an identifier of the Hub. Without one, the card points to the terms of the teacher and of the texts.
+    """
+    any_config: Any = config  # dictionaries and students have different fields
+    is_student = config.model_type == "skd_student"
+    senses = any_config.sense_config if is_student else any_config
+    head = next((name for name in config.architectures or [] if name in PIPELINE_TAGS), None)
+    kind = head or config.model_type
+
+    # Metadata, which the Hub reads: a teacher that does not look like a repository cannot be linked.
+    teacher = senses.base_model_name_or_path
+    data = ModelCardData(
+        license=license or "other",
+        license_name=None if license else "see-teacher",
+        base_model=teacher if teacher and re.fullmatch(r"[\w.-]+/[\w.-]+", teacher) else None,
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS.get(kind),
+        tags=["sensedict", "sense-embeddings"] + (["knowledge-distillation"] if is_student else []),
+    )
+
+    # What it is, in one sentence, and everything else that is known, in a table.
+    if is_student:
+        title, summary = "Sense-distilled student", _summarize_student(any_config, teacher)
+        rows = _dictionary_rows(senses) | _student_rows(any_config, has_head=head is not None)
+    else:
+        title, rows = "Sense dictionary", _dictionary_rows(senses)
+        summary = (
+            "A sense dictionary: a few vectors for every token, which stand for all its contextual vectors in "
+            f"{teacher}."
+        )
+    for field, value in (any_config.prompt or {}).items():
+        if value:
+            rows[f"prompt: {field.replace('_', ' ')}"] = repr(value).replace("|", "\\|")
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
+
+    usage = USAGE[kind].format(name=name or "path/or/repository")
+    terms = f"{license}." if license else TERMS
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n\n```python\n{usage}\n```\n\n"
+        f"Needs the package `sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
+    )
+
+
+def _summarize_student(config: Any, teacher: str | None) -> str:
+    """Describe a student in three sentences."""
+    returned = RETURNED[config.default_assignment]
+    if config.default_assignment != "none" and config.default_residual:
+        returned += f", and {config.default_residual:.0%} of its own vectors in each"
+    backbone = config.text_config
+    return (
+        f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}. It "
+        f"returns {returned}. The dictionary of senses is part of it."
+    )
+
+
+def _dictionary_rows(config: Any) -> dict[str, Any]:
+    """Return the rows of a card's table that describe a dictionary; None where nothing is known."""
+    method = config.method
+    if method and config.method_value:
+        method = f"{method} = {config.method_value:,}"
+    return {
+        "teacher": config.base_model_name_or_path,
+        "revision": config.base_model_revision,
+        "layer": config.layer,
+        "attention": config.attention,
+        "senses": f"{config.num_senses:,} of width {config.hidden_size}, {config.senses_dtype}",
+        "senses learned": "yes" if config.learn_senses else None,
+        "similarity": config.similarity,
+        "number of senses set by": method,
+        "corpus": config.num_texts and f"{config.num_texts:,} texts, {config.num_tokens:,} tokens",
+        "samples per token": config.max_samples_per_token,
+        "mean squared distortion": f"{config.distortion:.4g}",
+        "seed": config.seed,
+        "tokenizer": config.tokenizer_fingerprint,
+        "the teacher's tokenizer": config.teacher_tokenizer_fingerprint,
+        "sensedict_hf": config.sensedict_version,
+    }
+
+
+def _student_rows(config: Any, has_head: bool) -> dict[str, Any]:
+    """Return the rows of a card's table that describe a student; None where nothing is known."""
+    rows = {
+        "pooling": config.pooling,
+        "maximum length in tokens": config.max_seq_length,
+        "assignment": config.default_assignment,
+        "residual": config.default_residual,
+        "objective": config.objective,
+    }
+    settings = dict(config.distillation or {})
+    if settings:  # steps and epochs exclude each other: leave out the one that was not used
+        del settings["num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"]
+    rows |= {f"distilled with {name.replace('_', ' ')}": value for name, value in settings.items()}
+    if has_head:
+        labels = [str(config.id2label[number]) for number in range(min(config.num_labels, MAX_LABELS))]
+        if config.num_labels > MAX_LABELS:
+            labels.append("...")
+        rows["labels"] = f"{config.num_labels}: {', '.join(labels)}"
+        rows["head"] = "copied from the teacher" if config.freeze_head else None
+    return rows

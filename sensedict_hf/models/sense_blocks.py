@@ -1,0 +1,199 @@
+"""The ragged layout of a sense dictionary, and how the positions of a batch are grouped into dense products.
+
+Tokens have different numbers of senses: hundreds for "the", two for "giraffe". Padding all of them to the largest
+number would multiply the work. Instead, the tokens of a batch that have the same number of senses and stand at the
+same number of positions form a block, and each block is one batched product `[tokens, positions, hidden] x [tokens,
+hidden, senses]`. Frequent tokens get a block of their own, rare ones share one. On a GPU the number of products counts
+more than their size, so tokens with similar numbers share a block there and are padded.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class RaggedSenses(NamedTuple):
+    """The senses of all tokens, one token after the other.
+
+    Attributes:
+        table: `[total_senses, hidden]`. The senses of token `t` are the rows `offsets[t]:offsets[t + 1]`.
+        offsets: `[vocab + 1]`, int64.
+        similarity: how a vector `h` is scored against a sense `s`: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
+        scales: `[total_senses]` for a quantised table, whose senses are `table * scales[:, None]`; None for other
+            tables.
+    """
+
+    table: Tensor
+    offsets: Tensor
+    similarity: str = "l2"
+    scales: Tensor | None = None
+
+    def spans(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first row and the number of rows of each token, both `[n]`, on the device of `offsets`.
+
+        A negative token id has no rows.
+        """
+        token_ids = token_ids.to(self.offsets.device)
+        ids = token_ids.clamp_min(0)
+        starts = self.offsets[ids]
+        return starts, (self.offsets[ids + 1] - starts).masked_fill_(token_ids < 0, 0)
+
+    def take(self, rows: Tensor | slice, device: torch.device) -> Tensor:
+        """Return rows of the table as float32 senses `[*rows, hidden]` on a device."""
+
+        def gather(tensor: Tensor) -> Tensor:
+            # On a CPU an embedding copies rows several times faster than an index does.
+            return (tensor[rows] if isinstance(rows, slice) else F.embedding(rows, tensor)).to(device).float()
+
+        return gather(self.table) if self.scales is None else gather(self.table) * gather(self.scales[:, None])
+
+
+class Blocking(NamedTuple):
+    """How the tokens of a batch are grouped into blocks.
+
+    Attributes:
+        elements: how many float32 numbers the vectors, the senses and the scores of one block may each hold. Only a
+            single vector, or the senses of a single token, may exceed it.
+        base: 1: tokens share a block if they have equally many senses and equally many positions. 2, 4 or 8: they
+            share a block if both numbers lie between the same two powers of the base; the smaller ones are padded.
+    """
+
+    elements: int
+    base: int
+
+
+# 4 MB stay in the cache of a CPU. A GPU takes as long for a product of thousands of numbers as for one of millions:
+# the uneven senses of benchmarks/lookup.py take 179 products without padding, and 9 with padding, which do 2.7 times
+# the work.
+CPU, GPU = Blocking(1 << 20, 1), Blocking(1 << 24, 8)
+
+
+class Block(NamedTuple):
+    """Tokens that are looked up in one product.
+
+    Attributes:
+        positions: `[tokens, count]`, where the tokens stand in the batch. Padded with the number of all positions.
+        senses: `[tokens, size, hidden]`, float32.
+        rows: the rows of these senses in the table: `[tokens, size]`, or a slice for a single token.
+        is_padding: `[tokens, 1, size]`, True where a sense is padding; None if there is no padding.
+    """
+
+    positions: Tensor
+    senses: Tensor
+    rows: Tensor | slice
+    is_padding: Tensor | None
+
+
+def blocking_for(tensor: Tensor) -> Blocking:
+    """Return the blocking for the device of a tensor."""
+    return CPU if tensor.is_cpu else GPU
+
+
+def pad_positions(rows: Tensor) -> Tensor:
+    """Append a row of zeros to `[n, width]`, for the positions that padded blocks read and write; without padding,
+    return it as it is."""
+    return rows if blocking_for(rows).base == 1 else F.pad(rows, (0, 0, 0, 1))
+
+
+def iterate_blocks(token_ids: Tensor, senses: RaggedSenses) -> Iterator[Block]:
+    """Yield blocks that together contain each position whose token has senses, once.
+
+    All blocks are planned before the first is yielded, so that a GPU does not wait for the host between two of them.
+
+    Args:
+        token_ids: `[n]`; a negative one has no senses.
+        senses: on the device of `token_ids`.
+    """
+    elements, base = blocking_for(token_ids)
+    width, total = senses.table.shape[1], len(token_ids)
+
+    # Sort the distinct tokens into groups by their number of senses and of positions. `widest` and `longest` are a
+    # group's maxima.
+    tokens, inverse, counts = token_ids.unique(return_inverse=True, return_counts=True)
+    starts, sizes = senses.spans(tokens)
+    groups, order = (_size_classes(sizes, base) * (total + 1) + _size_classes(counts, base)).sort(stable=True)
+    starts, sizes, counts = starts[order], sizes[order], counts[order]
+    _, group, members = groups.unique_consecutive(return_inverse=True, return_counts=True)
+    widest, longest = (torch.zeros_like(members).scatter_reduce_(0, group, each, "amax") for each in (sizes, counts))
+
+    # Sort the positions by token. Each token gets as many slots as the longest of its group; what it does not need is
+    # padding.
+    owner, in_order = order.argsort()[inverse].sort(stable=True)
+    spare = longest[group] - counts
+    slots = in_order.new_full((base * total,), total)
+    slots[torch.arange(total, device=slots.device) + (spare.cumsum(0) - spare)[owner]] = in_order
+
+    # Read all numbers from the device at once, then cut each group into blocks of bounded size.
+    known = torch.stack([starts, sizes, counts], dim=1).tolist()
+    token = slot = 0
+    for number, size, count in torch.stack([members, widest, longest], dim=1).tolist():
+        positions = slots[slot : slot + number * count].view(number, count)
+        step = max(1, elements // max(size * count, size * width, count * width))
+        for first in range(0, number if size else 0, step):
+            some = slice(token + first, token + min(first + step, number))
+            at = positions[first : first + step]
+            is_padding = None
+            if len(at) == 1:
+                # A single token needs no padding, and a view of its senses instead of a copy.
+                start, own_size, own_count = known[some.start]
+                rows: Tensor | slice = slice(start, start + own_size)
+                at = at[:, :own_count]
+            else:
+                numbered = torch.arange(size, device=starts.device)
+                rows = starts[some, None] + numbered
+                if base > 1 and size > 1:
+                    rows.clamp_max_(len(senses.table) - 1)
+                    is_padding = (numbered >= sizes[some, None])[:, None]
+            own = senses.take(rows, senses.table.device).view(len(at), -1, width)
+            for part in at.split(max(1, elements // max(size, width)), dim=1):
+                yield Block(part, own, rows, is_padding)
+        token, slot = token + number, slot + number * count
+
+
+def _size_classes(numbers: Tensor, base: int) -> Tensor:
+    """Number the intervals between powers of the base, 0 being alone in the first; with base 1 each number is its own
+    class."""
+    if base == 1:
+        return numbers
+    powers = base ** torch.arange(20, device=numbers.device)  # 8^19 is still an int64
+    return torch.bucketize(numbers, powers) + (numbers > 0)
+
+
+def to_one_device(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, RaggedSenses]:
+    """Return token ids and senses that lie on the device of the token ids: these, or those of :func:`fetch_senses`."""
+    if token_ids.device == senses.table.device == senses.offsets.device:
+        return token_ids, senses
+    return fetch_senses(token_ids, senses)
+
+
+def fetch_senses(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, RaggedSenses]:
+    """Copy the senses of a batch's tokens to the device of the token ids.
+
+    All rows are sent at once, in the dtype of the table: a GPU would have to wait for the rows of each block.
+
+    Args:
+        token_ids: `[n]`; a negative one has no senses.
+        senses: on any device.
+
+    Returns:
+        The number of each position's token among the distinct tokens `[n]`, and a dictionary of the distinct tokens
+        alone.
+    """
+    device = token_ids.device
+    tokens, numbers = token_ids.unique(return_inverse=True)
+    starts, sizes = senses.spans(tokens)
+    offsets = F.pad(sizes.cumsum(0), (1, 0))
+    rows = (starts - offsets[:-1]).repeat_interleave(sizes)
+    rows = (rows + torch.arange(len(rows), device=rows.device)).to(senses.table.device)
+
+    def fetch(tensor: Tensor) -> Tensor:
+        is_pinned = tensor.is_cpu and device.type == "cuda"  # pageable memory is sent several times more slowly
+        shape = len(rows), *tensor.shape[1:]
+        found = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, pin_memory=is_pinned)
+        return torch.index_select(tensor, 0, rows, out=found).to(device, non_blocking=is_pinned)
+
+    scales = None if senses.scales is None else fetch(senses.scales)
+    return numbers, RaggedSenses(fetch(senses.table), offsets.to(device), senses.similarity, scales)
