@@ -184,7 +184,7 @@ def test_adapters_of_other_architectures(kind, tokenizer, tmp_path):
 
 
 def test_adapters_on_adapters(llm2vec_folder, tmp_path):
-    """One next to a base model of the same name, with the settings of that model; and one on a model that has another."""
+    """One next to a base model of the same name, with that model's settings; and one on a model that has another."""
     model = get_peft_model(AutoModel.from_pretrained(llm2vec_folder), LoraConfig(r=2, target_modules=["q_proj"]))
     folder = tmp_path / "adapters" / "merged"
     model.save_pretrained(folder)
@@ -213,7 +213,7 @@ def test_an_adapter_of_another_model_is_refused(llm2vec_folder, tmp_path):
         load_teacher(llm2vec_folder, adapters=tmp_path / "adapter")
 
 
-def test_a_base_model_find_base_model_its_adapter_is_found(llm2vec_folder, tmp_path):
+def test_a_base_model_next_to_its_adapter_is_found(llm2vec_folder, tmp_path):
     adapted = get_peft_model(AutoModel.from_pretrained(llm2vec_folder), LoraConfig(r=2, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,26 +15,39 @@ from transformers.utils import logging
 from .attention import make_attend
 from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
-from .encoding import check_pooling, encode_texts, encode_words, padding_id
+from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
 from .loading import load_model, load_tokenizer, merge_adapter, move_model, take_model
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .prompts import Prompt, Prompted
+from .prompts import Prompt, choose_prompt
+from .text_encoder import TextEncoder
 from .tokenizers import model_max_length
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Teacher:
-    """A model in evaluation mode with its tokenizer.
+class Teacher(TextEncoder):
+    """A model with its tokenizer, and how it encodes texts. Make one with :func:`load_teacher`.
 
     Attributes:
-        model: bare, without a head. name, revision: what is remembered of its origin.
-        pooling: how `encode` makes one vector of a text. max_seq_length: where `encode` truncates, in tokens; max_window: the longest
-            input that the model takes.
-        prompt: what the model reads around a text, if anything. attention: what its tokens attend to, `bidirectional` or `causal`
-            (None: not known); see [`probe_attention`].
+        model: The model, without a head, in evaluation mode.
+        tokenizer: The tokenizer of the model.
+        name: Where the model comes from. Dictionaries remember it.
+        revision: Revision of the model's repository.
+        pooling: How :meth:`encode` makes one vector of a text: `mean`, `weighted_mean`, `cls`, `last` or `max`.
+        max_seq_length: Where :meth:`encode` truncates texts, in tokens.
+        max_window: The longest input of the model, in tokens.
+        prompt: What the model reads around each text.
+        attention: What the tokens attend to, `bidirectional` or `causal`. None: not known.
+        prompts: Named prompts for `encode(prompt_name=...)`: strings that stand before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text.
+
+    Example:
+        >>> teacher.pooling, teacher.max_seq_length, teacher.attention
+        ('mean', 256, 'bidirectional')
+        >>> teacher.encode(texts[:8]).shape
+        torch.Size([8, 384])
     """
 
     model: PreTrainedModel
@@ -46,24 +59,41 @@ class Teacher:
     max_window: int = 512
     prompt: Prompt | None = None
     attention: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.model.device
 
     @property
     def pad_token_id(self) -> int:
+        """The token id to pad with."""
         return padding_id(self.tokenizer, self.model)
 
     @torch.inference_mode()
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, layer: int = -1) -> Tensor:
-        """`[batch, positions] -> [batch, positions, hidden]`: the hidden states of a layer (-1: the last, after any final norm).
+        """Return the hidden states of one layer.
+
+        Args:
+            input_ids: `[batch, positions]`.
+            attention_mask: `[batch, positions]`, 0 where a position is padding.
+            layer: 0 is the input of the first layer, -1 the output of the last layer, after a final norm.
+
+        Returns:
+            `[batch, positions, hidden]`.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: The model has no such layer.
+
+        Example:
+            >>> batch = teacher.tokenizer(["River bank."], return_tensors="pt")
+            >>> teacher.hidden_states(batch["input_ids"], batch["attention_mask"], layer=2).shape
+            torch.Size([1, 5, 384])
         """
         if self.model.training:
-            self.model.eval()
+            cast(torch.nn.Module, self.model).eval()
         options: dict[str, Any] = {"return_dict": True}
         if layer != -1:
             options["output_hidden_states"] = True
@@ -71,16 +101,36 @@ class Teacher:
             options["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         if layer == -1:
-            return output.last_hidden_state
+            return cast(Tensor, output.last_hidden_state)
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
             raise ValueError(
                 f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last"
             )
-        return output.hidden_states[layer]
+        return cast(Tensor, output.hidden_states[layer])
+
+    def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the hidden states of the last layer, `[batch, positions, hidden]`, see :meth:`hidden_states`.
+
+        Example:
+            >>> batch = teacher.tokenizer(["River bank."], return_tensors="pt")
+            >>> teacher.last_hidden_state(batch["input_ids"]).shape
+            torch.Size([1, 5, 384])
+        """
+        return self.hidden_states(input_ids, attention_mask)
 
     def fingerprint(self) -> str:
-        """Digests of what hidden states depend on: of the model's class and config, and, behind a dash, of every tensor's name, dtype,
-        shape and bytes."""
+        """Return a digest of all that the hidden states depend on.
+
+        Two copies of a model have the same fingerprint, wherever they are stored.
+
+        Returns:
+            A digest of the model's class and config, a dash, and a digest of the name, dtype, shape and bytes of every
+            tensor.
+
+        Example:
+            >>> teacher.fingerprint() == load_teacher(teacher.model, tokenizer=teacher.tokenizer).fingerprint()
+            True
+        """
         config = self.model.config.to_dict()
         for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
             config.pop(name, None)
@@ -88,40 +138,17 @@ class Teacher:
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
         return f"{digest_tensors(json.dumps(kind, sort_keys=True, default=str), {})}-{digest_tensors('', tensors)}"
 
-    def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`[batch, positions] -> [batch, positions, hidden]`."""
-        return self.hidden_states(input_ids, attention_mask)
-
-    def encode(self, texts: Sequence[Prompted], *, batch_size: int = 32, show_progress: bool = True) -> Tensor:
-        """One vector per text, or per pair of an instruction and a text, `[texts, hidden]`, float32, not normalized; longer texts are
-        truncated to `max_seq_length`."""
-        return encode_texts(
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int) -> BatchEncoder:
+        return BatchEncoder(
             self.last_hidden_state,
             self.tokenizer,
-            texts,
-            pad_token_id=self.pad_token_id,
+            self.pad_token_id,
+            max_length=self.max_seq_length,
+            device=self.device,
+            batch_size=batch_size,
             pooling=self.pooling,
-            max_length=self.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            prompt=self.prompt,
-            show_progress=show_progress,
-        )
-
-    def encode_words(
-        self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True
-    ) -> list[Tensor]:
-        """Vectors of the words of each sentence, read without a prompt, `[words, hidden]`, float32: means over a word's tokens; zeros
-        behind `max_seq_length`."""
-        return encode_words(
-            self.last_hidden_state,
-            self.tokenizer,
-            sentences,
-            pad_token_id=self.pad_token_id,
-            max_length=self.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            show_progress=show_progress,
+            prompt=choose_prompt(prompt_name, self.prompt, self.prompts, self.include_prompt),
+            hidden_size=self.model.config.hidden_size,
         )
 
 
@@ -234,6 +261,8 @@ def load_teacher(
         max_window=longest,
         prompt=_change_prompt(checkpoint.prompt, instruction, template),
         attention=attention,
+        prompts=checkpoint.prompts,
+        include_prompt=checkpoint.include_prompt,
     )
 
 
