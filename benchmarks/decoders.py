@@ -24,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -43,7 +43,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     load_teacher,
 )
-from sensedict_hf.models.encoding import encode_texts
+from sensedict_hf.models.encoding import BatchEncoder
 
 from .distillation.tasks import DistillationTask, load_task
 
@@ -169,24 +169,21 @@ class Benchmark:
             )
             return torch.cat([own, *assigned], dim=-1)
 
-        def encode(texts: Sequence[str]) -> Tensor:
-            return encode_texts(
-                forward,
-                teacher.tokenizer,
-                texts,
-                pad_token_id=teacher.pad_token_id,
-                pooling=teacher.pooling,
-                max_length=teacher.max_seq_length,
-                batch_size=BATCH,
-                device=teacher.device,
-                prompt=teacher.prompt,
-            )
-
+        encoder = BatchEncoder(
+            forward,
+            teacher.tokenizer,
+            pad_token_id=teacher.pad_token_id,
+            pooling=teacher.pooling,
+            max_length=teacher.max_seq_length,
+            batch_size=BATCH,
+            device=teacher.device,
+            prompt=teacher.prompt,
+        )
         width = teacher.model.config.hidden_size
         scores: Scores = {}
         for task in SETS:
             evaluation = self.task(task, dev).evaluation
-            vectors = [encode(texts).numpy() for texts in evaluation.inputs]
+            vectors = [encoder.encode_texts(texts).numpy() for texts in evaluation.inputs]
             scores[task] = {}
             for number, output in enumerate(OUTPUTS[: vectors[0].shape[1] // width]):
                 scores[task][output] = dict(

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_teacher, merge_sense_dictionaries
-from sensedict_hf.models.encoding import encode_texts
+from sensedict_hf.models.encoding import BatchEncoder
 from sensedict_hf.models.modeling_skd_student import load_senses
 
 from .distillation.tables import header, print_row
@@ -94,7 +94,7 @@ def main() -> None:
     for _ in range(3):
         for title, size in sizes.items():
             begin = time.perf_counter()
-            encode_texts(outputs(size), tokenizer, texts, pooling="mean", **settings)
+            BatchEncoder(outputs(size), tokenizer, **settings).encode_texts(texts)
             best[title] = max(best[title], len(texts) / (time.perf_counter() - begin))
     print("\n| senses | float16 MB | int8 MB | texts/s |\n|---|---|---|---|")
     for title, size in sizes.items():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sensedict_hf import load_teacher
-from sensedict_hf.models.checkpoints import LLM2VEC_POOLINGS, _beside, llm2vec_prompt
+from sensedict_hf.models.checkpoints import LLM2VEC_POOLINGS, _find_base_model, llm2vec_prompt
 
 FOLDER = Path(__file__).parent / "fixtures" / "llm2vec"
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -179,7 +179,7 @@ def test_adapters_of_other_architectures(kind, tokenizer, tmp_path):
 
 
 def test_adapters_on_adapters(llm2vec_folder, tmp_path):
-    """One that lies beside a base model of the same name, on settings of that; and one on a model that has another in it."""
+    """One next to a base model of the same name, with that model's settings; and one on a model that has another."""
     model = get_peft_model(AutoModel.from_pretrained(llm2vec_folder), LoraConfig(r=2, target_modules=["q_proj"]))
     folder = tmp_path / "adapters" / "merged"
     model.save_pretrained(folder)
@@ -189,7 +189,7 @@ def test_adapters_on_adapters(llm2vec_folder, tmp_path):
     assert (teacher.pooling, teacher.max_seq_length, teacher.prompt.max_text_length) == ("weighted_mean", 48, 20)
     assert load_teacher(folder, pooling="mean").pooling == "mean"
     assert load_teacher(llm2vec_folder, adapters=folder).name == "merged + merged"
-    assert _beside("org/merged", str(folder)) == "org/merged"
+    assert _find_base_model("org/merged", str(folder)) == "org/merged"
     with pytest.raises(ValueError, match="has adapters in it already"):
         load_teacher(model.get_base_model(), adapters=folder)
 
@@ -208,7 +208,7 @@ def test_an_adapter_of_another_model_is_refused(llm2vec_folder, tmp_path):
         load_teacher(llm2vec_folder, adapters=tmp_path / "adapter")
 
 
-def test_a_base_model_beside_its_adapter_is_found(llm2vec_folder, tmp_path):
+def test_a_base_model_next_to_its_adapter_is_found(llm2vec_folder, tmp_path):
     adapted = get_peft_model(AutoModel.from_pretrained(llm2vec_folder), LoraConfig(r=2, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"

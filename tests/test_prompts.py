@@ -225,12 +225,19 @@ def test_prompts_of_sentence_transformers(bert, teacher_folder, texts, tmp_path,
         modules.Pooling(16, pooling_mode=pooling, include_prompt=include_prompt),
     ]
     model = SentenceTransformer(
-        modules=parts, prompts={"query": "w20 w21 "}, default_prompt_name="query", device="cpu"
+        modules=parts,
+        prompts={"query": "w20 w21 ", "document": "w22 ", "plain": ""},
+        default_prompt_name="query",
+        device="cpu",
     )
     model.save_pretrained(str(tmp_path / "model"))
     teacher = load_teacher(tmp_path / "model")
     assert teacher.prompt == Prompt("w20 w21 {text}", pooled="all" if include_prompt else "text")
+    assert teacher.prompts == {"query": "w20 w21 ", "document": "w22 ", "plain": ""}
     torch.testing.assert_close(teacher.encode(texts), torch.from_numpy(model.encode(texts)))
+    for name in teacher.prompts:
+        expected = torch.from_numpy(model.encode(texts, prompt_name=name))
+        torch.testing.assert_close(teacher.encode(texts, prompt_name=name), expected)
 
 
 def test_the_command_takes_them(teacher_folder, texts, tmp_path, capsys):

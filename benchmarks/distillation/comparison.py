@@ -338,7 +338,7 @@ class Comparison:
             student.config.residual = 0.5
             for output, assignment in {"raw": "none", "hard": "hard", "half": "soft"}.items():
                 name = f"{layers} layers, {output}"
-                encoders[name] = partial(student.encode, assignment=assignment, show_progress=False)
+                encoders[name] = partial(student.encode, assignment=assignment, show_progress_bar=False)
                 parameters[name] = student.num_parameters()
         texts = self.task("uci_sentiment", False).evaluation.inputs[1]
         speeds = dict.fromkeys(encoders, 0.0)

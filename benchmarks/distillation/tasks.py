@@ -27,7 +27,7 @@ from sensedict_hf.evaluation import (
     similarity_task,
     token_task,
 )
-from sensedict_hf.models.encoding import encode_texts, encode_words
+from sensedict_hf.models.encoding import BatchEncoder
 
 if TYPE_CHECKING:
     from model2vec import StaticModel
@@ -67,12 +67,10 @@ class DistillationTask:
 
         Args:
             forward: token ids and mask, `[batch, positions]`, to the outputs beside each other, `[batch, positions, names x width]`.
-            settings: of `encode_texts` and `encode_words`.
+            settings: of `BatchEncoder`.
         """
-        vectors = self.evaluation.encode(
-            lambda texts: encode_texts(forward, tokenizer, texts, pooling="mean", **settings),
-            lambda words: encode_words(forward, tokenizer, words, **settings),
-        )
+        encoder = BatchEncoder(forward, tokenizer, **settings)
+        vectors = self.evaluation.encode(encoder.encode_texts, encoder.encode_words)
         scores = {}
         for number, name in enumerate(names):
             part = slice(number * width, (number + 1) * width)

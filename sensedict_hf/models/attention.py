@@ -1,35 +1,43 @@
-"""Decoders run bidirectionally, and the proof that they are."""
+"""Attention of a model: run a decoder bidirectionally, and find out what its tokens really attend to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
-PROBE_LENGTH = 8  # tokens, of which the last is changed
-PADDING = 3  # tokens on a side
-# A hidden state was reached by a change if it moved by more than this share of its length. Where nothing attends to what changed, all
-# operands are the same.
+logger = logging.get_logger(__name__)
+
+PROBE_LENGTH = 8  # tokens of the probe; the last one is changed
+PADDING = 3  # padding tokens on one side of the probe
+# A hidden state counts as changed if it moves by more than this share of its norm. A state that does not depend on the
+# change does not move at all, as it is computed from the same numbers.
 REACHED = 1e-4
 
 
 def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
-    """Notes in the config of a decoder whether every token attends to all others (as LLM2Vec does) or to those before it.
+    """Set in the config of a decoder what its tokens attend to.
 
-    A sliding window that the config has for all layers at once, as Mistral's, is dropped with the causal mask, as in LLM2Vec; windows
-    that it gives to layers one by one, to which their positions may be adapted, stay, on both sides of the token.
+    A sliding window for all layers, as in Mistral, is removed together with the causal mask, as in LLM2Vec. Windows of
+    single layers stay, on both sides of a token: the positions of these layers may be adapted to them.
+
+    Args:
+        config: The config, which is changed.
+        bidirectional: True: every token attends to all tokens. False: to itself and the tokens before it.
     """
     config.is_causal = not bidirectional
     if bidirectional:
-        config.use_cache = False  # a cache holds states that have not seen what comes later
+        config.use_cache = False  # a cache holds states that have not seen the later tokens
         if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
             config.sliding_window = None
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode for a while, and each of its modules back into its own."""
+    """Put a model into evaluation mode inside a `with` block; afterwards its modules have their old modes again."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -41,37 +49,84 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def probe_attention(model: PreTrainedModel) -> str:
-    """What the tokens of a model attend to in evaluation, found by changing the last one: without padding, and with padding on either
-    side.
+    """Find out what the tokens of a model attend to.
+
+    The last token of a probe is changed. Every hidden state that changes too belongs to a token that attends to the
+    last one. This is done without padding, with padding on the right, and with padding on the left. Changing the
+    padding token as well shows whether the attention mask is obeyed.
+
+    Args:
+        model: A model without a head. It is probed in evaluation mode.
 
     Returns:
-        `bidirectional`, `causal`, `partly bidirectional` or, if padding is seen in spite of the mask, `unmasked`; several, joined by a
-        slash, where that depends on the padding.
+        `bidirectional`, `causal`, `partly bidirectional` or `unmasked` (padding is seen in spite of the mask). If the
+        answer depends on the padding, all answers, joined by slashes.
     """
-    size = model.get_input_embeddings().num_embeddings
-    # Not 0 and 1, one of which is often the padding token, that some models number positions by.
+    size = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    # Token ids from 2 on: 0 and 1 are often the padding token, by which some models count positions.
     ids = 2 + torch.arange(PROBE_LENGTH, device=model.device) * 7919 % max(1, size - 2)
     changed = ids.clone()
     changed[-1] = 2 + (ids[-1] - 2 + (size - 2) // 2) % max(1, size - 2)
 
     def run(tokens: Tensor, left: int, right: int, filling: int) -> Tensor:
+        """Return the hidden states of the tokens between padding, `[tokens, hidden]`."""
         row = torch.cat([tokens.new_full((left,), filling), tokens, tokens.new_full((right,), filling)])
         mask = torch.zeros_like(row)
         mask[left : left + len(tokens)] = 1
-        states = model(input_ids=row[None], attention_mask=mask[None], return_dict=True).last_hidden_state[0]
+        states: Tensor = model(input_ids=row[None], attention_mask=mask[None], return_dict=True).last_hidden_state[0]
         return states[left : left + len(tokens)].float()
 
-    found: dict[str, None] = {}  # a set in the order of what is put in
+    found: dict[str, None] = {}  # a set that keeps its order
     with evaluating(model):
         for left, right in ((0, 0), (0, PADDING), (PADDING, 0)):
             before = run(ids, left, right, size - 1)
-            reached = _reached(before, run(changed, left, right, size - 1))[:-1]
+            reached = _differ(before, run(changed, left, right, size - 1))[:-1]
             found["bidirectional" if reached.all() else "partly bidirectional" if reached.any() else "causal"] = None
-            if _reached(before, run(ids, left, right, size // 2)).any():
+            if _differ(before, run(ids, left, right, size // 2)).any():
                 found["unmasked"] = None
     return "/".join(found)
 
 
-def _reached(before: Tensor, after: Tensor) -> Tensor:
-    """Which hidden states differ, `[positions]`."""
-    return torch.linalg.vector_norm(after - before, dim=-1) > REACHED * torch.linalg.vector_norm(before, dim=-1)
+def make_attend(model: PreTrainedModel, bidirectional: bool | None) -> str:
+    """Make a model attend as asked, and probe that it does.
+
+    Args:
+        model: A model in evaluation mode. Its config is changed if necessary.
+        bidirectional: None: leave the model as it is. A warning says so if its attention depends on padding.
+
+    Returns:
+        The answer of :func:`probe_attention`.
+
+    Raises:
+        ValueError: The model does not attend as asked.
+    """
+    found = probe_attention(model)
+    if bidirectional is None:
+        if found not in ("bidirectional", "causal"):
+            logger.warning(
+                f"{type(model).__name__} is {found} (without padding/with padding on either side): its vectors depend "
+                "on how texts are batched"
+            )
+        return found
+    wanted = "bidirectional" if bidirectional else "causal"
+    if found == wanted:
+        return found
+    before = dict(vars(model.config))
+    set_bidirectional(model.config, bidirectional)
+    found = probe_attention(model)
+    if found != wanted:
+        # A loaded model is left as it was.
+        vars(model.config).clear()
+        vars(model.config).update(before)
+        raise ValueError(
+            f"{type(model).__name__} with {model.config._attn_implementation} attention is {found} (without "
+            f"padding/with padding on either side), not {wanted}: load it with another attn_implementation ('eager' "
+            "or 'sdpa') and pass the model, or leave out bidirectional"
+        )
+    return found
+
+
+def _differ(before: Tensor, after: Tensor) -> Tensor:
+    """Return which hidden states have changed, `[tokens]`, bool."""
+    change, norm = torch.linalg.vector_norm(after - before, dim=-1), torch.linalg.vector_norm(before, dim=-1)
+    return cast(Tensor, change > REACHED * norm)

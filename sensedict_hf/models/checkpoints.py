@@ -1,4 +1,4 @@
-"""What the files beside a model's weights say about how it is run: adapters of PEFT, LLM2Vec and sentence-transformers."""
+"""The small files next to a model's weights, where PEFT, LLM2Vec and sentence-transformers say how it is run."""
 
 import json
 import re
@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
-# Of a version of it by these names; earlier ones write pooling_mode_cls_token, pooling_mode_weightedmean_tokens and so on.
+# Names of poolings in sentence-transformers that differ from ours. Its older versions write pooling_mode_cls_token,
+# pooling_mode_weightedmean_tokens and so on.
 SENTENCE_TRANSFORMERS_POOLINGS = {"weightedmean": "weighted_mean", "lasttoken": "last"}
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
-# LLM2Vec wraps texts for these models, known by name.
+# LLM2Vec puts a template around the texts of these models.
 LLM2VEC_TEMPLATES = {
     "Meta-Llama-3-8B-Instruct": "<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>",
     "Mistral-7B-Instruct-v0.2": "[INST] {text} [/INST]",
@@ -23,20 +25,26 @@ LLM2VEC_TEMPLATES = {
     "Qwen2-1.5B-Instruct": "<|im_start|>user\n{text}<|im_end|>",
     "Qwen2-7B-Instruct": "<|im_start|>user\n{text}<|im_end|>",
 }
-# What its pooling eos_token looks at, written behind the text.
+# LLM2Vec's pooling eos_token needs an end token after the text: by model type, and by name of the model.
 LLM2VEC_ENDS = {"llama": " </s>", "mistral": " </s>", "gemma": "<eos>", "qwen2": "<|endoftext|>"}
 LLM2VEC_OWN_END = {"Meta-Llama-3-8B": "<|end_of_text|>"}
 
 
 @dataclass
 class Checkpoint:
-    """How a model is put together and run, as far as its files say.
+    """How a model is put together and run, as its files say.
 
     Attributes:
-        base: name or folder of the weights. adapters: those on top of them, in the order in which they are merged.
-        tokenizer: where it is: beside the adapter, or else beside the base model.
-        is_llm2vec: whether it is run as in LLM2Vec, with these settings. pooling, max_seq_length: None where nothing is said. prompt:
-            around texts.
+        base: Name or folder of the weights.
+        adapters: Names or folders of the adapters of PEFT, in the order in which they are merged.
+        tokenizer: Name or folder of the tokenizer: the adapter if it has one, else the base model.
+        settings: The content of `llm2vec_config.json`.
+        is_llm2vec: Whether the model is run as in LLM2Vec.
+        pooling: How one vector is made of a text. None: the files do not say.
+        max_seq_length: Where texts are truncated, in tokens. None: the files do not say.
+        prompt: What the model reads around each text.
+        prompts: Named prompts of sentence-transformers: strings to put before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text.
     """
 
     base: str
@@ -47,75 +55,96 @@ class Checkpoint:
     pooling: str | None = None
     max_seq_length: int | None = None
     prompt: Prompt | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
 
 
 def read_checkpoint(
     source: str, adapters: list[str], revision: str | None = None, pooling: str | None = None
 ) -> Checkpoint:
-    """Reads the small files of a repository or folder, and of adapters that are put on top of it.
+    """Read the small files of a repository or folder, and of the adapters to merge into it.
 
     Args:
-        revision: of `source`. pooling: in the place of what the files say.
+        source: Name or folder of a model or an adapter.
+        adapters: Names or folders of further adapters.
+        revision: Revision of the repository `source`.
+        pooling: Overrides the pooling in LLM2Vec's settings. LLM2Vec's prompt depends on it.
 
     Raises:
-        ValueError: an adapter is missing or does not say what it belongs to, or was trained on top of another one.
+        ValueError: An adapter is missing, does not name its base model, or was trained on top of another adapter.
     """
     config = read_json(source, "config.json", revision) or {}
     own = read_json(source, "adapter_config.json", revision)
     settings = read_json(source, "llm2vec_config.json", revision)
     if own is not None and not config and settings is not None:
         raise ValueError(
-            f"{source} holds an adapter that LLM2Vec trained on top of another one, which it does not name: load that, with this one in "
-            f"adapters=, as in load_teacher(MNTP_FOLDER, adapters={source!r})"
+            f"{source} holds an adapter that LLM2Vec trained on top of another adapter, which it does not name: load "
+            f"the other one first, as in load_teacher(MNTP_FOLDER, adapters={source!r})"
         )
+    # A source that is an adapter goes on top of its base model, with the settings of both.
     found = Checkpoint(source, tokenizer=source)
     if own is not None:
-        found = read_checkpoint(_beside(own.get("base_model_name_or_path"), source), [])
+        found = read_checkpoint(_find_base_model(own.get("base_model_name_or_path"), source), [])
         found.adapters.append(source)
         if any(read_json(source, name, revision) for name in ("tokenizer_config.json", "tokenizer.json")):
             found.tokenizer = source
-    found.is_llm2vec |= settings is not None or _names_llm2vec(config) or _names_llm2vec(own or {})
+    found.is_llm2vec |= settings is not None or _is_llm2vec(config) or _is_llm2vec(own or {})
+    # Further adapters; the settings of the last one count.
     for adapter in adapters:
         theirs = read_json(adapter, "adapter_config.json")
         if theirs is None:
-            raise ValueError(f"adapters: {adapter} holds no adapter of PEFT (adapter_config.json)")
+            raise ValueError(f"adapters: {adapter} holds no adapter of PEFT, as it has no adapter_config.json")
         above = read_json(adapter, "llm2vec_config.json")
         settings = settings if above is None else above
         found.adapters.append(adapter)
-        found.is_llm2vec |= above is not None or _names_llm2vec(theirs)
+        found.is_llm2vec |= above is not None or _is_llm2vec(theirs)
     found.settings |= settings or {}
     if found.is_llm2vec:
-        kind = (config or read_json(found.base, "config.json") or {}).get("model_type", "")
+        model_type = (config or read_json(found.base, "config.json") or {}).get("model_type", "")
         name = config.get("_name_or_path") or (own or {}).get("base_model_name_or_path") or found.base
-        mode = pooling or found.settings.get("pooling_mode", "mean")
-        found.pooling = LLM2VEC_POOLINGS.get(mode, mode)
-        found.max_seq_length = found.settings.get("max_length", 512)
-        skip, longest = found.settings.get("skip_instruction", True), found.settings.get("doc_max_length", 400)
-        found.prompt = llm2vec_prompt(mode, kind, Path(name).name, skip, longest)
+        _apply_llm2vec(found, model_type, Path(name).name, pooling)
     else:
         _apply_sentence_transformers(found, source, revision)
     return found
 
 
 def llm2vec_prompt(
-    pooling: str = "mean", kind: str = "", name: str = "", skip_instruction: bool = True, max_text_length: int = 400
+    pooling: str = "mean",
+    model_type: str = "",
+    name: str = "",
+    skip_instruction: bool = True,
+    max_text_length: int = 400,
 ) -> Prompt:
-    """What LLM2Vec puts around texts.
+    """Return what LLM2Vec puts around texts.
 
     Args:
-        pooling: in its words. kind: `model_type` of the model. name: of the model that it was made of, without its owner.
-        max_text_length: in tokens, without instruction.
+        pooling: In LLM2Vec's words, such as `eos_token`.
+        model_type: The `model_type` of the model.
+        name: Name of the original model, without its owner.
+        skip_instruction: Whether the instruction is left out of the pooling.
+        max_text_length: Longest text in tokens, without the instruction.
     """
     template = LLM2VEC_TEMPLATES.get(name, "{text}")
     if pooling == "eos_token" and template != LLM2VEC_TEMPLATES["Meta-Llama-3-8B-Instruct"]:
-        template += LLM2VEC_OWN_END.get(name) or LLM2VEC_ENDS.get(kind, "")
+        template += LLM2VEC_OWN_END.get(name) or LLM2VEC_ENDS.get(model_type, "")
     return Prompt(template, pooled="text_and_tail" if skip_instruction else "all", max_text_length=max_text_length)
 
 
+def _apply_llm2vec(found: Checkpoint, model_type: str, name: str, pooling: str | None) -> None:
+    """Set pooling, maximum length and prompt to what LLM2Vec's settings say, or to LLM2Vec's defaults."""
+    mode = pooling or found.settings.get("pooling_mode", "mean")
+    found.pooling = LLM2VEC_POOLINGS.get(mode, mode)
+    found.max_seq_length = found.settings.get("max_length", 512)
+    skip, longest = found.settings.get("skip_instruction", True), found.settings.get("doc_max_length", 400)
+    found.prompt = llm2vec_prompt(mode, model_type, name, skip, longest)
+
+
 def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None) -> None:
-    """Pooling, maximum length and default prompt of a sentence-transformers model; nothing for any other."""
-    modules = read_json(source, "modules.json", revision) or []
-    pools_prompt = True
+    """Set pooling, maximum length and prompts to what the files of sentence-transformers say, if there are any."""
+    modules = read_json(source, "modules.json", revision)
+    if not modules:
+        return
+    include_prompt = True
     for module in modules:
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
@@ -125,45 +154,60 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
                 active = [modes["pooling_mode"]]
             names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
-            pools_prompt = modes.get("include_prompt", True)
+            include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
             settings = read_json(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
             found.max_seq_length = settings.get("max_seq_length")
         elif kind != "Normalize":
             logger.warning(
-                f"the sentence vectors of {source} also go through {module['type']}, which `encode` leaves out"
+                f"the sentence vectors of {source} also go through {module['type']} in sentence-transformers; "
+                "`encode` leaves this out"
             )
-    settings = (modules and read_json(source, "config_sentence_transformers.json", revision)) or {}
-    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "")
+    # Prompts are strings that stand before a text; one of them may be the default.
+    settings = read_json(source, "config_sentence_transformers.json", revision) or {}
+    found.prompts |= settings.get("prompts") or {}
+    found.include_prompt = include_prompt
+    prompt = found.prompts.get(settings.get("default_prompt_name") or "")
     if prompt:
-        found.prompt = Prompt(prompt + "{text}", pooled="all" if pools_prompt else "text")
+        found.prompt = Prompt(prompt + "{text}", pooled="all" if include_prompt else "text")
 
 
-def _names_llm2vec(config: dict[str, Any]) -> bool:
-    """Whether a config of a model or of an adapter is of a class of LLM2Vec, or of the code in its repositories."""
+def _is_llm2vec(config: dict[str, Any]) -> bool:
+    """Return whether the config of a model or an adapter names a class or a code file of LLM2Vec."""
     mapping, architectures = config.get("auto_mapping") or {}, config.get("architectures") or []
     remote = (config.get("auto_map") or {}).get("AutoModel", "")
+    has_remote_code = remote.endswith("EncoderModel") and remote.split("--")[-1].split(".")[0].endswith("_encoder")
     return (
         str(mapping.get("parent_library", "")).startswith("llm2vec")
         or any(name.endswith(("BiModel", "BiForMNTP")) for name in architectures)
-        or remote.endswith("EncoderModel")
-        and remote.split("--")[-1].split(".")[0].endswith("_encoder")
+        or has_remote_code
     )
 
 
-def _beside(name: str | None, adapter: str) -> str:
-    """The base model of an adapter: by its name, or, if that is no folder here, in a folder of that name beside the adapter's own."""
+def _find_base_model(name: str | None, adapter: str) -> str:
+    """Return the name or folder of an adapter's base model.
+
+    Args:
+        name: The base model that the adapter names.
+        adapter: Name or folder of the adapter. A folder of the base model's name next to it is taken if `name` is no
+            folder here.
+
+    Raises:
+        ValueError: The adapter does not name its base model.
+    """
     if not name:
         raise ValueError(
-            f"{adapter} does not say what it is an adapter of (base_model_name_or_path): load that, with it in adapters="
+            f"{adapter} does not name its base model (base_model_name_or_path): load that model, with this adapter in "
+            "adapters="
         )
     own = Path(adapter).resolve()
-    beside = own.parent / Path(name).name
-    return str(beside) if not Path(name).is_dir() and own.is_dir() and beside.is_dir() and beside != own else name
+    sibling = own.parent / Path(name).name
+    is_here = not Path(name).is_dir() and own.is_dir() and sibling.is_dir() and sibling != own
+    return str(sibling) if is_here else name
 
 
 def read_json(source: str, name: str, revision: str | None = None) -> Any:
-    """The content of a .json file of a repository or folder; None if there is no such file."""
+    """Return the content of a .json file in a repository or folder, or None if there is no such file."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else None

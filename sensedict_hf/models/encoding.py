@@ -1,27 +1,43 @@
-"""Token ids -> padded batches -> vectors of sentences and of words."""
+"""Text encoding: token ids are padded to batches, run through a model, and pooled into vectors of texts or words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .prompts import Prompt, Prompted
+from .prompts import Prompt, Prompted, check_texts
 from .tokenizers import check_offsets
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
+# Texts of a generator that are in memory at a time. They are sorted by length, so a large number saves padding.
+CHUNK = 16_384
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """What to pad with: the tokenizer's padding, unless it has none or the model has no embedding for it; it is masked anyway."""
+    """Return the token id to pad with.
+
+    It is 0 if the tokenizer has no padding token, or the model has no embedding for it: padding is masked anyway.
+    """
     pad = tokenizer.pad_token_id
     return 0 if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
 
 
-def pad_batch(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Pads on the right: `input_ids` and `attention_mask`, both `[rows, longest]`, int64."""
+def pad_batch(rows: Sequence[Sequence[int] | npt.NDArray[Any]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Pad rows of token ids on the right.
+
+    Returns:
+        `input_ids` and `attention_mask`, both `[rows, longest]`, int64.
+    """
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     input_ids = torch.full(mask.shape, pad_token_id)
@@ -30,16 +46,21 @@ def pad_batch(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> 
 
 
 def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", pooled: Tensor | None = None) -> Tensor:
-    """`[batch, positions, hidden] x [batch, positions] -> [batch, hidden]`, over the positions whose mask is not 0.
-
-    `mean` is the mean of all positions, `weighted_mean` that with weights 1, 2, 3 ... from the first to the last, `max` the largest
-    value per dimension, `cls` the first position and `last` the last.
+    """Reduce the hidden states of each text to one vector.
 
     Args:
-        pooled: `[batch, positions]`, a part of the mask, the only positions that means and `max` are of.
+        hidden_states: `[batch, positions, hidden]`.
+        attention_mask: `[batch, positions]`, 0 where a position is padding.
+        pooling: `mean`; `weighted_mean`, with weights 1, 2, 3 ... from the first position to the last; `max`, the
+            largest value of each dimension; `cls`, the first position; `last`, the last position.
+        pooled: `[batch, positions]`, the positions that `mean`, `weighted_mean` and `max` use. Default: all that are
+            not padding.
+
+    Returns:
+        `[batch, hidden]`, in the dtype of `hidden_states`.
 
     Raises:
-        ValueError: unknown pooling, or a row without positions.
+        ValueError: The pooling is unknown, or a row has no positions to pool.
     """
     check_pooling(pooling)
     mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
@@ -47,12 +68,14 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
         raise ValueError(
             f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool"
         )
-    if pooling in ("mean", "weighted_mean"):  # in float32: sums of many weights or states overflow in half precision
+    if pooling in ("mean", "weighted_mean"):
+        # In float32: sums of many weights or states overflow in half precision.
         weights = (mask if pooling == "mean" else mask.cumsum(1) * mask).float()
         mean = (hidden_states.float() * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         return mean.to(hidden_states.dtype)
     if pooling == "max":
         return hidden_states.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    # `cls` and `last`: the first and the last position that is not masked.
     place = torch.arange(mask.shape[1], device=mask.device).masked_fill(
         ~mask, mask.shape[1] if pooling == "cls" else -1
     )
@@ -61,118 +84,183 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
 
 
 def check_pooling(pooling: str) -> None:
-    """Raises a ValueError if there is no such pooling."""
+    """Raise a ValueError if the pooling is unknown."""
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)} with pooling=")
 
 
-def encode_texts(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Prompted],
-    *,
-    pad_token_id: int,
-    pooling: str,
-    max_length: int,
-    batch_size: int,
-    device: torch.device,
-    prompt: Prompt | None = None,
-    show_progress: bool = True,
-) -> Tensor:
-    """Sentence vectors `[texts, hidden]`, float32 on the CPU; `forward` maps ids and mask to hidden states. Longer texts are truncated.
+@dataclass(frozen=True)
+class BatchEncoder:
+    """Run texts through a model in padded batches and reduce the hidden states to vectors.
 
-    Raises:
-        ValueError: one string instead of a list.
+    Attributes:
+        forward: Maps `input_ids` and `attention_mask`, both `[batch, positions]`, to hidden states,
+            `[batch, positions, hidden]`.
+        tokenizer: The tokenizer of the model.
+        pad_token_id: The token id to pad with.
+        max_length: Longer texts are truncated to this number of tokens.
+        device: The device of the inputs of `forward`.
+        batch_size: Texts per batch.
+        pooling: How the hidden states of a text become one vector, see :func:`pool`.
+        prompt: What the model reads around each text. It is not used for words.
+        hidden_size: Width of the vectors, for a result without texts.
     """
-    if isinstance(texts, str):
-        raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
-    if hasattr(texts, "columns"):
-        raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings")
-    texts = list(texts)
-    if prompt is None:
-        has_instructions = any(not isinstance(text, str) for text in texts)
-        prompt = Prompt() if has_instructions else Prompt(pooled="all")
-    prompted = prompt.tokenize(tokenizer, texts, max_length)
-    rows = [row.input_ids for row in prompted]
-    vectors: dict[int, Tensor] = {}
-    for batch, hidden_states, mask in _batches(forward, rows, texts, pad_token_id, batch_size, device, show_progress):
-        begin, end = (torch.tensor([prompted[i][side] for i in batch], device=mask.device)[:, None] for side in (1, 2))
-        place = torch.arange(mask.shape[1], device=mask.device)
-        vectors.update(zip(batch, pool(hidden_states, mask, pooling, (place >= begin) & (place < end)).cpu()))
-    return torch.stack([vectors[i] for i in range(len(rows))]) if rows else torch.empty(0, 0)
+
+    forward: Callable[[Tensor, Tensor], Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    pad_token_id: int
+    max_length: int
+    device: torch.device
+    batch_size: int = 32
+    pooling: str = "mean"
+    prompt: Prompt | None = None
+    hidden_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+
+    def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
+        """Return one vector per text, `[texts, hidden]`, float32 on the CPU.
+
+        Args:
+            texts: Strings, or pairs of an instruction and a text.
+            show_progress_bar: None shows the bar if there is more than one batch.
+
+        Raises:
+            ValueError: `texts` is a table or a mapping, or one of the texts is not a string or has no tokens.
+        """
+        if isinstance(texts, (Mapping, bytes)) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+            raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
+        vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
+        return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size)
+
+    def encode_words(self, sentences: Iterable[Sequence[str]], show_progress_bar: bool | None = None) -> list[Tensor]:
+        """Return the vectors of each sentence's words, `[words, hidden]` per sentence, float32 on the CPU.
+
+        The model reads the words with spaces between them, without a prompt. The vector of a word is the mean over the
+        tokens that end in the word. It is zero if the word has no tokens or comes after `max_length` tokens.
+
+        Args:
+            sentences: One list of words per sentence.
+            show_progress_bar: None shows the bar if there is more than one batch.
+
+        Raises:
+            ValueError: A sentence is not a list of strings or has no tokens, or the tokenizer does not return
+                character offsets.
+        """
+        check_offsets(self.tokenizer)
+        chunks = self._map_chunks(self._encode_words, sentences, show_progress_bar)
+        return [vectors for chunk in chunks for vectors in chunk]
+
+    def _map_chunks(
+        self, encode: Callable[[list[Item], int, Any], Result], items: Iterable[Item], show_progress_bar: bool | None
+    ) -> Iterator[Result]:
+        """Yield the result of `encode(chunk, number of the first item, progress bar)` for each chunk of the items."""
+        chunks = _read_chunks(items)
+        chunk, first = next(chunks, []), 0
+        batches = -(-len(items) // self.batch_size) if isinstance(items, Sized) else None
+        hide = len(chunk) <= self.batch_size if show_progress_bar is None else not show_progress_bar
+        with tqdm(total=batches, desc="Encoding", unit=" batches", leave=False, disable=hide) as progress:
+            while chunk:
+                yield encode(chunk, first, progress)
+                first += len(chunk)
+                chunk = next(chunks, [])
+
+    def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
+        """Return the vectors of one chunk, `[texts, hidden]`."""
+        check_texts(texts, first)
+        prompt = self.prompt
+        if prompt is None:
+            # Without a prompt all tokens are pooled, but instructions are not.
+            has_instructions = any(not isinstance(text, str) for text in texts)
+            prompt = Prompt() if has_instructions else Prompt(pooled="all")
+        rows = prompt.tokenize(self.tokenizer, texts, self.max_length)
+        ids = [row.input_ids for row in rows]
+        _check_rows(ids, texts, first)
+        order: list[int] = []
+        vectors: list[Tensor] = []
+        for batch, hidden_states, mask in self._run(ids, progress):
+            # Only the positions from `begin` to `end` of each row are pooled.
+            begin = torch.tensor([rows[i].begin for i in batch], device=mask.device)[:, None]
+            end = torch.tensor([rows[i].end for i in batch], device=mask.device)[:, None]
+            place = torch.arange(mask.shape[1], device=mask.device)
+            order += batch
+            vectors.append(pool(hidden_states, mask, self.pooling, (place >= begin) & (place < end)).cpu())
+        return torch.cat(vectors)[torch.tensor(order).argsort()]
+
+    def _encode_words(self, sentences: list[Sequence[str]], first: int, progress: Any) -> list[Tensor]:
+        """Return the vectors of the words of one chunk, `[words, hidden]` per sentence."""
+        _check_sentences(sentences, first)
+        # Tokenizers that know a word by the space before it lose that space with `is_split_into_words`, so the words
+        # are joined.
+        joined = [" ".join(sentence) for sentence in sentences]
+        encoding = self.tokenizer(joined, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        _check_rows(encoding["input_ids"], sentences, first)
+        vectors: dict[int, Tensor] = {}
+        for batch, hidden_states, _ in self._run(encoding["input_ids"], progress):
+            for i, states in zip(batch, hidden_states.cpu()):
+                # Tokens that end in no word, such as special tokens, go to an extra last row, which is cut off.
+                num_words = len(sentences[i])
+                word_of = torch.from_numpy(_find_words(sentences[i], encoding["offset_mapping"][i]))
+                sums = torch.zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
+                counts = word_of.bincount(minlength=num_words + 1).clamp(min=1)
+                vectors[i] = (sums / counts[:, None])[:num_words]
+        return [vectors[i] for i in range(len(sentences))]
+
+    def _run(self, rows: Sequence[Sequence[int]], progress: Any) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield the row numbers, hidden states (float32) and mask of each batch. The longest rows come first."""
+        by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        for begin in range(0, len(rows), self.batch_size):
+            batch = by_length[begin : begin + self.batch_size]
+            input_ids, mask = (x.to(self.device) for x in pad_batch([rows[i] for i in batch], self.pad_token_id))
+            with torch.inference_mode():
+                hidden_states = self.forward(input_ids, mask).float()
+            yield batch, hidden_states, mask
+            progress.update()
 
 
-def encode_words(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[Sequence[str]],
-    *,
-    pad_token_id: int,
-    max_length: int,
-    batch_size: int,
-    device: torch.device,
-    show_progress: bool = True,
-) -> list[Tensor]:
-    """Vectors of the words of sentences that come as lists of words: `[words, hidden]` each, float32 on the CPU.
+def _read_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield the items in lists: a list or tuple as a whole, which is in memory already, anything else in parts."""
+    if isinstance(items, (list, tuple)):
+        yield list(items)
+        return
+    reader = iter(items)
+    while chunk := list(islice(reader, CHUNK)):
+        yield chunk
 
-    A sentence is read as its words with spaces between them. A word's vector is the mean over the tokens that end in it; a word without
-    tokens, or behind `max_length` tokens, has zeros.
 
-    Raises:
-        ValueError: a string instead of a list of words, a sentence without tokens, or a tokenizer that does not tell which characters its
-            tokens cover.
+def _check_rows(rows: Sequence[Sequence[int]], texts: Sequence[Any], first: int) -> None:
+    """Raise a ValueError if a text has no tokens; `first` is the number of the first text."""
+    for number, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"text {first + number} ({texts[number]!r}) has no tokens: there is nothing to encode")
+
+
+def _check_sentences(sentences: Sequence[Any], first: int) -> None:
+    """Raise a ValueError if a sentence is not a list of strings; `first` is the number of the first sentence."""
+    for number, sentence in enumerate(sentences, first):
+        if isinstance(sentence, str):
+            raise ValueError(f"sentence {number} is one string: pass each sentence as a list of words")
+        for word in sentence:
+            if not isinstance(word, str):
+                raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")
+
+
+def _find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Return the number of the word in which each token ends, `[tokens]`.
+
+    Args:
+        words: The words of a sentence. The tokenizer read them with spaces between them.
+        offsets: The first character of each token, and the one after its last.
+
+    Returns:
+        `len(words)` for a token that ends in no word.
     """
-    sentences = list(sentences)
-    if any(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError("a sentence is one string: pass each sentence as a list of words")
-    check_offsets(tokenizer)
-    if not sentences:
-        return []
-    # Not by `is_split_into_words`, for which tokenizers that know a word by the space before it lose that space.
-    joined = [" ".join(sentence) for sentence in sentences]
-    encoding = tokenizer(joined, truncation=True, max_length=max_length, return_offsets_mapping=True)
-    vectors: dict[int, Tensor] = {}
-    for batch, hidden_states, _ in _batches(
-        forward, encoding["input_ids"], sentences, pad_token_id, batch_size, device, show_progress
-    ):
-        for i, states in zip(batch, hidden_states.cpu()):
-            # Special tokens are of no word: they go to a row of their own behind the last, which is cut off.
-            num_words = len(sentences[i])
-            word_of = torch.from_numpy(_words_of(sentences[i], encoding["offset_mapping"][i]))
-            sums = torch.zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
-            vectors[i] = (sums / word_of.bincount(minlength=num_words + 1).clamp(min=1)[:, None])[:num_words]
-    return [vectors[i] for i in range(len(sentences))]
-
-
-def _words_of(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The number of the word in which each token ends, by the characters that it covers of the words with spaces between them; of one
-    that ends in none the number of words."""
     lengths = np.array([len(word) for word in words], dtype=np.int64)
     ends = lengths.cumsum() + np.arange(len(words))
     first, last = np.array(offsets).reshape(-1, 2).T - [[0], [1]]
-    begun = np.searchsorted(ends - lengths, last, side="right")  # how many words have begun where the token ends
+    begun = np.searchsorted(ends - lengths, last, side="right")  # how many words begin up to the end of the token
     is_inside = (last >= first) & (last < np.append(0, ends)[begun])
     return np.where(is_inside, begun - 1, len(words))
-
-
-def _batches(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    rows: Sequence[Sequence[int]],
-    texts: Sequence[Prompted],
-    pad_token_id: int,
-    batch_size: int,
-    device: torch.device,
-    show_progress: bool,
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Runs `forward` over token ids, the longest first: which rows, their hidden states in float32, and their mask."""
-    empty = [number for number, row in enumerate(rows) if not row]
-    if empty:
-        raise ValueError(f"text {empty[0]} ({texts[empty[0]]!r}) has no tokens: there is nothing to encode")
-    by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    quiet = not show_progress or len(rows) <= batch_size
-    for begin in tqdm(range(0, len(rows), batch_size), desc="Encoding", unit=" batches", leave=False, disable=quiet):
-        batch = by_length[begin : begin + batch_size]
-        input_ids, mask = (x.to(device) for x in pad_batch([rows[i] for i in batch], pad_token_id))
-        with torch.inference_mode():
-            hidden_states = forward(input_ids, mask).float()
-        yield batch, hidden_states, mask

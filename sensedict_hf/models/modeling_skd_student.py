@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import encode_texts, encode_words, padding_id
+from .encoding import BatchEncoder, padding_id
 from .hub import SensePreTrainedModel, write_sentence_transformers
 from .layer_transfer import (
     check_embeddings,
@@ -26,8 +26,9 @@ from .layer_transfer import (
     student_config,
 )
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .prompts import Prompt, Prompted
+from .prompts import Prompt, choose_prompt
 from .teachers import Teacher, check_teacher, load_teacher
+from .text_encoder import TextEncoder
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +74,7 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
         return names + [f"base_model.model.{name}" for name in names]
 
 
-class SKDStudentModel(SKDStudentPreTrainedModel):
+class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     """A small model that picks, for each token, the sense that its teacher would pick.
 
     Args:
@@ -354,50 +355,20 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
-    def encode(
-        self,
-        texts: Sequence[Prompted],
-        *,
-        assignment: str | None = None,
-        batch_size: int = 32,
-        show_progress: bool = True,
-    ) -> Tensor:
-        """One vector per text, or per pair of an instruction and a text, `[texts, teacher's hidden]`, float32, not normalized; longer
-        texts are truncated to `config.max_seq_length`. Puts the model into evaluation mode."""
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None = None) -> BatchEncoder:
         self.eval()
-        return encode_texts(
+        prompt = None if self.config.prompt is None else Prompt(**self.config.prompt)
+        prompts = getattr(self.config, "prompts", None) or {}
+        return BatchEncoder(
             lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
             self.tokenizer,
-            texts,
-            pad_token_id=padding_id(self.tokenizer, self),
+            padding_id(self.tokenizer, self),
+            max_length=self.config.max_seq_length,
+            device=self.device,
+            batch_size=batch_size,
             pooling=self.config.pooling,
-            max_length=self.config.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            prompt=None if self.config.prompt is None else Prompt(**self.config.prompt),
-            show_progress=show_progress,
-        )
-
-    def encode_words(
-        self,
-        sentences: Sequence[Sequence[str]],
-        *,
-        assignment: str | None = None,
-        batch_size: int = 32,
-        show_progress: bool = True,
-    ) -> list[Tensor]:
-        """Vectors of the words of each sentence, `[words, teacher's hidden]`, float32: means over a word's tokens; zeros behind
-        `config.max_seq_length`. Puts the model into evaluation mode."""
-        self.eval()
-        return encode_words(
-            lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
-            self.tokenizer,
-            sentences,
-            pad_token_id=padding_id(self.tokenizer, self),
-            max_length=self.config.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            show_progress=show_progress,
+            prompt=choose_prompt(prompt_name, prompt, prompts, getattr(self.config, "include_prompt", True)),
+            hidden_size=self.config.hidden_size,
         )
 
 

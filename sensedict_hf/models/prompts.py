@@ -1,8 +1,8 @@
-"""Instructions and templates around a text: the model attends to them, the text's vector is made without them."""
+"""Prompts: the instruction and template that a model reads around a text, and the tokens of the text among them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -12,12 +12,18 @@ from .tokenizers import check_offsets
 
 logger = logging.get_logger(__name__)
 POOLED = ("text", "text_and_tail", "all")
-# A text, or an instruction and a text.
+# A text, or a pair of an instruction and a text.
 Prompted: TypeAlias = str | Sequence[str]
 
 
 class PromptedRow(NamedTuple):
-    """The token ids of a text with what is around it, and which of them are pooled: `input_ids[begin:end]`."""
+    """The token ids of a text with its prompt, and which of them are pooled.
+
+    Attributes:
+        input_ids: All token ids that the model reads.
+        begin: The first position that is pooled.
+        end: The position after the last one that is pooled.
+    """
 
     input_ids: list[int]
     begin: int
@@ -28,17 +34,26 @@ class PromptedRow(NamedTuple):
 class Prompt:
     """What a model reads around a text.
 
+    The model reads the template, with `{text}` replaced by the instruction, a space and the text. The vector of the
+    text is pooled from the tokens that `pooled` names; the poolings `cls` and `last` always use the first and the last
+    position of the whole row.
+
     Attributes:
-        template: holds `{text}` once, where an instruction, a space and the text go.
-        instruction: of texts that come without one of their own.
-        pooled: what a text's vector is made of. `text`: of the tokens behind instruction and head of the template, up to its tail (to
-            the end where it has none); `text_and_tail`: of as many tokens at the end as text and tail have alone, without special
-            tokens, which is LLM2Vec's rule; `all`: of all tokens.
-            Poolings `cls` and `last` take the first and the last position of all, whatever this says.
-        max_text_length: longer texts lose words at their end until they have so many tokens (LLM2Vec's `doc_max_length`).
+        template: Contains `{text}` once.
+        instruction: Stands before texts that come without an instruction of their own.
+        pooled: `text` pools the tokens after the instruction and the head of the template, up to its tail, or to the
+            end of the row if the template has no tail. `text_and_tail` pools as many tokens at the end of the row as
+            text and tail have alone, without special tokens, which is LLM2Vec's rule. `all` pools all tokens.
+        max_text_length: Longer texts lose words at their end until they have this number of tokens (LLM2Vec's
+            `doc_max_length`).
 
     Raises:
-        ValueError: a template without `{text}`, or another word for what is pooled.
+        ValueError: The template does not contain `{text}` once, or `pooled` is unknown.
+
+    Example:
+        >>> from sensedict_hf import Prompt
+        >>> Prompt("Query: {text}", instruction="Find a page.").parts("river bank")
+        ('Query: Find a page. ', 'river bank', '')
     """
 
     template: str = "{text}"
@@ -48,78 +63,115 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.template.count("{text}") != 1:
-            raise ValueError(f"template {self.template!r}: it must hold {{text}} once, where the text goes")
+            raise ValueError(f"template {self.template!r}: it must contain {{text}} once, where the text goes")
         if self.pooled not in POOLED:
             raise ValueError(f"pooled={self.pooled!r}: choose one of {', '.join(POOLED)}")
 
     @property
     def tail(self) -> str:
+        """The part of the template after the text."""
         return self.template.split("{text}")[1]
 
     @property
     def skips_head(self) -> bool:
-        """Whether what stands before the text is left out."""
+        """Whether the tokens before the text are left out of the pooling."""
         return self.pooled != "all"
 
     @property
     def skips_tail(self) -> bool:
-        """Whether what stands behind the text is left out."""
+        """Whether the tokens after the text are left out of the pooling."""
         return self.pooled == "text" and bool(self.tail)
 
     def parts(self, text: Prompted) -> tuple[str, str, str]:
-        """What stands before a text, the text and what stands behind it.
+        """Return what the model reads before the text, the text, and what it reads after the text.
+
+        Args:
+            text: A string, or a pair of an instruction and a text. Its instruction replaces the one of the prompt.
 
         Raises:
-            ValueError: neither a string nor a pair of strings.
+            ValueError: `text` is neither a string nor a pair of strings.
+
+        Example:
+            >>> from sensedict_hf import Prompt
+            >>> Prompt("[INST] {text} [/INST]").parts(["Find a page.", "river bank"])
+            ('[INST] Find a page. ', 'river bank', ' [/INST]')
         """
-        instruction, text = (self.instruction, text) if isinstance(text, str) else _pair(text)
+        if not _is_text(text):
+            raise ValueError(f"{text!r:.60} is neither a string nor a pair of an instruction and a text")
+        instruction, text = (self.instruction, text) if isinstance(text, str) else text
         head = self.template.split("{text}")[0] + (f"{instruction.strip()} " if instruction else "")
         return head, text.rstrip() if self.tail else text, self.tail
 
     def tokenize(
         self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Prompted], max_length: int | None
     ) -> list[PromptedRow]:
-        """The rows of texts; what is too long loses tokens at the end of the text, by LLM2Vec's rule at the end of all.
+        """Return the token ids of each text with its prompt, and which of them are pooled.
+
+        A row that is too long loses tokens at the end of the text, or, with LLM2Vec's rule, at the end of the row.
 
         Args:
-            max_length: in tokens, with all that is around the text; None: no limit.
+            tokenizer: The tokenizer of the model.
+            texts: Strings, or pairs of an instruction and a text.
+            max_length: The longest row in tokens, prompt and special tokens included. None: no limit.
 
         Raises:
-            ValueError: a tokenizer that does not tell which characters its tokens cover, or a prompt that leaves no room for a text.
+            ValueError: The tokenizer does not return character offsets, or the prompt alone is longer than
+                `max_length`.
+
+        Example:
+            >>> from sensedict_hf import Prompt
+            >>> row = Prompt("query: {text}").tokenize(teacher.tokenizer, ["river bank"], max_length=None)[0]
+            >>> teacher.tokenizer.decode(row.input_ids[row.begin : row.end])
+            'river bank [SEP]'
         """
         parts = [self.parts(text) for text in texts]
         if self.max_text_length is not None:
-            parts = [(head, self._shorten(tokenizer, text, max_length), tail) for head, text, tail in parts]
+            limit = self.max_text_length
+            parts = [(head, _shorten(tokenizer, text, limit, max_length), tail) for head, text, tail in parts]
         if not parts:
             return []
-        joined = ["".join(part) for part in parts]
-        if self.pooled != "text":
-            cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-            rows = tokenizer(joined, **cut)["input_ids"]
-            if self.pooled == "all":
-                return [PromptedRow(ids, 0, len(ids)) for ids in rows]
-            ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
-            # A text without tokens is given the vector of all that is around it.
-            return [
-                PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)
-            ]
-        return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
+        if self.pooled == "text":
+            return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
+        cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+        rows = tokenizer(["".join(part) for part in parts], **cut)["input_ids"]
+        if self.pooled == "all":
+            return [PromptedRow(ids, 0, len(ids)) for ids in rows]
+        ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
+        # If text and tail have no tokens, the whole row is pooled.
+        return [PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)]
 
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """The token ids before and behind any text, special tokens included, as far as they do not depend on the text: before some
-        texts a token of white space comes behind them, or the last of them is one with the text's first."""
+        """Return the token ids before and after any text, special tokens included.
+
+        Some texts change these tokens: the last one before the text may be followed by a token for white space, or
+        merge with the first token of the text. Use :meth:`content` for the tokens of a text.
+
+        Example:
+            >>> from sensedict_hf import Prompt
+            >>> before, after = Prompt("query: {text}").around(teacher.tokenizer)
+            >>> teacher.tokenizer.convert_ids_to_tokens(before + after)
+            ['[CLS]', 'query', ':', '[SEP]']
+        """
         ((ids, begin, end),) = self._locate(tokenizer, [self.parts("a")])
         return ids[:begin], ids[end:]
 
     def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of the texts as they are inside the prompt: all that is between those of `around`."""
-        before, behind = self.around(tokenizer)
+        """Return the token ids of each text inside the prompt: all that are between the two parts of :meth:`around`.
+
+        Example:
+            >>> from sensedict_hf import Prompt
+            >>> ids = Prompt("query: {text}").content(teacher.tokenizer, ["river bank"])[0]
+            >>> teacher.tokenizer.convert_ids_to_tokens(ids)
+            ['river', 'bank']
+        """
+        before, after = self.around(tokenizer)
         rows = []
         for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts]):
-            first, last = len(before), len(ids) - len(behind)
-            if first <= begin and ids[:first] == before:  # else they share a token, which is the text's
+            # Where prompt and text share a token, it belongs to the text.
+            first, last = len(before), len(ids) - len(after)
+            if first <= begin and ids[:first] == before:
                 begin = first
-            if end <= last and ids[last:] == behind:
+            if end <= last and ids[last:] == after:
                 end = last
             rows.append(ids[begin:end])
         return rows
@@ -127,45 +179,100 @@ class Prompt:
     def _locate(
         self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]
     ) -> Iterator[PromptedRow]:
-        """All that is read, and where in it the tokens of the text are."""
+        """Yield all token ids of each text with its prompt, and the range of the text's own tokens."""
         check_offsets(tokenizer)
         joined = ["".join(part) for part in parts]
         encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
         columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
         for ids, offsets, special, (head, text, _) in zip(*columns, parts):
-            yield PromptedRow(ids, *_covered(offsets, special, len(head), len(head) + len(text)))
+            yield PromptedRow(ids, *_find_covered(offsets, special, len(head), len(head) + len(text)))
 
     def _cut(self, ids: list[int], begin: int, end: int, max_length: int | None) -> PromptedRow:
+        """Shorten a row to `max_length` at the end of its text, which is at `begin:end`."""
         excess = 0 if max_length is None else max(0, len(ids) - max_length)
         if excess and excess >= end - begin:
             raise ValueError(
-                f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens"
+                f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens, "
+                "which leaves no room for a text"
             )
         ids, end = ids[: end - excess] + ids[end:], end - excess
-        if begin == end:  # a text without tokens is given the vector of all that is around it
+        if begin == end:  # if the text has no tokens, the whole row is pooled
             return PromptedRow(ids, 0, len(ids))
         return PromptedRow(ids, begin, end if self.tail else len(ids))
 
-    def _shorten(self, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None) -> str:
-        cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-        while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > self.max_text_length:
-            words = text.split()
-            if length and len(words) * self.max_text_length < length:
-                logger.warning_once(
-                    f"no word of {text[:40]!r}... is left: {length} tokens, max_text_length={self.max_text_length}"
-                )
-            text = " ".join(words[: int(len(words) * self.max_text_length / length)])
-        return text
+
+def choose_prompt(
+    prompt_name: str | None, default: Prompt | None, prompts: Mapping[str, str], include_prompt: bool
+) -> Prompt | None:
+    """Return the prompt of that name, or the default prompt if there is no name.
+
+    Args:
+        prompt_name: A key of `prompts`, or None.
+        default: The prompt to use without a name.
+        prompts: Names, and the strings that stand before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text, the default of
+            sentence-transformers.
+
+    Raises:
+        ValueError: There is no prompt of that name.
+    """
+    if prompt_name is None:
+        return default
+    if prompt_name not in prompts:
+        known = f"choose one of {', '.join(prompts)}" if prompts else "this model has no named prompts"
+        raise ValueError(f"unknown prompt_name={prompt_name!r}: {known}")
+    if not prompts[prompt_name]:
+        return None
+    return Prompt(prompts[prompt_name] + "{text}", pooled="all" if include_prompt else "text")
 
 
-def _pair(text: Sequence[str]) -> Sequence[str]:
-    if not isinstance(text, Sequence) or len(text) != 2 or not all(isinstance(part, str) for part in text):
-        raise ValueError(f"{text!r:.60} is neither a string nor an instruction and a text")
+def check_texts(texts: Sequence[Any], first: int = 0) -> None:
+    """Raise a ValueError if one of the texts is neither a string nor a pair of strings.
+
+    Args:
+        texts: What is to be encoded.
+        first: The number of the first text, for the message.
+    """
+    for number, text in enumerate(texts, first):
+        if not _is_text(text):
+            raise ValueError(
+                f"text {number} is of type {type(text).__name__}: {text!r:.60} is neither a string nor a pair of an "
+                "instruction and a text"
+            )
+
+
+def _is_text(text: Any) -> bool:
+    """Return whether a text is a string or a pair of strings."""
+    if isinstance(text, str):
+        return True
+    return isinstance(text, Sequence) and len(text) == 2 and all(isinstance(part, str) for part in text)
+
+
+def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_length: int | None) -> str:
+    """Cut words off the end of a text until it has at most `limit` tokens; the steps are those of LLM2Vec."""
+    cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+    while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > limit:
+        words = text.split()
+        if length and len(words) * limit < length:
+            logger.warning_once(
+                f"no word of {text[:40]!r}... is left: it has {length} tokens, max_text_length={limit}"
+            )
+        text = " ".join(words[: int(len(words) * limit / length)])
     return text
 
 
-def _covered(offsets: Sequence[tuple[int, int]], special: Sequence[int], begin: int, end: int) -> tuple[int, int]:
-    """The first token that covers a character of `begin:end`, and the one behind the last; where there is none, the place of one."""
+def _find_covered(offsets: Sequence[tuple[int, int]], special: Sequence[int], begin: int, end: int) -> tuple[int, int]:
+    """Find the tokens that cover a character of `begin:end`.
+
+    Args:
+        offsets: The first character of each token, and the one after its last.
+        special: 1 for special tokens, which cover no character.
+        begin: The first character.
+        end: The character after the last one.
+
+    Returns:
+        The first of these tokens and the one after the last. If there are none, twice the place where they would be.
+    """
     (starts, stops), own = np.array(offsets).reshape(-1, 2).T, np.array(special) == 0
     covering = np.flatnonzero(own & (starts < end) & (stops > begin) & (stops > starts))
     if len(covering):

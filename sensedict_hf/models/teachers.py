@@ -1,49 +1,53 @@
-"""Any encoder or decoder of transformers as a teacher."""
+"""Teachers: any encoder or decoder of transformers with its tokenizer, loaded and checked."""
 
 import json
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import probe_attention, set_bidirectional
-from .checkpoints import Checkpoint, read_checkpoint
+from .attention import make_attend
+from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
-from .encoding import check_pooling, encode_texts, encode_words, padding_id
+from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
+from .loading import load_model, load_tokenizer, merge_adapter, move_model, take_model
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .prompts import Prompt, Prompted
+from .prompts import Prompt, choose_prompt
+from .text_encoder import TextEncoder
 from .tokenizers import model_max_length
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Teacher:
-    """A model in evaluation mode with its tokenizer.
+class Teacher(TextEncoder):
+    """A model with its tokenizer, and how it encodes texts. Make one with :func:`load_teacher`.
 
     Attributes:
-        model: bare, without a head. name, revision: what is remembered of its origin.
-        pooling: how `encode` makes one vector of a text. max_seq_length: where `encode` truncates, in tokens; max_window: the longest
-            input that the model takes.
-        prompt: what the model reads around a text, if anything. attention: what its tokens attend to, `bidirectional` or `causal`
-            (None: not known); see [`probe_attention`].
+        model: The model, without a head, in evaluation mode.
+        tokenizer: The tokenizer of the model.
+        name: Where the model comes from. Dictionaries remember it.
+        revision: Revision of the model's repository.
+        pooling: How :meth:`encode` makes one vector of a text: `mean`, `weighted_mean`, `cls`, `last` or `max`.
+        max_seq_length: Where :meth:`encode` truncates texts, in tokens.
+        max_window: The longest input of the model, in tokens.
+        prompt: What the model reads around each text.
+        attention: What the tokens attend to, `bidirectional` or `causal`. None: not known.
+        prompts: Named prompts for `encode(prompt_name=...)`: strings that stand before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text.
+
+    Example:
+        >>> teacher.pooling, teacher.max_seq_length, teacher.attention
+        ('mean', 256, 'bidirectional')
+        >>> teacher.encode(texts[:8]).shape
+        torch.Size([8, 384])
     """
 
     model: PreTrainedModel
@@ -55,24 +59,41 @@ class Teacher:
     max_window: int = 512
     prompt: Prompt | None = None
     attention: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    include_prompt: bool = True
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.model.device
 
     @property
     def pad_token_id(self) -> int:
+        """The token id to pad with."""
         return padding_id(self.tokenizer, self.model)
 
     @torch.inference_mode()
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, layer: int = -1) -> Tensor:
-        """`[batch, positions] -> [batch, positions, hidden]`: the hidden states of a layer (-1: the last, after any final norm).
+        """Return the hidden states of one layer.
+
+        Args:
+            input_ids: `[batch, positions]`.
+            attention_mask: `[batch, positions]`, 0 where a position is padding.
+            layer: 0 is the input of the first layer, -1 the output of the last layer, after a final norm.
+
+        Returns:
+            `[batch, positions, hidden]`.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: The model has no such layer.
+
+        Example:
+            >>> batch = teacher.tokenizer(["River bank."], return_tensors="pt")
+            >>> teacher.hidden_states(batch["input_ids"], batch["attention_mask"], layer=2).shape
+            torch.Size([1, 5, 384])
         """
         if self.model.training:
-            self.model.eval()
+            cast(torch.nn.Module, self.model).eval()
         options: dict[str, Any] = {"return_dict": True}
         if layer != -1:
             options["output_hidden_states"] = True
@@ -80,16 +101,36 @@ class Teacher:
             options["use_cache"] = False
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         if layer == -1:
-            return output.last_hidden_state
+            return cast(Tensor, output.last_hidden_state)
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
             raise ValueError(
                 f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last"
             )
-        return output.hidden_states[layer]
+        return cast(Tensor, output.hidden_states[layer])
+
+    def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the hidden states of the last layer, `[batch, positions, hidden]`, see :meth:`hidden_states`.
+
+        Example:
+            >>> batch = teacher.tokenizer(["River bank."], return_tensors="pt")
+            >>> teacher.last_hidden_state(batch["input_ids"]).shape
+            torch.Size([1, 5, 384])
+        """
+        return self.hidden_states(input_ids, attention_mask)
 
     def fingerprint(self) -> str:
-        """Digests of what hidden states depend on: of the model's class and config, and, behind a dash, of every tensor's name, dtype,
-        shape and bytes."""
+        """Return a digest of all that the hidden states depend on.
+
+        Two copies of a model have the same fingerprint, wherever they are stored.
+
+        Returns:
+            A digest of the model's class and config, a dash, and a digest of the name, dtype, shape and bytes of every
+            tensor.
+
+        Example:
+            >>> teacher.fingerprint() == load_teacher(teacher.model, tokenizer=teacher.tokenizer).fingerprint()
+            True
+        """
         config = self.model.config.to_dict()
         for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
             config.pop(name, None)
@@ -97,48 +138,25 @@ class Teacher:
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
         return f"{digest_tensors(json.dumps(kind, sort_keys=True, default=str), {})}-{digest_tensors('', tensors)}"
 
-    def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`[batch, positions] -> [batch, positions, hidden]`."""
-        return self.hidden_states(input_ids, attention_mask)
-
-    def encode(self, texts: Sequence[Prompted], *, batch_size: int = 32, show_progress: bool = True) -> Tensor:
-        """One vector per text, or per pair of an instruction and a text, `[texts, hidden]`, float32, not normalized; longer texts are
-        truncated to `max_seq_length`."""
-        return encode_texts(
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int) -> BatchEncoder:
+        return BatchEncoder(
             self.last_hidden_state,
             self.tokenizer,
-            texts,
-            pad_token_id=self.pad_token_id,
+            self.pad_token_id,
+            max_length=self.max_seq_length,
+            device=self.device,
+            batch_size=batch_size,
             pooling=self.pooling,
-            max_length=self.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            prompt=self.prompt,
-            show_progress=show_progress,
-        )
-
-    def encode_words(
-        self, sentences: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress: bool = True
-    ) -> list[Tensor]:
-        """Vectors of the words of each sentence, read without a prompt, `[words, hidden]`, float32: means over a word's tokens; zeros
-        behind `max_seq_length`."""
-        return encode_words(
-            self.last_hidden_state,
-            self.tokenizer,
-            sentences,
-            pad_token_id=self.pad_token_id,
-            max_length=self.max_seq_length,
-            batch_size=batch_size,
-            device=self.device,
-            show_progress=show_progress,
+            prompt=choose_prompt(prompt_name, self.prompt, self.prompts, self.include_prompt),
+            hidden_size=self.model.config.hidden_size,
         )
 
 
 def load_teacher(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
     *,
     bidirectional: bool | None = None,
-    adapters: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    adapters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     pooling: str | None = None,
     instruction: str | None = None,
     template: str | None = None,
@@ -150,240 +168,189 @@ def load_teacher(
     quantization_config: Any = None,
     trust_remote_code: bool = False,
 ) -> Teacher:
-    """Makes a [`Teacher`] of a name, a path or a loaded model.
+    """Load a model as a :class:`Teacher`.
 
-    What the tokens of the model attend to is probed; a model that does not do what it is asked for is refused.
+    The model is probed to find out what its tokens attend to. A model that cannot attend as asked is refused.
 
     Args:
-        teacher: a repository or folder (of transformers, sentence-transformers or LLM2Vec, or an adapter of PEFT, which is merged into
-            its base model), a model with or without a head, which is put into evaluation mode, or a `Teacher`, which can be
-            moved to a device but not changed otherwise.
-        bidirectional: whether every token of a decoder attends to all others, as in LLM2Vec, or to those before it (the setting is kept
-            in the model's config). Default: what its config says; LLM2Vec's checkpoints are run bidirectionally.
-        adapters: of PEFT, merged into the model one after the other.
-        pooling: `mean`, `weighted_mean` (linearly, the last token most), `cls`, `last` or `max`; default: that of the folder's settings
-            of sentence-transformers or LLM2Vec, else `mean`.
-        instruction: read before every text that comes without one. template: read around instruction and text, for which it holds
-            `{text}`. Neither is pooled, nor do their tokens get senses. Default: what the folder's settings say.
-        tokenizer: or its name. Default: the one beside the model's weights.
-        device: default: a GPU if there is one; a loaded model stays where it is. device_map, quantization_config: as in
-            `from_pretrained`, in the place of `device`.
+        teacher: A name or folder of transformers, sentence-transformers, LLM2Vec or a PEFT adapter, which is merged
+            into its base model. Or a loaded model, with or without a head, which is put into evaluation mode. Or a
+            `Teacher`, which can only be moved to another device.
+        bidirectional: True: every token of a decoder attends to all tokens, as in LLM2Vec. False: to itself and the
+            tokens before it. The setting is stored in the model's config. Default: what the config says; checkpoints
+            of LLM2Vec run bidirectionally.
+        adapters: Names or folders of PEFT adapters, which are merged into the model one after the other.
+        pooling: `mean`, `weighted_mean` (linear, the last token counts most), `cls`, `last` or `max`. Default: what
+            the files of sentence-transformers or LLM2Vec say, else `mean`.
+        instruction: Read before every text that comes without its own. It is not pooled, and its tokens get no senses.
+            Default: what the files say.
+        template: Read around instruction and text; it contains `{text}`. It is not pooled, and its tokens get no
+            senses. Default: what the files say.
+        tokenizer: The tokenizer or its name. Default: the one stored with the weights.
+        revision: Revision of the repository.
+        dtype: Dtype of the weights. Default: as stored.
+        device: Default: a GPU if there is one. A loaded model stays where it is.
+        device_map: As in `from_pretrained`, instead of `device`.
+        quantization_config: As in `from_pretrained`.
+        trust_remote_code: Run code from the repository.
 
     Raises:
-        ValueError: the checkpoint lacks weights or an adapter does not fit, the model is an encoder-decoder, does not attend as it
-            should, or no tokenizer can be found.
+        ImportError: There is an adapter, and PEFT is not installed.
+        ValueError: The checkpoint lacks weights, an adapter does not fit, the model is an encoder-decoder or does not
+            attend as asked, or there is no tokenizer.
+
+    Example:
+        >>> load_teacher(teacher.model, tokenizer=teacher.tokenizer, pooling="cls").pooling
+        'cls'
+        >>> teacher = load_teacher("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     """
+    # A teacher that is one already.
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
+        changes = {"pooling": pooling, "instruction": instruction, "template": template, "tokenizer": tokenizer}
         _refuse(
-            "a Teacher, which has its own: use dataclasses.replace(teacher, ...)",
+            "a Teacher: use dataclasses.replace(teacher, ...), or load it anew by its name",
             bidirectional=bidirectional,
             adapters=adapters,
-            pooling=pooling,
-            instruction=instruction,
-            template=template,
-            tokenizer=tokenizer,
             revision=revision,
+            **changes,
             **loading,
         )
         if device is not None:
-            _move(teacher.model, device)
+            move_model(teacher.model, device)
         return teacher
-    if type(teacher).__module__.split(".")[0] == "llm2vec":
-        raise ValueError(
-            "teacher is an object of the llm2vec package, whose models are silently causal on padded batches with this version of "
-            "transformers: pass the name or folder of the checkpoint instead, load_teacher(path)"
-        )
-    names = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
-    names = [os.fspath(name) for name in names]
+
+    # The model, and what the files next to its weights say.
+    given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
+    names = [os.fspath(name) for name in given]
+    source: str
     if isinstance(teacher, PreTrainedModel):
-        _refuse("a loaded model: load it with that, or pass its name", **loading)
-        model, source = teacher.base_model, teacher.name_or_path
-        if names and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            raise ValueError(
-                f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before others are added"
-            )
-        checkpoint = read_checkpoint(source, names, revision, pooling) if source else Checkpoint("", names)
-        checkpoint.adapters = names  # its own are in it
-        if device is not None:
-            _move(model, device)
+        _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
+        source = teacher.name_or_path or ""
+        model, checkpoint = take_model(teacher, names, revision, pooling, device)
     elif isinstance(teacher, (str, os.PathLike)):
         source = os.fspath(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
-        model = _load_model(
+        model = load_model(
             checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
         )
-        _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
-        raise ValueError(
-            f"teacher is {type(teacher).__name__}: pass a name, a path, a model of transformers or a Teacher"
-        )
-    if model.config.model_type in ("sense_embedding", "skd_student"):
-        raise ValueError(f"{source} is a {type(model).__name__}, not a teacher")
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
-        )
-    if len(checkpoint.adapters) > 1 and getattr(model, "is_quantized", False):
-        raise ValueError(
-            f"{len(checkpoint.adapters)} adapters on quantized weights: merge them first, and quantize the result"
-        )
+        raise ValueError(_describe_wrong(teacher))
+    _check_architecture(model, source, checkpoint.adapters)
+
+    # Adapters, and only then attention, which is probed on the final weights.
     for name in checkpoint.adapters:
-        model = _merge_adapter(model, name, revision if name == source else None)
-    attention = _check_attention(
-        model.eval(), True if bidirectional is None and checkpoint.is_llm2vec else bidirectional
-    )
-    if tokenizer is None:
-        if not source:
-            raise ValueError("the model does not say where it comes from: pass its tokenizer as tokenizer=")
-        tokenizer = checkpoint.tokenizer
-    if isinstance(tokenizer, str):
-        of_source = {"revision": revision} if tokenizer == source else {}
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code, **of_source)
+        model = merge_adapter(model, name, revision if name == source else None)
+    cast(torch.nn.Module, model).eval()
+    attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+
+    # How it encodes texts.
+    if tokenizer is None or isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
-    prompt = checkpoint.prompt
-    changes = {"template": template, "instruction": instruction}
-    if any(value is not None for value in changes.values()):
-        prompt = replace(prompt or Prompt(), **{name: value for name, value in changes.items() if value is not None})
-        if template is not None or prompt.pooled == "all":
-            prompt = replace(prompt, pooled="text")
     longest = model_max_length(tokenizer, model.config)
-    origins = [origin_of(name) for name in (source or type(model).__name__, *names)]
     return Teacher(
         model=model,
         tokenizer=tokenizer,
-        name=" + ".join(origins),
+        name=" + ".join(origin_of(name) for name in (source or type(model).__name__, *names)),
         revision=revision or getattr(model.config, "_commit_hash", None),
         pooling=pooling,
         max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
-        prompt=prompt,
+        prompt=_change_prompt(checkpoint.prompt, instruction, template),
         attention=attention,
+        prompts=checkpoint.prompts,
+        include_prompt=checkpoint.include_prompt,
     )
 
 
 def origin_of(name: str) -> str:
-    """What is remembered of a repository or folder: of a folder, which means nothing on another machine, its last part."""
+    """Return what is remembered of a repository or folder: its name, or the last part of a folder's path."""
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
-def _refuse(beside: str, **given: Any) -> None:
-    """Raises a ValueError if an argument is given beside something that it has no part in."""
-    names = [name for name, value in given.items() if value is not None]
-    if names:
-        raise ValueError(f"{', '.join(names)} given beside {beside}")
-
-
-def _load_model(
-    name: str, revision: str | None, trust_remote_code: bool, *, dtype: Any, device_map: Any, **options: Any
-) -> PreTrainedModel:
-    """The bare model of a repository or folder.
-
-    Raises:
-        ValueError: weights are missing, or were put where only a forward pass finds them.
-    """
-    model, info = AutoModel.from_pretrained(
-        name,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype or "auto",
-        device_map=device_map,
-        output_loading_info=True,
-        **options,
-    )
-    # A checkpoint trained without a pooler gets a random one; the hidden states do not depend on it.
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ValueError(
-            f"{name} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}"
-        )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(
-            f"device_map={device_map!r} leaves weights of {name} outside the devices: give it devices with room for all"
-        )
-    return model
-
-
-def _move(model: PreTrainedModel, device: torch.device | str) -> None:
-    """Moves a model, unless it was spread over devices or quantized where it is."""
-    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
-        model.to(device)
-
-
-def _check_attention(model: PreTrainedModel, bidirectional: bool | None) -> str:
-    """Makes a model attend as asked for, and proves that it does; None: as it does, with a warning if that depends on padding. Returns
-    what [`probe_attention`] finds.
-
-    Raises:
-        ValueError: it does not.
-    """
-    found, wanted = probe_attention(model), {True: "bidirectional", False: "causal", None: None}[bidirectional]
-    before = dict(vars(model.config))
-    if wanted is not None and found != wanted:
-        set_bidirectional(model.config, bidirectional)
-        found = probe_attention(model)
-    if wanted is None and found not in ("bidirectional", "causal"):
-        logger.warning(
-            f"{type(model).__name__} is {found} (with no padding/on either side): its vectors depend on how texts are batched"
-        )
-    if wanted not in (None, found):
-        vars(model.config).clear()
-        vars(model.config).update(before)  # a model that was passed is as it was
-        raise ValueError(
-            f"{type(model).__name__} with {model.config._attn_implementation} attention is {found} (with no padding/on either side), not "
-            f"{wanted}: load it with another attn_implementation ('eager', 'sdpa') and pass the model, or leave bidirectional out"
-        )
-    return found
-
-
-def _merge_adapter(model: PreTrainedModel, folder: str, revision: str | None) -> PreTrainedModel:
-    """The model with an adapter merged into its weights; into quantized ones it is not merged but attached.
-
-    Raises:
-        ValueError: not all weights of the adapter have a place in the model, or not all of its places a weight.
-    """
-    config = PeftConfig.from_pretrained(folder, revision=revision)
-    config.inference_mode, config.task_type, config.auto_mapping = True, None, None  # the model has no head
-    config.base_model_name_or_path = model.name_or_path  # as it may lie elsewhere than where the adapter was trained
-    # An adapter of a model with a head has its weights one module deeper.
-    pattern = re.compile(r"^base_model\.model\.(?:" + re.escape(model.base_model_prefix) + r"\.)?")
-    loaded = load_peft_weights(folder, device="cpu", revision=revision)
-    weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in loaded.items()}
-    adapted: PeftModel = get_peft_model(model, config)
-    wrong = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
-    if wrong:
-        raise ValueError(
-            f"the adapter in {folder} does not fit {type(model).__name__}: {', '.join(wrong[:5])} are only in one of them"
-        )
-    set_peft_model_state_dict(adapted, weights)
-    return adapted.get_base_model() if getattr(model, "is_quantized", False) else adapted.merge_and_unload()
-
-
 def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
-    """Warns if a dictionary was built from a model of another name."""
+    """Warn if a dictionary was built from a model of another name."""
     if senses.base_model_name_or_path != name:
         logger.warning_once(
-            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not the same model, its "
-            "senses mean nothing"
+            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
+            "the same model, the senses are meaningless"
         )
 
 
 def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Raises a ValueError if a dictionary cannot have been built from a teacher."""
+    """Check that a dictionary can have been built from a teacher. Another name or prompt is only warned of.
+
+    Raises:
+        ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
+    """
     width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
     if senses.config.hidden_size != width:
         raise ValueError(
-            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built from "
-            f"{senses.config.base_model_name_or_path}; build one from this teacher"
+            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
+            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
         )
     if not -depth - 1 <= senses.config.layer <= depth:
-        raise ValueError(f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers")
+        raise ValueError(
+            f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
+            "dictionary from this teacher"
+        )
     check_name(senses.config, teacher.name)
     senses.config.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:
         logger.warning_once(
-            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: senses may be less apt"
+            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: the senses may fit its "
+            "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def _refuse(what: str, **arguments: Any) -> None:
+    """Raise a ValueError if one of the arguments, which have no effect with `what`, is not None."""
+    names = [f"{name}=" for name, value in arguments.items() if value is not None]
+    if names:
+        raise ValueError(f"{', '.join(names)} cannot be given with {what}")
+
+
+def _describe_wrong(teacher: object) -> str:
+    """Return the error message for an object that cannot be a teacher."""
+    if type(teacher).__module__.split(".")[0] == "llm2vec":
+        return (
+            "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
+            "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
+        )
+    return f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers or a Teacher"
+
+
+def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:
+    """Check that a model can be a teacher, with these adapters.
+
+    Raises:
+        ValueError: It is a dictionary, a student, an encoder-decoder, or quantized and there are several adapters.
+    """
+    if model.config.model_type in ("sense_embedding", "skd_student"):
+        raise ValueError(f"{source} is a {type(model).__name__}, not a teacher: give the model that it was made from")
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
+        )
+    if len(adapters) > 1 and getattr(model, "is_quantized", False):
+        raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")
+
+
+def _change_prompt(prompt: Prompt | None, instruction: str | None, template: str | None) -> Prompt | None:
+    """Return the prompt with another instruction or template, where given."""
+    if instruction is None and template is None:
+        return prompt
+    prompt = prompt or Prompt()
+    # LLM2Vec's rule of pooling holds for its own template only, and what a user puts before a text is never pooled.
+    keeps_rule = template is None and prompt.pooled != "all"
+    return replace(
+        prompt,
+        template=prompt.template if template is None else template,
+        instruction=prompt.instruction if instruction is None else instruction,
+        pooled=prompt.pooled if keeps_rule else "text",
+    )

@@ -1,26 +1,41 @@
-"""What a tokenizer can do: its length limit, its special tokens, its character offsets."""
+"""Facts about a tokenizer: its longest input, its special tokens, its character offsets."""
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-# Windows are not longer unless asked for: a batch of texts as long as a long-context model takes does not fit into memory.
+# Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
-# Models whose positions start behind the padding index, so that two of their table are not for tokens.
-POSITIONS_BEHIND_PADDING = "roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert longformer mpnet data2vec-text xmod luke".split()
+# The positions of these models start after the padding index, so two rows of their position table are not for tokens.
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 
-def model_max_length(tokenizer: PreTrainedTokenizerBase, config=None) -> int:
-    """The longest input in tokens: the smaller of what the tokenizer and the model's position table say."""
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or int(1e9)]
-    if getattr(config, "model_type", None) in POSITIONS_BEHIND_PADDING:
+def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
+    """Return the longest input in tokens: the smaller limit of the tokenizer and of the model's position table."""
+    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or int(1e9)]
+    if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
         limits[1] -= 2
     return min(limits)
 
 
 def check_max_length(max_length: int | None, longest: int) -> int:
-    """The length of windows in tokens: what was asked for, or the longest input of the model, but not more than 512.
+    """Return the length of windows in tokens.
+
+    Args:
+        max_length: The length that was asked for. None: the longest input of the model, but at most 512.
+        longest: The longest input of the model in tokens.
 
     Raises:
-        ValueError: more than the model takes, or too few for a window with context.
+        ValueError: `max_length` is below 8 or above `longest`.
     """
     if max_length is not None and not 8 <= max_length <= longest:
         raise ValueError(f"max_length={max_length}: the model takes 8 to {longest:,} tokens")
@@ -28,21 +43,27 @@ def check_max_length(max_length: int | None, longest: int) -> int:
 
 
 def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before and behind a text."""
+    """Return how many special tokens the tokenizer puts before and after a text.
+
+    Raises:
+        ValueError: The tokenizer changes the other tokens of a text when it adds special tokens.
+    """
     plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:
             return prefix, len(full) - len(plain) - prefix
     raise ValueError(
-        f"{type(tokenizer).__name__} changes a text's own tokens when it adds special tokens: not supported"
+        f"{type(tokenizer).__name__} changes the tokens of a text when it adds special tokens, which is not "
+        "supported: use another tokenizer"
     )
 
 
 def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
-    """Raises a ValueError if a tokenizer does not tell which characters its tokens cover."""
+    """Raise a ValueError if a tokenizer does not tell which characters its tokens cover."""
     for tokenizer in tokenizers:
         if not tokenizer.is_fast:
             raise ValueError(
-                f"{type(tokenizer).__name__} ({tokenizer.name_or_path or 'without a name'}) does not tell which characters its tokens "
-                "cover, so that they cannot be aligned with those of another tokenizer: give its fast version, or use one for both"
+                f"{type(tokenizer).__name__} ({tokenizer.name_or_path or 'without a name'}) does not tell which "
+                "characters its tokens cover, so its tokens cannot be matched with words or with another tokenizer: "
+                "use its fast version, or a single tokenizer without a prompt"
             )

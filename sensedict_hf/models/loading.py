@@ -1,0 +1,133 @@
+"""Loading the parts of a teacher: model, adapters and tokenizer. PEFT is imported only if there is an adapter."""
+
+import re
+from typing import Any, cast
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoints import Checkpoint, read_checkpoint
+
+
+def take_model(
+    teacher: PreTrainedModel,
+    adapters: list[str],
+    revision: str | None,
+    pooling: str | None,
+    device: torch.device | str | None,
+) -> tuple[PreTrainedModel, Checkpoint]:
+    """Return a loaded model without its head, and what the files say that it was loaded from."""
+    model, source = cast(PreTrainedModel, teacher.base_model), teacher.name_or_path
+    if adapters and _has_adapters(model):
+        raise ValueError(
+            f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before you add others"
+        )
+    checkpoint = read_checkpoint(source, adapters, revision, pooling) if source else Checkpoint("")
+    checkpoint.adapters = adapters  # those that the files name are in the model already
+    if device is not None:
+        move_model(model, device)
+    return model, checkpoint
+
+
+def load_model(
+    name: str, revision: str | None, trust_remote_code: bool, *, dtype: Any, device_map: Any, **options: Any
+) -> PreTrainedModel:
+    """Load a model without a head.
+
+    Raises:
+        ValueError: The checkpoint lacks weights, or `device_map` leaves some outside of all devices.
+    """
+    model, info = AutoModel.from_pretrained(
+        name,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype or "auto",
+        device_map=device_map,
+        output_loading_info=True,
+        **options,
+    )
+    # A checkpoint trained without a pooler gets a random one. The hidden states do not depend on it.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"{name} lacks weights of {type(model).__name__}, which would be random: {', '.join(missing[:5])}; give a "
+            "complete checkpoint"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"device_map={device_map!r} leaves weights of {name} outside of all devices: name devices with enough "
+            "memory"
+        )
+    return cast(PreTrainedModel, model)
+
+
+def move_model(model: PreTrainedModel, device: torch.device | str) -> None:
+    """Move a model to a device, unless it is spread over several devices or quantized."""
+    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+        cast(torch.nn.Module, model).to(device)
+
+
+def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; the revision is that of the repository `source`."""
+    if not name:
+        raise ValueError("the model does not say where it was loaded from: pass its tokenizer as tokenizer=")
+    options = {"revision": revision} if name == source else {}
+    return cast(
+        PreTrainedTokenizerBase,
+        AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options),
+    )
+
+
+def merge_adapter(model: PreTrainedModel, source: str, revision: str | None = None) -> PreTrainedModel:
+    """Return a model with an adapter merged into its weights.
+
+    An adapter is attached to quantized weights instead, as they cannot be changed.
+
+    Args:
+        model: The base model, without a head. It is changed.
+        source: Name or folder of the adapter.
+        revision: Revision of the adapter's repository.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: The adapter has weights that the model has no place for, or lacks some.
+    """
+    peft = _import_peft()
+    config = peft.PeftConfig.from_pretrained(source, revision=revision)
+    config.inference_mode, config.task_type, config.auto_mapping = True, None, None  # the model has no head
+    config.base_model_name_or_path = model.name_or_path  # the adapter may name the place where it was trained
+    # The weights of an adapter for a model with a head are one module deeper.
+    pattern = re.compile(r"^base_model\.model\.(?:" + re.escape(model.base_model_prefix) + r"\.)?")
+    loaded = peft.load_peft_weights(source, device="cpu", revision=revision)
+    weights = {pattern.sub("base_model.model.", name): tensor for name, tensor in loaded.items()}
+    adapted = peft.get_peft_model(model, config)
+    wrong = sorted(weights.keys() ^ peft.get_peft_model_state_dict(adapted).keys())
+    if wrong:
+        raise ValueError(
+            f"the adapter in {source} does not fit {type(model).__name__}: only one of them has "
+            f"{', '.join(wrong[:5])}; load the model that the adapter was trained on"
+        )
+    peft.set_peft_model_state_dict(adapted, weights)
+    is_quantized = getattr(model, "is_quantized", False)
+    merged: PreTrainedModel = adapted.get_base_model() if is_quantized else adapted.merge_and_unload()
+    return merged
+
+
+def _has_adapters(model: PreTrainedModel) -> bool:
+    """Return whether a model has adapters of PEFT in its layers."""
+    tuner_layer = _import_peft().tuners.tuners_utils.BaseTunerLayer
+    return any(isinstance(module, tuner_layer) for module in model.modules())
+
+
+def _import_peft() -> Any:
+    """Import PEFT.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    # In a `try` block transformers does not count PEFT among the requirements of a model with code of its own.
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("loading an adapter needs PEFT: pip install peft") from error
+    return peft

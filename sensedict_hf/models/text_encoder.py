@@ -1,0 +1,148 @@
+"""`encode` and `encode_words`, the methods that teachers and students share."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .encoding import BatchEncoder
+from .prompts import Prompted
+
+
+class TextEncoder:
+    """A model that encodes texts and words: what teachers and students share.
+
+    A class that inherits this one implements `_batch_encoder`.
+    """
+
+    def _batch_encoder(self, *args: Any, **kwargs: Any) -> BatchEncoder:
+        """Return what runs the texts.
+
+        Subclasses take `prompt_name`, `batch_size` and the `options` of :meth:`encode`.
+        """
+        raise NotImplementedError
+
+    @overload
+    def encode(
+        self,
+        texts: str | Iterable[Prompted],
+        *,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: Literal[False] = False,
+        normalize_embeddings: bool = False,
+        **options: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self,
+        texts: str | Iterable[Prompted],
+        *,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: Literal[True],
+        normalize_embeddings: bool = False,
+        **options: Any,
+    ) -> npt.NDArray[np.float32]: ...
+
+    def encode(
+        self,
+        texts: str | Iterable[Prompted],
+        *,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = False,
+        normalize_embeddings: bool = False,
+        show_progress: bool | None = None,
+        **options: Any,
+    ) -> Tensor | npt.NDArray[np.float32]:
+        """Return one vector per text.
+
+        Texts that are longer than the model's `max_seq_length` are truncated. A list is sorted by length as a whole.
+        Any other iterable, such as a generator, is read and sorted in chunks of 16,384 texts, so that it may be larger
+        than memory.
+
+        Args:
+            texts: One text or many. A text is a string, or a pair of an instruction and a text.
+            prompt_name: Name of the prompt to put before each text. Default: the model's own prompt, if it has one.
+            batch_size: Texts per forward pass.
+            show_progress_bar: None shows the bar if there is more than one batch.
+            convert_to_numpy: Return a numpy array instead of a tensor.
+            normalize_embeddings: Scale each vector to length 1.
+            show_progress: Deprecated, use `show_progress_bar`.
+            options: Options of the model's own. Students take `assignment` (`hard`, `soft` or `none`).
+
+        Returns:
+            `[texts, hidden]`, float32 on the CPU; `[hidden]` for a single string.
+
+        Raises:
+            ValueError: A text is not a string or has no tokens, or the model has no prompt of that name.
+
+        Example:
+            >>> teacher.encode(["River bank.", "Savings bank."]).shape
+            torch.Size([2, 384])
+            >>> teacher.encode("River bank.", normalize_embeddings=True, convert_to_numpy=True).shape
+            (384,)
+            >>> student.encode((text for text in texts[:5]), assignment="hard").shape
+            torch.Size([5, 384])
+        """
+        encoder = self._batch_encoder(prompt_name, batch_size, **options)
+        show_progress_bar = _rename(show_progress, show_progress_bar)
+        vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
+        if normalize_embeddings:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        if isinstance(texts, str):
+            vectors = vectors[0]
+        return vectors.numpy() if convert_to_numpy else vectors
+
+    def encode_words(
+        self,
+        sentences: Iterable[Sequence[str]],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        show_progress: bool | None = None,
+        **options: Any,
+    ) -> list[Tensor]:
+        """Return one vector per word.
+
+        The model reads the words of a sentence with spaces between them, without a prompt. The vector of a word is the
+        mean over the tokens that end in the word. It is zero if the word has no tokens or comes after `max_seq_length`
+        tokens.
+
+        Args:
+            sentences: One list of words per sentence.
+            batch_size: Sentences per forward pass.
+            show_progress_bar: None shows the bar if there is more than one batch.
+            show_progress: Deprecated, use `show_progress_bar`.
+            options: Options of the model's own. Students take `assignment` (`hard`, `soft` or `none`).
+
+        Returns:
+            `[words, hidden]` per sentence, float32 on the CPU.
+
+        Raises:
+            ValueError: A sentence is not a list of strings or has no tokens, or the tokenizer does not return
+                character offsets.
+
+        Example:
+            >>> [vectors.shape for vectors in teacher.encode_words([["river", "bank"], ["mint"]])]
+            [torch.Size([2, 384]), torch.Size([1, 384])]
+        """
+        encoder = self._batch_encoder(None, batch_size, **options)
+        return encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+
+
+def _rename(show_progress: bool | None, show_progress_bar: bool | None) -> bool | None:
+    """Return the value of `show_progress_bar`, which may be given by its old name."""
+    if show_progress is None:
+        return show_progress_bar
+    warnings.warn("show_progress= is deprecated: write show_progress_bar=", FutureWarning, stacklevel=3)
+    return show_progress
