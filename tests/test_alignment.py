@@ -123,7 +123,7 @@ def test_one_tokenizer_for_both_aligns_with_itself(bert, texts, tmp_path):
     aligned = tokenize_corpus(texts, bert.tokenizer, tmp_path / "aligned", teacher_tokenizer=bert.tokenizer)
     for corpus in (same, aligned):
         assert (corpus.input_ids == same.input_ids).all() and (corpus.shown.input_ids == same.input_ids).all()
-        counts, places = corpus.all_places(np.arange(len(same.input_ids)))
+        counts, places = corpus.all_shown(np.arange(len(same.input_ids)))
         assert (counts == 1).all() and (places == np.arange(len(same.input_ids))).all()
 
 

@@ -76,7 +76,7 @@ def _owning_windows(
     `text, start, stop, first, last`: the window owns `positions[first:last]`. A token of another tokenizer belongs to the window that
     owns the first of the teacher's tokens it aligns with."""
     windows = corpus.shown.windows(max_length, first_text, last_text)
-    begin, places = corpus.shown.offsets[windows.text], corpus.first_places(positions)
+    begin, places = corpus.shown.offsets[windows.text], corpus.first_shown(positions)
     first, last = (np.searchsorted(places, begin + own) for own in (windows.own_start, windows.own_stop))
     return np.stack([windows.text, windows.start, windows.stop, first, last], axis=1)[last > first].astype(np.int64)
 
@@ -101,7 +101,7 @@ def _window_vectors(
     begin = (
         shown.offsets[text] + start
     )  # the place of the first column, as if its special tokens stood right before the content
-    counts, places = corpus.all_places(positions[owned])
+    counts, places = corpus.all_shown(positions[owned])
     of_place = np.repeat(row, counts)
     if corpus.alignment is not None:
         is_last = stop == shown.offsets[text + 1] - shown.offsets[text] - shown.prefix - shown.suffix

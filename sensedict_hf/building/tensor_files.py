@@ -1,8 +1,9 @@
 """Safetensors files that are memory-mapped and written in place.
 
-The safetensors library writes a file from tensors in memory. A build needs more: files larger than memory, which several processes fill
-in parallel. So :func:`create_tensor_file` makes a file of zeros and returns its tensors as views of the mapped file. What is written to a
-view goes to the file, and survives if the process is killed. Other libraries read the finished file as any safetensors file.
+The safetensors library writes a file from tensors in memory. A build needs more: files larger than memory, which
+several processes fill in parallel. So :func:`create_tensor_file` makes a file of zeros and returns its tensors as
+views of the mapped file. What is written to a view goes to the file, and survives if the process is killed. Other
+libraries read the finished file as any safetensors file.
 """
 
 import json
@@ -39,7 +40,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     Args:
         path: The file.
-        writable: Whether changes of the tensors go to the file. Writing to a tensor of a file that is not writable ends the process.
+        writable: Whether changes of the tensors go to the file. Writing to a tensor of a file that is not writable
+            ends the process.
     """
 
     def __init__(self, path: str | os.PathLike, *, writable: bool = False) -> None:
