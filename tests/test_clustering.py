@@ -38,7 +38,7 @@ def test_budget_goes_where_the_senses_are(planted):
 @pytest.mark.parametrize("similarity", ["l2", "cosine"])
 def test_fixed_number_of_senses(planted, similarity):
     samples, offsets, _ = planted
-    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=3, similarity=similarity)
+    found = cluster_samples(samples, offsets, np.diff(offsets), senses_per_token=3, similarity=similarity)
     assert found.offsets.diff().tolist() == [3] * 5
     assert found.usage.sum() == len(samples)
 
@@ -46,7 +46,7 @@ def test_fixed_number_of_senses(planted, similarity):
 def test_few_samples_are_kept_and_equal_ones_are_one_sense():
     rows = np.array([[1.0, 2], [3, 4], [5, 6], [1, 2], [1, 2]])
     samples, offsets = csr([rows, rows[:0], rows[:1]])
-    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=20)
+    found = cluster_samples(samples, offsets, np.diff(offsets), senses_per_token=20)
     assert found.offsets.tolist() == [0, 3, 3, 4]
     assert sorted(found.senses[:3].tolist()) == [[1, 2], [3, 4], [5, 6]]
     assert sorted(found.usage[:3].tolist()) == [1, 1, 3] and found.distortion == 0
@@ -57,7 +57,7 @@ def test_no_worse_than_scikit_learn():
     generator = np.random.default_rng(0)
     parts = [generator.normal(size=(size, 16)) @ np.diag(np.linspace(0.1, 2, 16)) for size in (25, 40, 64, 100, 300)]
     samples, offsets = csr(parts)
-    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=8)
+    found = cluster_samples(samples, offsets, np.diff(offsets), senses_per_token=8)
     theirs = sum(KMeans(8, n_init=1, random_state=0).fit(part).inertia_ for part in parts)
     assert found.distortion * len(samples) <= 1.01 * theirs
 
@@ -86,14 +86,14 @@ def test_a_token_with_huge_vectors_does_not_disturb_the_others(planted):
     samples, offsets, _ = planted
     huge = 1e4 * np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
     joined = np.concatenate([samples, huge]), np.append(offsets, len(samples) + 20)
-    found = cluster_samples(*joined, np.diff(joined[1]), num_senses=3)
-    alone = cluster_samples(samples, offsets, np.diff(offsets), num_senses=3)
+    found = cluster_samples(*joined, np.diff(joined[1]), senses_per_token=3)
+    alone = cluster_samples(samples, offsets, np.diff(offsets), senses_per_token=3)
     torch.testing.assert_close(found.senses[:15], alone.senses)
 
 
 def test_usage_counts_what_dot_picks():
     samples, offsets = csr([np.random.default_rng(0).normal(size=(60, 4)) * np.linspace(0.1, 3, 60)[:, None]])
-    found = cluster_samples(samples, offsets, np.diff(offsets), num_senses=5, similarity="dot")
+    found = cluster_samples(samples, offsets, np.diff(offsets), senses_per_token=5, similarity="dot")
     picked = (torch.from_numpy(samples) @ found.senses.T).argmax(1)
     assert torch.equal(found.usage, torch.bincount(picked, minlength=5))
 
@@ -106,11 +106,11 @@ def test_more_blocks_than_files_may_be_open(planted, tmp_path, monkeypatch):
     repeats = 60
     samples, sizes = np.tile(samples, (repeats, 1)), np.tile(np.diff(offsets), repeats)
     offsets = np.append(0, np.cumsum(sizes))
-    expected = cluster_samples(samples[:180], offsets[:6], sizes[:5], num_senses=2)
+    expected = cluster_samples(samples[:180], offsets[:6], sizes[:5], senses_per_token=2)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
     try:
-        found = cluster_samples(samples, offsets, sizes, num_senses=2)
+        found = cluster_samples(samples, offsets, sizes, senses_per_token=2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert torch.equal(found.senses, expected.senses.repeat(repeats, 1))

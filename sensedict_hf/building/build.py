@@ -283,7 +283,7 @@ def _gather_and_fit(
     fit_senses(
         TensorFile(stages / "samples.safetensors"),
         stages,
-        num_senses=settings["num_senses"],
+        senses_per_token=settings["num_senses"],
         budget=_budget(plan, settings),
         similarity=settings["similarity"],
         device=teacher.device,
