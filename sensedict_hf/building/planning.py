@@ -124,7 +124,7 @@ def plan_build(
         )
     if not (stages / "windows.safetensors").exists():
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), max_length, stages)
-        used = len(np.unique(windows["text"]))
+        used = len(np.unique(windows.text))
         logger.info(
             f"{used:,} of {len(corpus):,} texts hold a sample; the others ({1 - used / len(corpus):.1%}) never reach the teacher"
         )
