@@ -1,28 +1,15 @@
-"""Turn texts into token ids on disk, in one pass and with memory for one batch.
+"""Turn texts into token ids: :func:`tokenize_corpus` writes them to a folder, :func:`open_corpus` reads them.
 
-:func:`tokenize_corpus` writes a folder of flat files, :func:`open_corpus` maps them into memory:
-
-- `input_ids.bin`: the token ids of all texts, one text after the other;
-- `offsets.bin`: where each text begins, and where the last one ends;
-- `digests.bin`: a hash of each text's token ids;
-- four more files if the teacher has another tokenizer: the teacher's token ids and the alignment (see `alignment.py`);
-- `progress.json`: how many texts, tokens and so on the files hold, and a SHA-256 of these texts.
-
-An interrupted run can be resumed. The files only grow, and `progress.json` is replaced every few seconds, after the
-files have reached the disk. The next run cuts off whatever `progress.json` does not count. It reads the texts that are
-already done once more, but only to compare their SHA-256, and tokenizes the rest.
+Texts are read once, batch by batch, with memory for one batch. An interrupted run can be resumed: the next run skips
+the texts that are done. It reads them once more, but only to check that they are the same. The files are described in
+`corpus_files.py`, the alignment with a teacher that has another tokenizer in `alignment.py`.
 """
 
-import json
 import os
-import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,63 +18,19 @@ from transformers.utils.logging import tqdm
 from ..data import Texts, iterate_texts
 from ..models.prompts import Prompt
 from ..models.tokenizers import check_offsets, special_token_counts
-from .alignment import AlignedText, align_texts
+from .alignment import align_texts
+from .corpus_files import ALIGNMENT_FILES, CORPUS_FILES, CorpusWriter, Progress, TextDigest, read_progress
 from .windows import Alignment, TokenizedCorpus
 
-CORPUS_FILES = {"input_ids": np.int32, "offsets": np.int64, "digests": np.uint64}
-ALIGNMENT_FILES = {"teacher_ids": np.int32, "teacher_offsets": np.int64, "places": np.int32, "bounds": np.int64}
 # If a smaller share of the tokens aligns with the teacher's, most of the text would get no senses.
 SMALLEST_ALIGNED_SHARE = 0.5
 # The most that one call of the tokenizer gets.
 BATCH_TEXTS = 1000
 BATCH_CHARACTERS = 1_000_000
-# How many seconds of work a killed run may lose.
-COMMIT_SECONDS = 10
 
 
 class CorpusChangedError(ValueError):
     """The texts differ from those of the run that was interrupted."""
-
-
-@dataclass
-class Progress:
-    """What the files of a corpus hold.
-
-    Attributes:
-        texts: Number of texts.
-        tokens: Number of tokens, special tokens included.
-        teacher_tokens: Number of tokens of the teacher's tokenizer, if it is another one.
-        pairs: Number of pairs of a token and a teacher's token that are aligned.
-        dropped: Number of tokens that truncation has cut off.
-        unaligned: Number of tokens that align with none of the teacher's, special tokens not counted.
-        sha256: SHA-256 of the texts; see :class:`TextDigest`.
-        complete: Whether all texts are in the files.
-    """
-
-    texts: int = 0
-    tokens: int = 0
-    teacher_tokens: int = 0
-    pairs: int = 0
-    dropped: int = 0
-    unaligned: int = 0
-    sha256: str = sha256().hexdigest()
-    complete: bool = False
-
-
-class TextDigest:
-    """SHA-256 of a sequence of texts; it depends on their order and on where each of them ends."""
-
-    def __init__(self) -> None:
-        self._sha256 = sha256()
-
-    def update(self, text: str) -> None:
-        """Add the next text."""
-        content = text.encode("utf-8", "surrogatepass")
-        self._sha256.update(len(content).to_bytes(8, "little") + content)
-
-    def hexdigest(self) -> str:
-        """Return the digest of all texts so far."""
-        return self._sha256.hexdigest()
 
 
 def tokenize_corpus(
@@ -134,7 +77,7 @@ def tokenize_corpus(
     strings = iterate_texts(texts, text_column)
     total = len(texts) if isinstance(texts, Sized) else None
     with tqdm(total=total, desc="Tokenizing", unit=" texts", leave=False) as bar:
-        digest = _skip_finished(strings, progress, bar)
+        digest = _skip_finished(strings, progress, bar.update)
         if not progress.complete:
             is_aligned = teacher_tokenizer is not None
             with closing(CorpusWriter(folder, progress, digest, is_aligned=is_aligned)) as writer:
@@ -175,12 +118,6 @@ def corpus_digest(texts: Texts, text_column: str = "text") -> str:
     return digest.hexdigest()
 
 
-def read_progress(folder: Path) -> Progress:
-    """Read how far the corpus in a folder is; an empty `Progress` if there is none."""
-    path = folder / "progress.json"
-    return Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
-
-
 def open_corpus(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -211,110 +148,26 @@ def open_corpus(
     return corpus
 
 
-class CorpusWriter:
-    """The files of a corpus, open for appending.
-
-    Texts are added one by one with :meth:`add` or :meth:`add_aligned`, then :meth:`finish_batch` makes them count.
-    What was added after the last commit is cut off when the folder is opened again.
+def _skip_finished(strings: Iterator[str], progress: Progress, advance: Callable[[], object]) -> TextDigest:
+    """Read the texts that an earlier run has tokenized, and check that they are the same.
 
     Args:
-        folder: The folder of the corpus.
-        progress: What the files hold; it is kept up to date.
-        digest: The digest of the texts in the files; it is kept up to date.
-        is_aligned: Whether the teacher's tokens and the alignment are stored as well.
+        strings: The texts; those that are done are consumed.
+        progress: How far the earlier run got.
+        advance: Called after each text.
+
+    Returns:
+        The digest of these texts.
+
+    Raises:
+        CorpusChangedError: The texts are not the same.
     """
-
-    def __init__(self, folder: Path, progress: Progress, digest: TextDigest, *, is_aligned: bool) -> None:
-        self._folder, self._progress, self._digest = folder, progress, digest
-        self._committed_at = time.monotonic()
-        self._files: dict[str, BinaryIO] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = int(progress.texts > 0)  # files of offsets begin with a zero
-        entries = {
-            "input_ids": progress.tokens,
-            "offsets": progress.texts + begun,
-            "digests": progress.texts,
-            "teacher_ids": progress.teacher_tokens,
-            "teacher_offsets": progress.texts + begun,
-            "places": progress.pairs,
-            "bounds": progress.tokens + begun,
-        }
-        for name, dtype in (CORPUS_FILES | ALIGNMENT_FILES if is_aligned else CORPUS_FILES).items():
-            path = folder / f"{name}.bin"
-            path.touch()
-            os.truncate(path, entries[name] * np.dtype(dtype).itemsize)
-            self._files[name] = open(path, "ab")
-            if name in ("offsets", "teacher_offsets", "bounds") and not begun:
-                self._files[name].write(np.int64(0).tobytes())
-
-    def add(self, input_ids: np.ndarray, dropped: int) -> None:
-        """Append a text.
-
-        Args:
-            input_ids: `[tokens]`, int32, special tokens included.
-            dropped: How many more tokens were cut off.
-        """
-        content = input_ids.tobytes()
-        self._progress.tokens += len(input_ids)
-        self._progress.dropped += dropped
-        self._files["input_ids"].write(content)
-        self._files["offsets"].write(self._progress.tokens.to_bytes(8, "little"))
-        self._files["digests"].write(blake2b(content, digest_size=8).digest())
-
-    def add_aligned(self, row: AlignedText) -> None:
-        """Append a text in the tokens of both tokenizers."""
-        progress, files = self._progress, self._files
-        self.add(row.input_ids, row.dropped)
-        progress.teacher_tokens += len(row.teacher_ids)
-        files["teacher_ids"].write(row.teacher_ids.tobytes())
-        files["teacher_offsets"].write(progress.teacher_tokens.to_bytes(8, "little"))
-        files["places"].write(row.places.tobytes())
-        files["bounds"].write((progress.pairs + np.cumsum(row.sizes, dtype=np.int64)).tobytes())
-        progress.pairs += len(row.places)
-        progress.unaligned += row.unaligned
-
-    def finish_batch(self, texts: Sequence[str]) -> None:
-        """Count texts as done, and commit if the last commit is some time ago.
-
-        Args:
-            texts: The texts that were added since the last call.
-        """
-        for text in texts:
-            self._digest.update(text)
-        self._progress.texts += len(texts)
-        if time.monotonic() - self._committed_at > COMMIT_SECONDS:
-            self._commit()
-            self._committed_at = time.monotonic()
-
-    def finish(self) -> None:
-        """Mark the corpus as complete."""
-        self._progress.complete = True
-        self._commit()
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
-
-    def _commit(self) -> None:
-        """Wait until the files are on the disk, then replace `progress.json`."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        self._progress.sha256 = self._digest.hexdigest()
-        partial = self._folder / "progress.json.partial"
-        partial.write_text(json.dumps(asdict(self._progress)))
-        partial.replace(self._folder / "progress.json")
-
-
-def _skip_finished(strings: Iterator[str], progress: Progress, bar: tqdm) -> TextDigest:
-    """Read the texts that an earlier run has tokenized, check that they are the same, and return their digest."""
     digest = TextDigest()
     read = 0
     for text in islice(strings, progress.texts):
         digest.update(text)
         read += 1
-        bar.update()
+        advance()
     changed = None
     if read < progress.texts or digest.hexdigest() != progress.sha256:
         changed = f"its first {progress.texts:,} texts were others"

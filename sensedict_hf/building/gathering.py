@@ -318,7 +318,7 @@ def _window_vectors(
 
 
 def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) -> None:
-    """Raise a ValueError if a vector is not finite or too large; `texts` has the index of each vector's text, `[n]`."""
+    """Raise a ValueError if a vector is not finite or too large; `texts`, `[n]`, says which text it is from."""
     found = float(vectors.abs().max())
     if not np.isfinite(found):
         bad = texts[int((~vectors.isfinite().all(1)).nonzero()[0])]

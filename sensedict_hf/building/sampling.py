@@ -77,8 +77,8 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
             raise ValueError(
-                f"token id {bad} is outside the vocabulary of {vocab_size} tokens: use the tokenizer that belongs to the "
-                "model"
+                f"token id {bad} is outside the vocabulary of {vocab_size} tokens: use the tokenizer that belongs "
+                "to the model"
             )
         counts += np.bincount(tokens[corpus.has_vectors(begin, begin + len(tokens))], minlength=vocab_size)
     counts[list(exclude)] = 0
