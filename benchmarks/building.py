@@ -66,14 +66,15 @@ def measure_gathering(options: argparse.Namespace) -> dict[str, float]:
         plan_samples(corpus, count_tokens(corpus, len(teacher.tokenizer)), options.max_samples_per_token, folder)
         plan = open_plan(folder / "plan.safetensors")
         windows = plan_windows(corpus, plan, teacher.max_window, folder)
-        used, total = len(np.unique(windows["text"])), len(corpus)
+        used, total = len(np.unique(windows.text)), len(corpus)
         all_windows = len(corpus.windows(teacher.max_window))
-        chosen = np.unique(np.linspace(0, len(windows["text"]) - 1, options.max_windows).round().astype(int))
-        part = {name: values[chosen] for name, values in windows.items()}
+        chosen = np.unique(np.linspace(0, len(windows) - 1, options.max_windows).round().astype(int))
+        part = windows[chosen]
 
         def bare() -> None:
             for begin in range(0, len(chosen), BATCH_SIZE):
-                rows = zip(*(part[name][begin : begin + BATCH_SIZE] for name in ("text", "start", "stop")))
+                batch = part[begin : begin + BATCH_SIZE]
+                rows = zip(batch.text, batch.start, batch.stop)
                 teacher.hidden_states(*pad_batch([corpus.window_ids(*row) for row in rows], teacher.pad_token_id))
 
         def gathered() -> None:
@@ -88,10 +89,10 @@ def measure_gathering(options: argparse.Namespace) -> dict[str, float]:
                 begin = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - begin)
-        samples = int((part["last"] - part["first"]).sum())
+        samples = int((part.last - part.first).sum())
     ratio = median(ours / alone for ours, alone in zip(seconds["gathering"], seconds["teacher alone"]))
     print(
-        f"{used:,} of {total:,} texts ({len(windows['text']):,} of {all_windows:,} windows) hold one of {len(plan.slots):,} samples"
+        f"{used:,} of {total:,} texts ({len(windows):,} of {all_windows:,} windows) hold one of {len(plan.slots):,} samples"
     )
     print(
         f"{len(chosen):,} windows with {samples:,} samples, {torch.get_num_threads()} threads, median of {options.repeats}:\n"
@@ -104,7 +105,7 @@ def measure_gathering(options: argparse.Namespace) -> dict[str, float]:
         "texts": total,
         "texts_run": used,
         "windows": all_windows,
-        "windows_run": len(windows["text"]),
+        "windows_run": len(windows),
         "ratio": ratio,
         **seconds,
     }

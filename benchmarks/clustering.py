@@ -196,7 +196,7 @@ def main() -> None:
     )
 
     def ours() -> list[np.ndarray]:
-        found = cluster_samples(samples, offsets, counts, num_senses=options.num_senses, device=options.device)
+        found = cluster_samples(samples, offsets, counts, senses_per_token=options.num_senses, device=options.device)
         return list(np.split(found.senses.numpy(), found.offsets[1:-1].numpy()))
 
     def each(fit: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray) -> list[np.ndarray]:
@@ -221,7 +221,7 @@ def main() -> None:
     with threadpool_limits(options.threads):
         few = offsets[:21] if len(offsets) > 20 else offsets
         cluster_samples(
-            samples[: few[-1]], few, counts[: len(few) - 1], num_senses=options.num_senses, device=options.device
+            samples[: few[-1]], few, counts[: len(few) - 1], senses_per_token=options.num_senses, device=options.device
         )  # warm up
         for _ in range(options.repeats):
             for name, run in methods.items():

@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 
 from sensedict_hf import SenseEmbeddingConfig, load_teacher
 from sensedict_hf.building.corpus import tokenize_corpus
-from sensedict_hf.building.fitting import Senses, cluster_samples
+from sensedict_hf.building.fitting import FittedSenses, cluster_samples
 from sensedict_hf.building.sampling import count_tokens, plan_samples
 from sensedict_hf.building.windows import TokenizedCorpus
 from sensedict_hf.evaluation import evaluate_classification
@@ -62,7 +62,7 @@ class Part:
         offsets = np.append(0, np.cumsum(np.diff(self.offsets)[texts]))
         return Part(self.input_ids[tokens], offsets, self.vectors[tokens], self.labels[texts], self.digests[texts])
 
-    def pooled(self, found: Senses | None = None, temperature: float | None = None) -> np.ndarray:
+    def pooled(self, found: FittedSenses | None = None, temperature: float | None = None) -> np.ndarray:
         """Mean vector of each text, `[texts, hidden]`; with `found`, of the senses that its vectors are replaced by."""
         vectors = torch.from_numpy(self.vectors).float()
         if found is not None:
@@ -118,7 +118,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, float
         sample_offsets = np.array(plan.offsets)
         samples = train.vectors[plan.positions[np.argsort(plan.slots)]]
 
-    def cell(title: str, fit: Callable[[], Senses] | None) -> dict[str, float]:
+    def cell(title: str, fit: Callable[[], FittedSenses] | None) -> dict[str, float]:
         if title not in results:
             found = fit() if fit else None
             scores = {"size": len(found.senses), "distortion": found.distortion} if found else {}
@@ -132,7 +132,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, float
         return results[title]
 
     def fixed(k: int) -> int:
-        return cell(f"fixed {k}", partial(cluster, num_senses=k))["size"]
+        return cell(f"fixed {k}", partial(cluster, senses_per_token=k))["size"]
 
     def budget(size: int) -> None:
         cell(f"budget {size}", partial(cluster, budget=size))

@@ -1,4 +1,4 @@
-"""Dictionaries for the tokens of another tokenizer than the teacher's."""
+"""Dictionaries for another tokenizer than the teacher's."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from transformers import AutoModel, BertConfig, BertModel, ByT5Tokenizer, PreTra
 
 from conftest import WORDS, make_tokenizer
 from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary
-from sensedict_hf.building.alignment import align_texts
+from sensedict_hf.building.alignment import align_spans, align_texts
 from sensedict_hf.building.corpus import tokenize_corpus
 from sensedict_hf.building.gathering import teacher_vectors
 from sensedict_hf.building.inspection import find_occurrences
@@ -26,11 +26,14 @@ from sensedict_hf.cli.main import main
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 from sensedict_hf.models.teachers import check_teacher
 
-TEMPLATES = {"both": "[CLS] $A [SEP]", "behind": "$A [SEP]", "none": "$A", "two": "[CLS] [CLS] $A [SEP]"}
+TEMPLATES = {"both": "[CLS] $A [SEP]", "after": "$A [SEP]", "none": "$A", "two": "[CLS] [CLS] $A [SEP]"}
 
 
 def make_other(pattern, texts, template="both"):
-    """A tokenizer whose tokens are the matches of a regular expression, or bytes."""
+    """A tokenizer whose tokens are the matches of a regular expression, or single bytes.
+
+    `template` says which special tokens it adds, a key of `TEMPLATES`.
+    """
     splitter = ByteLevel(add_prefix_space=False) if pattern == "bytes" else Split(Regex(pattern), "isolated")
     pieces = {piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)}
     pieces = sorted(set("".join(pieces)) if pattern == "bytes" else pieces)
@@ -51,7 +54,7 @@ def characters(texts):
 
 
 def naive_vectors(teacher, tokenizer, text, max_length):
-    """For every token of a text its teacher's vector or None, by loops over characters and windows."""
+    """The token ids of a text and their vectors (None where there is none), by loops over characters and windows."""
     theirs, ours = (each(text, return_offsets_mapping=True) for each in (teacher.tokenizer, tokenizer))
     ids, spans = theirs["input_ids"], theirs["offset_mapping"]
     width, overlap = max_length - 2, (max_length - 2) // 4
@@ -83,7 +86,7 @@ def naive_vectors(teacher, tokenizer, text, max_length):
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("pattern", [".", ".{1,3}", ".{1,11}", r"\s*\S+", "bytes"])
 def test_vectors_are_the_means_of_what_a_naive_loop_finds(bert, texts, tmp_path, monkeypatch, pattern, template):
-    """Pieces of words, pieces that cross words and many words at once; texts longer than a window; whatever the parts it is done in."""
+    """Tokens smaller than words, across words, and of several words; texts longer than a window; several chunks."""
     texts = [
         *texts[:8],
         " ".join(texts[:5]),
@@ -107,7 +110,7 @@ def test_vectors_are_the_means_of_what_a_naive_loop_finds(bert, texts, tmp_path,
         ids, expected = naive_vectors(bert, tokenizer, text, max_length=10)
         begin, end = corpus.offsets[number : number + 2]
         assert corpus.input_ids[begin:end].tolist() == ids
-        if template == "two":  # the second has no counterpart
+        if template == "two":  # the teacher has no second [CLS]
             expected[1] = None
         for position, vector in enumerate(expected, start=begin):
             assert (vector is None) == (position not in found)
@@ -118,12 +121,18 @@ def test_vectors_are_the_means_of_what_a_naive_loop_finds(bert, texts, tmp_path,
     assert corpus.alignment.unaligned == unaligned > 0
 
 
+def test_the_example_of_alignment():
+    """The example in the module's docstring: un|readab|le and unread|able."""
+    sizes, places = align_spans(np.array([[0, 2], [2, 8], [8, 10]]), np.array([[0, 6], [6, 10]]))
+    assert sizes.tolist() == [1, 2, 1] and places.tolist() == [0, 0, 1, 1]
+
+
 def test_one_tokenizer_for_both_aligns_with_itself(bert, texts, tmp_path):
     same = tokenize_corpus(texts, bert.tokenizer, tmp_path / "same")
     aligned = tokenize_corpus(texts, bert.tokenizer, tmp_path / "aligned", teacher_tokenizer=bert.tokenizer)
     for corpus in (same, aligned):
         assert (corpus.input_ids == same.input_ids).all() and (corpus.shown.input_ids == same.input_ids).all()
-        counts, places = corpus.all_places(np.arange(len(same.input_ids)))
+        counts, places = corpus.all_shown(np.arange(len(same.input_ids)))
         assert (counts == 1).all() and (places == np.arange(len(same.input_ids))).all()
 
 
@@ -142,7 +151,7 @@ def test_truncation_cuts_both_at_the_same_character(bert, texts, characters):
 
 
 def test_a_dictionary_for_another_tokenizer(bert, texts, characters, tmp_path, caplog):
-    """With one sense for each token, that is the mean of all its vectors; it saves, loads, and is looked into by its own tokens."""
+    """A single sense is the mean of a token's vectors; the dictionary saves, loads and finds its own tokens."""
     settings = dict(num_senses=1, senses_dtype="float32", sample_dtype="float32")
     senses = build_sense_dictionary(bert, texts, tokenizer=characters, output_dir=tmp_path, **settings)
     found = defaultdict(list)
@@ -261,7 +270,8 @@ def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path,
             ValueError, match=f"with other settings: {changed} was [0-9a-f]*, is [0-9a-f]*; give the same"
         ):
             build_sense_dictionary(teacher, texts, tokenizer=tokenizer, **settings)
-        build_sense_dictionary(bert, texts, tokenizer=characters, **settings)  # and of the finished one
+        # The second time, the folder holds the finished dictionary.
+        build_sense_dictionary(bert, texts, tokenizer=characters, **settings)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -280,7 +290,7 @@ def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, chara
 
 
 def test_two_processes_make_the_same_bytes(texts, characters, teacher_folder, tmp_path):
-    """By the command line."""
+    """On the command line."""
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     characters.save_pretrained(tmp_path / "tokenizer")
     build = ["build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl")]

@@ -1,3 +1,5 @@
+"""Corpora on disk, windows, sampling plans, and reading files of texts."""
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -5,6 +7,7 @@ from tokenizers.normalizers import Lowercase
 
 from conftest import WORDS, make_tokenizer
 from sensedict_hf.building import corpus as corpus_module
+from sensedict_hf.building import corpus_files
 from sensedict_hf.building.corpus import CorpusChangedError, read_progress, tokenize_corpus
 from sensedict_hf.building.sampling import count_tokens, plan_samples
 from sensedict_hf.building.tensor_files import TensorFile
@@ -22,7 +25,7 @@ def plan_of(corpus, folder, cap, *, vocab_size=32, exclude=(), **settings):
 
 
 def occurrences(corpus, plan):
-    """The planned occurrences as (token, digest of the text, position in it), whatever the order of the texts."""
+    """The sampled occurrences as (token, digest of the text, place in the text), sorted."""
     text = np.searchsorted(corpus.offsets, plan.positions, side="right") - 1
     places = plan.positions - corpus.offsets[text]
     return sorted(zip(corpus.input_ids[plan.positions].tolist(), corpus.digests[text].tolist(), places.tolist()))
@@ -52,6 +55,13 @@ def test_windows_own_every_position_once_and_show_it(tokenizer, tmp_path, max_le
     assert (owned == 1).all()
 
 
+def test_the_example_of_windows(tokenizer, tmp_path):
+    """The picture in the module's docstring."""
+    windows = tokenize_corpus([" ".join(WORDS[:12])], tokenizer, tmp_path).windows(10)
+    assert windows.start.tolist() == [0, 4] and windows.stop.tolist() == [8, 12]
+    assert windows.own_start.tolist() == [0, 7] and windows.own_stop.tolist() == [7, 14]  # [CLS] is place 0
+
+
 def test_truncation_keeps_the_end_token_and_counts_what_it_drops(tokenizer, tmp_path):
     corpus = tokenize_corpus([" ".join(WORDS), "w1 w2"], tokenizer, tmp_path, truncate_at=10)
     assert corpus.dropped == 28 + 2 - 10
@@ -72,7 +82,7 @@ def test_plan_takes_all_below_the_cap_and_the_cap_above(corpus, tmp_path):
 
 @pytest.mark.parametrize("setting", [("CHUNK", 17), ("BLOCK", 23), ("MARGIN", -2.0)])
 def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenizer, tmp_path, monkeypatch, setting):
-    """Nor on how many candidates are looked at first: a negative margin finds too few and has to look again."""
+    """Nor on the number of candidates: with a negative margin the first pass finds too few, and a second one follows."""
     texts = texts + texts[:20]  # equal texts
     first = tokenize_corpus(texts, tokenizer, tmp_path)
     plan = plan_of(first, tmp_path, 10, seed=3)
@@ -87,7 +97,7 @@ def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenize
 
 
 def test_sample_is_uniform_over_positions_and_over_equal_texts(tokenizer, tmp_path):
-    """A hundred equal texts with the token in five places: every place and every text is drawn equally often over many seeds."""
+    """A hundred equal texts with one token in five places: each place and text is drawn equally often."""
     corpus = tokenize_corpus(["w5 w5 w5 w5 w5"] * 100, tokenizer, tmp_path)
     drawn = np.concatenate([plan_of(corpus, tmp_path, 50, seed=seed).positions for seed in range(100)])
     drawn = drawn[corpus.input_ids[drawn] == 9]
@@ -98,7 +108,7 @@ def test_sample_is_uniform_over_positions_and_over_equal_texts(tokenizer, tmp_pa
 
 
 def test_a_later_plan_draws_from_both_corpora(tokenizer, tmp_path):
-    """Every text of either corpus has the same chance, and what is kept of the first is taken from its samples."""
+    """Each occurrence in either corpus has the same chance; earlier ones keep their samples and priorities."""
     old, new = (tokenize_corpus(["w5 w5"] * number, tokenizer, tmp_path / str(number)) for number in (300, 100))
     kept, drawn = [], []
     for seed in range(40):
@@ -122,9 +132,9 @@ def test_padding_and_foreign_tokens(corpus):
 
 
 def test_interrupted_tokenization_goes_on(texts, tokenizer, tmp_path, monkeypatch):
-    """The texts that are done are not tokenized again; the files are those of a run that was not interrupted."""
+    """Texts that are done are not tokenized again, and the files are the same as without an interruption."""
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
-    monkeypatch.setattr(corpus_module, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(corpus_files, "COMMIT_SECONDS", 0)
     whole = tokenize_corpus(texts, tokenizer, tmp_path / "whole")
 
     def stops():
@@ -137,9 +147,9 @@ def test_interrupted_tokenization_goes_on(texts, tokenizer, tmp_path, monkeypatc
     with pytest.raises(CorpusChangedError, match="its first 30 texts were others"):
         tokenize_corpus(texts[::-1], tokenizer, tmp_path / "part")
     seen = []
-    original = corpus_module.blake2b
+    original = corpus_files.blake2b
     monkeypatch.setattr(
-        corpus_module, "blake2b", lambda content, **kwargs: seen.append(content) or original(content, **kwargs)
+        corpus_files, "blake2b", lambda content, **kwargs: seen.append(content) or original(content, **kwargs)
     )
     part = tokenize_corpus(texts, tokenizer, tmp_path / "part")
     assert len(seen) == len(texts) - 30

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from sensedict_hf import build_sense_dictionary
 from sensedict_hf.building import corpus as corpus_module
-from sensedict_hf.building import gathering
+from sensedict_hf.building import corpus_files, gathering
 
 PACKAGE = str(Path(corpus_module.__file__).parent)
 SETTINGS = dict(budget=90, max_samples_per_token=15, batch_size=8)
@@ -36,7 +36,7 @@ def build(teacher, texts, folder, kill_at=None, **settings):
 
     def run():
         torch.set_num_threads(1)
-        corpus_module.COMMIT_SECONDS = gathering.MARK_SECONDS = 0
+        corpus_files.COMMIT_SECONDS = gathering.MARK_SECONDS = 0
         lines = 0
 
         def trace(frame, event, _):

@@ -270,7 +270,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     fit_senses(
         TensorFile(stages / "samples.safetensors"),
         stages,
-        num_senses=settings.senses_per_token,
+        senses_per_token=settings.senses_per_token,
         budget=total_senses(settings, int((plan.counts > 0).sum()), len(plan.positions)),
         similarity=settings.similarity,
         device=teacher.device,

@@ -1,14 +1,15 @@
-"""Texts -> token ids on disk."""
+"""Turn texts into token ids: :func:`tokenize_corpus` writes them to a folder, :func:`open_corpus` reads them.
 
-import json
+Texts are read once, batch by batch, with memory for one batch. An interrupted run can be resumed: the next run skips
+the texts that are done. It reads them once more, but only to check that they are the same. The files are described in
+`corpus_files.py`, the alignment with a teacher that has another tokenizer in `alignment.py`.
+"""
+
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from hashlib import blake2b, sha256
+from collections.abc import Callable, Iterator, Sized
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -18,37 +19,18 @@ from ..data import Texts, iterate_texts
 from ..models.prompts import Prompt
 from ..models.tokenizers import check_offsets, special_token_counts
 from .alignment import align_texts
+from .corpus_files import ALIGNMENT_FILES, CORPUS_FILES, CorpusWriter, Progress, TextDigest, read_progress
 from .windows import Alignment, TokenizedCorpus
 
-CORPUS_FILES = {"input_ids": np.int32, "offsets": np.int64, "digests": np.uint64}
-ALIGNMENT_FILES = {"teacher_ids": np.int32, "teacher_offsets": np.int64, "places": np.int32, "bounds": np.int64}
-# Where less than this share of the tokens aligns with the teacher's, a dictionary would lack most of the text.
+# If a smaller share of the tokens aligns with the teacher's, most of the text would get no senses.
 SMALLEST_ALIGNED_SHARE = 0.5
-# One call of the tokenizer, and how much work a killed run may lose in this stage.
-BATCH_TEXTS, BATCH_CHARACTERS, COMMIT_SECONDS = 1000, 1_000_000, 10
+# The most that one call of the tokenizer gets.
+BATCH_TEXTS = 1000
+BATCH_CHARACTERS = 1_000_000
 
 
 class CorpusChangedError(ValueError):
-    """The texts are not those of the call that was interrupted."""
-
-
-@dataclass
-class Progress:
-    """How far a corpus has been tokenized.
-
-    Attributes:
-        texts, tokens, teacher_tokens, pairs: in the files. dropped: by truncation. unaligned: see [`Alignment`].
-        sha256: of the texts themselves. complete: there are no more.
-    """
-
-    texts: int = 0
-    tokens: int = 0
-    teacher_tokens: int = 0
-    pairs: int = 0
-    dropped: int = 0
-    unaligned: int = 0
-    sha256: str = sha256().hexdigest()
-    complete: bool = False
+    """The texts differ from those of the run that was interrupted."""
 
 
 def tokenize_corpus(
@@ -61,89 +43,79 @@ def tokenize_corpus(
     truncate_at: int | None = None,
     prompt: Prompt | None = None,
 ) -> TokenizedCorpus:
-    """Tokenizes a corpus into `directory`, in one pass and with memory for one batch.
-
-    Where an earlier call was interrupted, the texts that it has done are read again, to see that they are the same, but not tokenized.
+    """Tokenize texts into a folder, or resume an interrupted run there.
 
     Args:
-        teacher_tokenizer: what the teacher reads the texts with, if that is another tokenizer: the tokens are aligned with its tokens.
-        truncate_at: longest text in (the teacher's) tokens, special tokens included; what lies behind is dropped and counted. None: no
+        texts: Strings, or a dataset with a text column.
+        tokenizer: The tokenizer of the dictionary.
+        directory: The folder; it is created if needed.
+        text_column: The column of a dataset that holds the texts.
+        teacher_tokenizer: The tokenizer of the teacher, if it is another one. The texts are then tokenized by both and
+            aligned.
+        truncate_at: Length in tokens (of the teacher, special tokens included) at which texts are cut. None: no
             truncation.
-        prompt: what is put around every text; its tokens are among the special tokens.
+        prompt: What the teacher reads around each text. Its tokens count as special tokens.
+
+    Returns:
+        The corpus, memory-mapped.
 
     Raises:
-        ValueError: no texts, a text that is not a string, or two tokenizers of which one does not tell which characters its tokens cover.
-        CorpusChangedError: texts that differ from those of the earlier call.
+        ValueError: There are no texts, one of them is not a string, a prompt comes with a second tokenizer, or the two
+            tokenizers cannot be aligned.
+        CorpusChangedError: An interrupted run in this folder began with other texts.
     """
     if teacher_tokenizer is not None:
         check_offsets(tokenizer, teacher_tokenizer)
         if prompt is not None and prompt.around(tokenizer) != Prompt().around(tokenizer):
             raise ValueError(
-                f"a prompt ({prompt.template!r}) and a dictionary for another tokenizer: choose one of them"
+                f"the teacher has a prompt ({prompt.template!r}) and the dictionary another tokenizer: only one of "
+                "them is supported; leave out the prompt, or use the teacher's tokenizer"
             )
-    surroundings = _surroundings(tokenizer, prompt)
+    prefix, suffix, _ = _special_tokens(tokenizer, prompt)
     folder = Path(directory)
     progress = read_progress(folder)
     strings = iterate_texts(texts, text_column)
-    digest = sha256()
-    read = 0
-    total = len(texts) if hasattr(texts, "__len__") else None
+    total = len(texts) if isinstance(texts, Sized) else None
     with tqdm(total=total, desc="Tokenizing", unit=" texts", leave=False) as bar:
-        for text in islice(strings, progress.texts):
-            _update(digest, text)
-            read += 1
-            bar.update()
-        changed = None
-        if read < progress.texts or digest.hexdigest() != progress.sha256:
-            changed = f"its first {progress.texts:,} texts were others"
-        elif progress.complete and next(strings, None) is not None:
-            changed = f"it had {progress.texts:,} texts, now it has more"
-        if changed:
-            raise CorpusChangedError(
-                f"this is not the corpus that was begun with: {changed}; give the same, another folder, or overwrite"
-            )
+        digest = _skip_finished(strings, progress, bar.update)
         if not progress.complete:
-            _tokenize(strings, tokenizer, teacher_tokenizer, folder, progress, digest, truncate_at, prompt, bar)
-    content = progress.tokens - progress.texts * (surroundings["prefix"] + surroundings["suffix"])
-    wrong = None
-    if content <= 0:
-        wrong = f"the corpus is empty: none of its {progress.texts} texts holds a token"
-    elif progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
-        wrong = (
-            f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character that a token of the teacher covers, "
-            f"white space apart; at least {SMALLEST_ALIGNED_SHARE:.0%} must: {type(tokenizer).__name__} or the teacher's "
-            f"{type(teacher_tokenizer).__name__} does not tell where its tokens stand, or the texts are hardly more than white space; give "
-            "another tokenizer or other texts, or leave tokenizer out to use the teacher's"
-        )
-    if wrong:
-        (folder / "progress.json").unlink()  # so that another corpus can be given
-        raise ValueError(wrong)
+            is_aligned = teacher_tokenizer is not None
+            with closing(CorpusWriter(folder, progress, digest, is_aligned=is_aligned)) as writer:
+                for batch in _batches(strings):
+                    if teacher_tokenizer is None:
+                        for ids, dropped in _token_ids(batch, tokenizer, truncate_at, prompt):
+                            writer.add(ids, dropped)
+                    else:
+                        for row in align_texts(batch, tokenizer, teacher_tokenizer, truncate_at=truncate_at):
+                            writer.add_aligned(row)
+                    writer.finish_batch(batch)
+                    bar.update(len(batch))
+                writer.finish()
+    try:
+        _check_content(progress, prefix + suffix, tokenizer, teacher_tokenizer)
+    except ValueError:
+        (folder / "progress.json").unlink()  # the next run may bring another corpus
+        raise
     return open_corpus(folder, tokenizer, teacher_tokenizer, prompt)
 
 
 def tokenize_in_memory(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None = None
 ) -> TokenizedCorpus:
-    """Tokenizes a few texts."""
+    """Tokenize a few texts without writing files; at least one."""
     rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    return TokenizedCorpus(
-        np.concatenate(rows), offsets, np.zeros(len(rows), np.uint64), **_surroundings(tokenizer, prompt)
-    )
+    prefix, suffix, unpooled = _special_tokens(tokenizer, prompt)
+    digests = np.zeros(len(rows), np.uint64)
+    return TokenizedCorpus(np.concatenate(rows), offsets, digests, prefix, suffix, unpooled=unpooled)
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
-    """SHA-256 of the texts, in their order."""
-    digest = sha256()
+    """Return the SHA-256 of texts, as in `Progress.sha256`."""
+    digest = TextDigest()
     for text in iterate_texts(texts, text_column):
-        _update(digest, text)
+        digest.update(text)
     return digest.hexdigest()
-
-
-def read_progress(folder: Path) -> Progress:
-    """How far the corpus in this folder is."""
-    path = folder / "progress.json"
-    return Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
 
 
 def open_corpus(
@@ -152,13 +124,23 @@ def open_corpus(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     prompt: Prompt | None = None,
 ) -> TokenizedCorpus:
-    """The corpus that [`tokenize_corpus`] has left in this folder."""
+    """Open the corpus that :func:`tokenize_corpus` wrote to a folder with the same tokenizers and prompt.
+
+    Args:
+        folder: The folder.
+        tokenizer: The tokenizer of the dictionary.
+        teacher_tokenizer: The tokenizer of the teacher, if it is another one.
+        prompt: What the teacher reads around each text.
+
+    Returns:
+        The corpus, memory-mapped.
+    """
     progress = read_progress(folder)
-    kinds = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
-    files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in kinds.items()}
-    corpus = TokenizedCorpus(
-        *(files[name] for name in CORPUS_FILES), dropped=progress.dropped, **_surroundings(tokenizer, prompt)
-    )
+    names = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
+    files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in names.items()}
+    prefix, suffix, unpooled = _special_tokens(tokenizer, prompt)
+    arrays = files["input_ids"], files["offsets"], files["digests"]
+    corpus = TokenizedCorpus(*arrays, prefix, suffix, dropped=progress.dropped, unpooled=unpooled)
     if teacher_tokenizer is not None:
         specials = special_token_counts(teacher_tokenizer)
         teacher = TokenizedCorpus(files["teacher_ids"], files["teacher_offsets"], corpus.digests, *specials)
@@ -166,23 +148,78 @@ def open_corpus(
     return corpus
 
 
-def _surroundings(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> dict[str, Any]:
-    """How many tokens stand before and behind each text, and how many of them have no part in its vector: fields of the corpus."""
+def _skip_finished(strings: Iterator[str], progress: Progress, advance: Callable[[], object]) -> TextDigest:
+    """Read the texts that an earlier run has tokenized, and check that they are the same.
+
+    Args:
+        strings: The texts; those that are done are consumed.
+        progress: How far the earlier run got.
+        advance: Called after each text.
+
+    Returns:
+        The digest of these texts.
+
+    Raises:
+        CorpusChangedError: The texts are not the same.
+    """
+    digest = TextDigest()
+    read = 0
+    for text in islice(strings, progress.texts):
+        digest.update(text)
+        read += 1
+        advance()
+    changed = None
+    if read < progress.texts or digest.hexdigest() != progress.sha256:
+        changed = f"its first {progress.texts:,} texts were others"
+    elif progress.complete and next(strings, None) is not None:
+        changed = f"it had {progress.texts:,} texts, now it has more"
+    if changed:
+        raise CorpusChangedError(
+            f"the folder was begun with another corpus: {changed}; pass the same texts, choose another folder, or "
+            "overwrite"
+        )
+    return digest
+
+
+def _check_content(
+    progress: Progress,
+    specials: int,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Raise a ValueError if a corpus holds nothing but special tokens, or if too few of its tokens align.
+
+    Args:
+        progress: What the corpus holds.
+        specials: Number of special tokens of each text.
+        tokenizer: The tokenizer of the dictionary.
+        teacher_tokenizer: The tokenizer of the teacher, if it is another one.
+    """
+    content = progress.tokens - progress.texts * specials
+    if content <= 0:
+        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts has a token")
+    if progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
+        raise ValueError(
+            f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character (white space apart) "
+            f"that a token of the teacher covers; at least {SMALLEST_ALIGNED_SHARE:.0%} must. Either "
+            f"{type(tokenizer).__name__} or the teacher's {type(teacher_tokenizer).__name__} reports wrong character "
+            "offsets, or the texts are mostly white space: pass another tokenizer or other texts, or leave out "
+            "`tokenizer` to use the teacher's"
+        )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int, tuple[int, int]]:
+    """Count the tokens around each text: `prefix`, `suffix` and `unpooled` of :class:`TokenizedCorpus`."""
     if prompt is None:
-        prefix, suffix = special_token_counts(tokenizer)
-        return {"prefix": prefix, "suffix": suffix}
+        return *special_token_counts(tokenizer), (0, 0)
     prefix, suffix = map(len, prompt.around(tokenizer))
-    return {"prefix": prefix, "suffix": suffix, "without": (prefix * prompt.skips_head, suffix * prompt.skips_tail)}
-
-
-def _update(digest, text: str) -> None:
-    content = text.encode("utf-8", "surrogatepass")
-    digest.update(len(content).to_bytes(8, "little") + content)
+    return prefix, suffix, (prefix * prompt.skips_head, suffix * prompt.skips_tail)
 
 
 def _batches(strings: Iterator[str]) -> Iterator[list[str]]:
-    """Lists of texts, bounded in number and in characters."""
-    batch, characters = [], 0
+    """Group texts into lists of bounded length and number of characters."""
+    batch: list[str] = []
+    characters = 0
     for text in strings:
         batch.append(text)
         characters += len(text)
@@ -193,80 +230,17 @@ def _batches(strings: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _tokenize(
-    strings, tokenizer, teacher_tokenizer, folder: Path, progress: Progress, digest, truncate_at, prompt, bar
-) -> None:
-    """Appends the remaining texts to the files, from where `progress` is, and brings it and `digest` up to date."""
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = int(progress.texts > 0)  # files of offsets begin with a zero
-    kept = {"input_ids": progress.tokens, "offsets": progress.texts + begun, "digests": progress.texts}
-    kept |= {"teacher_ids": progress.teacher_tokens, "teacher_offsets": progress.texts + begun}
-    kept |= {"places": progress.pairs, "bounds": progress.tokens + begun}
-    files = {}
-    for name, dtype in (CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES).items():
-        path = folder / f"{name}.bin"
-        path.touch()
-        os.truncate(path, kept[name] * np.dtype(dtype).itemsize)
-        files[name] = open(path, "ab")
-        if name in ("offsets", "teacher_offsets", "bounds") and not begun:
-            files[name].write(np.int64(0).tobytes())
-
-    def commit() -> None:
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        progress.sha256 = digest.hexdigest()
-        partial = folder / "progress.json.partial"
-        partial.write_text(json.dumps(asdict(progress)))
-        partial.replace(folder / "progress.json")
-
-    def write(input_ids: np.ndarray, dropped: int) -> None:
-        content = input_ids.tobytes()
-        progress.tokens += len(input_ids)
-        progress.dropped += dropped
-        files["input_ids"].write(content)
-        files["offsets"].write(progress.tokens.to_bytes(8, "little"))
-        files["digests"].write(blake2b(content, digest_size=8).digest())
-
-    committed = time.monotonic()
-    for batch in _batches(strings):
-        if teacher_tokenizer is None:
-            for ids, dropped in _token_ids(batch, tokenizer, truncate_at, prompt):
-                write(ids, dropped)
-        else:
-            for row in align_texts(batch, tokenizer, teacher_tokenizer, truncate_at=truncate_at):
-                write(row.input_ids, row.dropped)
-                progress.teacher_tokens += len(row.teacher_ids)
-                files["teacher_ids"].write(row.teacher_ids.tobytes())
-                files["teacher_offsets"].write(progress.teacher_tokens.to_bytes(8, "little"))
-                files["places"].write(row.places.tobytes())
-                files["bounds"].write((progress.pairs + np.cumsum(row.sizes, dtype=np.int64)).tobytes())
-                progress.pairs += len(row.places)
-                progress.unaligned += row.unaligned
-        for text in batch:
-            _update(digest, text)
-        progress.texts += len(batch)
-        bar.update(len(batch))
-        if time.monotonic() - committed > COMMIT_SECONDS:
-            commit()
-            committed = time.monotonic()
-    progress.complete = True
-    commit()
-    for file in files.values():
-        file.close()
-
-
 def _token_ids(
     batch: list[str], tokenizer: PreTrainedTokenizerBase, truncate_at: int | None, prompt: Prompt | None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The ids of each text, int32, and how many more were cut off."""
+    """Yield the token ids of each text, `[tokens]`, int32, and how many were cut off; special tokens are never cut."""
     if prompt is None:
         suffix = special_token_counts(tokenizer)[1]
-        # verbose=False: longer texts than the model takes are expected, windows are cut from them
+        # verbose=False: no warning of texts longer than the model's limit, since windows are cut from them
         rows = tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
     else:
-        before, behind = prompt.around(tokenizer)
-        suffix, rows = len(behind), [before + ids + behind for ids in prompt.content(tokenizer, batch)]
+        before, after = prompt.around(tokenizer)
+        suffix, rows = len(after), [before + ids + after for ids in prompt.content(tokenizer, batch)]
     for ids in rows:
         dropped = 0 if truncate_at is None else max(0, len(ids) - truncate_at)
         kept = ids[: len(ids) - suffix - dropped] + ids[len(ids) - suffix :] if dropped else ids

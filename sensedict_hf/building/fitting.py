@@ -1,7 +1,15 @@
-"""Samples on disk -> senses on disk, in blocks of tokens that any number of processes take turns at.
+"""Fit the senses of every token to its samples, block by block, from disk to disk.
 
-Every block is a file, written as a whole: what is there need not be done again. For a budget each block's trees come first; the
-smallest gain that the budget still buys is then found over all of them.
+Clustering itself is in `clustering.py`; this file decides what is clustered together, and where results go. Tokens are
+worked on in blocks of consecutive tokens that fit into memory. Each block's result is one file, which appears only
+when it is complete. So several processes can share the blocks, and an interrupted run continues with the blocks that
+have no file.
+
+A budget needs two passes, because it is shared by all tokens. The first pass splits the samples of each token into a
+tree and stores what every split gains (see `clustering.py`). Then the smallest gain that the budget still buys is
+looked up over all blocks. The second pass makes the splits whose gain is at least that, and refines the resulting
+senses. For example, three tokens with gains (9, 4), (7, 1) and (3) and a budget of 6 senses: each token gets one
+sense, the other three go to the gains 9, 7 and 4, so the smallest gain is 4. Without a budget, one pass does both.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,21 +29,28 @@ from ..models.sense_lookup import RaggedSenses, assign_senses, store_senses
 from .clustering import count_clusters, grow_tree, paper_num_senses, place_cuts, refine
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 
-# Tokens are worked on in blocks of about this many elements (64 MB in float32 for each thread of a CPU, 1 GB elsewhere), whatever the
-# size of the sample store; a sample is counted with what its tree takes.
+# A block has about this many numbers, whatever the size of the sample store: 64 MB in float32 for each CPU thread, 1
+# GB on a GPU.
 BLOCK_ELEMENTS = 1 << 24
 GPU_BLOCK_ELEMENTS = 1 << 28
+# What the tree needs for each sample, counted as if the sample were so much wider.
 TREE_ELEMENTS = 128
+# A distortion below this share of the samples' mean square is rounding. It counts as 0: as a unit of temperature it
+# would be meaningless.
+SMALLEST_DISTORTION = 1e-6
 
 
 @dataclass
-class Senses:
-    """What fitting yields.
+class FittedSenses:
+    """The senses of all tokens, in memory.
 
     Attributes:
-        senses: `[total_senses, hidden]`, float32. offsets: `[vocab + 1]`, int64.
-        usage: `[total_senses]`, int64: how often each sense is the nearest one, scaled from the samples to true token counts.
-        distortion: mean squared distance between a sample and its sense (between unit vectors for cosine), by true token counts.
+        senses: The senses, `[total_senses, hidden]`, float32.
+        offsets: The senses of token t are the rows `offsets[t]:offsets[t + 1]`; `[vocab + 1]`, int64.
+        usage: How often each sense is the nearest one, `[total_senses]`, int64; scaled from the samples to all
+            occurrences.
+        distortion: Mean squared distance between a vector and its sense, estimated for all occurrences; of unit
+            vectors for `cosine`.
     """
 
     senses: Tensor
@@ -44,85 +59,31 @@ class Senses:
     distortion: float
 
 
-class _Blocks:
-    """The blocks of a store of samples, and the files that belong to them."""
-
-    def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str, alone: bool):
-        self.store, self.directory, self.device = store, directory, torch.device(device)
-        self.offsets, self.counts = store["offsets"], store["counts"]
-        sizes = self.offsets.diff()
-        seen = sizes.nonzero().squeeze(1)
-        elements = BLOCK_ELEMENTS if self.device.type == "cpu" else GPU_BLOCK_ELEMENTS
-        number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // elements
-        self.tokens = seen.split(number.unique_consecutive(return_counts=True)[1].tolist())
-        self.state = None if alone else PartialState()
-        first, step = (0, 1) if alone else (self.state.process_index, self.state.num_processes)
-        self.mine = range(first, len(self.tokens), step)
-
-    def path(self, kind: str, block: int) -> Path:
-        return self.directory / f"{kind}-{block:05}.safetensors"
-
-    def work(self, kind: str, description: str, function: Callable[[int], dict[str, Tensor]]) -> None:
-        """Computes the tensors of this process' blocks whose file of that kind is missing, and writes them; then waits for the others.
-
-        On a CPU each thread has a block to itself: what is computed at once is too small to share.
-        """
-        missing = [block for block in self.mine if not self.path(kind, block).exists()]
-
-        def run(block: int) -> None:
-            write_tensor_file(self.path(kind, block), {name: tensor.cpu() for name, tensor in function(block).items()})
-
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(
-            threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            try:
-                progress = tqdm(
-                    total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.mine.start > 0
-                )
-                for _ in pool.map(run, missing):
-                    progress.update()
-                progress.close()
-            finally:
-                torch.set_num_threads(threads)  # for threads to come
-        if self.state is not None:
-            self.state.wait_for_everyone()
-
-    def load(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The samples `[n, hidden]` of a block's tokens, float32, their offsets `[tokens + 1]`, and what each sample stands for
-        `[n]`, float64: occurrences in the corpus."""
-        tokens = self.tokens[block]
-        first, last = self.offsets[tokens[0]], self.offsets[tokens[-1] + 1]
-        x = self.store["samples"][first:last].to(self.device, torch.float32)
-        sizes = self.offsets.diff()[tokens]
-        local = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        if "weights" in self.store:
-            weights = self.store["weights"][first:last].double()
-        else:
-            weights = (self.counts[tokens] / sizes.double()).repeat_interleave(sizes)
-        return x, local.to(self.device), weights.to(self.device)
-
-
 def fit_senses(
     store: Mapping[str, Tensor],
     directory: str | Path,
     *,
-    num_senses: int | None = None,
+    senses_per_token: int | None = None,
     budget: int | None = None,
     similarity: str = "l2",
     device: torch.device | str = "cpu",
     alone: bool = False,
 ) -> None:
-    """Fits the senses of every token: `budget` in all, `num_senses` for each, or without either as many as the paper's rule says.
+    """Fit the senses of all tokens and write them to `senses-*.safetensors`.
 
-    A token with no more distinct samples than senses keeps its samples. `dot` clusters by squared distance, as the paper does.
+    The number of senses is `budget` in all, or `senses_per_token` for each token, or without either what the paper's
+    rule says. A token with fewer distinct samples than senses keeps its distinct samples.
 
     Args:
-        store: `samples [n, hidden]`, `offsets [vocab + 1]`: the samples of each token, `counts [vocab]`: its occurrences in the corpus,
-            and optionally `weights [n]`, how many of them each sample stands for.
-        directory: gets `senses-*.safetensors`, which [`read_senses`] reads.
-        budget: at least the number of tokens that have samples.
-        alone: this process does it all, also where it is one of several; else they share a directory and the work.
+        store: The samples: `samples`, `[n, hidden]`; `offsets`, `[vocab + 1]`, where the samples of each token begin;
+            `counts`, `[vocab]`, its occurrences in the corpus; optionally `weights`, `[n]`, how many occurrences each
+            sample stands for.
+        directory: Where the files go; read them with :func:`read_senses` or :func:`write_senses`.
+        senses_per_token: Number of senses of each token.
+        budget: Number of senses in all, at least one for each token with samples.
+        similarity: `l2`, `cosine` or `dot`. `dot` clusters by squared distance, as the paper does.
+        device: Where to compute.
+        alone: Whether this process does all the work. If not, all processes must call this and share the directory.
     """
     blocks = _Blocks(store, Path(directory), device, alone)
     metric = "cosine" if similarity == "cosine" else "l2"
@@ -134,13 +95,15 @@ def fit_senses(
         order, gain = tree(*blocks.load(block))
         return {"order": order.int(), "gain": gain}
 
+    # First pass, for a budget: split everything, then find the smallest gain that the budget buys.
+    lowest, spare = 0.0, [0] * len(blocks.tokens)
     if budget is not None:
         blocks.work("tree", "Splitting", split)
         lowest, spare = _lowest_gain([blocks.path("tree", block) for block in range(len(blocks.tokens))], budget)
 
     def fit(block: int) -> dict[str, Tensor]:
         x, local, weights = blocks.load(block)
-        own = torch.arange(len(local) - 1, device=x.device).repeat_interleave(local.diff())
+        # Choose where the ordered samples are cut into senses.
         if budget is not None:
             file = TensorFile(blocks.path("tree", block))
             order, gain = file["order"].to(x.device).long(), file["gain"].to(x.device)
@@ -148,19 +111,15 @@ def fit_senses(
             cuts = (gain > lowest) | (equal & (equal.cumsum(0) <= spare[block]))
         else:
             order, gain = tree(x, local, weights)
-            if num_senses is not None:
-                wanted = torch.full_like(local[1:], num_senses)
-            else:
-                parts = x.split(local.diff().tolist())
-                wanted = torch.tensor(
-                    [paper_num_senses(len(part), count_clusters(part)) for part in parts], device=x.device
-                )
-            cuts = place_cuts(gain, local, wanted)
+            cuts = place_cuts(gain, local, _wanted_senses(x, local, senses_per_token))
+        # Number the parts between the cuts, and improve them by k-means.
+        own = torch.arange(len(local) - 1, device=x.device).repeat_interleave(local.diff())
         labels = torch.empty_like(own)
         labels[order] = cuts.cumsum(0) - 1
         sizes = torch.segment_reduce(cuts.float(), "sum", lengths=local.diff(), unsafe=True).long()
         parts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         senses, labels, distance = refine(x, own, labels, parts, weights.float(), metric)
+        # Count with the similarity that the dictionary will use.
         if similarity == "dot":
             labels = parts[own] + assign_senses(x, own, RaggedSenses(senses, parts, "dot")).sense_ids
         power = torch.ones_like(distance) if metric == "cosine" else x.square().sum(-1)
@@ -171,64 +130,44 @@ def fit_senses(
             "sums": torch.stack([(distance * weights).sum(), (power * weights).sum(), weights.sum()]),
         }
 
+    # Second pass, or the only one: cut the trees and refine the parts.
     blocks.work("senses", "Refining", fit)
 
 
-def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
-    """The gain of the last sense that the budget buys, and of how many equal ones it buys in each block.
+def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> FittedSenses:
+    """Read the files of :func:`fit_senses` into memory.
 
-    Found through the histogram of the upper and then of the lower half of the bits: those of non-negative floats are in their order.
+    Args:
+        directory: Where the files are.
+        store: The samples that the senses were fitted to.
+
+    Returns:
+        The senses.
     """
-
-    def bits(path: Path) -> Tensor:
-        return TensorFile(path)["gain"].view(torch.int32).long()
-
-    upper = sum(torch.bincount(bits(path) >> 16, minlength=1 << 15) for path in paths)
-    above = upper.flip(0).cumsum(0).flip(0)  # gains in this bin or a higher one
-    chosen = int((above >= budget).sum()) - 1
-    if chosen < 0:
-        return 0.0, [0] * len(paths)
-    left = budget - int(above[chosen] - upper[chosen])
-    lower = sum(
-        torch.bincount(values[values >> 16 == chosen] & 0xFFFF, minlength=1 << 16) for values in map(bits, paths)
-    )
-    above = lower.flip(0).cumsum(0).flip(0)
-    last = int((above >= left).sum()) - 1
-    left -= int(above[last] - lower[last])
-    value = torch.tensor((chosen << 16) + last, dtype=torch.int32)
-    lowest = float(value.view(torch.float32))
-    if lowest == 0:
-        return 0.0, [0] * len(paths)
-    spare = []
-    for path in paths:
-        spare.append(min(left, int((bits(path) == value).sum())))
-        left -= spare[-1]
-    return lowest, spare
-
-
-def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> Senses:
-    """What [`fit_senses`] has left in `directory`; `senses` in memory."""
     offsets, distortion = _layout(Path(directory), store)
     senses, usage = (
         [TensorFile(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
     )
-    return Senses(torch.cat(senses), offsets, torch.cat(usage), distortion)
+    return FittedSenses(torch.cat(senses), offsets, torch.cat(usage), distortion)
 
 
 def write_senses(
     directory: str | Path, store: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype
 ) -> tuple[int, float]:
-    """Writes what [`fit_senses`] has left in `directory` as the tensors of a dictionary, block by block.
+    """Write the files of :func:`fit_senses` as the weights of a dictionary, with memory for one block.
 
     Args:
-        dtype: of the table; int8 has a scale for every sense.
+        directory: Where the files are.
+        store: The samples that the senses were fitted to.
+        path: The safetensors file to write.
+        dtype: The dtype of the senses; int8 comes with a scale for each sense.
 
     Returns:
         The number of senses and the distortion.
     """
     offsets, distortion = _layout(Path(directory), store)
     total, width = int(offsets[-1]), store["samples"].shape[1]
-    tensors = {
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "senses": (dtype, (total, width)),
         "offsets": (torch.int64, offsets.shape),
         "usage": (torch.int64, (total,)),
@@ -250,34 +189,188 @@ def write_senses(
     return total, distortion
 
 
+def cluster_samples(
+    samples: np.ndarray | Tensor,
+    offsets: np.ndarray,
+    counts: np.ndarray,
+    *,
+    senses_per_token: int | None = None,
+    budget: int | None = None,
+    similarity: str = "l2",
+    device: torch.device | str = "cpu",
+) -> FittedSenses:
+    """Fit senses in memory, with :func:`fit_senses` and temporary files.
+
+    Args:
+        samples: The samples of all tokens, `[n, hidden]`.
+        offsets: Where the samples of each token begin, `[vocab + 1]`.
+        counts: How often each token occurs in the corpus, `[vocab]`.
+        senses_per_token: Number of senses of each token.
+        budget: Number of senses in all.
+        similarity: `l2`, `cosine` or `dot`.
+        device: Where to compute.
+
+    Returns:
+        The senses.
+    """
+    store = {
+        "samples": torch.as_tensor(samples),
+        "offsets": torch.as_tensor(offsets),
+        "counts": torch.as_tensor(counts),
+    }
+    with TemporaryDirectory(prefix="sensedict-") as directory:
+        fit_senses(
+            store,
+            directory,
+            senses_per_token=senses_per_token,
+            budget=budget,
+            similarity=similarity,
+            device=device,
+            alone=True,
+        )
+        return read_senses(directory, store)
+
+
+class _Blocks:
+    """The blocks of a sample store, and the files that hold their results."""
+
+    def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str, alone: bool) -> None:
+        self.store, self.directory, self.device = store, directory, torch.device(device)
+        self.offsets, self.counts = store["offsets"], store["counts"]
+        # Tokens without samples are in no block.
+        sizes = self.offsets.diff()
+        seen = sizes.nonzero().squeeze(1)
+        elements = BLOCK_ELEMENTS if self.device.type == "cpu" else GPU_BLOCK_ELEMENTS
+        number = sizes[seen].cumsum(0) * (store["samples"].shape[1] + TREE_ELEMENTS) // elements
+        self.tokens = seen.split(number.unique_consecutive(return_counts=True)[1].tolist())
+        # Process p of n takes the blocks p, p + n, p + 2n and so on.
+        self.state = None if alone else PartialState()
+        first, step = (0, 1) if self.state is None else (self.state.process_index, self.state.num_processes)
+        self.mine = range(first, len(self.tokens), step)
+
+    def path(self, kind: str, block: int) -> Path:
+        """Return the file of one kind of result of a block."""
+        return self.directory / f"{kind}-{block:05}.safetensors"
+
+    def work(self, kind: str, description: str, function: Callable[[int], dict[str, Tensor]]) -> None:
+        """Compute and write the files that are missing, then wait for the other processes.
+
+        On a CPU, each thread works on a block of its own, since single operations are too small to share.
+
+        Args:
+            kind: The kind of result, part of the file names.
+            description: The title of the progress bar.
+            function: Computes the tensors of a block from its number.
+        """
+        missing = [block for block in self.mine if not self.path(kind, block).exists()]
+
+        def run(block: int) -> None:
+            write_tensor_file(self.path(kind, block), {name: tensor.cpu() for name, tensor in function(block).items()})
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(
+            threads if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            try:
+                progress = tqdm(
+                    total=len(missing), desc=description, unit=" blocks", leave=False, disable=self.mine.start > 0
+                )
+                for _ in pool.map(run, missing):
+                    progress.update()
+                progress.close()
+            finally:
+                torch.set_num_threads(threads)  # the initializer also changed it for future threads
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+    def load(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Read the samples of a block onto the device.
+
+        Returns:
+            The samples, `[n, hidden]`, float32; where those of each token begin, `[tokens + 1]`; and how many
+            occurrences in the corpus each sample stands for, `[n]`, float64.
+        """
+        tokens = self.tokens[block]
+        first, last = self.offsets[tokens[0]], self.offsets[tokens[-1] + 1]
+        x = self.store["samples"][first:last].to(self.device, torch.float32)
+        sizes = self.offsets.diff()[tokens]
+        local = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        if "weights" in self.store:
+            weights = self.store["weights"][first:last].double()
+        else:
+            weights = (self.counts[tokens] / sizes.double()).repeat_interleave(sizes)
+        return x, local.to(self.device), weights.to(self.device)
+
+
+def _wanted_senses(x: Tensor, local: Tensor, senses_per_token: int | None) -> Tensor:
+    """Return how many senses each token of a block gets, `[tokens]`: a fixed number, or what the paper's rule says."""
+    if senses_per_token is not None:
+        return torch.full_like(local[1:], senses_per_token)
+    parts = x.split(local.diff().tolist())
+    return torch.tensor([paper_num_senses(len(part), count_clusters(part)) for part in parts], device=x.device)
+
+
+def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
+    """Find the smallest gain that a budget buys, reading one file at a time.
+
+    Sorting all gains could exceed memory, so they are counted in bins. The bits of non-negative floats, read as
+    integers, have the same order as the floats. A histogram of the upper 16 bits finds the bin of the gain, one of the
+    lower 16 bits in this bin finds the gain.
+
+    Args:
+        paths: The tree files of all blocks.
+        budget: Number of gains to buy, the largest first.
+
+    Returns:
+        The smallest gain, and how many gains equal to it the budget buys in each block.
+    """
+
+    def bits(path: Path) -> Tensor:
+        return TensorFile(path)["gain"].view(torch.int32).long()
+
+    def at_least(histogram: Tensor) -> Tensor:
+        return histogram.flip(0).cumsum(0).flip(0)
+
+    # The highest bin at which the gains in it and above fill the budget.
+    upper = torch.zeros(1 << 15, dtype=torch.int64)
+    for path in paths:
+        upper += torch.bincount(bits(path) >> 16, minlength=1 << 15)
+    above = at_least(upper)
+    chosen = int((above >= budget).sum()) - 1
+    if chosen < 0:
+        return 0.0, [0] * len(paths)  # the budget buys everything
+    left = budget - int(above[chosen] - upper[chosen])
+    # The same for the lower bits of the gains in this bin.
+    lower = torch.zeros(1 << 16, dtype=torch.int64)
+    for path in paths:
+        values = bits(path)
+        lower += torch.bincount(values[values >> 16 == chosen] & 0xFFFF, minlength=1 << 16)
+    above = at_least(lower)
+    last = int((above >= left).sum()) - 1
+    left -= int(above[last] - lower[last])
+    value = torch.tensor((chosen << 16) + last, dtype=torch.int32)
+    lowest = float(value.view(torch.float32))
+    if lowest == 0:
+        return 0.0, [0] * len(paths)  # splits that gain nothing are never made
+    # Of equal gains, the first blocks get theirs.
+    spare = []
+    for path in paths:
+        spare.append(min(left, int((bits(path) == value).sum())))
+        left -= spare[-1]
+    return lowest, spare
+
+
 def _results(directory: Path) -> list[Path]:
-    """The files of all blocks, in the order of their tokens."""
+    """Return the files of all blocks, in the order of their tokens."""
     return sorted(directory.glob("senses-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
 
 
 def _layout(directory: Path, store: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-    """The offsets `[vocab + 1]` of all senses, and the distortion."""
+    """Return where the senses of each token begin, `[vocab + 1]`, and the distortion."""
     found, sums = ([TensorFile(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
     sizes = store["offsets"].diff()
     per_token = torch.zeros_like(sizes)
     per_token[sizes > 0] = torch.cat(found)
+    offsets = torch.cat([sizes.new_zeros(1), per_token.cumsum(0)])
     distortion, power, total = torch.stack(sums).sum(0).tolist()
-    # What is left by rounding is none: as the unit of a temperature it would be meaningless.
-    return torch.cat(
-        [sizes.new_zeros(1), per_token.cumsum(0)]
-    ), distortion / total if distortion > 1e-6 * power else 0.0
-
-
-def cluster_samples(samples: np.ndarray | Tensor, offsets: np.ndarray, counts: np.ndarray, **settings) -> Senses:
-    """[`fit_senses`] from and to memory.
-
-    Args:
-        samples: `[n, hidden]`. offsets: `[vocab + 1]`. counts: `[vocab]`. settings: of [`fit_senses`].
-    """
-    store = {
-        name: torch.as_tensor(values)
-        for name, values in (("samples", samples), ("offsets", offsets), ("counts", counts))
-    }
-    with TemporaryDirectory(prefix="sensedict-") as directory:
-        fit_senses(store, directory, alone=True, **settings)
-        return read_senses(directory, store)
+    return offsets, distortion / total if distortion > SMALLEST_DISTORTION * power else 0.0

@@ -1,9 +1,22 @@
-"""The teacher's vectors of the planned occurrences, written to disk by any number of processes."""
+"""Run the teacher over the planned occurrences and store its vectors on disk, with any number of processes.
+
+The sampling plan says which positions are sampled and in which slot of the store each vector goes. Three steps follow:
+
+1. :func:`plan_windows` cuts the texts into windows, keeps those that own a planned position, and sorts them by length.
+2. :func:`gather_samples` splits this list into batches. Process p of n takes the batches p, p + n, p + 2n and so on,
+and writes the vectors
+   into their slots. All processes of one machine map the same file, and no two processes write the same slot.
+3. The first process copies the slots that other machines have filled into one file, `samples.safetensors`.
+
+The batches depend only on the plan, so the vectors are the same for any number of processes. A batch is marked as done
+once its vectors have reached the disk. After an interruption only batches without a mark are run again.
+"""
 
 import platform
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +32,54 @@ from .sampling import SamplingPlan
 from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 from .windows import TokenizedCorpus
 
-CHUNK = 1 << 20  # tokens of the corpus whose windows are looked at together, and rows that are copied together
-# After so many seconds the disk is waited for and the finished batches are marked: what a killed run may have to do again.
+# How many tokens of the corpus are cut into windows at once, and how many numbers are copied at once.
+CHUNK = 1 << 20
+# After so many seconds, wait for the disk and mark the finished batches. A killed run loses no more than this.
 MARK_SECONDS = 10
-WINDOW_COLUMNS = ("text", "start", "stop", "first", "last")
 
 
-def plan_windows(
-    corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, directory: Path
-) -> dict[str, np.ndarray]:
-    """Chooses the windows that own a planned position, the longest first, and writes them to `windows.safetensors`.
+@dataclass
+class PlannedWindows:
+    """Windows that own planned positions; all arrays are `[windows]`, int64.
+
+    Attributes:
+        text: Index of the text.
+        start: First content token that the window shows, as in :class:`Windows`.
+        stop: End of the content tokens that the window shows.
+        first: The window owns the planned positions `first:last`, counted in their list.
+        last: See `first`.
+    """
+
+    text: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "PlannedWindows":
+        return PlannedWindows(*(column[rows] for column in vars(self).values()))
+
+
+COLUMNS = tuple(PlannedWindows.__dataclass_fields__)
+
+
+def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, directory: Path) -> PlannedWindows:
+    """Find the windows that own a planned position, and write them to `windows.safetensors`.
+
+    Args:
+        corpus: The texts.
+        plan: Which positions are sampled.
+        max_length: Length of a window in the teacher's tokens, special tokens included.
+        directory: Where the file goes.
 
     Returns:
-        Arrays `[windows]`: `text`, `start` and `stop` as in [`Windows`], and `first`, `last`: the window owns `positions[first:last]`
-        of the plan.
+        The windows, the longest first; `first:last` are indices into `plan.positions`.
     """
+    # Write the windows of all texts, some texts at a time. Negative positions are samples of an earlier plan, and come
+    # first.
     rows = directory / "windows.bin"
     earlier = int(np.searchsorted(plan.positions, 0))
     with open(rows, "wb") as file:
@@ -42,14 +88,15 @@ def plan_windows(
             table = _owning_windows(corpus, plan.positions[slice(*span)], max_length, first_text, last_text)
             table[:, 3:] += span[0]
             table.tofile(file)
+    # Sort them by length.
     if rows.stat().st_size:
-        table = np.memmap(rows, dtype=np.int64, mode="r").reshape(-1, 5)
+        table = np.memmap(rows, dtype=np.int64, mode="r").reshape(-1, len(COLUMNS))
         order = np.argsort(table[:, 1] - table[:, 2], kind="stable")
     else:
-        table, order = np.empty((0, 5), dtype=np.int64), np.empty(0, dtype=np.int64)
+        table, order = np.empty((0, len(COLUMNS)), dtype=np.int64), np.empty(0, dtype=np.int64)
     partial = directory / "windows.safetensors.partial"
-    sorted_file = create_tensor_file(partial, {name: (torch.int64, (len(order),)) for name in WINDOW_COLUMNS})
-    for column, name in enumerate(WINDOW_COLUMNS):
+    sorted_file = create_tensor_file(partial, {name: (torch.int64, (len(order),)) for name in COLUMNS})
+    for column, name in enumerate(COLUMNS):
         values = sorted_file[name].numpy()
         for begin in range(0, len(order), CHUNK):
             values[begin : begin + CHUNK] = table[order[begin : begin + CHUNK], column]
@@ -59,61 +106,98 @@ def plan_windows(
     return open_windows(directory)
 
 
-def chunks(corpus: TokenizedCorpus, size: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Parts of the corpus, each of one text or of not more than `size` tokens and texts: its first text and the one behind its last."""
-    first = 0
-    while first < len(corpus):
-        last = int(np.searchsorted(corpus.offsets, corpus.offsets[first] + size, side="right")) - 1
-        last = min(max(last, first + 1), first + size)
-        yield first, last
-        first = last
+def open_windows(directory: Path) -> PlannedWindows:
+    """Open the windows that :func:`plan_windows` has written."""
+    file = TensorFile(directory / "windows.safetensors")
+    return PlannedWindows(*(file[name].numpy() for name in COLUMNS))
 
 
-def _owning_windows(
-    corpus: TokenizedCorpus, positions: np.ndarray, max_length: int, first_text: int, last_text: int
-) -> np.ndarray:
-    """The windows of the texts `first_text:last_text` that own some of these positions (of the same texts, ascending), as rows of
-    `text, start, stop, first, last`: the window owns `positions[first:last]`. A token of another tokenizer belongs to the window that
-    owns the first of the teacher's tokens it aligns with."""
-    windows = corpus.shown.windows(max_length, first_text, last_text)
-    begin, places = corpus.shown.offsets[windows.text], corpus.first_places(positions)
-    first, last = (np.searchsorted(places, begin + own) for own in (windows.own_start, windows.own_stop))
-    return np.stack([windows.text, windows.start, windows.stop, first, last], axis=1)[last > first].astype(np.int64)
+def gather_samples(
+    teacher: Teacher,
+    corpus: TokenizedCorpus,
+    plan: SamplingPlan,
+    windows: PlannedWindows,
+    directory: Path,
+    *,
+    layer: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    largest: float | None = None,
+    earlier: TensorFile | None = None,
+) -> None:
+    """Run the teacher over the planned windows and write its vectors to `samples.safetensors`.
 
+    The file holds `samples`, `[samples, hidden]`, in the order of the plan's slots, and the plan's `counts`, `offsets`
+    and `priorities`. All processes must call this with the same arguments; it does nothing if the file exists.
 
-def _window_vectors(
-    teacher: Teacher, corpus: TokenizedCorpus, windows: Sequence[np.ndarray], positions: np.ndarray, layer: int
-) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """Runs the teacher over a batch of windows, given by their columns.
+    Args:
+        teacher: The teacher.
+        corpus: The texts.
+        plan: Which positions are sampled.
+        windows: The windows of :func:`plan_windows`.
+        directory: Where the files go.
+        layer: Which hidden states are stored; -1 for the last layer.
+        batch_size: Number of windows in a batch.
+        dtype: The dtype of the stored samples.
+        largest: Largest absolute value that a vector may have. None: what `dtype` can hold.
+        earlier: The file of samples that the plan was made with, if any.
 
-    Returns:
-        For all positions that the windows own: their indices in `positions`, the teacher's vectors, `[n, hidden]`, float32, and the
-        text of each. A token of another tokenizer has the mean of the vectors of the teacher's tokens that it aligns with, as
-        far as the window shows them.
+    Raises:
+        ValueError: A vector is not finite, or one of its values is too large.
+        RuntimeError: Another process has failed to do its batches.
     """
-    text, start, stop, first, last = windows
-    shown = corpus.shown
-    ids = [shown.window_ids(*window) for window in zip(text, start, stop)]
-    input_ids, mask = (x.to(teacher.device) for x in pad_batch(ids, teacher.pad_token_id))
-    hidden = teacher.hidden_states(input_ids, mask, layer)
-    owned = ranges(first, last - first)
-    row = np.repeat(np.arange(len(text)), last - first)
-    begin = (
-        shown.offsets[text] + start
-    )  # the place of the first column, as if its special tokens stood right before the content
-    counts, places = corpus.all_places(positions[owned])
-    of_place = np.repeat(row, counts)
-    if corpus.alignment is not None:
-        is_last = stop == shown.offsets[text + 1] - shown.offsets[text] - shown.prefix - shown.suffix
-        columns = shown.prefix + stop - start + np.where(is_last, shown.suffix, 0)
-        is_shown = places < (begin + columns)[of_place]
-        counts = np.bincount(np.repeat(np.arange(len(row)), counts)[is_shown], minlength=len(row))
-        places, of_place = places[is_shown], of_place[is_shown]
-    column = torch.from_numpy(places - begin[of_place]).to(hidden.device)
-    vectors = hidden[torch.from_numpy(of_place).to(hidden.device), column].float()
-    if corpus.alignment is not None:
-        vectors = torch.segment_reduce(vectors, "mean", lengths=torch.from_numpy(counts).to(hidden.device))
-    return owned, vectors, text[row]
+    state = PartialState()
+    if (directory / "samples.safetensors").exists():
+        return
+    # One process of each machine creates the files of that machine.
+    machine = f"{platform.node()} {uuid.getnode()}"
+    names = gather_object([machine])
+    hosts = sorted(set(names))
+    host = hosts.index(machine)
+    store_path, marks_path = directory / f"samples-{host}.safetensors", directory / f"gathered-{host}.safetensors"
+    batches = -(-len(windows) // batch_size)
+    if names.index(machine) == state.process_index:
+        if not store_path.exists():
+            marks_path.unlink(missing_ok=True)  # marks of a store that is gone
+            probe = torch.zeros(1, 1, dtype=torch.int64, device=teacher.device)
+            width = teacher.hidden_states(probe, layer=layer).shape[-1]
+            _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
+        if not marks_path.exists():
+            write_tensor_file(marks_path, {"done": torch.zeros(batches, dtype=torch.bool)})
+    state.wait_for_everyone()
+
+    # Run the batches of this process that no earlier run has done.
+    store, marks = TensorFile(store_path, writable=True), TensorFile(marks_path, writable=True)
+    done = _marked(directory)
+    mine = [batch for batch in range(state.process_index, batches, state.num_processes) if not done[batch]]
+    samples, marked_at = store["samples"], time.monotonic()
+    unmarked: list[int] = []
+
+    def mark() -> None:
+        store.flush()
+        marks["done"][unmarked] = True
+        unmarked.clear()
+
+    for batch in tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_main_process):
+        rows = windows[batch * batch_size : (batch + 1) * batch_size]
+        sample, vectors, text = _window_vectors(teacher, corpus, rows, plan.positions, layer)
+        vectors = vectors.cpu()
+        _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text)
+        samples[torch.from_numpy(plan.slots[sample])] = vectors.to(samples.dtype)
+        unmarked.append(batch)
+        if time.monotonic() - marked_at > MARK_SECONDS:
+            mark()
+            marked_at = time.monotonic()
+    mark()
+
+    # When all processes are done, make one file.
+    state.wait_for_everyone()
+    missing = int((~_marked(directory)).sum())
+    if missing:
+        raise RuntimeError(f"{missing} batches in {directory} were not gathered: run the same command again")
+    if state.is_main_process:
+        _join(directory)
+    state.wait_for_everyone()
 
 
 def teacher_vectors(
@@ -126,123 +210,132 @@ def teacher_vectors(
     max_length: int,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Runs the teacher over the texts `first_text:last_text`; long texts in overlapping windows.
+    """Run the teacher over texts, long ones in windows, and yield the vectors of all tokens.
 
     Args:
-        max_length: of the windows, in the teacher's tokens.
+        teacher: The teacher.
+        corpus: The texts.
+        first_text: Index of the first text.
+        last_text: Index after the last text.
+        layer: Which hidden states are returned; -1 for the last layer.
+        max_length: Length of a window in the teacher's tokens, special tokens included.
+        batch_size: Number of windows in a batch.
 
     Yields:
-        Batch by batch, each token that has a vector exactly once, in no order: positions in `corpus.input_ids`, `[n]`, and their
-        vectors, `[n, hidden]`, float32. Tokens of another tokenizer that align with none of the teacher's are left out.
+        For each batch, positions, `[n]`, and their vectors, `[n, hidden]`, float32. Each token that has a vector comes
+        exactly once, in no particular order. Tokens that align with nothing or belong to a prompt do not come.
     """
     begin, end = corpus.offsets[[first_text, last_text]]
     positions = np.arange(begin, end)[corpus.has_vectors(begin, end)]
     table = _owning_windows(corpus, positions, max_length, first_text, last_text)
-    table = table[np.argsort(table[:, 1] - table[:, 2], kind="stable")]
-    for first in range(0, len(table), batch_size):
-        owned, vectors, _ = _window_vectors(teacher, corpus, table[first : first + batch_size].T, positions, layer)
+    windows = PlannedWindows(*table[np.argsort(table[:, 1] - table[:, 2], kind="stable")].T)
+    for first in range(0, len(windows), batch_size):
+        owned, vectors, _ = _window_vectors(teacher, corpus, windows[first : first + batch_size], positions, layer)
         yield positions[owned], vectors
 
 
-def open_windows(directory: Path) -> dict[str, np.ndarray]:
-    """The windows that [`plan_windows`] has written."""
-    return {name: tensor.numpy() for name, tensor in TensorFile(directory / "windows.safetensors").items()}
-
-
-def gather_samples(
-    teacher: Teacher,
-    corpus: TokenizedCorpus,
-    plan: SamplingPlan,
-    windows: dict[str, np.ndarray],
-    directory: Path,
-    *,
-    layer: int,
-    batch_size: int,
-    dtype: torch.dtype,
-    largest: float | None = None,
-    earlier: TensorFile | None = None,
-) -> None:
-    """Runs the teacher over the planned windows and writes the vectors of the planned positions into their slots of
-    `samples.safetensors`: `samples [samples, width]`, beside the plan's `counts`, `offsets` and `priorities`.
-
-    Batches are formed from the whole plan, so that their vectors depend neither on the number of processes nor on interruptions. Each
-    process takes every n-th batch. Those of one machine write to one file; the first process joins the files of all machines.
+def chunks(corpus: TokenizedCorpus, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Split a corpus into ranges of texts: of at most `size` tokens and `size` texts, or of a single longer text.
 
     Args:
-        largest: absolute value that a vector's numbers may have; default: what the dtype can hold.
-        earlier: `samples` of the earlier plan that this one was made with.
+        corpus: The texts.
+        size: The limit.
 
-    Raises:
-        ValueError: a vector is not finite, or a value too large.
+    Yields:
+        The index of the first text and the index after the last one.
     """
-    state = PartialState()
-    if (directory / "samples.safetensors").exists():
-        return
-    machine = f"{platform.node()} {uuid.getnode()}"
-    names = gather_object([machine])
-    hosts = sorted(set(names))
-    host = hosts.index(machine)
-    is_first = names.index(machine) == state.process_index
-    store_path, marks_path = directory / f"samples-{host}.safetensors", directory / f"gathered-{host}.safetensors"
-    batches = -(-len(windows["text"]) // batch_size)
-    if is_first and not store_path.exists():
-        marks_path.unlink(missing_ok=True)  # what they tell of is not there
-        width = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=layer).shape[
-            -1
-        ]
-        _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
-    if is_first and not marks_path.exists():
-        write_tensor_file(marks_path, {"done": torch.zeros(batches, dtype=torch.bool)})
-    state.wait_for_everyone()
-    store, marks = TensorFile(store_path, writable=True), TensorFile(marks_path, writable=True)
-    done = _marked(directory)
-    mine = [batch for batch in range(state.process_index, batches, state.num_processes) if not done[batch]]
-    samples, unmarked, marked = store["samples"], [], time.monotonic()
+    first = 0
+    while first < len(corpus):
+        last = int(np.searchsorted(corpus.offsets, corpus.offsets[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), first + size)
+        yield first, last
+        first = last
 
-    def mark() -> None:
-        store.flush()
-        marks["done"][unmarked] = True
-        unmarked.clear()
 
-    progress = tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_main_process)
-    for batch in progress:
-        rows = slice(batch * batch_size, (batch + 1) * batch_size)
-        columns = [windows[name][rows] for name in WINDOW_COLUMNS]
-        sample, vectors, text = _window_vectors(teacher, corpus, columns, plan.positions, layer)
-        vectors = vectors.cpu()
-        _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text)
-        samples[torch.from_numpy(plan.slots[sample])] = vectors.to(samples.dtype)
-        unmarked.append(batch)
-        if time.monotonic() - marked > MARK_SECONDS:
-            mark()
-            marked = time.monotonic()
-    mark()
-    state.wait_for_everyone()
-    if not _marked(directory).all():
-        raise RuntimeError(
-            f"{int((~_marked(directory)).sum())} batches in {directory} were not gathered: run the same command again"
-        )
-    if state.is_main_process:
-        _join(directory)
-    state.wait_for_everyone()
+def _owning_windows(
+    corpus: TokenizedCorpus, positions: np.ndarray, max_length: int, first_text: int, last_text: int
+) -> np.ndarray:
+    """Find the windows of some texts that own given positions.
+
+    Args:
+        corpus: The texts.
+        positions: The positions, ascending, all of them in these texts.
+        max_length: Length of a window in the teacher's tokens.
+        first_text: Index of the first text.
+        last_text: Index after the last text.
+
+    Returns:
+        `[windows, 5]`, int64; the columns are the fields of :class:`PlannedWindows`.
+    """
+    windows = corpus.shown.windows(max_length, first_text, last_text)
+    begin, shown = corpus.shown.offsets[windows.text], corpus.first_shown(positions)
+    first, last = (np.searchsorted(shown, begin + own) for own in (windows.own_start, windows.own_stop))
+    return np.stack([windows.text, windows.start, windows.stop, first, last], axis=1)[last > first].astype(np.int64)
+
+
+def _window_vectors(
+    teacher: Teacher, corpus: TokenizedCorpus, windows: PlannedWindows, positions: np.ndarray, layer: int
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """Run the teacher over a batch of windows.
+
+    If the teacher has another tokenizer, the vector of a token is the mean over the teacher's tokens that it aligns
+    with, as far as its window shows them.
+
+    Args:
+        teacher: The teacher.
+        corpus: The texts.
+        windows: The windows.
+        positions: The positions that `first` and `last` of the windows refer to.
+        layer: Which hidden states are returned.
+
+    Returns:
+        For all positions that the windows own: their indices in `positions`, `[n]`, their vectors, `[n, hidden]`,
+        float32, and the index of their text, `[n]`.
+    """
+    shown = corpus.shown
+    text, start, stop = windows.text, windows.start, windows.stop
+    ids = [shown.window_ids(*window) for window in zip(text, start, stop)]
+    input_ids, mask = (x.to(teacher.device) for x in pad_batch(ids, teacher.pad_token_id))
+    hidden = teacher.hidden_states(input_ids, mask, layer)
+    # Find the row of each owned position, and the positions in `shown` that its vector comes from.
+    owned = ranges(windows.first, windows.last - windows.first)
+    row = np.repeat(np.arange(len(windows)), windows.last - windows.first)
+    sizes, sources = corpus.all_shown(positions[owned])
+    source_row = np.repeat(row, sizes)
+    begin = shown.offsets[text] + start  # position p is in column p - begin
+    if corpus.alignment is not None:
+        # A token may align with tokens after the end of its window. They have no column.
+        is_last = stop == shown.offsets[text + 1] - shown.offsets[text] - shown.prefix - shown.suffix
+        columns = shown.prefix + stop - start + np.where(is_last, shown.suffix, 0)
+        is_shown = sources < (begin + columns)[source_row]
+        sizes = np.bincount(np.repeat(np.arange(len(row)), sizes)[is_shown], minlength=len(row))
+        sources, source_row = sources[is_shown], source_row[is_shown]
+    column = torch.from_numpy(sources - begin[source_row]).to(hidden.device)
+    vectors = hidden[torch.from_numpy(source_row).to(hidden.device), column].float()
+    if corpus.alignment is not None:
+        vectors = torch.segment_reduce(vectors, "mean", lengths=torch.from_numpy(sizes).to(hidden.device))
+    return owned, vectors, text[row]
 
 
 def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) -> None:
+    """Raise a ValueError if a vector is not finite or too large; `texts`, `[n]`, says which text it is from."""
     found = float(vectors.abs().max())
     if not np.isfinite(found):
         bad = texts[int((~vectors.isfinite().all(1)).nonzero()[0])]
-        raise ValueError(f"{name} yields NaN or infinite vectors for text {bad}: try another dtype for the teacher")
+        raise ValueError(f"{name} yields NaN or infinite vectors for text {bad}: load the teacher in another dtype")
     if found > largest:
         raise ValueError(
-            f"{name} yields values up to {found:.3g}, too large for float16: use sample_dtype='float32' and senses_dtype='bfloat16'"
+            f"{name} yields values up to {found:.3g}, too large for float16: use sample_dtype='float32' and "
+            "senses_dtype='bfloat16'"
         )
 
 
 def _create_store(
     path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None, sparse: bool
 ) -> None:
+    """Create the store of one machine, with the samples that are taken over from an earlier plan."""
     partial = Path(f"{path}.partial")
-    shapes = {
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "samples": (dtype, (len(plan.slots), width)),
         "counts": (torch.int64, plan.counts.shape),
         "offsets": (torch.int64, plan.offsets.shape),
@@ -253,23 +346,24 @@ def _create_store(
         store["priorities"][begin : begin + CHUNK] = torch.from_numpy(plan.priorities[begin : begin + CHUNK])
     store["counts"].copy_(torch.from_numpy(plan.counts))
     store["offsets"].copy_(torch.from_numpy(plan.offsets))
-    kept = int(np.searchsorted(plan.positions, 0))
-    step = max(1, CHUNK // width)
-    for begin in range(0, kept, step):
-        part = slice(begin, min(begin + step, kept))
-        before = earlier["samples"][torch.from_numpy(-1 - plan.positions[part])]
-        store["samples"][torch.from_numpy(plan.slots[part])] = before
+    if earlier is not None:
+        kept = int(np.searchsorted(plan.positions, 0))
+        step = max(1, CHUNK // width)
+        for begin in range(0, kept, step):
+            part = slice(begin, min(begin + step, kept))
+            before = earlier["samples"][torch.from_numpy(-1 - plan.positions[part])]
+            store["samples"][torch.from_numpy(plan.slots[part])] = before
     store.flush()
     partial.replace(path)
 
 
 def _marked(directory: Path) -> torch.Tensor:
-    """Which batches are finished, on whatever machine, `[batches]`."""
+    """Return which batches are done, on any machine, `[batches]`, bool."""
     return torch.stack([TensorFile(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
 
 
 def _join(directory: Path) -> None:
-    """Puts the rows that other machines have written into the first machine's file, and that in its place."""
+    """Copy what other machines have written into the file of the first, and rename it to `samples.safetensors`."""
     first, *others = sorted(directory.glob("samples-*.safetensors"))
     target = TensorFile(first, writable=True)
     samples = target["samples"]

@@ -140,7 +140,7 @@ def plan_build(
     # Choose the windows of text that the teacher runs over.
     if not (stages / "windows.safetensors").exists():
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
-        used = len(np.unique(windows["text"]))
+        used = len(np.unique(windows.text))
         logger.info(
             f"{used:,} of {len(corpus):,} texts hold a sample; the teacher does not read the others "
             f"({1 - used / len(corpus):.1%})"

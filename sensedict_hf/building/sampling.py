@@ -1,7 +1,20 @@
-"""The sampling plan: which occurrences of each token the dictionary is fitted on.
+"""Choose the occurrences of each token that the dictionary is fitted to: the sampling plan.
 
-Hardly anything here is held in memory that grows with the corpus (32 bytes for each of many equal texts); what grows with the sample is
-one sort of its places, 8 bytes for each.
+A frequent token occurs far more often than clustering can use, so at most `max_samples_per_token` of its occurrences
+are sampled. Every occurrence has a priority: a pseudo-random number, a hash of the seed, the content of its text, its
+place in the text and its token. Equal texts are told apart by counting them. The occurrences with the lowest
+priorities are sampled. For example, if "bark" occurs five times with the priorities 9, 2, 7, 4 and 8, a plan with two
+samples takes the second and the fourth occurrence.
+
+This has three advantages over drawing random numbers one by one. The sample is uniform and without replacement. It
+does not depend on the order of the texts, on batches or on restarts. And a corpus can be extended: the lowest
+priorities of old and new texts together are a uniform sample of all of them, so only the new texts must be read.
+
+The samples of a token are stored next to each other, in slots; its first slot has the lowest priority. The corpus may
+be larger than memory, so all work is done in chunks. A first pass over the corpus writes candidates to files: the
+occurrences whose priority is low enough to have a chance. Then the candidates of some tokens at a time are sorted.
+Only two things are held in memory whole: the positions of all samples, 8 bytes each, and texts that are equal, 32
+bytes each.
 """
 
 import os
@@ -15,24 +28,26 @@ import torch
 from .tensor_files import TensorFile, create_tensor_file
 from .windows import TokenizedCorpus
 
-CHUNK = 1 << 20  # tokens, or texts, that are hashed at a time
-BLOCK = 1 << 21  # candidates that are sorted at a time
-# How many more candidates than needed are looked for, in standard deviations of their number.
+CHUNK = 1 << 20  # tokens, or texts, that are hashed at once
+BLOCK = 1 << 21  # candidates that are sorted at once
+# How many more candidates than needed are expected below a token's limit, in standard deviations of their number.
 MARGIN = 8.0
-EVERY = np.iinfo(np.uint64).max
+EVERY = np.iinfo(np.uint64).max  # the limit that every priority is below
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the step of splitmix64
+CANDIDATES = {"tokens": np.int32, "candidate_priorities": np.uint64, "candidate_positions": np.int64}
 
 
 @dataclass
 class SamplingPlan:
-    """Which occurrences are sampled, and where each of them is stored; arrays of a memory-mapped file.
+    """Which occurrences are sampled, and where their vectors are stored; arrays of a memory-mapped file.
 
     Attributes:
-        counts: `[vocab]`, occurrences of each token in the corpus (0 for tokens that are left out).
-        offsets: `[vocab + 1]`: the samples of token t are the slots `offsets[t]:offsets[t + 1]`, `min(counts[t], cap)` of them.
-        positions: `[samples]`, ascending: their places in the corpus' token ids. A negative one, -1 - s, is slot s of the earlier
-            samples that the plan was made with.
-        slots: `[samples]`, the slot of each position; those of a token are in the order of their priorities.
-        priorities: `[samples]`, uint64, of each slot.
+        counts: Number of occurrences of each token, `[vocab]`, int64; 0 for tokens that are left out.
+        offsets: The samples of token t are the slots `offsets[t]:offsets[t + 1]`; `[vocab + 1]`, int64.
+        positions: Positions of the samples in the corpus, `[samples]`, int64, ascending. A negative number -1 - s
+            means slot s of the earlier samples that the plan was made with.
+        slots: The slot of each position, `[samples]`, int64.
+        priorities: The priority of each slot, `[samples]`, uint64, ascending for each token.
     """
 
     counts: np.ndarray
@@ -42,21 +57,19 @@ class SamplingPlan:
     priorities: np.ndarray
 
 
-def open_plan(path: str | os.PathLike) -> SamplingPlan:
-    """The plan that [`plan_samples`] has written."""
-    return SamplingPlan(**{name: tensor.numpy() for name, tensor in TensorFile(path).items()})
-
-
-def sample_sizes(counts: np.ndarray, max_samples_per_token: int) -> np.ndarray:
-    """How many samples each token gets, `[vocab]`."""
-    return np.minimum(counts, max_samples_per_token)
-
-
 def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, ...] = ()) -> np.ndarray:
-    """Occurrences of each token that have a vector of the teacher, `[vocab]`, int64; 0 for the excluded ones (padding).
+    """Count the occurrences of each token that get a vector of the teacher.
+
+    Args:
+        corpus: The texts.
+        vocab_size: Number of tokens of the vocabulary.
+        exclude: Token ids that count as 0, such as padding.
+
+    Returns:
+        `[vocab]`, int64.
 
     Raises:
-        ValueError: the corpus holds a token id outside the vocabulary.
+        ValueError: The corpus holds a token id outside the vocabulary.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
     for begin in range(0, len(corpus.input_ids), CHUNK):
@@ -64,11 +77,17 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
         if tokens.min() < 0 or tokens.max() >= vocab_size:
             bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
             raise ValueError(
-                f"token id {bad} is outside the vocabulary of {vocab_size} tokens: the tokenizer does not belong to the model"
+                f"token id {bad} is outside the vocabulary of {vocab_size} tokens: use the tokenizer that belongs "
+                "to the model"
             )
         counts += np.bincount(tokens[corpus.has_vectors(begin, begin + len(tokens))], minlength=vocab_size)
     counts[list(exclude)] = 0
     return counts
+
+
+def sample_sizes(counts: np.ndarray, max_samples_per_token: int) -> np.ndarray:
+    """Return how many samples each token gets, `[vocab]`."""
+    return np.minimum(counts, max_samples_per_token)
 
 
 def plan_samples(
@@ -80,37 +99,41 @@ def plan_samples(
     seed: int = 0,
     earlier: TensorFile | None = None,
 ) -> SamplingPlan:
-    """Draws up to `max_samples_per_token` occurrences of every token, uniformly and without replacement.
-
-    An occurrence is drawn if its priority, a hash of the seed, its text's token ids, its position and its token, is among the lowest
-    of its token: the sample depends neither on the order of the texts nor on batches, shards or restarts.
+    """Sample up to `max_samples_per_token` occurrences of every token, uniformly and without replacement.
 
     Args:
-        counts: of [`count_tokens`]. directory: gets `plan.safetensors`, whole or not at all, and files in between.
-        earlier: `counts`, `offsets` and `priorities` of an earlier plan with the same number of samples per token and another seed:
-            the new one draws from all occurrences of both.
+        corpus: The texts.
+        counts: Their counts, from :func:`count_tokens`.
+        max_samples_per_token: The most samples that a token gets.
+        directory: Where `plan.safetensors` goes, together with temporary files.
+        seed: The seed of the priorities.
+        earlier: The `counts`, `offsets` and `priorities` of an earlier plan, made with another seed and the same
+            `max_samples_per_token`. The new plan samples from the occurrences of both.
+
+    Returns:
+        The plan, memory-mapped.
     """
     folder = Path(directory)
     own = counts
     if earlier is not None:
         counts = counts + earlier["counts"].numpy()
     sizes = sample_sizes(counts, max_samples_per_token)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    limits = _limits(own, counts, max_samples_per_token)
     keys = _text_keys(corpus, folder / "keys.bin", seed)
-    # The n-th lowest of c uniform numbers is about n / c: what lies well above cannot be among the n lowest.
-    enough = max_samples_per_token + MARGIN * (np.sqrt(max_samples_per_token) + 1)
-    limits = np.where(counts > enough, enough / np.maximum(counts, 1) * 2.0**64, 0).astype(np.uint64)
-    limits[counts <= enough] = EVERY
-    limits[own == 0] = 0
+    # Collect candidates. In the unlikely case that a token has too few, take all of its occurrences.
     while True:
         tokens, priorities, positions = _candidates(corpus, keys, limits, folder, earlier)
-        found = sum(np.bincount(tokens[i : i + CHUNK], minlength=len(counts)) for i in range(0, len(tokens), CHUNK))
+        found = np.zeros(len(counts), dtype=np.int64)
+        for begin in range(0, len(tokens), CHUNK):
+            found += np.bincount(tokens[begin : begin + CHUNK], minlength=len(counts))
         if (found >= sizes).all():
             break
         limits[found < sizes] = EVERY
 
-    partial = folder / "plan.safetensors.partial"
+    # Create the file of the plan.
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
     samples = (int(offsets[-1]),)
+    partial = folder / "plan.safetensors.partial"
     file = create_tensor_file(
         partial,
         {
@@ -123,18 +146,21 @@ def plan_samples(
     )
     plan = SamplingPlan(**{name: tensor.numpy() for name, tensor in file.items()})
     plan.counts[:], plan.offsets[:] = counts, offsets
+    # Sort the candidates of each block of tokens by token and priority, and keep the first ones of each token.
     block = np.cumsum(found) // BLOCK
     by_slot = np.memmap(folder / "by_slot.bin", dtype=np.int64, mode="w+", shape=samples)
     for number in range(int(block[-1]) + 1):
         first, last = np.searchsorted(block, [number, number + 1])
-        rows = [begin + _between(tokens[begin : begin + CHUNK], first, last) for begin in range(0, len(tokens), CHUNK)]
-        rows = np.concatenate(rows)
+        rows = np.concatenate(
+            [begin + _between(tokens[begin : begin + CHUNK], first, last) for begin in range(0, len(tokens), CHUNK)]
+        )
         order = np.lexsort((priorities[rows], tokens[rows]))
-        own_tokens = tokens[rows[order]]
-        rank = np.arange(len(rows)) - np.searchsorted(own_tokens, own_tokens)
-        rows = rows[order[rank < sizes[own_tokens]]]
+        ordered = tokens[rows[order]]
+        rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+        rows = rows[order[rank < sizes[ordered]]]
         plan.priorities[offsets[first] : offsets[last]] = priorities[rows]
         by_slot[offsets[first] : offsets[last]] = positions[rows]
+    # Sort the samples by position.
     order = np.argsort(by_slot)
     for begin in range(0, len(order), CHUNK):
         part = order[begin : begin + CHUNK]
@@ -146,64 +172,92 @@ def plan_samples(
     return plan
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def open_plan(path: str | os.PathLike) -> SamplingPlan:
+    """Open the plan that :func:`plan_samples` has written."""
+    return SamplingPlan(**{name: tensor.numpy() for name, tensor in TensorFile(path).items()})
 
 
-def _between(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    return np.flatnonzero((values >= low) & (values < high))
+def _limits(counts: np.ndarray, together: np.ndarray, max_samples_per_token: int) -> np.ndarray:
+    """Choose the priority up to which the occurrences of each token are candidates.
+
+    Priorities are uniform. Of `c` uniform numbers from 0 to 1, about `n` lie below `n / c`, so almost surely the `n`
+    lowest lie below a limit that is a few standard deviations higher.
+
+    Args:
+        counts: Occurrences of each token in the corpus, `[vocab]`.
+        together: The same, with the occurrences that earlier samples stand for.
+        max_samples_per_token: The most samples that a token gets.
+
+    Returns:
+        `[vocab]`, uint64; 0 for tokens that do not occur.
+    """
+    enough = max_samples_per_token + MARGIN * (np.sqrt(max_samples_per_token) + 1)
+    limits = np.where(together > enough, enough / np.maximum(together, 1) * 2.0**64, 0).astype(np.uint64)
+    limits[together <= enough] = EVERY
+    limits[counts == 0] = 0
+    return limits
 
 
 def _text_keys(corpus: TokenizedCorpus, path: Path, seed: int) -> np.ndarray:
-    """A pseudo-random number for each text from its content, in a file; equal texts are told apart by their number among their
-    equals, which are found part by part of all digests."""
+    """Hash each text to a pseudo-random number; equal texts are told apart by how many come before.
+
+    Equal texts are found among the digests, of which only a part is sorted at a time.
+
+    Args:
+        corpus: The texts.
+        path: The file that holds the result.
+        seed: The seed.
+
+    Returns:
+        `[texts]`, uint64, memory-mapped.
+    """
     digests = corpus.digests
     keys = np.memmap(path, dtype=np.uint64, mode="w+", shape=digests.shape)
     parts = 1 + len(digests) // BLOCK
     for part in range(parts):
-        rows = [
-            begin + np.flatnonzero(digests[begin : begin + CHUNK] % np.uint64(parts) == part)
-            for begin in range(0, len(digests), CHUNK)
-        ]
-        rows = np.concatenate(rows)
+        rows = np.concatenate(
+            [
+                begin + np.flatnonzero(digests[begin : begin + CHUNK] % np.uint64(parts) == part)
+                for begin in range(0, len(digests), CHUNK)
+            ]
+        )
         rows = rows[np.argsort(digests[rows], kind="stable")]
         ordered = digests[rows]
         number = np.arange(len(rows), dtype=np.uint64) - np.searchsorted(ordered, ordered).astype(np.uint64)
-        keys[rows] = _mix(
-            _mix(_mix(np.uint64(seed) + number * np.uint64(0x9E3779B97F4A7C15)) ^ ordered) + np.uint64(1)
-        )
+        keys[rows] = _mix(_mix(_mix(np.uint64(seed) + number * GOLDEN_GAMMA) ^ ordered) + np.uint64(1))
     return keys
 
 
 def _priorities(corpus: TokenizedCorpus, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Chunk by chunk of the corpus: its first place, its token ids, and the priority of each."""
+    """Yield the corpus in chunks: the first position, the token ids and their priorities, both `[chunk]`."""
     for begin in range(0, len(corpus.input_ids), CHUNK):
         tokens = corpus.input_ids[begin : begin + CHUNK]
         end = begin + len(tokens)
+        # The texts that overlap with the chunk, and how many of their tokens are in it.
         first, last = np.searchsorted(corpus.offsets, [begin, end - 1], side="right") - 1
         starts = corpus.offsets[first : last + 1]
         lengths = np.diff(np.append(np.maximum(starts, begin), end))
         places = np.arange(begin, end) - np.repeat(starts, lengths)
         text_keys = np.repeat(keys[first : last + 1], lengths)
-        yield (
-            begin,
-            tokens,
-            _mix(
-                _mix(text_keys + places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ tokens.astype(np.uint64)
-            ),
-        )
-
-
-CANDIDATES = {"tokens": np.int32, "candidate_priorities": np.uint64, "candidate_positions": np.int64}
+        place_keys = _mix(text_keys + places.astype(np.uint64) * GOLDEN_GAMMA)
+        yield begin, tokens, _mix(place_keys ^ tokens.astype(np.uint64))
 
 
 def _candidates(
     corpus: TokenizedCorpus, keys: np.ndarray, limits: np.ndarray, folder: Path, earlier: TensorFile | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token, priority and position of all occurrences whose priority is not above the limit of their token, in files."""
+    """Write all occurrences up to the limit of their token to files, and all earlier samples.
+
+    Args:
+        corpus: The texts.
+        keys: The hash of each text.
+        limits: The highest priority of a candidate, for each token.
+        folder: Where the files go.
+        earlier: The earlier plan, if any.
+
+    Returns:
+        Token, priority and position of each candidate, `[candidates]` each, memory-mapped.
+    """
     paths = [folder / f"{name}.bin" for name in CANDIDATES]
     files = [open(path, "wb") for path in paths]
     for begin, tokens, priorities in _priorities(corpus, keys):
@@ -220,4 +274,22 @@ def _candidates(
                 values.tofile(file)
     for file in files:
         file.close()
-    return tuple(np.memmap(path, dtype=dtype, mode="r") for path, dtype in zip(paths, CANDIDATES.values()))
+    tokens, priorities, positions = (
+        np.memmap(path, dtype=dtype, mode="r") for path, dtype in zip(paths, CANDIDATES.values())
+    )
+    return tokens, priorities, positions
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit numbers: the finalizer of splitmix64.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _between(values: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Return the indices of the values from `low` up to but not including `high`."""
+    return np.flatnonzero((values >= low) & (values < high))

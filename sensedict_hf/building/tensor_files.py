@@ -1,16 +1,20 @@
-"""Files of tensors that are written in place: the safetensors format, memory-mapped.
+"""Safetensors files that are memory-mapped and written in place.
 
-A mapped file costs no memory of the process, several processes can write disjoint parts of it, and what was written survives their
-being killed. The library reads this format mapped, but writes it only from memory.
+The safetensors library writes a file from tensors in memory. A build needs more: files larger than memory, which
+several processes fill in parallel. So :func:`create_tensor_file` makes a file of zeros and returns its tensors as
+views of the mapped file. What is written to a view goes to the file, and survives if the process is killed. Other
+libraries read the finished file as any safetensors file.
 """
 
 import json
 import math
 import mmap
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,36 +30,42 @@ DTYPES = {
     "U64": torch.uint64,
     "BOOL": torch.bool,
 }
-# Mapped for reading, a file of any size can be opened; torch has no tensors that are read-only, and says so.
-warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# `warnings.catch_warnings` changes the whole process, and several threads open files at once.
+_WARNINGS_LOCK = threading.Lock()
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each a view of the mapped file.
+    """The tensors of a safetensors file, as views of the memory-mapped file.
 
     Args:
-        writable: changes of the tensors go to the file; without it, to change them is an error that ends the process.
+        path: The file.
+        writable: Whether changes of the tensors go to the file. Writing to a tensor of a file that is not writable
+            ends the process.
     """
 
-    def __init__(self, path: str | os.PathLike, *, writable: bool = False):
+    def __init__(self, path: str | os.PathLike, *, writable: bool = False) -> None:
         with open(path, "r+b" if writable else "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        # The layout: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
         begin = 8 + int.from_bytes(self._map[:8], "little")
-        self._tensors = {}
-        for name, entry in json.loads(self._map[8:begin]).items():
-            if name != "__metadata__":
-                dtype, count, offset = (
-                    DTYPES[entry["dtype"]],
-                    math.prod(entry["shape"]),
-                    begin + entry["data_offsets"][0],
-                )
-                flat = (
-                    torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
-                    if count
-                    else torch.empty(0, dtype=dtype)
-                )
-                self._tensors[name] = flat.view(entry["shape"])
+        header = json.loads(self._map[8:begin])
+        header.pop("__metadata__", None)
+        if writable:
+            self._tensors = {name: self._view(entry, begin) for name, entry in header.items()}
+            return
+        # Torch has no read-only tensors, and warns of views of a read-only buffer.
+        with _WARNINGS_LOCK, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+            self._tensors = {name: self._view(entry, begin) for name, entry in header.items()}
+
+    def _view(self, entry: dict[str, Any], begin: int) -> Tensor:
+        """Make the tensor of one entry of the header; its bytes are counted from `begin`."""
+        dtype, count = DTYPES[entry["dtype"]], math.prod(entry["shape"])
+        if not count:
+            return torch.empty(entry["shape"], dtype=dtype)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=begin + entry["data_offsets"][0])
+        return flat.view(entry["shape"])
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -67,24 +77,30 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def flush(self) -> None:
-        """Waits until the disk has it all."""
+        """Wait until all changes are on the disk."""
         self._map.flush()
 
 
 def create_tensor_file(
     path: str | os.PathLike, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], *, sparse: bool = False
 ) -> TensorFile:
-    """Makes a file of zeros and opens it for writing.
+    """Create a file of zeros and open it for writing.
 
     Args:
-        tensors: dtype and shape of each. sparse: takes no room on disk before something is written.
+        path: The file; an existing one is overwritten.
+        tensors: Dtype and shape of each tensor, by name.
+        sparse: Whether the file takes disk space only where something is written.
+
+    Returns:
+        The writable file.
 
     Raises:
-        OSError: the disk has no room for it (unless sparse).
+        OSError: The disk has no room for the file (if not `sparse`).
     """
-    # Wide types first, so that each tensor begins at a multiple of its own item size.
+    # Wide dtypes come first, so that each tensor begins at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0]))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, (dtype, shape) in ordered:
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
@@ -94,13 +110,19 @@ def create_tensor_file(
         file.write(len(text).to_bytes(8, "little") + text)
         size = file.tell() + end
         if end and not sparse and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would kill the process at some later write
+            # Reserve the space now: on a full disk, a later write to the map would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)
     return TensorFile(path, writable=True)
 
 
 def write_tensor_file(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors so that the file is there as a whole or not at all."""
+    """Write tensors to a file. If the process is killed meanwhile, there is no file of this name.
+
+    Args:
+        path: The file; an existing one is replaced.
+        tensors: The tensors by name, on the CPU.
+    """
     partial = Path(f"{path}.partial")
     file = create_tensor_file(partial, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
     for name, tensor in tensors.items():

@@ -1,4 +1,22 @@
-"""Texts as token ids on disk, and the windows of them that fit the model."""
+"""Texts as token ids, and the windows that fit the teacher.
+
+A text may be longer than the teacher's limit. It is then cut into windows that overlap by a quarter, each with the
+text's special tokens around it. Tokens in an overlap are shown by two windows, but owned by one: the earlier window
+owns the first half of the overlap, the later one the second half. A token's vector is taken from the window that owns
+it. So every token has exactly one vector, and context on both sides. For example, windows of 8 tokens over a text of
+12 tokens (`o` is owned, `.` is only shown):
+
+    token      0  1  2  3  4  5  6  7  8  9 10 11
+    window 0   o  o  o  o  o  o  .  .
+    window 1               .  .  o  o  o  o  o  o
+
+If the teacher has another tokenizer than the dictionary, the corpus holds each text twice. Windows are then cut from
+the teacher's tokens. A token of the dictionary belongs to the window that owns the first of the teacher's tokens it
+aligns with.
+
+In this file and the files that use it, a position is the index of a token in the whole corpus, a place its index in
+its text.
+"""
 
 from dataclasses import dataclass
 
@@ -6,15 +24,22 @@ import numpy as np
 
 from .alignment import ranges
 
-SMALLEST_WIDTH = 4  # tokens of a text in a window: fewer give no context
+SMALLEST_WIDTH = 4  # tokens of a text in a window; fewer give no context
 
 
 @dataclass
 class Windows:
-    """Parts of texts that fit the model; arrays `[windows]`.
+    """Windows of texts; all arrays are `[windows]`.
 
-    Window w shows the content tokens `start:stop` of text `text`, between the text's special tokens, and owns the positions
-    `own_start:own_stop` of that text (special tokens counted). Every position of a text is owned by exactly one window.
+    A window shows the content tokens `start:stop` of a text and the special tokens around them. It owns the places
+    `own_start:own_stop` of the text. `start` and `stop` do not count special tokens, `own_start` and `own_stop` do.
+
+    Attributes:
+        text: Index of the text.
+        start: First content token that the window shows.
+        stop: End of the content tokens that the window shows.
+        own_start: First place that the window owns.
+        own_stop: End of the places that the window owns.
     """
 
     text: np.ndarray
@@ -29,14 +54,17 @@ class Windows:
 
 @dataclass
 class TokenizedCorpus:
-    """Token ids of all texts, special tokens included, one behind the other, in memory-mapped files.
+    """The token ids of all texts, one text after the other; memory-mapped if the corpus is on disk.
 
     Attributes:
-        input_ids: `[tokens]`, int32. offsets: `[texts + 1]`, int64. digests: `[texts]`, uint64, of each text's token ids.
-        prefix, suffix: number of special tokens before and behind each text.
-        dropped: number of tokens cut off by truncation.
-        without: of the tokens before and behind each text, how many the dictionary leaves out.
-        alignment: with the teacher's tokens, if the teacher has another tokenizer.
+        input_ids: Token ids, special tokens included, `[tokens]`, int32.
+        offsets: Where each text begins in `input_ids`, and where the last one ends, `[texts + 1]`, int64.
+        digests: A hash of each text's token ids, `[texts]`, uint64.
+        prefix: Number of special tokens before each text; with a prompt, of all tokens before it.
+        suffix: The same after each text.
+        dropped: Number of tokens that truncation has cut off.
+        unpooled: How many of the `prefix` and of the `suffix` tokens belong to a prompt and get no senses.
+        alignment: The teacher's tokens, if the teacher has another tokenizer.
     """
 
     input_ids: np.ndarray
@@ -45,7 +73,7 @@ class TokenizedCorpus:
     prefix: int
     suffix: int
     dropped: int = 0
-    without: tuple[int, int] = (0, 0)
+    unpooled: tuple[int, int] = (0, 0)
     alignment: "Alignment | None" = None
 
     def __len__(self) -> int:
@@ -53,88 +81,122 @@ class TokenizedCorpus:
 
     @property
     def shown(self) -> "TokenizedCorpus":
-        """The same texts in the teacher's tokens: what the teacher is shown, and windows are cut from."""
+        """The texts in the teacher's tokens: what the teacher reads."""
         return self if self.alignment is None else self.alignment.teacher
 
     def has_vectors(self, begin: int, end: int) -> np.ndarray:
-        """Which of the tokens `begin:end` have vectors that are looked at, `[end - begin]`: those that align with any of the teacher's,
-        and are not part of a prompt."""
+        """Tell which positions get a vector: those that align with the teacher and do not belong to a prompt.
+
+        Args:
+            begin: First position.
+            end: Position after the last.
+
+        Returns:
+            `[end - begin]`, bool.
+        """
         if self.alignment is not None:
             return np.diff(self.alignment.bounds[begin : end + 1]) > 0
         found = np.ones(end - begin, dtype=bool)
-        if any(self.without):
+        if any(self.unpooled):
+            # All texts that overlap with the range, and the positions of their prompts.
             first, last = np.searchsorted(self.offsets, [begin, end], side="right") - 1
             bounds = self.offsets[first : min(last + 2, len(self.offsets))]
-            before, behind = self.without
-            left_out = np.concatenate(
-                [(bounds[:-1, None] + np.arange(before)).ravel(), (bounds[1:, None] - 1 - np.arange(behind)).ravel()]
-            )
-            found[left_out[(left_out >= begin) & (left_out < end)] - begin] = False
+            before, after = self.unpooled
+            heads = bounds[:-1, None] + np.arange(before)
+            tails = bounds[1:, None] - 1 - np.arange(after)
+            prompts = np.concatenate([heads.ravel(), tails.ravel()])
+            found[prompts[(prompts >= begin) & (prompts < end)] - begin] = False
         return found
 
-    def first_places(self, positions: np.ndarray) -> np.ndarray:
-        """Where tokens that align stand in `shown.input_ids`: the first place of each."""
-        return (
-            positions
-            if self.alignment is None
-            else self.alignment.places[self.alignment.bounds[positions]] + self._origin(positions)
-        )
+    def first_shown(self, positions: np.ndarray) -> np.ndarray:
+        """Return where the teacher sees tokens: the position in `shown` of the first token that each aligns with.
 
-    def all_places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """With how many of the teacher's tokens each token aligns, and all their places in `shown.input_ids`, token by token."""
+        Args:
+            positions: `[n]`; all of them must align.
+
+        Returns:
+            `[n]`.
+        """
+        if self.alignment is None:
+            return positions
+        return self.alignment.places[self.alignment.bounds[positions]] + self._origin(positions)
+
+    def all_shown(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return all positions in `shown` that tokens align with.
+
+        Args:
+            positions: `[n]`.
+
+        Returns:
+            How many each token aligns with, `[n]`, and their positions, `[sum]`, token by token.
+        """
         if self.alignment is None:
             return np.ones_like(positions), positions
         begin = self.alignment.bounds[positions]
         sizes = self.alignment.bounds[positions + 1] - begin
         return sizes, self.alignment.places[ranges(begin, sizes)] + np.repeat(self._origin(positions), sizes)
 
-    def _origin(self, positions: np.ndarray) -> np.ndarray:
-        """Where the text of each token begins in `shown.input_ids`."""
-        return self.shown.offsets[np.searchsorted(self.offsets, positions, side="right") - 1]
-
     def windows(self, max_length: int, first: int = 0, last: int | None = None) -> Windows:
-        """Cuts the texts `first:last`, where longer than `max_length`, into windows that overlap by a quarter; the middle of an overlap
-        divides the ownership, so that an owned token has context on both sides."""
-        width = max_length - self.prefix - self.suffix
+        """Cut texts into windows; a text that fits is one window.
+
+        Args:
+            max_length: Length of a window in tokens, special tokens included.
+            first: Index of the first text.
+            last: Index after the last text. None: to the end of the corpus.
+
+        Returns:
+            The windows, in the order of the texts.
+
+        Raises:
+            ValueError: The special tokens leave too few tokens for the text.
+        """
+        specials = self.prefix + self.suffix
+        width = max_length - specials
         if width < SMALLEST_WIDTH:
             raise ValueError(
-                f"max_length={max_length} leaves {max(0, width)} tokens of a text beside the {self.prefix + self.suffix} around it: give "
-                f"{self.prefix + self.suffix + SMALLEST_WIDTH} or more, or a shorter prompt"
+                f"max_length={max_length} leaves {max(0, width)} tokens for a text, next to {specials} special ones: "
+                f"choose {specials + SMALLEST_WIDTH} or more, or a shorter prompt"
             )
         stride = width - width // 4
         lengths = np.diff(self.offsets[first : len(self) + 1 if last is None else last + 1])
-        content = lengths - self.prefix - self.suffix
+        content = lengths - specials
         pieces = 1 + np.maximum(0, -(-(content - width) // stride))
         text = np.repeat(np.arange(len(lengths)), pieces)
         number = np.arange(len(text)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         is_first, is_last = number == 0, number == pieces[text] - 1
+        # The last window ends with the text; its overlap may be larger.
         start = np.where(is_last, np.maximum(content[text] - width, 0), number * stride)
         stop = np.minimum(start + width, content[text])
+        # The middle of an overlap divides the ownership.
         border = (start[1:] + stop[:-1] + 1) // 2 + self.prefix
         own_start = np.where(is_first, 0, np.concatenate([[0], border]))
         own_stop = np.where(is_last, lengths[text], np.concatenate([border, [0]]))
         return Windows(text + first, start, stop, own_start, own_stop)
 
-    def window_places(self, text: int, start: int, stop: int) -> np.ndarray:
-        """Where the tokens of one window stand in `input_ids`, special tokens included; position p of the text is at `p - start`."""
+    def window_positions(self, text: int, start: int, stop: int) -> np.ndarray:
+        """Return the positions that a window shows, with special tokens; the i-th is place `start + i` of the text."""
         begin, end = self.offsets[text : text + 2]
         content = np.arange(begin + self.prefix + start, begin + self.prefix + stop)
         return np.concatenate([np.arange(begin, begin + self.prefix), content, np.arange(end - self.suffix, end)])
 
     def window_ids(self, text: int, start: int, stop: int) -> np.ndarray:
-        """The token ids of one window, special tokens included."""
-        return self.input_ids[self.window_places(text, start, stop)]
+        """Return the token ids that a window shows, special tokens included."""
+        return self.input_ids[self.window_positions(text, start, stop)]
+
+    def _origin(self, positions: np.ndarray) -> np.ndarray:
+        """Return where the text of each token begins in `shown`."""
+        return self.shown.offsets[np.searchsorted(self.offsets, positions, side="right") - 1]
 
 
 @dataclass
 class Alignment:
-    """How the tokens of a corpus align with those of the teacher, in memory-mapped files; see [`AlignedText`].
+    """How the tokens of a corpus align with the teacher's tokens; see :class:`AlignedText`.
 
     Attributes:
-        teacher: the same texts in the teacher's tokens.
-        places: `[pairs]`, int32, of the teacher's tokens in their text. bounds: `[tokens + 1]`, int64: those of token t are
-            `places[bounds[t]:bounds[t + 1]]`.
-        unaligned: number of tokens, special ones apart, that align with none.
+        teacher: The same texts in the teacher's tokens.
+        places: Places of the teacher's tokens in their text, `[pairs]`, int32.
+        bounds: The token at position t aligns with `places[bounds[t]:bounds[t + 1]]`; `[tokens + 1]`, int64.
+        unaligned: Number of tokens that align with none, special tokens not counted.
     """
 
     teacher: TokenizedCorpus
