@@ -21,6 +21,9 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+toc_object_entries_show_parents = "hide"
 myst_heading_anchors = 3
 
 # Docstrings are in Google style. What transformers documents is left to its own pages.
@@ -33,7 +36,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 # Help texts are wrapped to the width of a page, whatever the width of the terminal is.
-os.environ["COLUMNS"] = "100"
+os.environ["COLUMNS"] = "90"
 
 
 class CommandHelp(Directive):
