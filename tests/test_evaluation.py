@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -9,6 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from conftest import make_model
 from sensedict_hf import (
     SKDStudentModel,
     Teacher,
