@@ -230,8 +230,8 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
             ["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"],
             "--train has no column 'topic'",
         ),
-        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
-        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "needs --senses"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "need --senses"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "need --senses"),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
         (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
         (

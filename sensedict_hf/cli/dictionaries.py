@@ -115,7 +115,7 @@ def inspect(options: argparse.Namespace) -> None:
     looked_at = " in the texts"
     if options.texts:
         # The teacher is the given one, or the one that the dictionary names, in the same revision.
-        name = options.teacher or senses.config.base_model_name_or_path
+        name = options.teacher or senses.config.base_model_name_or_path or ""
         if not options.teacher and name.count("/") != 1:
             raise ValueError(
                 f"the dictionary was built from {name!r}, which is no name on the Hub: give its folder with --teacher"

@@ -5,7 +5,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from accelerate import PartialState
@@ -120,14 +120,15 @@ def distill(options: argparse.Namespace) -> None:
         ValueError: see :func:`distill_student`.
     """
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
-    kinds = (DistillArguments, SKDTrainingArguments)
+    values = vars(options)
     student = distill_student(
-        *(kind(**{field.name: getattr(options, field.name) for field in fields(kind) if field.init}) for kind in kinds)
+        DistillArguments(**{field.name: values[field.name] for field in fields(DistillArguments)}),
+        SKDTrainingArguments(
+            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+        ),
     )
-    print(
-        f"{parameters(student):,} parameters and {megabytes(student.base_model.senses):.1f} MB of senses: "
-        f"saved in {options.output_dir}"
-    )
+    size = megabytes(cast(SKDStudentModel, student.base_model).senses)
+    print(f"{parameters(student):,} parameters and {size:.1f} MB of senses: saved in {options.output_dir}")
 
 
 def trainer_help() -> str:
@@ -140,7 +141,7 @@ class _TrainerParser(HfArgumentParser):
 
     def __init__(self, usage: str = USAGE) -> None:
         super().__init__(
-            SKDTrainingArguments,
+            SKDTrainingArguments,  # type: ignore[arg-type]  # annotated as a type of its own
             prog="sensedict distill",
             usage=usage,
             description="Options of transformers' TrainingArguments:",
