@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `sensedict` command.
 
     Args:
-        arguments: the command line without the program's name; default: `sys.argv[1:]`.
+        arguments: The command line without the program's name. Default: `sys.argv[1:]`.
 
     Returns:
         The exit status: 0, or 2 after an error in the input, which is printed in one line.

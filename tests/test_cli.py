@@ -16,7 +16,8 @@ from sensedict_hf.evaluation import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
 from sensedict_hf.models.encoding import POOLINGS
 
-NEEDED = {  # the least that each command takes
+# The required arguments of each subcommand.
+NEEDED = {
     "build": ["--teacher", "m", "--texts", "t", "--output", "o"],
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
@@ -29,7 +30,7 @@ NEEDED = {  # the least that each command takes
 
 @pytest.fixture
 def files(texts, tmp_path):
-    """Texts labelled by whether their first word is among the more frequent half."""
+    """A training and a test file. The label of a text tells whether its first word is a frequent one."""
     rows = [json.dumps({"text": text, "label": int(int(text.split()[0][1:]) > 18)}) for text in texts]
     (tmp_path / "train.jsonl").write_text("\n".join(rows[:40]))
     (tmp_path / "test.jsonl").write_text("\n".join(rows[40:]))
@@ -75,7 +76,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         "--head",
         "token_classification",
     ]
-    for _ in range(2):  # the second time it is there already
+    for _ in range(2):  # the second run finds a finished student
         status, out, _ = run(capsys, *head, "--output", tmp_path / "head")
         assert status == 0 and "parameters and" in out
     student_tagger = AutoModelForTokenClassification.from_pretrained(tmp_path / "head")
@@ -118,7 +119,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
 
 
-def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, teacher_folder, tmp_path, monkeypatch):
+def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, teacher_folder, tmp_path, monkeypatch):
     run(
         capsys,
         "build",
@@ -137,7 +138,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         "texts": [files[0]],
         "num_train_epochs": 3,
     }
-    settings["eval_delay"] = -1e-9  # which argparse would take for an option
+    settings["eval_delay"] = -1e-9  # argparse would take -1e-09 alone for an option
     settings |= {
         "learning_rate": "1e-2",
         "objective": "sense+mse",
@@ -145,7 +146,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         "use_cpu": True,
         "layers": None,
     }
-    settings["eval_strategy"] = False  # what YAML makes of no
+    settings["eval_strategy"] = False  # YAML reads no as False
     (tmp_path / "run.json").write_text(json.dumps(settings))
     (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
     status, out, _ = run(
@@ -172,8 +173,8 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
     assert status == 2 and "senses_fingerprint was" in err
     shutil.rmtree(tmp_path / "senses")
     (tmp_path / "kept").rename(tmp_path / "senses")
-    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # killed while it was written
-    assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch, and two epochs were done
+    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # as if the process was killed while it wrote a checkpoint
+    assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch; two of three epochs were done
     one, two = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
@@ -182,7 +183,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
     )
 
-    assert run(capsys, *command)[0] == 0 and len(steps) == 8  # it is there already
+    assert run(capsys, *command)[0] == 0 and len(steps) == 8  # the student is finished: no more steps
     status, _, err = run(capsys, *command, "--seed", 1)
     assert status == 2 and "seed was 42, is 1" in err
     assert run(capsys, *command, "--seed", 1, "--overwrite")[0] == 0 and len(steps) == 14
@@ -252,7 +253,7 @@ def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_pat
     assert status == 2 and len(lines) == 1 and message in lines[0]
 
 
-def test_a_distillation_that_did_not_begin_may_be_given_otherwise(capsys, files, teacher_folder, tmp_path):
+def test_a_run_that_failed_before_its_first_step_can_have_other_settings(capsys, files, teacher_folder, tmp_path):
     train, _ = files
     run(
         capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", tmp_path / "senses"
@@ -341,7 +342,7 @@ def test_inspect_errors(capsys, files, teacher_folder, tmp_path):
 
 
 def printed(capsys, *arguments):
-    """What a command prints that ends the process with status 0."""
+    """Run a command that exits with status 0 while it is parsed; return what it prints."""
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 0

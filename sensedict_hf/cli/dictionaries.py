@@ -83,15 +83,15 @@ def _rewrite(
     """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
 
     Args:
-        sources: folders of dictionaries or students.
-        output: a new or empty folder.
-        change: makes one dictionary from the loaded ones.
+        sources: Folders of dictionaries or students.
+        output: A new or empty folder.
+        change: Makes one dictionary from the loaded ones.
 
     Returns:
         The new dictionary.
 
     Raises:
-        ValueError: `output` is not empty, or a source holds no dictionary.
+        ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
     if os.path.isdir(output) and os.listdir(output):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")

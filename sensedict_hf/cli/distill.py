@@ -1,4 +1,4 @@
-"""`sensedict distill`: teacher, dictionary and texts -> a student in a folder; goes on where it was stopped."""
+"""The subcommand `distill`: distil a student into a folder, and continue where an earlier run was interrupted."""
 
 import argparse
 import json
@@ -13,6 +13,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoModel, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
+
+from sensedict_cli import SUBCOMMANDS
 
 from ..building.corpus import corpus_digest
 from ..building.workspace import differences, locked
@@ -38,7 +40,6 @@ HEADS = {
     "token_classification": SKDStudentForTokenClassification,
 }
 STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
-USAGE = "sensedict distill [FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [options]"
 
 
 @dataclass(kw_only=True)
@@ -46,19 +47,19 @@ class DistillArguments(TeacherArguments):
     """The options of `sensedict distill` that are not in :class:`SKDTrainingArguments`; `sensedict_cli` declares them.
 
     Attributes:
-        teacher: name or folder of the model to learn from.
-        senses: name or folder of the teacher's dictionary.
-        texts: files, a folder or a dataset, see :func:`read_dataset`.
-        eval_texts: texts to evaluate on during training.
-        text_column: column of the texts.
-        streaming: whether texts are read as they are needed, without a copy on disk.
-        num_hidden_layers: number of first layers of the teacher to start from.
-        layers: layers of the teacher to start from instead, counted from 0.
-        backbone: name or folder of another model to start from instead.
-        assignment: what the student returns, `hard`, `soft` or `none`; default: depends on the objective.
-        residual: share of its own hidden states that is mixed with the senses; default: depends on the objective.
-        head: kind of head to copy from a fine-tuned teacher.
-        overwrite: whether another student or run in the output folder is replaced.
+        teacher: Name or folder of the model to learn from.
+        senses: Name or folder of the teacher's dictionary.
+        texts: Files, a folder or a dataset, see :func:`read_dataset`.
+        eval_texts: Texts to evaluate on during training.
+        text_column: Column of the texts.
+        streaming: Whether texts are read as they are needed, without a copy on disk.
+        num_hidden_layers: Number of first layers of the teacher to start from.
+        layers: Layers of the teacher to start from instead, counted from 0.
+        backbone: Name or folder of another model to start from instead.
+        assignment: What the student returns, `hard`, `soft` or `none`. Default: depends on the objective.
+        residual: Share of its own hidden states that is mixed with the senses. Default: depends on the objective.
+        head: Kind of head to copy from a fine-tuned teacher.
+        overwrite: Whether another student or run in the output folder is replaced.
     """
 
     teacher: str
@@ -80,14 +81,14 @@ def read_argument_file(path: str) -> list[str]:
     """Read command-line arguments from a YAML or JSON file.
 
     Args:
-        path: a file that maps the names of options to their values.
+        path: A file that maps the names of options to their values.
 
     Returns:
         The arguments, as they would be typed.
 
     Raises:
-        ValueError: the file is not valid, or is not a mapping of names to values.
-        OSError: the file cannot be read.
+        ValueError: The file is not valid, or is not a mapping of names to values.
+        OSError: The file cannot be read.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
@@ -113,11 +114,11 @@ def distill(options: argparse.Namespace) -> None:
     """Distil a student, or continue an interrupted run, and print the student's size.
 
     Args:
-        options: the options that `sensedict_cli` declares, and `trainer_arguments`: the other command-line arguments,
+        options: The options that `sensedict_cli` declares, and `trainer_arguments`: the other command-line arguments,
             which transformers parses.
 
     Raises:
-        ValueError: see :func:`distill_student`.
+        ValueError: See :func:`distill_student`.
     """
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
     values = vars(options)
@@ -139,7 +140,7 @@ def trainer_help() -> str:
 class _TrainerParser(HfArgumentParser):
     """Parses the options of `TrainingArguments` that `sensedict_cli` does not declare."""
 
-    def __init__(self, usage: str = USAGE) -> None:
+    def __init__(self, usage: str = f"sensedict distill {SUBCOMMANDS['distill'][1]}") -> None:
         super().__init__(
             SKDTrainingArguments,  # type: ignore[arg-type]  # annotated as a type of its own
             prog="sensedict distill",

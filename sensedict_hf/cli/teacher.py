@@ -14,15 +14,15 @@ class TeacherArguments:
     """How a teacher is loaded. `sensedict_cli` declares the options; :func:`load_teacher` explains them.
 
     Attributes:
-        bidirectional: whether every token of a decoder attends to all tokens.
-        adapters: names or folders of PEFT adapters, merged in this order.
-        pooling: how the hidden states of a text become one vector.
-        instruction: text put before every input.
-        template: text around instruction and input, with `{text}` in their place and `\\n` for a new line.
-        teacher_dtype: dtype of the weights.
-        device_map: how the model is spread over devices.
-        quantization_config: settings of quantization, as JSON.
-        trust_remote_code: whether Python code from the model's repository may run.
+        bidirectional: Whether every token of a decoder attends to all tokens.
+        adapters: Names or folders of PEFT adapters, merged in this order.
+        pooling: How the hidden states of a text become one vector.
+        instruction: Text put before every input.
+        template: Text around instruction and input, with `{text}` in their place and `\\n` for a new line.
+        teacher_dtype: Dtype of the weights.
+        device_map: How the model is spread over devices.
+        quantization_config: Settings of quantization, as JSON.
+        trust_remote_code: Whether Python code from the model's repository may run.
     """
 
     bidirectional: bool | None = None
@@ -44,12 +44,12 @@ class TeacherArguments:
         """Load a teacher with these options.
 
         Args:
-            name: a name on the Hub or a folder.
-            device: default: a GPU if there is one.
-            revision: branch, tag or commit on the Hub.
+            name: A name on the Hub or a folder.
+            device: Default: a GPU if there is one.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: the quantization settings are not JSON, or :func:`load_teacher` refuses the model.
+            ValueError: The quantization settings are not JSON, or :func:`load_teacher` refuses the model.
         """
         return load_teacher(
             name,
