@@ -1,8 +1,9 @@
-"""The options with which every subcommand loads a model."""
+"""The options for loading a model, which several subcommands share."""
 
 import argparse
 import json
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -40,6 +41,20 @@ class TeacherArguments:
         """Take the fields of this class from the parsed options of a subcommand."""
         return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
+    def loading(self) -> dict[str, Any]:
+        """Return the arguments of :func:`load_teacher`."""
+        return {
+            "bidirectional": self.bidirectional,
+            "adapters": self.adapters,
+            "pooling": self.pooling,
+            "instruction": self.instruction,
+            "template": self.template and self.template.replace("\\n", "\n"),  # a new line is hard to type in a shell
+            "dtype": self.teacher_dtype,
+            "device_map": self.device_map,
+            "quantization_config": self.quantization_config and json.loads(self.quantization_config),
+            "trust_remote_code": self.trust_remote_code,
+        }
+
     def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
         """Load a teacher with these options.
 
@@ -51,17 +66,4 @@ class TeacherArguments:
         Raises:
             ValueError: The quantization settings are not JSON, or :func:`load_teacher` refuses the model.
         """
-        return load_teacher(
-            name,
-            bidirectional=self.bidirectional,
-            adapters=self.adapters,
-            pooling=self.pooling,
-            instruction=self.instruction,
-            template=self.template and self.template.replace("\\n", "\n"),  # a shell hardly lets users type a new line
-            dtype=self.teacher_dtype,
-            revision=revision,
-            device=device,
-            device_map=self.device_map,
-            quantization_config=self.quantization_config and json.loads(self.quantization_config),
-            trust_remote_code=self.trust_remote_code,
-        )
+        return load_teacher(name, revision=revision, device=device, **self.loading())
