@@ -1,5 +1,5 @@
-"""`python -m sensedict_hf`, and `accelerate launch -m sensedict_hf`."""
+"""Runs the command line as `python -m sensedict_hf` or `accelerate launch -m sensedict_hf`."""
 
-from .cli.main import main
+from sensedict_cli import main
 
 raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Files and data sets of texts."""
+"""Reading texts: files and datasets of them, and the strings in every form that callers may pass."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +8,7 @@ from typing import TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+# File name endings, and the names of their readers in `datasets`.
 FILE_FORMATS = {
     ".jsonl": "json",
     ".json": "json",
@@ -16,41 +17,56 @@ FILE_FORMATS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
-FILES_HELP = "text files (.jsonl, .csv, .parquet, .arrow, .txt), all of one kind, a folder of save_to_disk, or the name of a data set"
+# What functions of this package accept as texts: strings, or rows with a column of strings.
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
 
 def read_dataset(
     source: str | list[str], split: str = "train", *, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """Reads files (.jsonl, .json, .csv, .parquet, .arrow or .txt, all of one kind), a folder made by `Dataset.save_to_disk`, or the
-    data set of that name. Blank lines of .txt files are no texts.
+    """Read a dataset from files, from a folder or from the Hub.
 
     Args:
-        split: of a named data set. streaming: reads as it goes, without a copy in the cache of `datasets`.
+        source: One or more files ending in `.jsonl`, `.json`, `.csv`, `.parquet`, `.arrow` or `.txt`, all of the same
+            kind; or a folder written by `Dataset.save_to_disk`; or the name of a dataset on the Hub. A `.txt` file has
+            one text a line, which becomes the column `text`; blank lines are skipped.
+        split: Split of a dataset on the Hub. Files and folders are read as a whole.
+        streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
+
+    Returns:
+        The rows; an `IterableDataset` with `streaming`.
 
     Raises:
-        ValueError: a file is missing or of another kind.
+        ValueError: A file is missing, broken or of an unknown kind, or the files are of different kinds.
+
+    Example:
+        >>> from sensedict_hf import read_dataset
+        >>> _ = Path("texts.txt").write_text("The dog began to bark.\\nThe bark of a birch is white.\\n")
+        >>> dataset = read_dataset("texts.txt")
+        >>> dataset[1]
+        {'text': 'The bark of a birch is white.'}
     """
     paths = [source] if isinstance(source, str) else list(source)
+
+    # A single source can also be a saved dataset, or a name on the Hub such as "ag_news" or "org/v1.0".
     if len(paths) == 1 and Path(paths[0], "state.json").is_file():
         return load_from_disk(paths[0])
     if len(paths) == 1 and not Path(paths[0]).exists() and Path(paths[0]).suffix not in FILE_FORMATS:
         if not Path(paths[0]).suffix or paths[0].count("/") == 1:
             return load_dataset(paths[0], split=split, streaming=streaming)
+
+    # Everything else is files. They are checked first, because the errors of `datasets` do not name the file.
     for path in paths:
         if Path(path).suffix not in FILE_FORMATS:
             raise ValueError(
-                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a data set"
+                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a dataset"
             )
         if not Path(path).is_file():
-            raise ValueError(f"there is no file {path}")
-    formats = {FILE_FORMATS[Path(path).suffix] for path in paths}
-    if len(formats) > 1:
-        raise ValueError(
-            f"files of different kinds ({', '.join(sorted(formats))}) in one corpus: convert them to one kind"
-        )
-    kind = formats.pop()
+            raise ValueError(f"there is no file {path}: check the path")
+    kinds = {FILE_FORMATS[Path(path).suffix] for path in paths}
+    if len(kinds) > 1:
+        raise ValueError(f"the files are of different kinds ({', '.join(sorted(kinds))}): convert them to one kind")
+    kind = kinds.pop()
     try:
         dataset = load_dataset(
             kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming
@@ -61,19 +77,27 @@ def read_dataset(
 
 
 def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
-    """Yields the strings of a list, an iterable, or the text column of a data set.
+    """Yield the strings of a list, another iterable or a dataset.
+
+    Args:
+        texts: Strings, or rows (dicts) with a column of strings.
+        text_column: The column of the texts.
+
+    Yields:
+        One text after the other.
 
     Raises:
-        ValueError: one string instead of many, no such column, or an entry that is not a string.
+        ValueError: `texts` is a string, a table or a mapping, a row lacks the column, or an entry is not a string.
     """
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     if hasattr(texts, "columns"):
         raise ValueError(f"texts is a {type(texts).__name__}: choose one of its columns, and pass that as a list")
     if isinstance(texts, Mapping):
-        raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: choose one of them")
-    if text_column in (getattr(texts, "column_names", None) or ()):
-        texts = texts.select_columns(text_column)  # the others need not be decoded
+        raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: pass the list of one of these keys")
+
+    if isinstance(texts, (Dataset, IterableDataset)) and text_column in (texts.column_names or ()):
+        texts = texts.select_columns(text_column)  # the other columns need not be decoded
     for number, row in enumerate(texts):
         if isinstance(row, dict):
             if text_column not in row:
@@ -82,5 +106,5 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
                 )
             row = row[text_column]
         if not isinstance(row, str):
-            raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string")
+            raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string: remove or convert it")
         yield row

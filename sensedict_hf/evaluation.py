@@ -1,38 +1,105 @@
-"""Frozen embeddings scored: classification, similarity and retrieval by the protocols of MTEB, entities by that of CoNLL; agreement of
-found senses with annotated ones."""
+"""Scores of frozen embeddings, and tasks that encode texts and score the result.
+
+Classification, similarity and retrieval follow MTEB, so that scores can be compared with published ones. Token
+classification counts entities as in the shared tasks of CoNLL.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
-SEED = 42  # MTEB's, so that the draws are the same
+SEED = 42  # the seed of MTEB, so that the same rows are drawn
 
 
 class ClassificationScores(TypedDict):
-    """Accuracies in 0..1: mean and standard deviation over few-shot draws, and of one classifier on the whole train set."""
+    """Accuracies between 0 and 1.
+
+    Attributes:
+        few_shot: Mean over classifiers that are trained on a few rows of each label.
+        few_shot_std: Standard deviation over these classifiers.
+        full: Accuracy of one classifier that is trained on all rows; NaN if there is none.
+    """
 
     few_shot: float
     few_shot_std: float
     full: float
 
 
+def evaluate_classification(
+    train_embeddings: NDArray[Any],
+    train_labels: ArrayLike,
+    test_embeddings: NDArray[Any],
+    test_labels: ArrayLike,
+    *,
+    normalize: bool = True,
+    samples_per_label: int = 8,
+    num_draws: int = 10,
+    full: bool = True,
+) -> ClassificationScores:
+    """Score embeddings by logistic regression: few-shot as in MTEB, and on the whole training set.
+
+    Args:
+        train_embeddings: `[n, hidden]`.
+        train_labels: `n` integers or strings.
+        test_embeddings: `[m, hidden]`.
+        test_labels: `m` integers or strings.
+        normalize: Divide each embedding by its length.
+        samples_per_label: Training rows of each label in a few-shot draw.
+        num_draws: Number of few-shot draws.
+        full: Also train on the whole training set, with weaker regularization (`C=10`).
+
+    Raises:
+        ValueError: Lengths differ, or the training set lacks a label of the test set.
+
+    Example:
+        >>> import numpy as np
+        >>> vectors, labels = np.array([[2.0, 0.1], [0.1, 1.0], [3.0, 0.2], [0.3, 2.0]]), ["left", "right"] * 2
+        >>> evaluate_classification(vectors, labels, vectors, labels, num_draws=2)
+        {'few_shot': 1.0, 'few_shot_std': 0.0, 'full': 1.0}
+    """
+    labels, expected = np.asarray(train_labels), np.asarray(test_labels)
+    for name, vectors, known in [("train", train_embeddings, labels), ("test", test_embeddings, expected)]:
+        if len(vectors) != len(known):
+            raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
+    unseen = np.setdiff1d(expected, labels).tolist()
+    if unseen:
+        raise ValueError(f"the test set has labels that the train set has not: {unseen[:5]}; use the same in both")
+    train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
+
+    def accuracy(rows: NDArray[Any] | slice, **settings: float) -> float:
+        classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], labels[rows])
+        return float(classifier.score(test, expected))
+
+    scores = [accuracy(rows, max_iter=100) for rows in few_shot_draws(labels, samples_per_label, num_draws)]
+    return ClassificationScores(
+        few_shot=float(np.mean(scores)),
+        few_shot_std=float(np.std(scores)),
+        full=accuracy(slice(None), C=10, max_iter=1000) if full else float("nan"),
+    )
+
+
 def few_shot_draws(
     labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED
-) -> list[np.ndarray]:
-    """The rows that MTEB's classification tasks train on, in their order: one array of indices per draw.
+) -> list[NDArray[Any]]:
+    """Draw the rows on which MTEB's classification tasks train.
 
-    Each draw shuffles the previous order again with the same generator state and takes the first rows of every label.
+    MTEB shuffles the order of the previous draw again, with a generator that starts from the same seed, and takes the
+    first rows of every label.
+
+    Returns:
+        For each draw, the indices of its rows, in MTEB's order.
     """
     labels = np.asarray(labels)
     order, draws = np.arange(len(labels)), []
     for _ in range(num_draws):
         np.random.RandomState(seed).shuffle(order)
+        # The first rows of each label, in the shuffled order.
         by_label = order[np.argsort(labels[order], kind="stable")]
         _, starts = np.unique(labels[by_label], return_index=True)
         chosen = np.concatenate([part[:samples_per_label] for part in np.split(by_label, starts[1:])])
@@ -42,85 +109,47 @@ def few_shot_draws(
     return draws
 
 
-def evaluate_classification(
-    train_embeddings: np.ndarray,
-    train_labels: ArrayLike,
-    test_embeddings: np.ndarray,
-    test_labels: ArrayLike,
-    *,
-    normalize: bool = True,
-    samples_per_label: int = 8,
-    num_draws: int = 10,
-    full: bool = True,
-) -> ClassificationScores:
-    """Logistic regression on embeddings: few-shot as in MTEB, and on the whole train set.
-
-    Args:
-        train_embeddings: `[n, hidden]`. test_embeddings: `[m, hidden]`. train_labels, test_labels: `n` and `m` integers or strings.
-        normalize: divide each embedding by its length.
-        full: also train on the whole train set (else `full` is NaN).
-
-    Raises:
-        ValueError: lengths differ, or a label of the test set is not in the train set.
-    """
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
-    sets = [("train", train_embeddings, train_labels), ("test", test_embeddings, test_labels)]
-    for name, embeddings, labels in sets:
-        if len(embeddings) != len(labels):
-            raise ValueError(f"{name}: {len(embeddings)} embeddings but {len(labels)} labels")
-    unseen = np.setdiff1d(test_labels, train_labels).tolist()
-    if unseen:
-        raise ValueError(
-            f"the test set has labels that the train set has not: {unseen[:5]}; check that both files use the same labels"
-        )
-    train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
-
-    def accuracy(rows: np.ndarray | slice, **settings: float) -> float:
-        classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], train_labels[rows])
-        return float(classifier.score(test, test_labels))
-
-    scores = [accuracy(rows, max_iter=100) for rows in few_shot_draws(train_labels, samples_per_label, num_draws)]
-    return ClassificationScores(
-        few_shot=float(np.mean(scores)),
-        few_shot_std=float(np.std(scores)),
-        full=accuracy(slice(None), C=10, max_iter=1000) if full else float("nan"),
-    )
-
-
 class SimilarityScores(TypedDict):
-    """Correlations, in -1..1, of cosine similarities with annotated scores."""
+    """Correlations between -1 and 1 of cosine similarities with annotated scores."""
 
     spearman: float
     pearson: float
 
 
-def evaluate_similarity(embeddings1: np.ndarray, embeddings2: np.ndarray, scores: ArrayLike) -> SimilarityScores:
-    """Cosine similarity of pairs against annotated scores, as in MTEB's STS tasks, whose main score is Spearman's correlation.
+def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], scores: ArrayLike) -> SimilarityScores:
+    """Compare cosine similarities of pairs with annotated scores, as in the STS tasks of MTEB.
+
+    MTEB's main score is Spearman's correlation, which looks at the order of the scores alone.
 
     Args:
-        embeddings1, embeddings2: `[pairs, hidden]`. scores: `[pairs]` numbers; only their order counts for Spearman's.
+        embeddings1: First text of each pair, `[pairs, hidden]`.
+        embeddings2: Second text of each pair, `[pairs, hidden]`.
+        scores: `[pairs]` numbers, higher for pairs that are more similar.
 
     Raises:
-        ValueError: lengths differ, or the scores are all the same.
+        ValueError: Lengths differ, or all scores are equal.
+
+    Example:
+        >>> import numpy as np
+        >>> first, second = np.array([[1.0, 0.0]] * 3), np.array([[2.0, 0.1], [1.0, 1.0], [0.0, 3.0]])
+        >>> round(evaluate_similarity(first, second, [5, 3, 0])["spearman"], 3)
+        1.0
     """
-    scores = np.asarray(scores, dtype=float)
-    if not len(embeddings1) == len(embeddings2) == len(scores):
-        raise ValueError(
-            f"{len(embeddings1)} and {len(embeddings2)} embeddings but {len(scores)} scores: give one of each for every pair"
-        )
-    if len(np.unique(scores)) < 2:
-        raise ValueError(
-            f"{len(scores)} scores, none different from another: a correlation needs at least two different ones"
-        )
+    annotated = np.asarray(scores, dtype=float)
+    pairs = len(annotated)
+    if not len(embeddings1) == len(embeddings2) == pairs:
+        lengths = f"{len(embeddings1)} and {len(embeddings2)} embeddings but {pairs} scores"
+        raise ValueError(f"{lengths}: give one of each for every pair")
+    if len(np.unique(annotated)) < 2:
+        raise ValueError(f"{pairs} scores, none different from another: a correlation needs two different ones")
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
     return SimilarityScores(
-        spearman=float(spearmanr(cosines, scores).statistic),
-        pearson=float(pearsonr(cosines, scores).statistic),
+        spearman=float(spearmanr(cosines, annotated).statistic), pearson=float(pearsonr(cosines, annotated).statistic)
     )
 
 
 class RetrievalScores(TypedDict):
-    """Means over queries, in 0..1."""
+    """Means over all queries, between 0 and 1."""
 
     ndcg_at_10: float
     accuracy_at_1: float
@@ -128,19 +157,27 @@ class RetrievalScores(TypedDict):
 
 
 def evaluate_retrieval(
-    query_embeddings: np.ndarray, corpus_embeddings: np.ndarray, relevant: Sequence[Sequence[int]]
+    query_embeddings: NDArray[Any], corpus_embeddings: NDArray[Any], relevant: Sequence[Sequence[int]]
 ) -> RetrievalScores:
-    """Documents ranked by cosine similarity. nDCG@10, the main score of MTEB's retrieval tasks, is that of trec_eval with binary
-    relevance: a relevant document at rank r counts 1 / log2(r + 1), divided by what the best ranking would have (Järvelin and Kekäläinen,
-    TOIS 20, 2002).
+    """Rank documents by cosine similarity to each query, and score the ranking.
+
+    nDCG@10, the main score of MTEB's retrieval tasks, is computed as in trec_eval with binary relevance: a relevant
+    document at rank r counts 1 / log2(r + 1), and the sum is divided by the sum of the best ranking (Järvelin and
+    Kekäläinen, TOIS 20, 2002).
 
     Args:
-        query_embeddings: `[queries, hidden]`. corpus_embeddings: `[documents, hidden]`. Their product, `[queries, documents]`, has to fit
-            into memory.
-        relevant: for each query, the rows of the documents that answer it.
+        query_embeddings: `[queries, hidden]`.
+        corpus_embeddings: `[documents, hidden]`. All similarities, `[queries, documents]`, are held in memory.
+        relevant: For each query, the row numbers of its relevant documents.
 
     Raises:
-        ValueError: lengths differ, a query has no relevant document, or one that is not in the corpus.
+        ValueError: Lengths differ, or a query has no relevant document, or one that is not in the corpus.
+
+    Example:
+        >>> import numpy as np
+        >>> queries, documents = np.eye(2), np.array([[1.0, 0.1], [0.9, 0.2], [0.1, 1.0]])
+        >>> evaluate_retrieval(queries, documents, [[0, 1], [2]])
+        {'ndcg_at_10': 1.0, 'accuracy_at_1': 1.0, 'recall_at_10': 1.0}
     """
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
@@ -148,13 +185,11 @@ def evaluate_retrieval(
     is_relevant = np.zeros((num_queries, num_documents), dtype=bool)
     for query, documents in enumerate(relevant):
         if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
-            raise ValueError(
-                f"query {query} has the relevant documents {list(documents)}: name one or more of 0 to {num_documents - 1}"
-            )
+            given = f"query {query} has the relevant documents {list(documents)}"
+            raise ValueError(f"{given}: name one or more of 0 to {num_documents - 1}")
         is_relevant[query, documents] = True
-    ranking = np.argsort(-_normalized(query_embeddings) @ _normalized(corpus_embeddings).T, axis=1, kind="stable")[
-        :, :10
-    ]
+    cosines = _normalized(query_embeddings) @ _normalized(corpus_embeddings).T
+    ranking = np.argsort(-cosines, axis=1, kind="stable")[:, :10]
     hits = np.take_along_axis(is_relevant, ranking, axis=1)
     num_relevant = is_relevant.sum(axis=1)
     gains = 1 / np.log2(np.arange(2, 12))
@@ -167,7 +202,7 @@ def evaluate_retrieval(
 
 
 class TokenScores(TypedDict):
-    """Of entities, in 0..1: a predicted one is right if its words and its type are those of an annotated one."""
+    """Scores of predicted entities, between 0 and 1. An entity is right if its words and its type are."""
 
     f1: float
     precision: float
@@ -175,19 +210,30 @@ class TokenScores(TypedDict):
 
 
 def evaluate_token_classification(
-    train_features: Sequence[np.ndarray],
+    train_features: Sequence[NDArray[Any]],
     train_tags: Sequence[Sequence[str]],
-    test_features: Sequence[np.ndarray],
+    test_features: Sequence[NDArray[Any]],
     test_tags: Sequence[Sequence[str]],
 ) -> TokenScores:
-    """Logistic regression on the vectors of words; micro-averaged over entities as conlleval counts them (Tjong Kim Sang and Buchholz,
-    CoNLL 2000), and seqeval by default.
+    """Score the vectors of words by logistic regression of their tags.
+
+    Entities are counted over all sentences, as conlleval (Tjong Kim Sang and Buchholz, CoNLL 2000) and seqeval do.
 
     Args:
-        train_features, test_features: one array `[words, hidden]` for each sentence. train_tags, test_tags: a BIO tag for each word.
+        train_features: For each sentence, the vectors of its words, `[words, hidden]`.
+        train_tags: For each sentence, a BIO tag per word: `O`, `B-type` or `I-type`.
+        test_features: Like `train_features`.
+        test_tags: Like `train_tags`.
 
     Raises:
-        ValueError: lengths differ, or a tag of the test set is not `O`, `B-...` or `I-...`.
+        ValueError: Lengths differ, or a tag of the test set is not BIO.
+
+    Example:
+        >>> import numpy as np
+        >>> tags = [["B-city", "O"], ["O", "B-city"]]
+        >>> features = [np.array([[0.1, 1.0], [1.0, 0.1]]), np.array([[1.0, 0.2], [0.2, 1.0]])]
+        >>> evaluate_token_classification(features, tags, features, tags)
+        {'f1': 1.0, 'precision': 1.0, 'recall': 1.0}
     """
     for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
         if len(features) != len(tags):
@@ -196,11 +242,11 @@ def evaluate_token_classification(
             if len(vectors) != len(words):
                 raise ValueError(f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags")
     annotated = _entities(test_tags)
-    # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips; standardized vectors with C = 1 were worse.
+    # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
     classifier.fit(_normalized(np.concatenate(train_features)), np.concatenate(train_tags))
-    tags = classifier.predict(_normalized(np.concatenate(test_features)))
-    found = _entities(np.split(tags, np.cumsum([len(words) for words in test_tags])[:-1]))
+    predicted = classifier.predict(_normalized(np.concatenate(test_features)))
+    found = _entities(np.split(predicted, np.cumsum([len(words) for words in test_tags])[:-1]))
     right = len(found & annotated)
     return TokenScores(
         f1=2 * right / max(len(found) + len(annotated), 1),
@@ -210,16 +256,19 @@ def evaluate_token_classification(
 
 
 def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, str]]:
-    """Entities in BIO tags: sentence, first word, the word behind the last, type. `I` of another type, or behind `O`, begins one too."""
+    """Find entities in BIO tags, as conlleval does: an `I` tag that continues no entity of its type begins one.
+
+    Returns:
+        For each entity: sentence, first word, the word after its last one, type.
+    """
     entities = set()
     for number, tags in enumerate(sentences):
         begin, kind = 0, None
-        for place, tag in enumerate([*tags, "O"]):
+        for place, tag in enumerate([*tags, "O"]):  # the last O ends an entity at the end of the sentence
             prefix, _, tag_kind = str(tag).partition("-")
             if prefix not in ("B", "I") and tag != "O":
-                raise ValueError(
-                    f"tag {tag!r} of sentence {number} is not BIO: write O, B-type for an entity's first word or I-type"
-                )
+                allowed = "B-type for the first word of an entity, I-type for its others, and O for all other words"
+                raise ValueError(f"tag {tag!r} of sentence {number} is not BIO: write {allowed}")
             if kind is not None and (prefix != "I" or tag_kind != kind):
                 entities.add((number, begin, place, kind))
                 kind = None
@@ -229,123 +278,115 @@ def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, st
 
 
 class SenseAgreement(TypedDict):
-    """Means over tokens, weighted by their occurrences: 1 for the same partition, 0 for an unrelated one."""
+    """Agreement of two partitions: 1 if they are the same, about 0 if they are unrelated."""
 
     v_measure: float
     adjusted_rand: float
 
 
 def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike) -> SenseAgreement:
-    """How well found senses agree with annotated ones: V-measure (Rosenberg and Hirschberg, EMNLP 2007) and adjusted Rand index
-    (Hubert and Arabie, Journal of Classification 2, 1985) for each token that has at least two annotated senses.
+    """Measure how well found senses agree with annotated ones.
+
+    The V-measure (Rosenberg and Hirschberg, EMNLP 2007) and the adjusted Rand index (Hubert and Arabie, Journal of
+    Classification 2, 1985) are computed for each token with at least two annotated senses, and averaged over these
+    tokens, weighted by their occurrences.
 
     Args:
-        token_ids, found, annotated: `n` occurrences: token, sense that was found for it, annotated sense.
+        token_ids: Token of each occurrence, `[n]`.
+        found: Sense that was found for each occurrence, `[n]`.
+        annotated: Annotated sense of each occurrence, `[n]`.
 
     Raises:
-        ValueError: no token has two annotated senses.
+        ValueError: No token has two annotated senses.
     """
-    token_ids, found, annotated = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
-    groups = [
-        rows for token in np.unique(token_ids) if len(set(annotated[rows := np.flatnonzero(token_ids == token)])) > 1
-    ]
+    tokens, guesses, truth = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
+    groups = [np.flatnonzero(tokens == token) for token in np.unique(tokens)]
+    groups = [rows for rows in groups if len(np.unique(truth[rows])) > 1]
     if not groups:
-        raise ValueError(
-            f"none of the {len(np.unique(token_ids))} tokens has two annotated senses: there is nothing to compare"
-        )
+        number = len(np.unique(tokens))
+        raise ValueError(f"none of the {number} tokens has two annotated senses: there is nothing to compare")
     weights = [len(rows) for rows in groups]
-    return SenseAgreement(
-        v_measure=float(
-            np.average([v_measure_score(annotated[rows], found[rows]) for rows in groups], weights=weights)
-        ),
-        adjusted_rand=float(
-            np.average([adjusted_rand_score(annotated[rows], found[rows]) for rows in groups], weights=weights)
-        ),
-    )
+
+    def mean(score: Callable[..., float]) -> float:
+        return float(np.average([score(truth[rows], guesses[rows]) for rows in groups], weights=weights))
+
+    return SenseAgreement(v_measure=mean(v_measure_score), adjusted_rand=mean(adjusted_rand_score))
 
 
-def _normalized(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.result_type(x, np.float32), copy=False)  # in half precision squares underflow
+def _normalized(x: NDArray[Any]) -> NDArray[Any]:
+    """Divide vectors `[n, hidden]` by their lengths, in float32 at least: in half precision squares underflow."""
+    x = x.astype(np.result_type(x, np.float32), copy=False)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-Columns = Mapping[str, list[Any]]  # rows, as a list for each column
+Columns = Mapping[str, list[Any]]  # a dataset: column name -> one value per row
 Encode = Callable[[Sequence[str]], ArrayLike]  # texts -> [texts, hidden]
-EncodeWords = Callable[[Sequence[Sequence[str]]], Sequence[ArrayLike]]  # lists of words -> [words, hidden] for each
+EncodeWords = Callable[[Sequence[Sequence[str]]], Sequence[ArrayLike]]  # for each list of words: [words, hidden]
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """
+    """What a task encodes, and how the vectors are scored.
+
     Attributes:
-        inputs: what is encoded: lists of texts, or, if `of_words`, lists of sentences that are lists of words.
-        metric: maps their vectors, in the same order, to scores.
+        inputs: One or more lists of texts. With `of_words`, lists of sentences, each a list of words.
+        metric: Takes the vectors of each list in `inputs` and returns scores.
+        of_words: Whether each word has a vector, not each text.
     """
 
     inputs: tuple[Sequence[Any], ...]
-    metric: Callable[..., Mapping[str, float]]
+    metric: Callable[..., Mapping[str, Any]]
     of_words: bool = False
 
     def encode(self, encode: Encode, encode_words: EncodeWords) -> list[Any]:
-        """The vectors of the inputs, as numpy arrays."""
+        """Encode the inputs; return an array `[texts, hidden]`, or a list of arrays `[words, hidden]`, for each."""
         if self.of_words:
             return [[np.asarray(vectors) for vectors in encode_words(sentences)] for sentences in self.inputs]
         return [np.asarray(encode(texts)) for texts in self.inputs]
 
     def score(self, encode: Encode, encode_words: EncodeWords) -> dict[str, float]:
+        """Encode the inputs and score the vectors."""
         return dict(self.metric(*self.encode(encode, encode_words)))
 
 
 def classification_task(train: Columns, test: Columns, *, text: str = "text", label: str = "label") -> EvaluationTask:
-    """[`evaluate_classification`]; `text` and `label` name columns."""
-    return EvaluationTask(
-        (train[text], test[text]),
-        lambda train_vectors, test_vectors: evaluate_classification(
-            train_vectors, train[label], test_vectors, test[label]
-        ),
-    )
+    """Make a task of :func:`evaluate_classification`; `text` and `label` are names of columns."""
+    inputs = train[text], test[text]
+    return EvaluationTask(inputs, lambda a, b: evaluate_classification(a, train[label], b, test[label]))
 
 
 def similarity_task(test: Columns) -> EvaluationTask:
-    """[`evaluate_similarity`] of the columns `sentence1`, `sentence2` and `score`."""
-    return EvaluationTask(
-        (test["sentence1"], test["sentence2"]),
-        lambda first, second: evaluate_similarity(first, second, test["score"]),
-    )
+    """Make a task of :func:`evaluate_similarity`, with the columns `sentence1`, `sentence2` and `score`."""
+    inputs = test["sentence1"], test["sentence2"]
+    return EvaluationTask(inputs, lambda first, second: evaluate_similarity(first, second, test["score"]))
 
 
 def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
-    """[`evaluate_retrieval`] of the columns `id` and `text` of a corpus, with its `title`, if there is one, before the text, as in MTEB;
-    and of the columns `text` and `relevant` (ids of documents) of queries.
+    """Make a task of :func:`evaluate_retrieval`.
+
+    Args:
+        corpus: Columns `id` and `text`, and optionally `title`, which is put before the text as in MTEB.
+        queries: Columns `text` and `relevant`, a list of ids of the corpus.
 
     Raises:
-        ValueError: an id that the corpus does not have.
+        ValueError: A relevant id is not in the corpus.
     """
     row_of = {id: row for row, id in enumerate(corpus["id"])}
     unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if id not in row_of})
     if unknown:
-        raise ValueError(
-            f"relevant documents that the corpus has not: {unknown[:5]}; check that both files use the same ids"
-        )
+        raise ValueError(f"relevant documents that the corpus has not: {unknown[:5]}; use the same ids in both files")
     relevant = [[row_of[id] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
-    documents = [
-        f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])
-    ]  # datasets fills in None for no title
-    return EvaluationTask(
-        (queries["text"], documents), lambda first, second: evaluate_retrieval(first, second, relevant)
-    )
+    # A row without a title has None there.
+    documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])]
+    inputs = queries["text"], documents
+    return EvaluationTask(inputs, lambda first, second: evaluate_retrieval(first, second, relevant))
 
 
 def token_task(train: Columns, test: Columns) -> EvaluationTask:
-    """[`evaluate_token_classification`] of the columns `tokens` (words) and `tags` (BIO)."""
-    return EvaluationTask(
-        (train["tokens"], test["tokens"]),
-        lambda train_vectors, test_vectors: evaluate_token_classification(
-            train_vectors, train["tags"], test_vectors, test["tags"]
-        ),
-        of_words=True,
-    )
+    """Make a task of :func:`evaluate_token_classification`, with the columns `tokens` (words) and `tags` (BIO)."""
+    inputs, tags = (train["tokens"], test["tokens"]), (train["tags"], test["tags"])
+    return EvaluationTask(inputs, lambda a, b: evaluate_token_classification(a, tags[0], b, tags[1]), of_words=True)
 
 
 TASKS: dict[str, Callable[..., EvaluationTask]] = {

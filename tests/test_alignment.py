@@ -22,7 +22,7 @@ from sensedict_hf.building.alignment import align_spans, align_texts
 from sensedict_hf.building.corpus import tokenize_corpus
 from sensedict_hf.building.gathering import teacher_vectors
 from sensedict_hf.building.inspection import find_occurrences
-from sensedict_hf.cli.main import main
+from sensedict_hf.cli import main
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 from sensedict_hf.models.teachers import check_teacher
 

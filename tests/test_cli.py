@@ -1,17 +1,36 @@
+import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
 
-from sensedict_hf import SKDTrainer
-from sensedict_hf.cli.main import main
+import sensedict_cli
+from sensedict_hf import SKDTrainer, SKDTrainingArguments
+from sensedict_hf.cli import distill, main, teacher
+from sensedict_hf.evaluation import TASKS
+from sensedict_hf.models import configuration_sense_embedding as configuration
+from sensedict_hf.models.encoding import POOLINGS
+
+# The required arguments of each subcommand.
+NEEDED = {
+    "build": ["--teacher", "m", "--texts", "t", "--output", "o"],
+    "convert": ["d", "--output", "o"],
+    "merge": ["d", "--budget", "5", "--output", "o"],
+    "inspect": ["d", "w1"],
+    "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
+    "evaluate": ["--model", "m"],
+    "demo": [],
+}
 
 
 @pytest.fixture
 def files(texts, tmp_path):
-    """Texts labelled by whether their first word is among the more frequent half."""
+    """A training and a test file. The label of a text tells whether its first word is a frequent one."""
     rows = [json.dumps({"text": text, "label": int(int(text.split()[0][1:]) > 18)}) for text in texts]
     (tmp_path / "train.jsonl").write_text("\n".join(rows[:40]))
     (tmp_path / "test.jsonl").write_text("\n".join(rows[40:]))
@@ -57,7 +76,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         "--head",
         "token_classification",
     ]
-    for _ in range(2):  # the second time it is there already
+    for _ in range(2):  # the second run finds a finished student
         status, out, _ = run(capsys, *head, "--output", tmp_path / "head")
         assert status == 0 and "parameters and" in out
     student_tagger = AutoModelForTokenClassification.from_pretrained(tmp_path / "head")
@@ -74,11 +93,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert status == 0 and "29 senses" in out and len(smaller.student.senses.senses) == 29
     assert torch.equal(smaller.classifier.weight, tagger.classifier.weight)
     status, _, err = run(capsys, "convert", student, "--dtype", "int8", "--output", student)
-    assert (
-        status == 2
-        and "there is something in" in err
-        and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
-    )
+    assert status == 2 and "is not empty" in err and AutoModel.from_pretrained(student).config.num_hidden_layers == 1
     run(capsys, "convert", student, "--dtype", "int8", "--output", tmp_path / "int8")
     assert AutoModel.from_pretrained(tmp_path / "int8").config.sense_config.senses_dtype == "int8"
 
@@ -104,7 +119,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
 
 
-def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, teacher_folder, tmp_path, monkeypatch):
+def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, teacher_folder, tmp_path, monkeypatch):
     run(
         capsys,
         "build",
@@ -123,7 +138,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         "texts": [files[0]],
         "num_train_epochs": 3,
     }
-    settings["frequency_power"] = -1e-9  # which argparse would take for an argument
+    settings["eval_delay"] = -1e-9  # argparse would take -1e-09 alone for an option
     settings |= {
         "learning_rate": "1e-2",
         "objective": "sense+mse",
@@ -131,7 +146,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         "use_cpu": True,
         "layers": None,
     }
-    settings["eval_strategy"] = False  # what YAML makes of no
+    settings["eval_strategy"] = False  # YAML reads no as False
     (tmp_path / "run.json").write_text(json.dumps(settings))
     (tmp_path / "run.yaml").write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
     status, out, _ = run(
@@ -158,8 +173,8 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
     assert status == 2 and "senses_fingerprint was" in err
     shutil.rmtree(tmp_path / "senses")
     (tmp_path / "kept").rename(tmp_path / "senses")
-    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # killed while it was written
-    assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch, and two epochs were done
+    (tmp_path / "stopped" / "checkpoint-5").mkdir()  # as if the process was killed while it wrote a checkpoint
+    assert run(capsys, *command)[0] == 0 and len(steps) == 6 + 2  # two steps an epoch; two of three epochs were done
     one, two = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
@@ -168,7 +183,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
     )
 
-    assert run(capsys, *command)[0] == 0 and len(steps) == 8  # it is there already
+    assert run(capsys, *command)[0] == 0 and len(steps) == 8  # the student is finished: no more steps
     status, _, err = run(capsys, *command, "--seed", 1)
     assert status == 2 and "seed was 42, is 1" in err
     assert run(capsys, *command, "--seed", 1, "--overwrite")[0] == 0 and len(steps) == 14
@@ -185,7 +200,6 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
         (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"],
             "give one of them",
@@ -217,8 +231,8 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
             ["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--label-column", "topic"],
             "--train has no column 'topic'",
         ),
-        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "needs --senses"),
-        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "needs --senses"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "need --senses"),
+        (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "need --senses"),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
         (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
         (
@@ -239,7 +253,7 @@ def test_errors_are_one_line_and_status_2(capsys, files, teacher_folder, tmp_pat
     assert status == 2 and len(lines) == 1 and message in lines[0]
 
 
-def test_a_distillation_that_did_not_begin_may_be_given_otherwise(capsys, files, teacher_folder, tmp_path):
+def test_a_run_that_failed_before_its_first_step_can_have_other_settings(capsys, files, teacher_folder, tmp_path):
     train, _ = files
     run(
         capsys, "build", "--teacher", teacher_folder, "--texts", train, "--budget", 90, "--output", tmp_path / "senses"
@@ -268,7 +282,7 @@ def test_broken_files_are_named(capsys, files, teacher_folder, tmp_path):
     (tmp_path / "broken.yaml").write_text("teacher: [a")
     (tmp_path / "broken.jsonl").write_text('{"text": "w1"}\n{"text": ')
     status, _, err = run(capsys, "distill", tmp_path / "broken.yaml")
-    assert status == 2 and "broken.yaml is no YAML" in err
+    assert status == 2 and "broken.yaml is not valid YAML or JSON" in err
     status, _, err = run(
         capsys,
         "build",
@@ -327,9 +341,122 @@ def test_inspect_errors(capsys, files, teacher_folder, tmp_path):
         assert status == 2 and message in err
 
 
-def test_help_names_every_command(capsys):
+def printed(capsys, *arguments):
+    """Run a command that exits with status 0 while it is parsed; return what it prints."""
     with pytest.raises(SystemExit) as exit:
-        main(["--help"])
+        main(arguments)
     assert exit.value.code == 0
-    out = capsys.readouterr().out
-    assert all(command in out for command in ("build", "distill", "evaluate", "inspect", "demo"))
+    return capsys.readouterr().out
+
+
+def parsed(*arguments):
+    return sensedict_cli.make_parser().parse_args(sensedict_cli.rename_options(arguments))
+
+
+def test_help_completion_and_version_need_no_torch():
+    script = """if True:
+        import sys, time
+        from sensedict_cli import main
+        begin = time.process_time()
+        try:
+            main()
+        finally:
+            assert not {"torch", "transformers", "numpy", "sensedict_hf"} & sys.modules.keys()
+            assert time.process_time() < 0.3"""
+    asked = [["--help"], ["--version"], *(["--print-completion", shell] for shell in ("bash", "zsh", "tcsh"))]
+    for arguments in [*asked, *([name, "--help"] for name in NEEDED)]:
+        run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stderr
+        assert "sensedict" in run.stdout
+
+
+def test_help_is_complete_and_names_a_default_once(capsys):
+    out = printed(capsys, "--help")
+    assert all(re.search(rf"^    {name} ", out, re.M) for name in NEEDED)
+    for name in NEEDED:
+        text = printed(capsys, name, "--help")
+        options = [re.sub(r"\s+", " ", option) for option in re.split(r"\n  (?=-)", text)[1:]]
+        assert not re.search(r"--\w*_", text) and "None" not in text and "Default" not in text
+        for option in options:
+            assert option.count("default:") <= 1, option
+            assert re.search(r"[a-z]{3,} ", option.split(" ", 2)[-1]), f"no help: {option}"
+    assert "num-senses" not in printed(capsys, "build", "--help")
+
+
+def test_all_options_of_the_trainer_are_shown_on_request(capsys):
+    out = printed(capsys, "distill", "--help-all")
+    own, trainers = out.split("Options of transformers' TrainingArguments")
+    assert "--gradient-accumulation-steps" in trainers and "--weight-decay" in trainers
+    assert not re.search(r"^  --\w*_", out, re.M)
+    shown = re.findall(r"^  (--[\w-]+)", out, re.M)
+    assert len(shown) == len(set(shown)) and {"--objective", "--epochs", "--teacher"} <= set(shown)
+
+
+def test_choices_and_defaults_are_those_of_the_package():
+    assert sensedict_cli.ASSIGNMENTS == configuration.ASSIGNMENTS
+    assert sensedict_cli.SIMILARITIES == configuration.SIMILARITIES
+    assert {*sensedict_cli.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
+    assert sensedict_cli.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
+    assert sensedict_cli.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
+    assert sensedict_cli.POOLINGS == POOLINGS
+    assert sensedict_cli.TASKS == tuple(TASKS)
+    assert sensedict_cli.HEADS == tuple(distill.HEADS)
+    assert all(hasattr(torch, name) for name in sensedict_cli.TEACHER_DTYPES)
+
+    options = vars(parsed("distill", *NEEDED["distill"]))
+    declared = [*dataclasses.fields(distill.DistillArguments)]
+    declared += [field for field in dataclasses.fields(SKDTrainingArguments) if field.name in options]
+    assert {"objective", "temperature", "mse_weight", "max_length"} < {field.name for field in declared}
+    for field in declared:
+        if field.name not in ("teacher", "senses", "texts", "output_dir"):
+            assert options[field.name] == field.default, field.name
+    evaluation = parsed("evaluate", *NEEDED["evaluate"])
+    assert teacher.TeacherArguments.of(evaluation) == teacher.TeacherArguments()
+
+
+def test_underscores_and_old_names_are_accepted():
+    build = ("build", *NEEDED["build"])
+    for name in ("--senses-per-token", "--senses_per_token", "--num-senses", "--num_senses"):
+        assert parsed(*build, name, "3").senses_per_token == parsed(*build, f"{name}=3").senses_per_token == 3
+    assert parsed(*build, "--method", "num_senses").method == "senses_per_token"
+    assert parsed(*build, "--teacher_dtype=float16", "--keep_samples").teacher_dtype == "float16"
+    assert parsed(*build, "--instruction", "--no_option but text").instruction == "--no_option but text"
+    options = parsed(
+        "distill", *NEEDED["distill"], "--output_dir", "there", "--num_train_epochs", "4", "--overwrite=no"
+    )
+    assert (options.output_dir, options.num_train_epochs, options.overwrite) == ("there", 4.0, False)
+    assert parsed("inspect", "d", "--", "--a_token").token == "--a_token"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--budget", "5", "--num-senses", "5"], "not allowed with argument --budget"),
+        (["build", "--streaming", "perhaps"], "'perhaps' is neither true nor false"),
+        (["build", "--max-steps", "5"], "unrecognized arguments: --max-steps 5"),
+        (["distill", "--no-such-option", "5"], "unrecognized arguments: --no-such-option 5"),
+        (["distill", "--objectiv", "mse"], "unrecognized arguments: --objectiv mse"),  # no abbreviations
+        (["distill", "--max-ste", "5"], "unrecognized arguments: --max-ste 5"),
+        (["distill", "--max-steps", "many"], "argument --max-steps: invalid int value: 'many'"),
+    ],
+)
+def test_wrong_options_have_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, *NEEDED[arguments[0]]])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_bash_completes(capsys, tmp_path):
+    (tmp_path / "completion.bash").write_text(printed(capsys, "--print-completion", "bash"))
+    script = """source completion.bash
+        COMP_WORDS=(sensedict build --similarity "") COMP_CWORD=3
+        _shtab_sensedict
+        echo "${COMPREPLY[@]}" """
+    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.split() == ["l2", "cosine", "dot"], run.stderr
+
+
+def test_runs_as_a_module():
+    command = [sys.executable, "-m", "sensedict_hf", "--version"]
+    assert re.fullmatch(r"sensedict \d+\.\d+\.\d+\n", subprocess.run(command, capture_output=True, text=True).stdout)

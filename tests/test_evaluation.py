@@ -42,7 +42,7 @@ def test_scores(data):
     scores = evaluate_classification(*data)
     assert 0.5 < scores["few_shot"] < 1 and 0 < scores["few_shot_std"] < 0.2 and 0.6 < scores["full"] < 1
     scaled = evaluate_classification(data[0] * np.linspace(1, 9, 90)[:, None], data[1], data[2] * 5, data[3])
-    assert scaled == pytest.approx(scores)  # lengths do not matter
+    assert scaled == pytest.approx(scores)  # the lengths of vectors do not matter
     assert (
         evaluate_classification(
             data[0], ["abc"[label] for label in data[1]], data[2], ["abc"[label] for label in data[3]]
@@ -58,8 +58,8 @@ def test_errors(data):
         evaluate_classification(*data[:3], [7] * 60)
 
 
-def test_protocol_is_that_of_mteb(data):
-    """The same embeddings through MTEB's own classification task."""
+def test_classification_agrees_with_mteb(data):
+    """MTEB's own classification task gives the same score for the same embeddings."""
     mteb = pytest.importorskip("mteb")
     from datasets import Dataset, DatasetDict
     from mteb.abstasks.classification import AbsTaskClassification
@@ -175,7 +175,7 @@ def test_retrieval_is_that_of_trec_eval():
         ("B-a I-a O B-a", {(0, 0, 2, "a"), (0, 3, 4, "a")}),
         ("B-a B-a", {(0, 0, 1, "a"), (0, 1, 2, "a")}),  # neighbours
         ("B-a I-b I-b", {(0, 0, 1, "a"), (0, 1, 3, "b")}),  # another type begins another entity
-        ("I-a I-a O I-b", {(0, 0, 2, "a"), (0, 3, 4, "b")}),  # as conlleval has it: I behind O begins one
+        ("I-a I-a O I-b", {(0, 0, 2, "a"), (0, 3, 4, "b")}),  # as in conlleval, I after O begins an entity
         ("B-creative-work I-creative-work", {(0, 0, 2, "creative-work")}),
     ],
 )
@@ -184,7 +184,7 @@ def test_entities(tags, expected):
 
 
 def test_token_classification():
-    """Words whose vectors tell their tags, but for the last sentence, which is cut to its first word."""
+    """The vector of a word is the one-hot vector of its tag, so that the scores follow from the vectors given."""
     vector_of = dict(zip(["O", "B-a", "I-a", "B-b"], np.eye(4)))
     train = [["O", "B-a", "I-a"], ["B-b", "O"], ["B-a", "O"]]
     test = [["B-a", "I-a", "O"], ["O"], ["B-b", "B-a", "I-a"]]
@@ -233,7 +233,7 @@ def test_pooling_reads_no_padding(side):
 
 
 def test_teacher_encodes_like_sentence_transformers(texts, bert, teacher_folder):
-    """Against the mean over tokens, one text at a time; long texts are truncated."""
+    """Vectors equal the mean over tokens, computed one text at a time; long texts are truncated."""
     teacher = Teacher(bert.model, bert.tokenizer, name="tiny", max_seq_length=8)
     for text, vector in zip(texts, teacher.encode(texts)):
         ids = torch.tensor([bert.tokenizer(text, truncation=True, max_length=8)["input_ids"]])
@@ -241,7 +241,7 @@ def test_teacher_encodes_like_sentence_transformers(texts, bert, teacher_folder)
 
 
 def test_words_are_means_of_their_tokens(teacher):
-    """Each word against the mean of its own tokens' vectors, one sentence at a time."""
+    """The vector of a word equals the mean over its tokens, computed one sentence at a time."""
     teacher.max_seq_length = 8
     sentences = [["w1", "w2 w3", "", "w4"], ["w5"], ["w9"] * 10, []]
     tokens = [
@@ -249,7 +249,7 @@ def test_words_are_means_of_their_tokens(teacher):
         [[5]],
         [[9]] * 6 + [[]] * 4,
         [],
-    ]  # two of eight places are for the special tokens
+    ]  # of 8 positions, 2 are special tokens
     found = teacher.encode_words(sentences, batch_size=2)
     assert [tuple(vectors.shape) for vectors in found] == [(4, 16), (1, 16), (10, 16), (0, 16)]
     for vectors, words in zip(found, tokens):
@@ -275,7 +275,7 @@ def test_words_of_a_student_are_its_senses(bert, texts):
 
 
 def test_words_of_byte_level_tokenizers_keep_the_space_before_them(texts):
-    """Words are read as in the text that they make, where all but the first begin with a space."""
+    """Words are tokenized as in a text, where every word but the first has a space in front."""
     model = Tokenizer(BPE())
     model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     model.train_from_iterator(texts, BpeTrainer(vocab_size=31, initial_alphabet=[], special_tokens=["[PAD]"]))

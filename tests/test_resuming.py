@@ -257,7 +257,7 @@ def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path
         platform.node = lambda: "host" + str(int(os.environ.get("RANK", 0)) % {hosts})
         import sensedict_hf.building.fitting
         sensedict_hf.building.fitting.BLOCK_ELEMENTS = 1000
-        from sensedict_hf.cli.main import main
+        from sensedict_hf.cli import main
         raise SystemExit(main())""")
     build = [
         str(script),

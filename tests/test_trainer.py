@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from conftest import SIZES, WORDS
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
-from sensedict_hf.cli.main import main
+from sensedict_hf.cli import main
 
 
 @pytest.fixture
@@ -438,7 +438,7 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
         str(tmp_path / "streamed"),
     ]
     script = tmp_path / "distill.py"
-    script.write_text(f"from sensedict_hf.cli.main import main\nraise SystemExit(main({two!r}) or main({streamed!r}))")
+    script.write_text(f"from sensedict_hf.cli import main\nraise SystemExit(main({two!r}) or main({streamed!r}))")
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,29 +1,32 @@
-"""`sensedict distill`: teacher, dictionary and texts -> a student in a folder; goes on where it was stopped."""
+"""The subcommand `distill`: distil a student into a folder, and continue where an earlier run was interrupted."""
 
+import argparse
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers import AutoModel, HfArgumentParser, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from sensedict_cli import SUBCOMMANDS
+
 from ..building.corpus import corpus_digest
 from ..building.workspace import differences, locked
-from ..data import FILES_HELP, read_dataset
+from ..data import read_dataset
 from ..distillation.trainer import SKDTrainer
 from ..distillation.training_args import SKDTrainingArguments
-from ..models.configuration_sense_embedding import ASSIGNMENTS
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, load_senses
 from ..models.teachers import Teacher, load_teacher
+from .dictionaries import megabytes
+from .evaluate import parameters
 from .teacher import TeacherArguments
 
 logger = logging.get_logger(__name__)
@@ -41,69 +44,124 @@ STATE = "_distilling.json"  # settings of the run in its folder, and whether it 
 
 @dataclass(kw_only=True)
 class DistillArguments(TeacherArguments):
-    """What is distilled into what; how, the settings of [`SKDTrainingArguments`] tell."""
+    """The options of `sensedict distill` that are not in :class:`SKDTrainingArguments`; `sensedict_cli` declares them.
 
-    teacher: str = field(metadata={"help": "name or folder of an encoder or decoder"})
-    senses: str = field(metadata={"help": "folder or name of the teacher's dictionary"})
-    texts: list[str] = field(metadata={"help": FILES_HELP})
-    eval_texts: list[str] | None = field(
-        default=None, metadata={"help": "the same, to evaluate on while training (--eval-strategy)"}
-    )
-    text_column: str = field(default="text", metadata={"help": "where the texts are"})
-    streaming: bool = field(
-        default=False, metadata={"help": "encode the texts as they come, without a copy; needs --max-steps"}
-    )
-    num_hidden_layers: int = field(default=2, metadata={"help": "first layers of the teacher to start from"})
-    layers: list[int] | None = field(
-        default=None, metadata={"help": "or: the layers of the teacher to start from, from 0"}
-    )
-    backbone: str | None = field(
-        default=None, metadata={"help": "or: another model with the dictionary's tokenizer to start from"}
-    )
-    assignment: str | None = field(
-        default=None,
-        metadata={"help": "what the student returns (default: as its objective suggests)", "choices": [*ASSIGNMENTS]},
-    )
-    residual: float | None = field(
-        default=None,
-        metadata={"help": "share of its own vectors beside the senses (0 to 1; default: as its objective suggests)"},
-    )
-    head: str | None = field(
-        default=None,
-        metadata={"help": "copy this head of a fine-tuned teacher too, frozen, on the student", "choices": [*HEADS]},
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "replace another student or unfinished run in the output folder"}
-    )
+    Attributes:
+        teacher: Name or folder of the model to learn from.
+        senses: Name or folder of the teacher's dictionary.
+        texts: Files, a folder or a dataset, see :func:`read_dataset`.
+        eval_texts: Texts to evaluate on during training.
+        text_column: Column of the texts.
+        streaming: Whether texts are read as they are needed, without a copy on disk.
+        num_hidden_layers: Number of first layers of the teacher to start from.
+        layers: Layers of the teacher to start from instead, counted from 0.
+        backbone: Name or folder of another model to start from instead.
+        assignment: What the student returns, `hard`, `soft` or `none`. Default: depends on the objective.
+        residual: Share of its own hidden states that is mixed with the senses. Default: depends on the objective.
+        head: Kind of head to copy from a fine-tuned teacher.
+        overwrite: Whether another student or run in the output folder is replaced.
+    """
+
+    teacher: str
+    senses: str
+    texts: list[str]
+    eval_texts: list[str] | None = None
+    text_column: str = "text"
+    streaming: bool = False
+    num_hidden_layers: int = 2
+    layers: list[int] | None = None
+    backbone: str | None = None
+    assignment: str | None = None
+    residual: float | None = None
+    head: str | None = None
+    overwrite: bool = False
 
 
-def read_argument_file(arguments: Sequence[str]) -> list[str]:
-    """Puts in the place of a .yaml or .json file, if one comes first, what is written in it; arguments behind it win.
+def read_argument_file(path: str) -> list[str]:
+    """Read command-line arguments from a YAML or JSON file.
+
+    Args:
+        path: A file that maps the names of options to their values.
+
+    Returns:
+        The arguments, as they would be typed.
 
     Raises:
-        ValueError: the file holds something else than names and values.
+        ValueError: The file is not valid, or is not a mapping of names to values.
+        OSError: The file cannot be read.
     """
-    if not arguments or Path(arguments[0]).suffix not in (".yaml", ".yml", ".json"):
-        return list(arguments)
     try:
-        values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
     except yaml.YAMLError as error:
-        raise ValueError(f"{arguments[0]} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML or JSON: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{arguments[0]} holds no names with values: write lines like 'num_train_epochs: 2'")
-    written: list[str] = []
+        raise ValueError(f"{path} does not map names to values: write lines such as 'num_train_epochs: 2'")
+    arguments: list[str] = []
     for name, value in values.items():
-        if value is not None:
-            if value is False and name.replace("-", "_").endswith("_strategy"):
-                value = "no"  # which YAML reads as false
-            if isinstance(value, list):
-                written += [f"--{name}", *map(str, value)]
-            else:  # in one piece, as a negative number could be taken for an argument
-                written.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return written + list(arguments[1:])
+        if value is None:
+            continue
+        if value is False and name.replace("-", "_").endswith("_strategy"):
+            value = "no"  # YAML reads an unquoted no as false
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        else:
+            # Name and value in one piece: alone, a negative number such as -1e-3 could be taken for an option.
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
 
 
-def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentPreTrainedModel:
+def distill(options: argparse.Namespace) -> None:
+    """Distil a student, or continue an interrupted run, and print the student's size.
+
+    Args:
+        options: The options that `sensedict_cli` declares, and `trainer_arguments`: the other command-line arguments,
+            which transformers parses.
+
+    Raises:
+        ValueError: See :func:`distill_student`.
+    """
+    options = _TrainerParser().parse_args(options.trainer_arguments, options)
+    values = vars(options)
+    student = distill_student(
+        DistillArguments(**{field.name: values[field.name] for field in fields(DistillArguments)}),
+        SKDTrainingArguments(
+            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+        ),
+    )
+    size = megabytes(cast(SKDStudentModel, student.base_model).senses)
+    print(f"{parameters(student):,} parameters and {size:.1f} MB of senses: saved in {options.output_dir}")
+
+
+def trainer_help() -> str:
+    """Describe the options of `sensedict distill` that come from transformers."""
+    return _TrainerParser(usage=argparse.SUPPRESS).format_help()
+
+
+class _TrainerParser(HfArgumentParser):
+    """Parses the options of `TrainingArguments` that `sensedict_cli` does not declare."""
+
+    def __init__(self, usage: str = f"sensedict distill {SUBCOMMANDS['distill'][1]}") -> None:
+        super().__init__(
+            SKDTrainingArguments,  # type: ignore[arg-type]  # annotated as a type of its own
+            prog="sensedict distill",
+            usage=usage,
+            description="Options of transformers' TrainingArguments:",
+            formatter_class=argparse.HelpFormatter,
+            add_help=False,
+            allow_abbrev=False,  # an option added later must not change what an argument file means
+        )
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Add an option with hyphens only, as all arguments are spelled with them here, and show a default once."""
+        names = tuple(dict.fromkeys(name.replace("_", "-") for name in names))
+        if names[0].removeprefix("--").replace("-", "_") in SKDTrainingArguments.__annotations__:
+            settings["help"] = argparse.SUPPRESS  # shown by sensedict_cli, or not to be changed
+        elif settings.get("default") is not None and settings["default"] is not False:
+            settings["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **settings)
+
+
+def distill_student(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentPreTrainedModel:
     """Distils a student into `args.output_dir`.
 
     Raises:

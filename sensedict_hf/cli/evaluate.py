@@ -1,12 +1,15 @@
-"""`sensedict evaluate`: a model and a task -> scores."""
+"""The subcommand `evaluate`: score the frozen embeddings of a model on a task."""
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel
 
 from ..data import read_dataset
@@ -19,42 +22,72 @@ from ..models.teachers import check_teacher
 from .teacher import TeacherArguments
 
 
+@dataclass
+class Encoder:
+    """A model to evaluate, with the functions that encode texts and words.
+
+    Attributes:
+        model: The model, whose parameters are counted.
+        encode: Texts -> vectors `[texts, hidden]`.
+        encode_words: Lists of words -> vectors `[words, hidden]` for each list.
+        assignment: How its senses are assigned; None if it has no senses.
+        residual: Share of its own vectors next to the senses; None if it has no senses.
+    """
+
+    model: nn.Module
+    encode: Encode
+    encode_words: EncodeWords
+    assignment: str | None = None
+    residual: float | None = None
+
+
 def evaluate(options: argparse.Namespace) -> None:
-    """Scores a model on a task; prints a table and writes the scores to `--output`."""
+    """Score a model on a task. Print the scores as a table, and write them to `--output`."""
     task = read_task(options)
-    model, encode, encode_words = load_encoder(options)
+    encoder = load_encoder(options)
     begin = time.perf_counter()
-    vectors = task.encode(encode, encode_words)
+    vectors = task.encode(encoder.encode, encoder.encode_words)
     speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
     scores = task.metric(*vectors)
+
+    # The table has one row: what was evaluated, the scores, and the cost.
     cells = {name: f"{score:.4f}" for name, score in scores.items()}
     if options.task == "classification":
         few_shot = f"{cells['few_shot']} ± {cells['few_shot_std']}"
         cells = {"few-shot (8 a label, 10 draws)": few_shot, f"all {len(task.inputs[0]):,} labels": cells["full"]}
-    output = options.assignment or "none"
-    if options.residual and output != "none":
-        output += f", residual {options.residual:g}"
-    costs = {"parameters": f"{parameters(model):,}", "texts/s": f"{speed:.0f}"}
+    output = encoder.assignment or "none"
+    if encoder.residual and output != "none":
+        output += f", residual {encoder.residual:g}"
+    costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
     cells = {"model": options.model, "output": output.replace("none", "raw"), **cells, **costs}
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
+
     if options.output:
-        used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
+        used = {"task": options.task, "model": options.model, "senses": options.senses}
+        used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:
-    """The task to evaluate on, of its files."""
+    """Read the files of the task.
+
+    Raises:
+        ValueError: The task needs other files, or a file lacks a column.
+    """
+    # The options that give the files of the task, and the columns that each file needs.
     labelled, tagged = (options.text_column, options.label_column), ("tokens", "tags")
-    needed: dict[str, tuple[str, ...]] = {
+    files: dict[str, dict[str, tuple[str, ...]]] = {
         "classification": {"train": labelled, "test": labelled},
         "similarity": {"test": ("sentence1", "sentence2", "score")},
         "retrieval": {"corpus": ("id", "text"), "queries": ("text", "relevant")},
         "tokens": {"train": tagged, "test": tagged},
-    }[options.task]
+    }
+    needed = files[options.task]
     given = [name for name in ("train", "test", "corpus", "queries") if getattr(options, name)]
     if given != list(needed):
         flags = [" and ".join(f"--{name}" for name in names) for names in (needed, given)]
         raise ValueError(f"--task {options.task} needs {flags[0]}, not {flags[1] or 'nothing'}")
+
     sets = {}
     for name, columns in needed.items():
         data = read_dataset(getattr(options, name), split=name)
@@ -66,39 +99,43 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
     return TASKS[options.task](**sets, **names)
 
 
-def load_encoder(options: argparse.Namespace) -> tuple[torch.nn.Module, Encode, EncodeWords]:
-    """The model to evaluate, and what makes vectors of texts and of words."""
+def load_encoder(options: argparse.Namespace) -> Encoder:
+    """Load a student, or another model with or without a dictionary.
+
+    Raises:
+        ValueError: An option does not fit the model, or the dictionary is of another teacher.
+    """
     check_residual(options.residual or 0.0)
+    settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
         if options.senses or TeacherArguments.of(options) != TeacherArguments():
             raise ValueError(
-                f"{options.model} is a student, with its own senses, pooling and prompt: leave out --senses and such options"
+                f"{options.model} is a student and has its own senses, pooling and prompt: "
+                "leave out --senses and the options for loading a model"
             )
-        student = AutoModel.from_pretrained(options.model).to(
-            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        student = AutoModel.from_pretrained(options.model).to(device)
         if options.residual is not None:
             student.config.residual = options.residual
-        options.assignment, options.residual = (
-            options.assignment or student.config.default_assignment,
-            student.config.default_residual,
-        )
-        settings = {"assignment": options.assignment, "batch_size": options.batch_size}
-        return student, partial(student.encode, **settings), partial(student.encode_words, **settings)
+        assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
+        settings["assignment"] = assignment
+        encoders = partial(student.encode, **settings), partial(student.encode_words, **settings)
+        return Encoder(student, *encoders, assignment, residual)
+
     teacher = TeacherArguments.of(options).load(options.model, options.device)
+    encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
     if options.senses:
         senses = load_senses(options.senses)
         check_teacher(senses, teacher)
-        options.assignment = options.assignment or senses.config.assignment
-        options.residual = senses.config.residual if options.residual is None else options.residual
-        given = {"assignment": options.assignment, "residual": options.residual}
-        attach_senses(teacher.model, senses, tokenizer=teacher.tokenizer, **given)
-    elif options.assignment or options.residual is not None:
-        raise ValueError(f"--assignment or --residual needs --senses, as {options.model} has none")
-    settings = {"batch_size": options.batch_size}
-    return teacher.model, partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
+        assignment = options.assignment or senses.config.assignment
+        residual = senses.config.residual if options.residual is None else options.residual
+        attach_senses(teacher.model, senses, tokenizer=teacher.tokenizer, assignment=assignment, residual=residual)
+        return Encoder(teacher.model, *encoders, assignment, residual)
+    if options.assignment or options.residual is not None:
+        raise ValueError(f"{options.model} has no senses: --assignment and --residual need --senses")
+    return Encoder(teacher.model, *encoders)
 
 
-def parameters(model: torch.nn.Module) -> int:
-    """Trainable or not, without the senses."""
+def parameters(model: nn.Module) -> int:
+    """Count the parameters of a model, trainable or not, without those of its dictionary."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("senses"))

@@ -1,70 +1,69 @@
-"""The options of all commands that run a teacher."""
+"""The options for loading a model, which several subcommands share."""
 
 import argparse
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
-from ..models.encoding import POOLINGS
 from ..models.teachers import Teacher, load_teacher
 
 
 @dataclass(kw_only=True)
 class TeacherArguments:
-    """How a teacher is loaded, as in [`load_teacher`]."""
+    """How a teacher is loaded. `sensedict_cli` declares the options; :func:`load_teacher` explains them.
 
-    bidirectional: bool | None = field(
-        default=None,
-        metadata={"help": "whether a decoder's tokens attend to all others (true) or to those before (false)"},
-    )
-    adapters: list[str] | None = field(
-        default=None, metadata={"help": "folders or names of PEFT adapters, merged one after the other"}
-    )
-    pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": "how one vector is made of a text (default: the model's own, else mean)",
-            "choices": [*POOLINGS],
-        },
-    )
-    instruction: str | None = field(default=None, metadata={"help": "read before every text, and not pooled"})
-    template: str | None = field(
-        default=None, metadata={"help": "read around instruction and text, for which it holds {text}"}
-    )
-    teacher_dtype: str | None = field(
-        default=None,
-        metadata={"help": "of its weights (default: as stored)", "choices": ["float32", "bfloat16", "float16"]},
-    )
-    device_map: str | None = field(default=None, metadata={"help": "how a large teacher is spread over devices: auto"})
-    quantization_config: str | None = field(
-        default=None,
-        metadata={"help": """of the teacher, in JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "run code from the teacher's repository"})
+    Attributes:
+        bidirectional: Whether every token of a decoder attends to all tokens.
+        adapters: Names or folders of PEFT adapters, merged in this order.
+        pooling: How the hidden states of a text become one vector.
+        instruction: Text put before every input.
+        template: Text around instruction and input, with `{text}` in their place and `\\n` for a new line.
+        teacher_dtype: Dtype of the weights.
+        device_map: How the model is spread over devices.
+        quantization_config: Settings of quantization, as JSON.
+        trust_remote_code: Whether Python code from the model's repository may run.
+    """
+
+    bidirectional: bool | None = None
+    adapters: list[str] | None = None
+    pooling: str | None = None
+    instruction: str | None = None
+    template: str | None = None
+    teacher_dtype: str | None = None
+    device_map: str | None = None
+    quantization_config: str | None = None
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "TeacherArguments":
-        """Those among the options of a command."""
+        """Take the fields of this class from the parsed options of a subcommand."""
         return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
+    def loading(self) -> dict[str, Any]:
+        """Return the arguments of :func:`load_teacher`."""
+        return {
+            "bidirectional": self.bidirectional,
+            "adapters": self.adapters,
+            "pooling": self.pooling,
+            "instruction": self.instruction,
+            "template": self.template and self.template.replace("\\n", "\n"),  # a new line is hard to type in a shell
+            "dtype": self.teacher_dtype,
+            "device_map": self.device_map,
+            "quantization_config": self.quantization_config and json.loads(self.quantization_config),
+            "trust_remote_code": self.trust_remote_code,
+        }
+
     def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
-        """The teacher of that name or folder.
+        """Load a teacher with these options.
+
+        Args:
+            name: A name on the Hub or a folder.
+            device: Default: a GPU if there is one.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: see [`load_teacher`].
+            ValueError: The quantization settings are not JSON, or :func:`load_teacher` refuses the model.
         """
-        return load_teacher(
-            name,
-            bidirectional=self.bidirectional,
-            adapters=self.adapters,
-            pooling=self.pooling,
-            instruction=self.instruction,
-            template=self.template and self.template.replace("\\n", "\n"),  # which a shell does not write
-            dtype=self.teacher_dtype,
-            revision=revision,
-            device=device,
-            device_map=self.device_map,
-            quantization_config=self.quantization_config and json.loads(self.quantization_config),
-            trust_remote_code=self.trust_remote_code,
-        )
+        return load_teacher(name, revision=revision, device=device, **self.loading())

@@ -1,0 +1,390 @@
+"""The `sensedict` command: its options, and the call of the function that runs each subcommand.
+
+This module is not part of the package, because importing any part of `sensedict_hf` imports torch. Help, version and
+shell completion need only this module. The code of a subcommand is imported when it runs.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+# Choices of options. The package defines them too, but importing it would import torch. A test compares both.
+ASSIGNMENTS = ("hard", "soft", "none")
+HEADS = ("sequence_classification", "token_classification")
+METHODS = ("budget", "senses_per_token", "mcl")
+POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
+SAMPLE_DTYPES = ("float16", "float32")
+SENSES_DTYPES = ("float16", "bfloat16", "float32", "int8")
+SIMILARITIES = ("l2", "cosine", "dot")
+TASKS = ("classification", "similarity", "retrieval", "tokens")
+TEACHER_DTYPES = ("float32", "bfloat16", "float16")
+
+# The module in sensedict_hf.cli that has the function of a subcommand.
+MODULES = {"distill": "distill", "evaluate": "evaluate"}
+MODULES |= dict.fromkeys(("build", "convert", "inspect", "merge"), "dictionaries")
+
+# Other accepted names of options, which help does not show: old names, and names in transformers.
+OTHER_NAMES = {
+    ("build", "--num-senses"): "--senses-per-token",
+    ("distill", "--num-train-epochs"): "--epochs",
+    ("distill", "--output-dir"): "--output",
+    ("distill", "--per-device-train-batch-size"): "--batch-size",
+}
+# --name or --name=value. A longer text that starts with -- is a value.
+OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
+
+# What a shell completes, by the placeholder that help shows for a value.
+COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
+RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
+FILES = (
+    "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
+    "or a folder written by Dataset.save_to_disk; or the name of a dataset on the Hub"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `sensedict` command.
+
+    Args:
+        arguments: The command line without the program's name. Default: `sys.argv[1:]`.
+
+    Returns:
+        The exit status: 0, or 2 after an error in the input, which is printed in one line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sensedict_hf").setLevel(logging.INFO)
+    try:
+        if given[:1] == ["distill"] and Path(*given[1:2]).suffix in (".yaml", ".yml", ".json"):
+            from sensedict_hf.cli.distill import read_argument_file
+
+            given[1:2] = read_argument_file(given[1])
+        parser = make_parser()
+        options, others = parser.parse_known_args(rename_options(given))
+        if options.command == "distill":
+            options.trainer_arguments = others  # parsed by transformers when the command runs
+        elif others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sensedict {given[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Import the code of the chosen subcommand and call it."""
+    if options.command == "demo":
+        from sensedict_hf.demo import run_demo
+
+        run_demo(Path(options.output), seed=options.seed)
+    else:
+        module = import_module(f"sensedict_hf.cli.{MODULES[options.command]}")
+        getattr(module, options.command)(options)
+
+
+def rename_options(arguments: Sequence[str]) -> list[str]:
+    """Spell options with hyphens instead of underscores, and replace other names by the ones that help shows."""
+    renamed = list(arguments)
+    options_end = renamed.index("--") if "--" in renamed else len(renamed)
+    for place, argument in enumerate(renamed[:options_end]):
+        found = OPTION.match(argument)
+        if found:
+            name = found[0].replace("_", "-")
+            renamed[place] = OTHER_NAMES.get((renamed[0], name), name) + argument[found.end() :]
+    return renamed
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of `sensedict` and all its subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="sensedict",
+        usage="%(prog)s COMMAND [options]",
+        description="Build a sense dictionary, which holds a few vectors (senses) for every token of an encoder or "
+        "decoder, and distil the model into a small, fast student with its help.",
+        epilog="'sensedict COMMAND --help' explains the options of a command.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    shtab.add_argument_to(parser, help="print a script that completes commands and options in this shell, and exit")
+    commands = parser.add_subparsers(
+        prog="sensedict", dest="command", required=True, metavar="COMMAND", title="commands"
+    )
+    for name, (add_options, usage, about) in SUBCOMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            usage=f"%(prog)s {usage}",
+            allow_abbrev=name != "distill",  # an option added later must not change what an argument file means
+        )
+        add_options(sub)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"sensedict {version('sensedict_hf')}")
+        parser.exit()
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help of `distill` with the options that transformers adds, which needs torch."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from sensedict_hf.cli.distill import trainer_help
+
+        parser.print_help()
+        print(f"\n{trainer_help()}")
+        parser.exit()
+
+
+def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
+    """Add an argument. Its help names the default, if there is one; a shell can complete files and folders."""
+    if settings.get("default") is not None:
+        help += " (default: %(default)s)"
+        settings.setdefault("type", type(settings["default"]))
+    action = container.add_argument(name, metavar=metavar or None, help=help, **settings)
+    if metavar in COMPLETIONS:
+        action.complete = COMPLETIONS[metavar]  # type: ignore[attr-defined]  # read by shtab
+
+
+def _add_flag(container: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Add an option that is off by default: `--name` or, as argument files write it, `--name=true`."""
+    container.add_argument(name, metavar="true|false", help=help, type=boolean, nargs="?", const=True, default=False)
+
+
+def boolean(text: str) -> bool:
+    """Read `true` or `false`, or another spelling that transformers accepts."""
+    word = text.lower()
+    if word not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return word[0] in "ty1"
+
+
+def _add_build(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "--teacher", "MODEL", "encoder or decoder: a name on the Hub or a folder", required=True)
+    _add_texts(sub, "texts to find senses in: " + FILES, required=True)
+    about = "folder for the dictionary; the same command continues an interrupted build"
+    _add(sub, "--output", "DIR", about, required=True)
+    _add_flag(sub, "--overwrite", "replace another dictionary, or an unfinished build, in the output folder")
+    _add_flag(sub, "--streaming", "read the texts as they are needed, instead of copying them into the cache first")
+    about = "build for the tokens of this model's tokenizer, for students that use it (default: the teacher's)"
+    _add(sub, "--tokenizer", "MODEL", about)
+    _add(sub, "--seed", "N", "seed of the random sample of token occurrences", default=0)
+
+    size = sub.add_argument_group("size of the dictionary")
+    number = size.add_mutually_exclusive_group()
+    about = "senses in total, given to the tokens that need them most (default: grows with the texts)"
+    _add(number, "--budget", "N", about, type=int)
+    _add(number, "--senses-per-token", "K", "the same number of senses for every token", type=int)
+    about = (
+        "how senses are shared out; 'mcl' is the paper's rule, and slow (default: by the options above, else budget)"
+    )
+    _add(size, "--method", "", about, choices=METHODS, type=lambda name: name.replace("num_senses", METHODS[1]))
+    _add(size, "--dtype", "", "dtype of the stored senses", choices=SENSES_DTYPES, default="float16")
+
+    vectors = sub.add_argument_group("vectors that senses are made from")
+    about = "the nearest sense of a vector has the smallest distance (l2), largest cosine or largest dot product"
+    _add(vectors, "--similarity", "", about, choices=SIMILARITIES, default="l2")
+    _add(vectors, "--layer", "N", "layer of the hidden states; 0: token embeddings, -1: last layer", default=-1)
+    about = "occurrences of a token to look at, drawn at random; fewer need less disk and time"
+    _add(vectors, "--max-samples-per-token", "N", about, default=1000)
+    about = "dtype of the sampled vectors on disk during the build"
+    _add(vectors, "--sample-dtype", "", about, choices=SAMPLE_DTYPES, default="float16")
+    _add_flag(vectors, "--prompt-senses", "also build senses for the tokens of --instruction and --template")
+    about = "longest input in tokens; longer texts are split into windows (default: the teacher's limit, at most 512)"
+    _add(vectors, "--max-length", "N", about, type=int)
+    _add_flag(vectors, "--truncation", "cut off texts at --max-length instead of splitting them")
+
+    later = sub.add_argument_group("adding texts later")
+    _add_flag(later, "--keep-samples", "keep the sampled vectors in the output folder, so that --update can use them")
+    about = "add the texts to this dictionary, which was built with --keep-samples; the result goes to --output"
+    _add(later, "--update", "DIR", about)
+    _add_device(_add_teacher(sub))
+
+
+def _add_convert(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "senses", "DIR", "folder of a dictionary or a student")
+    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(sub, "--output", "DIR", "new folder for the result", required=True)
+
+
+def _add_merge(sub: argparse.ArgumentParser) -> None:
+    about = "folders of dictionaries of the same teacher; or one dictionary, or one student, to make it smaller"
+    _add(sub, "senses", "DIR", about, nargs="+")
+    about = "senses in total, given to the tokens that need them most"
+    _add(sub, "--budget", "N", about, type=int, required=True)
+    _add(sub, "--output", "DIR", "new folder for the result", required=True)
+
+
+def _add_distill(sub: argparse.ArgumentParser) -> None:
+    # transformers parses all other options when the command runs, see sensedict_hf/cli/distill.py.
+    sub.epilog = (
+        "All other options of transformers' TrainingArguments are accepted, such as --max-steps, --seed and --bf16; "
+        "--help-all lists them. FILE.yaml (or .json) holds options as 'name: value'; options after it win. "
+        "The same command continues an interrupted run from its last checkpoint."
+    )
+    about = "show this help message and all options of TrainingArguments, and exit"
+    sub.add_argument("--help-all", action=_HelpAll, nargs=0, help=about)
+    _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
+    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'", required=True)
+    _add_texts(sub, "texts to learn from: " + FILES, required=True)
+    _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
+    _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
+    _add_flag(sub, "--streaming", "read the texts as they are needed, without a copy on disk; needs --max-steps")
+    about = "texts to evaluate on during training; needs --eval-strategy"
+    _add(sub, "--eval-texts", "FILE", about, nargs="+")
+
+    student = sub.add_argument_group("the student")
+    _add(student, "--num-hidden-layers", "N", "start from the first N layers of the teacher", default=2)
+    about = "start from these layers of the teacher instead, counted from 0"
+    _add(student, "--layers", "N", about, type=int, nargs="+")
+    _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
+    _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
+    about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
+    _add(student, "--residual", "SHARE", about, type=float)
+    _add(student, "--head", "", "also copy this head of a fine-tuned teacher to the student, frozen", choices=HEADS)
+
+    training = sub.add_argument_group("training")
+    about = (
+        "loss, or several joined by '+': 'sense' (cross-entropy of the senses that the teacher picks), 'mse' (squared "
+        "error of the hidden states), 'sentence' (squared error of the sentence vectors)"
+    )
+    _add(training, "--objective", "LOSS", about, default="sense+mse+sentence")
+    _add(training, "--epochs", "N", "passes over the texts", default=2.0, dest="num_train_epochs")
+    _add(training, "--batch-size", "N", "texts per device and step", default=32, dest="per_device_train_batch_size")
+    about = "texts per device in a forward pass without training: for labels, and in evaluation"
+    _add(training, "--per-device-eval-batch-size", "N", about, default=32)
+    _add(training, "--learning-rate", "RATE", "highest learning rate", default=1e-3)
+    about = "steps until the learning rate is at its highest; below 1: share of all steps"
+    _add(training, "--warmup-steps", "N", about, default=0.1)
+    about = "divides the scores of the student's senses; its unit is the distortion of the dictionary"
+    _add(training, "--temperature", "T", about, default=0.15)
+    about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
+    _add(training, "--label-top-k", "K", about, default=1)
+    _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
+    _add(training, "--mse-weight", "W", "weight of 'mse' when it is added to other losses", default=3.0)
+    _add(training, "--sentence-weight", "W", "weight of 'sentence' when it is added to other losses", default=9.0)
+    about = "longest input in tokens; longer texts are split into windows (default: the teacher's limit)"
+    _add(training, "--max-length", "N", about, type=int)
+    _add_teacher(sub)
+
+
+def _add_evaluate(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
+    about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
+    _add(sub, "--task", "", about, choices=TASKS, default="classification")
+    _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
+    stored = " (default: as stored in the student or dictionary)"
+    _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
+    about = "share of the model's hidden states that is mixed with the senses, 0 to 1" + stored
+    _add(sub, "--residual", "SHARE", about, type=float)
+    _add(sub, "--output", "FILE", "also write the scores to this file, as JSON")
+
+    data = sub.add_argument_group("data", f"Each is given as {FILES}.")
+    about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
+    _add(data, "--train", "FILE", about, nargs="+")
+    about = "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'"
+    _add(data, "--test", "FILE", about, nargs="+")
+    _add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
+    _add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
+    _add(data, "--text-column", "NAME", "for classification: column of the texts", default="text")
+    _add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
+    _add_device(_add_teacher(sub))
+
+
+def _add_inspect(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "senses", "DIR", "folder of a dictionary or a student")
+    _add(sub, "token", "TOKEN", "a token in the vocabulary of the dictionary")
+    _add_texts(sub, "show passages from these texts for each sense: " + FILES)
+    about = "the teacher, which has to read the texts again (default: the model named in the dictionary)"
+    _add(sub, "--teacher", "MODEL", about)
+    _add(sub, "--max-contexts", "N", "passages to show for each sense", default=3)
+    _add_teacher(sub)
+
+
+def _add_demo(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "--output", "DIR", "folder for the results, dictionary, student and picture", default="demo")
+    _add(sub, "--seed", "N", "seed of all random numbers", default=0)
+
+
+def _add_texts(sub: argparse.ArgumentParser, help: str, required: bool = False) -> None:
+    _add(sub, "--texts", "FILE", help, nargs="+", required=required)
+    _add(sub, "--text-column", "NAME", "column of the texts in a dataset", default="text")
+
+
+def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say how a teacher, or a model to evaluate, is loaded; return their group."""
+    group = sub.add_argument_group("loading the model")
+    about = (
+        "whether a decoder's tokens attend to all tokens (true) or to earlier ones only (default: as it was trained)"
+    )
+    _add(group, "--bidirectional", "true|false", about, type=boolean)
+    _add(group, "--adapters", "MODEL", "PEFT adapters to merge into the model, in this order", nargs="+")
+    about = "how the hidden states of a text become one vector (default: as stored with the model, else mean)"
+    _add(group, "--pooling", "", about, choices=POOLINGS)
+    _add(group, "--instruction", "TEXT", "text put before every input; its tokens are not pooled")
+    about = "text around instruction and input; {text} stands for them, \\n for a new line"
+    _add(group, "--template", "TEXT", about)
+    _add(group, "--teacher-dtype", "", "dtype of the model's weights (default: as stored)", choices=TEACHER_DTYPES)
+    _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
+    about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
+    _add(group, "--quantization-config", "JSON", about)
+    _add_flag(group, "--trust-remote-code", "run Python code from the model's repository")
+    return group
+
+
+def _add_device(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--batch-size", "N", "texts in a forward pass", default=32)
+    _add(group, "--device", "DEVICE", "device to run on, such as cpu or cuda:1 (default: a GPU if there is one)")
+
+
+# For each subcommand: the function that adds its options, its usage and its help.
+SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
+    "build": (
+        _add_build,
+        "--teacher MODEL --texts FILE... --output DIR [options]",
+        "build a sense dictionary: run a teacher over texts, and keep a few vectors for every token",
+    ),
+    "convert": (
+        _add_convert,
+        "DIR [--dtype DTYPE] --output DIR",
+        "store a dictionary, or a student's dictionary, in another dtype",
+    ),
+    "merge": (
+        _add_merge,
+        "DIR... --budget N --output DIR",
+        "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "inspect": (
+        _add_inspect,
+        "DIR TOKEN [--texts FILE...] [options]",
+        "show the senses of a token, and passages in which they occur",
+    ),
+    "distill": (
+        _add_distill,
+        "[FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [options]",
+        "distil a teacher into a small student, with the help of a sense dictionary",
+    ),
+    "evaluate": (
+        _add_evaluate,
+        "--model MODEL [--task TASK] --train FILE... --test FILE... [options]",
+        "score the embeddings of a model on a task, without fine-tuning it",
+    ),
+    "demo": (
+        _add_demo,
+        "[--output DIR] [--seed N]",
+        "build, distil and evaluate on texts inside the package, in about five minutes on two CPU cores",
+    ),
+}

@@ -1,0 +1,141 @@
+"""The subcommands that make, change and show dictionaries: build, convert, merge and inspect."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from transformers import AutoConfig, AutoModel
+
+from ..building.build import build_sense_dictionary, process_state
+from ..building.inspection import find_occurrences, report_senses
+from ..building.merging import merge_sense_dictionaries
+from ..data import read_dataset
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import load_senses
+from .teacher import TeacherArguments
+
+
+def build(options: argparse.Namespace) -> None:
+    """Build a dictionary, in one process or in all those that a launcher started, and print its size."""
+    state = process_state()
+    if not state.is_main_process:
+        logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
+    senses = build_sense_dictionary(
+        TeacherArguments.of(options).load(
+            options.teacher, state.device if state.num_processes > 1 else options.device
+        ),
+        # Only the main process reads the texts.
+        read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
+        tokenizer=options.tokenizer,
+        output_dir=options.output,
+        overwrite=options.overwrite,
+        keep_samples=options.keep_samples,
+        update=options.update,
+        method="num_senses" if options.method == "senses_per_token" else options.method,
+        num_senses=options.senses_per_token,
+        budget=options.budget,
+        max_samples_per_token=options.max_samples_per_token,
+        similarity=options.similarity,
+        layer=options.layer,
+        max_length=options.max_length,
+        truncation=options.truncation,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=options.device,
+        text_column=options.text_column,
+        sample_dtype=options.sample_dtype,
+        senses_dtype=options.dtype,
+        prompt_senses=options.prompt_senses,
+    )
+    if state.is_main_process:
+        config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
+        print(
+            f"{config.num_senses:,} senses of {seen:,} tokens, "
+            f"from {config.num_texts:,} texts with {config.num_tokens:,} tokens"
+        )
+        print(
+            f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}"
+        )
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Store a dictionary, or a student's dictionary, in another dtype."""
+    converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses)
+    print(
+        f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
+        f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
+    )
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Merge several dictionaries, or make one dictionary or one student smaller."""
+    merged = _rewrite(options.senses, options.output, lambda senses: merge_sense_dictionaries(senses, options.budget))
+    config = merged.config
+    print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+
+
+def _rewrite(
+    sources: Sequence[str], output: str, change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel]
+) -> SenseEmbeddingModel:
+    """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
+
+    Args:
+        sources: Folders of dictionaries or students.
+        output: A new or empty folder.
+        change: Makes one dictionary from the loaded ones.
+
+    Returns:
+        The new dictionary.
+
+    Raises:
+        ValueError: The folder `output` is not empty, or a source holds no dictionary.
+    """
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+    senses = change([load_senses(path) for path in sources])
+    config = AutoConfig.from_pretrained(sources[0])
+    if len(sources) > 1 or config.model_type == "sense_embedding":
+        senses.save_pretrained(output)
+        return senses
+    # AutoModel would drop the head of a student that has one. Its config names the class with the head.
+    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
+    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
+    student.base_model.replace_senses(senses)
+    student.save_pretrained(output)
+    return senses
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print the senses of a token and, if there are texts, the passages nearest to each sense."""
+    senses = load_senses(options.senses)
+    occurrences = None
+    looked_at = " in the texts"
+    if options.texts:
+        # The teacher is the given one, or the one that the dictionary names, in the same revision.
+        name = options.teacher or senses.config.base_model_name_or_path or ""
+        if not options.teacher and name.count("/") != 1:
+            raise ValueError(
+                f"the dictionary was built from {name!r}, which is no name on the Hub: give its folder with --teacher"
+            )
+        teacher = TeacherArguments.of(options).load(
+            name, revision=None if options.teacher else senses.config.base_model_revision
+        )
+        texts = read_dataset(options.texts)
+        occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
+        if occurrences.total > len(occurrences.contexts):
+            looked_at = f" in {len(occurrences.contexts):,} of {occurrences.total:,} places"
+    for report in report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts):
+        found = f", found {report.found} times{looked_at}" if occurrences else ""
+        print(
+            f"sense {report.sense_id}: {report.share:.1%} of {options.token!r} ({report.usage:,} occurrences){found}"
+        )
+        for context in report.contexts:
+            print(f"    {context}")
+
+
+def megabytes(senses: SenseEmbeddingModel) -> float:
+    """Size of a dictionary's tensors in MB."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6
