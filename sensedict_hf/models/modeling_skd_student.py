@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
@@ -28,8 +27,6 @@ from .layer_transfer import (
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, Prompted
 from .teachers import Teacher, check_teacher, load_teacher
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -155,16 +152,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))
         load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
-        student._copy_senses(senses)
+        student.senses.load_state_dict(senses.state_dict())
         student._follow(teacher)
         return student
 
     @classmethod
     def from_backbone(
-        cls,
-        backbone: str | os.PathLike[str] | PreTrainedModel | Teacher,
-        senses: SenseEmbeddingModel,
-        **config: Any,
+        cls, backbone: str | os.PathLike[str] | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
     ) -> "SKDStudentModel":
         """Make a student from another, smaller model.
 
@@ -203,13 +197,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             settings["prompt"] = senses.config.prompt  # the teacher's, in which the senses were found
         student = cls(student_config(backbone.model.config, senses.config, settings | config))
         load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
-        student._copy_senses(senses)
+        student.senses.load_state_dict(senses.state_dict())
         student._follow(backbone)
         return student
-
-    def _copy_senses(self, senses: SenseEmbeddingModel) -> None:
-        """Copy the tensors of a dictionary into the one of this student."""
-        self.senses.load_state_dict(senses.state_dict())
 
     def _follow(self, source: Teacher) -> None:
         """Take over the tokenizer, the device and the attention pattern of the model that the weights come from.
