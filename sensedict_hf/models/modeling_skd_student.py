@@ -208,7 +208,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel):
             source: The teacher or the backbone.
 
         Raises:
-            ValueError: No attention implementation lets the student's tokens attend as those of the source.
+            ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
         self.tokenizer = source.tokenizer
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
