@@ -155,7 +155,7 @@ def attach_senses(
 
     Raises:
         ValueError: The dictionary does not fit the model, the model is compiled or an encoder-decoder, senses are
-            attached to it already, or no module of it computes the layer of the dictionary.
+            attached to it already, or no module of the model computes the layer of the dictionary.
 
     Example:
         >>> from sensedict_hf import attach_senses

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
@@ -29,8 +28,6 @@ from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -156,16 +153,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))
         load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
-        student._copy_senses(senses)
+        student.senses.load_state_dict(senses.state_dict())
         student._follow(teacher)
         return student
 
     @classmethod
     def from_backbone(
-        cls,
-        backbone: str | os.PathLike[str] | PreTrainedModel | Teacher,
-        senses: SenseEmbeddingModel,
-        **config: Any,
+        cls, backbone: str | os.PathLike[str] | PreTrainedModel | Teacher, senses: SenseEmbeddingModel, **config: Any
     ) -> "SKDStudentModel":
         """Make a student from another, smaller model.
 
@@ -204,13 +198,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             settings["prompt"] = senses.config.prompt  # the teacher's, in which the senses were found
         student = cls(student_config(backbone.model.config, senses.config, settings | config))
         load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
-        student._copy_senses(senses)
+        student.senses.load_state_dict(senses.state_dict())
         student._follow(backbone)
         return student
-
-    def _copy_senses(self, senses: SenseEmbeddingModel) -> None:
-        """Copy the tensors of a dictionary into the one of this student."""
-        self.senses.load_state_dict(senses.state_dict())
 
     def _follow(self, source: Teacher) -> None:
         """Take over the tokenizer, the device and the attention pattern of the model that the weights come from.
@@ -219,7 +209,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             source: The teacher or the backbone.
 
         Raises:
-            ValueError: No attention implementation lets the student's tokens attend as those of the source.
+            ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
         self.tokenizer = source.tokenizer
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
