@@ -82,7 +82,7 @@ def test_plan_takes_all_below_the_cap_and_the_cap_above(corpus, tmp_path):
 
 @pytest.mark.parametrize("setting", [("CHUNK", 17), ("BLOCK", 23), ("MARGIN", -2.0)])
 def test_plan_does_not_depend_on_the_order_of_texts_or_on_chunks(texts, tokenizer, tmp_path, monkeypatch, setting):
-    """Nor on the number of candidates: with a negative margin the first pass finds too few, and a second one follows."""
+    """Nor on the number of candidates: with a negative margin, the first pass finds too few and there is a second."""
     texts = texts + texts[:20]  # equal texts
     first = tokenize_corpus(texts, tokenizer, tmp_path)
     plan = plan_of(first, tmp_path, 10, seed=3)

@@ -41,8 +41,8 @@ REFINE_ITERATIONS = 4
 # The rounding error of a sum of squares in float32, as a share of the largest one of the token.
 NOISE = 4 * torch.finfo(torch.float32).eps
 
-# The settings of Markov clustering: the authors', and where the paper leaves them open, those of the package that they
-# use, markov-clustering 0.0.6.
+# The authors' settings of Markov clustering. The paper leaves some open; for these, the defaults of the package that
+# the authors use, markov-clustering 0.0.6.
 MARKOV_INFLATION = 1.65
 MARKOV_SELF_LOOP = 1.0
 MARKOV_PRUNING = 0.001
@@ -93,7 +93,7 @@ def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tens
 
     clusters = _split_down(clusters, min(width, GRAM_SAMPLES), width, from_points, weights, order, gain)
 
-    # Compute the Gram matrix of each cluster that is left. The matrices of all clusters below are parts of it.
+    # Compute the Gram matrix of each cluster that is left. It contains the matrices of all clusters below.
     inner = torch.arange(len(x), device=x.device)
     strides, corners = torch.empty_like(clusters.sizes), torch.empty_like(clusters.sizes)
     total, batches = 0, []
@@ -244,7 +244,7 @@ def _split_down(
     """
     done = []
     while True:
-        # Set small clusters aside; drop those of one sample or of equal samples.
+        # Set small clusters aside; forget clusters of one sample or of equal samples.
         clusters = clusters.select((clusters.sizes > 1) & (clusters.above > 0))
         large = clusters.sizes > at_most
         done.append(clusters.select(~large))

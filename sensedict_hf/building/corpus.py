@@ -30,7 +30,7 @@ BATCH_CHARACTERS = 1_000_000
 
 
 class CorpusChangedError(ValueError):
-    """The texts differ from those of the run that was interrupted."""
+    """The texts differ from the texts of the interrupted run."""
 
 
 def tokenize_corpus(
@@ -102,7 +102,16 @@ def tokenize_corpus(
 def tokenize_in_memory(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None = None
 ) -> TokenizedCorpus:
-    """Tokenize a few texts without writing files; at least one."""
+    """Tokenize a few texts in memory.
+
+    Args:
+        texts: The texts, at least one.
+        tokenizer: The tokenizer of the dictionary.
+        prompt: What the teacher reads around each text.
+
+    Returns:
+        The corpus, without digests.
+    """
     rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
     prefix, suffix, unpooled = _special_tokens(tokenizer, prompt)
@@ -197,7 +206,7 @@ def _check_content(
     """
     content = progress.tokens - progress.texts * specials
     if content <= 0:
-        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts has a token")
+        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts holds a token")
     if progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
         raise ValueError(
             f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character (white space apart) "

@@ -88,8 +88,8 @@ def fit_senses(
     blocks = _Blocks(store, Path(directory), device, alone)
     metric = "cosine" if similarity == "cosine" else "l2"
 
-    def tree(x: Tensor, local: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        return grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, local, weights.float())
+    def tree(x: Tensor, starts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return grow_tree(F.normalize(x, dim=-1) if metric == "cosine" else x, starts, weights.float())
 
     def split(block: int) -> dict[str, Tensor]:
         order, gain = tree(*blocks.load(block))
@@ -102,7 +102,7 @@ def fit_senses(
         lowest, spare = _lowest_gain([blocks.path("tree", block) for block in range(len(blocks.tokens))], budget)
 
     def fit(block: int) -> dict[str, Tensor]:
-        x, local, weights = blocks.load(block)
+        x, starts, weights = blocks.load(block)
         # Choose where the ordered samples are cut into senses.
         if budget is not None:
             file = TensorFile(blocks.path("tree", block))
@@ -110,18 +110,19 @@ def fit_senses(
             equal = gain == lowest
             cuts = (gain > lowest) | (equal & (equal.cumsum(0) <= spare[block]))
         else:
-            order, gain = tree(x, local, weights)
-            cuts = place_cuts(gain, local, _wanted_senses(x, local, senses_per_token))
+            order, gain = tree(x, starts, weights)
+            cuts = place_cuts(gain, starts, _wanted_senses(x, starts, senses_per_token))
         # Number the parts between the cuts, and improve them by k-means.
-        own = torch.arange(len(local) - 1, device=x.device).repeat_interleave(local.diff())
-        labels = torch.empty_like(own)
+        problems = torch.arange(len(starts) - 1, device=x.device).repeat_interleave(starts.diff())
+        labels = torch.empty_like(problems)
         labels[order] = cuts.cumsum(0) - 1
-        sizes = torch.segment_reduce(cuts.float(), "sum", lengths=local.diff(), unsafe=True).long()
+        sizes = torch.segment_reduce(cuts.float(), "sum", lengths=starts.diff(), unsafe=True).long()
         parts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        senses, labels, distance = refine(x, own, labels, parts, weights.float(), metric)
+        senses, labels, distance = refine(x, problems, labels, parts, weights.float(), metric)
         # Count with the similarity that the dictionary will use.
         if similarity == "dot":
-            labels = parts[own] + assign_senses(x, own, RaggedSenses(senses, parts, "dot")).sense_ids
+            table = RaggedSenses(senses, parts, "dot")
+            labels = parts[problems] + assign_senses(x, problems, table).sense_ids
         power = torch.ones_like(distance) if metric == "cosine" else x.square().sum(-1)
         return {
             "senses": senses,
@@ -287,26 +288,26 @@ class _Blocks:
         """Read the samples of a block onto the device.
 
         Returns:
-            The samples, `[n, hidden]`, float32; where those of each token begin, `[tokens + 1]`; and how many
+            The samples, `[n, hidden]`, float32; where the samples of each token begin, `[tokens + 1]`; and how many
             occurrences in the corpus each sample stands for, `[n]`, float64.
         """
         tokens = self.tokens[block]
         first, last = self.offsets[tokens[0]], self.offsets[tokens[-1] + 1]
         x = self.store["samples"][first:last].to(self.device, torch.float32)
         sizes = self.offsets.diff()[tokens]
-        local = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         if "weights" in self.store:
             weights = self.store["weights"][first:last].double()
         else:
             weights = (self.counts[tokens] / sizes.double()).repeat_interleave(sizes)
-        return x, local.to(self.device), weights.to(self.device)
+        return x, starts.to(self.device), weights.to(self.device)
 
 
-def _wanted_senses(x: Tensor, local: Tensor, senses_per_token: int | None) -> Tensor:
+def _wanted_senses(x: Tensor, starts: Tensor, senses_per_token: int | None) -> Tensor:
     """Return how many senses each token of a block gets, `[tokens]`: a fixed number, or what the paper's rule says."""
     if senses_per_token is not None:
-        return torch.full_like(local[1:], senses_per_token)
-    parts = x.split(local.diff().tolist())
+        return torch.full_like(starts[1:], senses_per_token)
+    parts = x.split(starts.diff().tolist())
     return torch.tensor([paper_num_senses(len(part), count_clusters(part)) for part in parts], device=x.device)
 
 

@@ -201,7 +201,7 @@ def _limits(counts: np.ndarray, together: np.ndarray, max_samples_per_token: int
 def _text_keys(corpus: TokenizedCorpus, path: Path, seed: int) -> np.ndarray:
     """Hash each text to a pseudo-random number; equal texts are told apart by how many come before.
 
-    Equal texts are found among the digests, of which only a part is sorted at a time.
+    Equal texts are found by sorting the digests, a part at a time.
 
     Args:
         corpus: The texts.

@@ -87,7 +87,8 @@ class SKDStudentConfig(PreTrainedConfig):
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
             sense_config = SenseEmbeddingConfig(**sense_config)
-        text_config.name_or_path = ""  # config.json would show a path of this machine
+        # config.json would show paths of this machine.
+        text_config.name_or_path = sense_config.name_or_path = ""
         if getattr(text_config, "use_cache", False):
             text_config.use_cache = False  # a student encodes whole texts
         self.text_config = text_config
