@@ -36,6 +36,13 @@ def test_round_trip(senses, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == senses.tokenizer.get_vocab()
 
 
+def test_the_table_is_saved_as_senses(senses):
+    assert list(senses.state_dict()) == ["senses", "offsets", "usage"] and senses.table is senses.senses
+    ragged = senses.to_dtype("int8").ragged
+    assert ragged.table.dtype == torch.int8 and ragged.similarity == "l2"
+    assert torch.equal(ragged.take(slice(None), torch.device("cpu")), senses.to_dtype("int8").dequantized())
+
+
 def test_round_trip_in_a_fresh_process(senses, tmp_path):
     senses.save_pretrained(tmp_path)
     code = (
@@ -65,7 +72,7 @@ def test_the_stored_dtype_survives_any_request(bert, texts, tmp_path, dtype):
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("float16", 2**-11), ("int8", 0.5 / 127)])
 def test_other_dtypes(bert, texts, tmp_path, dtype, error):
-    """A table stored in another dtype at once or later is the same, and within its rounding."""
+    """A table is the same whether it is built in a dtype or converted later, and within the rounding of the dtype."""
     exact = build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
     stored = exact.to_dtype(dtype)
     assert same(stored, build_sense_dictionary(bert, texts, budget=90, senses_dtype=dtype))
@@ -123,7 +130,7 @@ def test_senses_too_large_for_a_dtype(bert, texts):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_loading_maps_the_table(tmp_path, dtype):
-    """A table of 200 MB is not read into memory by loading it."""
+    """Loading a table of 200 MB does not read it into memory."""
     config = SenseEmbeddingConfig(vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype=dtype)
     SenseEmbeddingModel(config).save_pretrained(tmp_path)
     code = """if True:
@@ -160,7 +167,7 @@ def test_missing_tensors_are_not_invented(senses, tmp_path, missing):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors[missing]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"lacks {missing}"):
+    with pytest.raises(ValueError, match=f"and its config do not agree on {missing}"):
         AutoModel.from_pretrained(tmp_path)
 
 
@@ -169,7 +176,7 @@ def test_wrong_sizes_are_not_invented(senses, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_senses"] += 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="lacks senses, usage, or has more of it"):
+    with pytest.raises(ValueError, match="do not agree on senses, usage: tensors of the dictionary are missing"):
         AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
     with pytest.raises(RuntimeError):
         AutoModel.from_pretrained(tmp_path)
@@ -227,7 +234,7 @@ def test_casting_a_model_keeps_the_senses(senses):
 
 
 def test_names_of_tokens(senses):
-    """Special tokens by name; a word of a tokenizer that marks beginnings of words; senses before none."""
+    """A special token by its name; a word as the tokenizer spells it after a space; a token with senses goes first."""
     assert senses.token_id("[UNK]") == 1 and senses.token_id("[CLS]") == 2
     tokenizer = Tokenizer(
         BPE({"i": 0, "n": 1, "▁": 2, "in": 3, "▁in": 4, "<unk>": 5}, [("i", "n"), ("▁", "in")], unk_token="<unk>")

@@ -224,8 +224,7 @@ def test_memory_of_a_product_is_bounded(device, monkeypatch):
 @pytest.mark.parametrize("base", [2, 8])
 @pytest.mark.parametrize("elements", [1 << 24, 60])
 def test_padding_changes_nothing(similarity, base, elements, monkeypatch):
-    """The chosen senses, the most probable ones (fewer than top_k for some tokens), the loss and every gradient are
-    the same."""
+    """The same senses, probabilities, loss and gradients. Some tokens have fewer senses than `top_k`."""
     sizes = torch.randint(0, 20, (30,))
     senses = RaggedSenses(torch.randn(int(sizes.sum()), WIDTH), F.pad(sizes.cumsum(0), (1, 0)), similarity)
     hidden, token_ids = torch.randn(100, WIDTH), torch.randint(-1, 30, (100,)) // torch.randint(1, 5, (100,))

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="SensePreTrainedModel")
 
-# Tensors that a checkpoint must hold: no value of theirs can be made up.
+# Tensors that a checkpoint must hold: random values would be useless.
 DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 # Arguments of `from_pretrained` that say where files are.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -83,14 +83,16 @@ class SensePreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a model, as in transformers, but refuse a checkpoint that does not hold the senses that its config
-        describes.
+        """Load a model as transformers does, but refuse a checkpoint without the senses that its config describes.
 
         Args:
             pretrained_model_name_or_path: a folder, or a repository of the Hub.
             model_args: as in transformers.
             output_loading_info: whether to return the model and a dict of missing and unexpected keys.
-            kwargs: as in transformers; settings of the config such as `sense_device="cpu"` among them.
+            kwargs: as in transformers. They may also be settings of the config, such as `sense_device="cpu"`.
+
+        Returns:
+            The model, in evaluation mode; with `output_loading_info` a tuple of the model and the dict.
 
         Raises:
             ValueError: Tensors of the dictionary are missing or have another size.
@@ -113,20 +115,21 @@ class SensePreTrainedModel(PreTrainedModel):
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
-        # Senses cannot be made up.
+        # Missing senses would be random.
         differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
         wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
         if wrong:
             raise ValueError(
-                f"{source} lacks {', '.join(sorted(wrong))}, or has more of it than its config says, or another size: "
-                "senses cannot be initialized; load it with its own config, or build the dictionary again"
+                f"{source} and its config do not agree on {', '.join(sorted(wrong))}: tensors of the dictionary are "
+                "missing, unexpected or of another size, and senses cannot be initialized; load it with its own "
+                "config, or build the dictionary again"
             )
 
         if placement is not None:
             place_model(model, host_tensors=model._all_host_tensors(), **placement)
         for part in model._parts():
             if part._host_tensors():
-                part._apply(lambda tensor: tensor)  # brings tables back that something else has moved, as a quantizer
+                part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():

@@ -163,7 +163,7 @@ def _size_classes(numbers: Tensor, base: int) -> Tensor:
 
 
 def to_one_device(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, RaggedSenses]:
-    """Return token ids and senses that lie on the device of the token ids: these, or those of :func:`fetch_senses`."""
+    """Return token ids and senses on one device; if they are on two, copy what is needed by :func:`fetch_senses`."""
     if token_ids.device == senses.table.device == senses.offsets.device:
         return token_ids, senses
     return fetch_senses(token_ids, senses)
