@@ -116,9 +116,16 @@ def test_a_merged_save(llm2vec_folder):
 
 
 def test_objects_of_the_package_are_refused():
-    kind = type("LLM2Vec", (torch.nn.Module,), {"__module__": "llm2vec.llm2vec"})
-    with pytest.raises(ValueError, match=r"llm2vec package.*load_teacher\(path\)"):
-        load_teacher(kind())
+    wrapper = type("LLM2Vec", (torch.nn.Module,), {"__module__": "llm2vec.llm2vec"})()
+    model = type("LlamaBiModel", (LlamaModel,), {"__module__": "llm2vec.models.bidirectional_llama"})
+    for teacher in (
+        wrapper,
+        model(LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
+    ):
+        with pytest.raises(ValueError, match=r"llm2vec package.*load_teacher\(path\)"):
+            load_teacher(teacher)
+    with pytest.raises(ValueError, match="teacher is int: pass a name"):
+        load_teacher(3)
 
 
 @pytest.mark.parametrize("with_head", [False, True])

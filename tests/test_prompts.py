@@ -155,9 +155,9 @@ def test_a_corpus_has_the_tokens_that_encode_reads():
         Prompt("words ({text}) hello"),
         Prompt("a{text} b"),
     ):
-        before, behind = prompt.around(tokenizer)
+        before, after = prompt.around(tokenizer)
         rows = [row.input_ids for row in prompt.tokenize(tokenizer, texts, None)]
-        assert [before + ids + behind for ids in prompt.content(tokenizer, texts)] == rows
+        assert [before + ids + after for ids in prompt.content(tokenizer, texts)] == rows
 
 
 def test_another_prompt_is_another_build(prompted, texts, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Prompts: the instruction and template that a model reads around a text, and the tokens of the text among them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -226,6 +226,21 @@ def choose_prompt(
     return Prompt(prompts[prompt_name] + "{text}", pooled="all" if include_prompt else "text")
 
 
+def change_prompt(prompt: Prompt | None, instruction: str | None, template: str | None) -> Prompt | None:
+    """Return the prompt with another instruction or template, where given."""
+    if instruction is None and template is None:
+        return prompt
+    prompt = prompt or Prompt()
+    # LLM2Vec's rule of pooling holds for its own template only, and what a user puts before a text is never pooled.
+    keeps_rule = template is None and prompt.pooled != "all"
+    return replace(
+        prompt,
+        template=prompt.template if template is None else template,
+        instruction=prompt.instruction if instruction is None else instruction,
+        pooled=prompt.pooled if keeps_rule else "text",
+    )
+
+
 def check_texts(texts: Sequence[Any], first: int = 0) -> None:
     """Raise a ValueError if one of the texts is neither a string nor a pair of strings.
 
@@ -249,7 +264,7 @@ def _is_text(text: Any) -> bool:
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_length: int | None) -> str:
-    """Cut words off the end of a text until it has at most `limit` tokens; the steps are those of LLM2Vec."""
+    """Cut words off the end of a text until it has at most `limit` tokens, in the same steps as LLM2Vec."""
     cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > limit:
         words = text.split()

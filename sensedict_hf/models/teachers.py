@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
 from .loading import load_model, load_tokenizer, merge_adapter, move_model, take_model
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .prompts import Prompt, choose_prompt
+from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
 from .tokenizers import model_max_length
 
@@ -204,7 +204,7 @@ def load_teacher(
         'cls'
         >>> teacher = load_teacher("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     """
-    # A teacher that is one already.
+    # A teacher that is one already can only be moved.
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
         changes = {"pooling": pooling, "instruction": instruction, "template": template, "tokenizer": tokenizer}
@@ -221,22 +221,20 @@ def load_teacher(
         return teacher
 
     # The model, and what the files next to its weights say.
+    _check_kind(teacher)
     given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
     names = [os.fspath(name) for name in given]
-    source: str
     if isinstance(teacher, PreTrainedModel):
         _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
-        source = teacher.name_or_path or ""
+        source = str(teacher.name_or_path or "")
         model, checkpoint = take_model(teacher, names, revision, pooling, device)
-    elif isinstance(teacher, (str, os.PathLike)):
+    else:
         source = os.fspath(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
         model = load_model(
             checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
         )
         move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    else:
-        raise ValueError(_describe_wrong(teacher))
     _check_architecture(model, source, checkpoint.adapters)
 
     # Adapters, and only then attention, which is probed on the final weights.
@@ -259,7 +257,7 @@ def load_teacher(
         pooling=pooling,
         max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
-        prompt=_change_prompt(checkpoint.prompt, instruction, template),
+        prompt=change_prompt(checkpoint.prompt, instruction, template),
         attention=attention,
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
@@ -315,14 +313,17 @@ def _refuse(what: str, **arguments: Any) -> None:
         raise ValueError(f"{', '.join(names)} cannot be given with {what}")
 
 
-def _describe_wrong(teacher: object) -> str:
-    """Return the error message for an object that cannot be a teacher."""
+def _check_kind(teacher: object) -> None:
+    """Raise a ValueError if an object cannot be a teacher."""
     if type(teacher).__module__.split(".")[0] == "llm2vec":
-        return (
+        raise ValueError(
             "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
             "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
         )
-    return f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers or a Teacher"
+    if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
+        raise ValueError(
+            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers or a Teacher"
+        )
 
 
 def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:
@@ -332,25 +333,11 @@ def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]
         ValueError: It is a dictionary, a student, an encoder-decoder, or quantized and there are several adapters.
     """
     if model.config.model_type in ("sense_embedding", "skd_student"):
-        raise ValueError(f"{source} is a {type(model).__name__}, not a teacher: give the model that it was made from")
+        kind = type(model).__name__
+        raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
     if model.config.is_encoder_decoder:
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
         )
     if len(adapters) > 1 and getattr(model, "is_quantized", False):
         raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")
-
-
-def _change_prompt(prompt: Prompt | None, instruction: str | None, template: str | None) -> Prompt | None:
-    """Return the prompt with another instruction or template, where given."""
-    if instruction is None and template is None:
-        return prompt
-    prompt = prompt or Prompt()
-    # LLM2Vec's rule of pooling holds for its own template only, and what a user puts before a text is never pooled.
-    keeps_rule = template is None and prompt.pooled != "all"
-    return replace(
-        prompt,
-        template=prompt.template if template is None else template,
-        instruction=prompt.instruction if instruction is None else instruction,
-        pooled=prompt.pooled if keeps_rule else "text",
-    )
