@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from conftest import SIZES, WORDS, make_model
-from sensedict_hf import Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf import (
+    Teacher,
+    build_sense_dictionary,
+    find_occurrences,
+    load_teacher,
+    plot_senses,
+    report_senses,
+)
 from sensedict_hf.building.settings import BuildSettings
 
 
@@ -159,7 +167,7 @@ def test_clusters_planted_in_the_teacher_are_found(tokenizer, texts):
     [
         ({"budget": 5}, r"budget=5 is below one sense for each of the 30 different tokens"),
         ({"budget": 90, "senses_per_token": 2}, "give one of them"),
-        ({"senses_per_token": 0}, "senses_per_token=0: give an integer of at least 1, or leave it out"),
+        ({"senses_per_token": 0}, "senses_per_token=0: give an integer of at least 1"),
         ({"similarity": "euclid"}, "unknown similarity 'euclid': choose one of l2, cosine, dot"),
         ({"layer": 7}, "layer 7 of tiny-bert: choose one of 0 to 4"),
         ({"max_length": 65}, "max_length=65: the model takes 8 to 64 tokens"),
@@ -264,8 +272,13 @@ def test_padding_outside_the_embeddings(tokenizer, texts):
     assert torch.isfinite(teacher.encode(texts)).all()
 
 
+<<<<<<< HEAD
 def test_what_cannot_be_changed_beside_a_teacher(bert, teacher_folder):
     with pytest.raises(ValueError, match="pooling= cannot be given with a Teacher"):
+=======
+def test_what_cannot_be_changed_in_a_teacher(bert, teacher_folder):
+    with pytest.raises(ValueError, match="pooling.* given .* a Teacher"):
+>>>>>>> build
         load_teacher(bert, pooling="cls")
     assert load_teacher(bert, device="cpu") is bert
     assert load_teacher(str(teacher_folder), tokenizer=str(teacher_folder), pooling="cls").pooling == "cls"
@@ -273,3 +286,42 @@ def test_what_cannot_be_changed_beside_a_teacher(bert, teacher_folder):
     senses.save_pretrained(teacher_folder.parent / "senses")
     with pytest.raises(ValueError, match="is a SenseEmbeddingModel, not a teacher"):
         load_teacher(teacher_folder.parent / "senses")
+
+
+def test_a_plot_leaves_the_backend_and_the_figures_of_the_caller_alone(bert, texts, tmp_path):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("svg")
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    occurrences = {word: find_occurrences(senses, bert, word, texts) for word in ("w20", "w21")}
+    plot_senses(senses, occurrences, tmp_path / "senses.png")
+    assert (tmp_path / "senses.png").read_bytes().startswith(b"\x89PNG")
+    assert pyplot.get_backend() == "svg" and pyplot.get_fignums() == []
+    once = find_occurrences(senses, bert, "w20", texts, max_occurrences=1)
+    with pytest.raises(ValueError, match="w20 occurs only once"):
+        plot_senses(senses, {"w20": once}, tmp_path / "senses.png")
+    with pytest.raises(ValueError, match="give at least one token"):
+        plot_senses(senses, {}, tmp_path / "senses.png")
+
+
+def test_plotting_alone_needs_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="plot_senses needs matplotlib: pip install matplotlib"):
+        plot_senses(None, {}, "senses.png")
+
+
+def test_contexts_of_the_senses_of_a_token(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    occurrences = find_occurrences(senses, bert, "w20", texts)
+    assert occurrences.total == " ".join(texts).split().count("w20")
+    assert all("[w20]" in context for context in occurrences.contexts)
+    reports = report_senses(senses, "w20", occurrences, max_contexts=1)
+    assert sum(report.found for report in reports) == occurrences.total
+    assert sum(report.share for report in reports) == pytest.approx(1)
+    assert [report.usage for report in reports] == sorted((report.usage for report in reports), reverse=True)
+    with pytest.raises(ValueError, match="does not occur in the texts"):
+        find_occurrences(senses, bert, "w20", ["w1 w2"])
+    with pytest.raises(ValueError, match="has no senses"):
+        report_senses(senses, "[PAD]")
+    with pytest.raises(ValueError, match="max_occurrences=0: give an integer of at least 1"):
+        find_occurrences(senses, bert, "w20", texts, max_occurrences=0)

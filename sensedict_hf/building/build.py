@@ -67,7 +67,7 @@ def build_sense_dictionary(
     teacher: str | os.PathLike | PreTrainedModel | Teacher,
     texts: Texts,
     *,
-    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    tokenizer: str | os.PathLike | PreTrainedTokenizerBase | None = None,
     output_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
     keep_samples: bool = False,
@@ -98,11 +98,11 @@ def build_sense_dictionary(
     Args:
         teacher: Name, path or model of transformers, or a :class:`Teacher`.
         texts: List or iterable of strings, or a dataset with a column of texts.
-        tokenizer: Tokenizer whose tokens get senses, or its name. Default: the teacher's. The vector of another
-            tokenizer's token is the mean over the teacher's tokens that share a character with it (white space does
-            not count). Special tokens around a text get the vectors of the teacher's special tokens. Both tokenizers
-            must be fast ones. For a model that does not say where it comes from, this is taken as the model's own
-            tokenizer; use :func:`load_teacher` to give such a model both.
+        tokenizer: Tokenizer whose tokens get senses, or its name or path. Default: the teacher's. The vector of
+            another tokenizer's token is the mean over the teacher's tokens that share a character with it (white space
+            does not count). Special tokens around a text get the vectors of the teacher's special tokens. Both
+            tokenizers must be fast ones. For a model that does not say where it comes from, this is taken as the
+            model's own tokenizer; use :func:`load_teacher` to give such a model both.
         output_dir: Folder for the dictionary. The same call continues an interrupted build there, and loads a finished
             one. Default: a temporary folder; the dictionary is held in memory.
         overwrite: Whether to replace another dictionary, an unfinished build or other files in `output_dir`.
@@ -183,10 +183,10 @@ def build_sense_dictionary(
             f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own"
         )
 
-    # Load the teacher and the tokenizer; each process has its own device.
+    # Load the teacher, on each process' own device, and the tokenizer.
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device
-    if isinstance(tokenizer, str):
+    if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)

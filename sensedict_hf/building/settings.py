@@ -26,8 +26,8 @@ PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
 class BuildSettings:
     """The settings that the caller of :func:`build_sense_dictionary` chose, checked.
 
-    The order of the fields is their order in `settings.json` and `manifest.json`. Integers and booleans of numpy are
-    turned into those of Python.
+    The order of the fields is their order in `settings.json` and `manifest.json`. Numpy's integers and booleans become
+    Python's.
 
     Attributes:
         method: How the number of senses is set: `budget`, `num_senses` (the stored name of `senses_per_token`) or
@@ -39,8 +39,8 @@ class BuildSettings:
         similarity: `l2`, `cosine` or `dot`.
         layer: Index into the teacher's hidden states; -1 is the last.
         seed: Seed of the sample.
-        sample_dtype: How samples are stored while building.
-        senses_dtype: How senses are stored in the finished dictionary.
+        sample_dtype: How samples are stored while building: `float16` or `float32`.
+        senses_dtype: How senses are stored in the dictionary: `float16`, `bfloat16`, `float32` or `int8`.
         keep_samples: Whether the samples stay in the folder.
         prompt_senses: Whether the tokens of the teacher's prompt get senses.
 
@@ -65,6 +65,7 @@ class BuildSettings:
     prompt_senses: bool = False
 
     def __post_init__(self) -> None:
+        # Check each field, and note the value as Python's own type.
         checked: dict[str, Any] = {"method": _method(self.method, self.senses_per_token, self.budget)}
         for name in ("senses_per_token", "budget"):
             if getattr(self, name) is not None:
@@ -81,8 +82,10 @@ class BuildSettings:
             check_choice(name, getattr(self, name), allowed)
         for name in ("keep_samples", "prompt_senses"):
             checked[name] = check_flag(name, getattr(self, name))
+
+        # A frozen dataclass lets its own fields be set only this way.
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
+            object.__setattr__(self, name, value)
 
     def record(self) -> dict[str, Any]:
         """Returns the settings as they are written to `settings.json` and `manifest.json`."""
@@ -157,8 +160,8 @@ class Source:
     ) -> "Source":
         """Makes the record of a teacher and a tokenizer.
 
-        All processes of a launch call it. Only the first one computes the teacher's fingerprint, which reads all
-        weights.
+        All processes of a launch call it. Only the first one computes the teacher's fingerprint, for which it reads
+        all weights.
 
         Args:
             teacher: The teacher.
@@ -170,7 +173,8 @@ class Source:
         Raises:
             ValueError: The tokenizers differ, and one of them does not report character offsets.
         """
-        own = tokenizer_fingerprint(tokenizer or teacher.tokenizer)
+        tokenizer = teacher.tokenizer if tokenizer is None else tokenizer
+        own = tokenizer_fingerprint(tokenizer)
         theirs = tokenizer_fingerprint(teacher.tokenizer)
         origin = Origin(
             prompt=None if teacher.prompt is None else asdict(teacher.prompt),
@@ -184,10 +188,10 @@ class Source:
             device=teacher.device.type,
             versions={package: version(package) for package in PACKAGES},
         )
-        if tokenizer is None or theirs == own:
+        if theirs == own:
             tokenizer = teacher.tokenizer
         else:
-            check_offsets(tokenizer, teacher.tokenizer)
+            check_offsets(tokenizer, teacher.tokenizer)  # tokens are aligned by the characters that they cover
         if prompt_senses and teacher.prompt is not None:
             teacher = replace(teacher, prompt=replace(teacher.prompt, pooled="all"))
         return cls(teacher, tokenizer, origin)
@@ -215,7 +219,7 @@ def check_integer(name: str, value: Any, least: int | None = None, below: int | 
         return int(value)
     bounds = "" if least is None else f" of at least {least}"
     bounds += "" if below is None else f" and below {below}"
-    raise ValueError(f"{name}={value!r}: give an integer{bounds}, or leave it out for the default")
+    raise ValueError(f"{name}={value!r}: give an integer{bounds}")
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -225,7 +229,7 @@ def check_flag(name: str, value: Any) -> bool:
         ValueError: The value is no boolean.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r}: give True or False, or leave it out for the default")
+        raise ValueError(f"{name}={value!r}: give True or False")
     return bool(value)
 
 
