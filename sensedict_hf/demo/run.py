@@ -138,7 +138,7 @@ def measure_speed(
     for _ in range(rounds):
         for name, encode in encoders.items():
             begin = time.perf_counter()
-            encode(texts, show_progress=False)
+            encode(texts, show_progress_bar=False)
             best[name] = max(best[name], len(texts) / (time.perf_counter() - begin))
     return best
 
