@@ -316,7 +316,8 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
 def _normalized(x: NDArray[Any]) -> NDArray[Any]:
     """Divide vectors `[n, hidden]` by their lengths, in float32 at least: in half precision squares underflow."""
     x = x.astype(np.result_type(x, np.float32), copy=False)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit: NDArray[Any] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 Columns = Mapping[str, list[Any]]  # a dataset: column name -> one value per row

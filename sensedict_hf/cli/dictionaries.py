@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from transformers import AutoConfig, AutoModel
 
-from ..building.build import build_sense_dictionary, process_state
+from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
 from ..building.merging import merge_sense_dictionaries
+from ..building.workspace import process_state
 from ..data import read_dataset
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
@@ -33,8 +34,8 @@ def build(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         keep_samples=options.keep_samples,
         update=options.update,
-        method="num_senses" if options.method == "senses_per_token" else options.method,
-        num_senses=options.senses_per_token,
+        method=options.method,
+        senses_per_token=options.senses_per_token,
         budget=options.budget,
         max_samples_per_token=options.max_samples_per_token,
         similarity=options.similarity,

@@ -157,7 +157,7 @@ class _TrainerParser(HfArgumentParser):
         if names[0].removeprefix("--").replace("-", "_") in SKDTrainingArguments.__annotations__:
             settings["help"] = argparse.SUPPRESS  # shown by sensedict_cli, or not to be changed
         elif settings.get("default") is not None and settings["default"] is not False:
-            settings["help"] += " (default: %(default)s)"
+            settings["help"] = settings.get("help", "") + " (default: %(default)s)"
         return super().add_argument(*names, **settings)
 
 
