@@ -54,8 +54,6 @@ SETTINGS = (  # of SKD, each instead of its default
     {"mse_weight": 9},
     {"sentence_weight": 3},
     {"sentence_weight": 27},
-    {"frequency_power": -0.5},
-    {"dropout": 0.1},
 )
 
 

@@ -123,7 +123,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         "texts": [files[0]],
         "num_train_epochs": 3,
     }
-    settings["frequency_power"] = -1e-9  # which argparse would take for an argument
+    settings["weight_decay"] = -1e-9  # which argparse would take for an argument
     settings |= {
         "learning_rate": "1e-2",
         "objective": "sense+mse",
@@ -185,7 +185,7 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is 1.0"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is no longer an option"),
         (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"],
             "give one of them",

@@ -36,6 +36,11 @@ HEADS = {
     "sequence_classification": SKDStudentForSequenceClassification,
     "token_classification": SKDStudentForTokenClassification,
 }
+# Options of earlier versions, and why they are gone.
+REMOVED = {
+    "frequency_power": "weighing positions by the frequency of their token made students worse",
+    "dropout": "dropout while distilling made students worse; there is none now",
+}
 STATE = "_distilling.json"  # settings of the run in its folder, and whether it is finished
 
 
@@ -84,6 +89,7 @@ def read_argument_file(arguments: Sequence[str]) -> list[str]:
         ValueError: the file holds something else than names and values.
     """
     if not arguments or Path(arguments[0]).suffix not in (".yaml", ".yml", ".json"):
+        _refuse_removed(arguments)
         return list(arguments)
     try:
         values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
@@ -100,7 +106,16 @@ def read_argument_file(arguments: Sequence[str]) -> list[str]:
                 written += [f"--{name}", *map(str, value)]
             else:  # in one piece, as a negative number could be taken for an argument
                 written.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    _refuse_removed(written + list(arguments[1:]))
     return written + list(arguments[1:])
+
+
+def _refuse_removed(arguments: Sequence[str]) -> None:
+    """Raise a ValueError for an option of an earlier version."""
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in REMOVED:
+            raise ValueError(f"{name} is no longer an option ({REMOVED[name]}): leave it out")
 
 
 def distill(options: DistillArguments, args: SKDTrainingArguments) -> SKDStudentPreTrainedModel:

@@ -1,6 +1,8 @@
 """Sense distillation under `transformers.Trainer`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,26 +22,12 @@ from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedM
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length, model_max_length
 from .labels import IGNORED, Collator, encode_senses, label_settings, stream_windows
-from .losses import hidden_mse, position_weights, sentence_mse
+from .losses import hidden_mse, sentence_mse
 from .training_args import SKDTrainingArguments
 
 logger = logging.get_logger(__name__)
 # What is summed over batches, for the means that are logged.
 SUMS = ("loss", "counted", "owned", "covered", "known", "right", "error")
-REMEMBERED = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "temperature",
-    "label_top_k",
-    "label_temperature",
-    "mse_weight",
-    "sentence_weight",
-    "frequency_power",
-    "dropout",
-    "seed",
-)
 
 
 class SKDTrainer(Trainer):
@@ -160,9 +148,6 @@ class SKDTrainer(Trainer):
         # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
-        self._weights = (
-            position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
-        )
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -173,16 +158,10 @@ class SKDTrainer(Trainer):
                 "adapters into the student before it is saved, or save its config into the folder of the student that they are for"
             )
         self.student.config.objective = self.args.objective
-        self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
+        self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
-        before = [(module, name, getattr(module, name)) for module, name in find_dropout(self.student)]
-        try:
-            for module, name, _ in before:
-                setattr(module, name, self.args.dropout)
+        with without_dropout(self.student):
             return super().train(*args, **kwargs)
-        finally:
-            for module, name, value in before:
-                setattr(module, name, value)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         senses = self.senses.fingerprint()
@@ -275,7 +254,7 @@ class SKDTrainer(Trainer):
         input_ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         hidden = model(input_ids=input_ids, attention_mask=mask, assignment="none").student_hidden_state
         counted = labels != IGNORED
-        weights = counted.float() if self._weights is None else counted * self._weights[input_ids]
+        weights = counted.float()
         loss = hidden.new_zeros((), dtype=torch.float32)
         target = None if self.teacher is None else self._teacher_vectors(inputs)
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of regression too
@@ -418,13 +397,22 @@ class SKDTrainer(Trainer):
             model_card(self.student.config).save(os.path.join(self.args.output_dir, "README.md"))
 
 
-def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a model keeps its dropout: that of modules, and numbers that they pass on. Adapters keep their own."""
-    found = []
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Turn a model's dropout off: distillation has labels enough, and dropout made students worse. Adapters of PEFT keep theirs."""
+    # Dropout is a module, or a number that a module passes on to its attention.
+    places: list[tuple[nn.Module, str]] = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
-            found.append((module, "p"))
-        found += [
+            places.append((module, "p"))
+        places += [
             (module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)
         ]
-    return found
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for (module, name), value in zip(places, before):
+            setattr(module, name, value)
