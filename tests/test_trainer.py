@@ -174,7 +174,7 @@ def test_labels_that_do_not_say_what_they_are_of(bert, senses, texts, tmp_path, 
     encoded.to_parquet(tmp_path / "encoded.parquet")
     mixed = concatenate_datasets([encoded, encode_senses(bert, other, texts)])
     for data in (tagged, mixed, Dataset.from_parquet(str(tmp_path / "encoded.parquet"))):
-        with pytest.raises(ValueError, match="has labels but not what they were made with, and no column 'text'"):
+        with pytest.raises(ValueError, match="does not tell how they were made, and has no column 'text'"):
             make_trainer(bert, senses, data, tmp_path, objective=objective)
     trainer = make_trainer(bert, senses, tagged.add_column("text", texts), tmp_path, objective=objective)
     assert len(trainer.train_dataset) == len(texts)

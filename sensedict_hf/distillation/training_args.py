@@ -25,14 +25,14 @@ class SKDTrainingArguments(TrainingArguments):
     """`TrainingArguments` of transformers, with the settings of distillation and with defaults that suit it.
 
     Args:
-        objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that teacher
-            and student pick. `mse` is the squared distance between their hidden states, the usual baseline. `sentence` is
-            the squared distance between their sentence vectors. With `sense` alone the teacher runs once, before training;
-            with the others it runs at every step.
+        objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
+            teacher and student pick. `mse` is the squared distance between their hidden states, the usual baseline.
+            `sentence` is the squared distance between their sentence vectors. With `sense` alone the teacher runs
+            once, before training; with the others it runs at every step.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
-        label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More keeps
-            the most probable senses and their probabilities (soft labels).
+        label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
+            keeps the most probable senses and their probabilities (soft labels).
         label_temperature: Temperature of the probabilities in soft labels, in the same unit as `temperature`.
         mse_weight: Weight of `mse` in a sum of losses.
         sentence_weight: Weight of `sentence` in a sum of losses.
@@ -40,8 +40,8 @@ class SKDTrainingArguments(TrainingArguments):
             teacher take, at most 512.
 
     Raises:
-        ValueError: The objective is unknown, a number is out of range, or a setting of `TrainingArguments` does not work in
-            distillation.
+        ValueError: The objective is unknown, a number is out of range, or a setting of `TrainingArguments` does not
+            work in distillation.
 
     Example:
         >>> from sensedict_hf import SKDTrainingArguments
@@ -71,7 +71,7 @@ class SKDTrainingArguments(TrainingArguments):
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "longest input in tokens; longer texts are cut into windows (default: the models' limit, at most 512)"
+            "help": "longest input in tokens, longer texts are cut into windows (default: the model's, up to 512)"
         },
     )
     output_dir: str | None = field(
@@ -126,7 +126,8 @@ class SKDTrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns=True would remove the columns of soft labels: leave it off")
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} has no effect here: for soft labels set label_top_k"
+                f"label_smoothing_factor={self.label_smoothing_factor} has no effect in distillation: for soft labels "
+                "set label_top_k"
             )
 
     @property
