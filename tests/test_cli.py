@@ -194,10 +194,10 @@ def test_distill_reads_a_file_and_goes_on_where_it_was_stopped(capsys, files, te
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"],
             "lacks weights of BertForToken",
         ),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "give --eval-strategy"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "set eval_strategy to epoch or steps"),
         (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"],
-            "give the same command again",
+            "repeat the same call or command",
         ),
         (
             [

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -48,23 +49,24 @@ class TeacherArguments:
         """Those among the options of a command."""
         return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
+    def loading(self) -> dict[str, Any]:
+        """The arguments of :func:`load_teacher`."""
+        return {
+            "bidirectional": self.bidirectional,
+            "adapters": self.adapters,
+            "pooling": self.pooling,
+            "instruction": self.instruction,
+            "template": self.template and self.template.replace("\\n", "\n"),  # which a shell does not write
+            "dtype": self.teacher_dtype,
+            "device_map": self.device_map,
+            "quantization_config": self.quantization_config and json.loads(self.quantization_config),
+            "trust_remote_code": self.trust_remote_code,
+        }
+
     def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
         """The teacher of that name or folder.
 
         Raises:
             ValueError: see [`load_teacher`].
         """
-        return load_teacher(
-            name,
-            bidirectional=self.bidirectional,
-            adapters=self.adapters,
-            pooling=self.pooling,
-            instruction=self.instruction,
-            template=self.template and self.template.replace("\\n", "\n"),  # which a shell does not write
-            dtype=self.teacher_dtype,
-            revision=revision,
-            device=device,
-            device_map=self.device_map,
-            quantization_config=self.quantization_config and json.loads(self.quantization_config),
-            trust_remote_code=self.trust_remote_code,
-        )
+        return load_teacher(name, revision=revision, device=device, **self.loading())
