@@ -1,5 +1,6 @@
 """Distils a student into a folder. The same call continues a run that was interrupted."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,9 @@ def distill_student(
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
         args = SKDTrainingArguments(os.fspath(output_dir or ""))
+    # The trainer changes its settings: work on a copy, so that the same call can be repeated.
+    args = copy.copy(args)
+    args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
     start = StudentStart(num_hidden_layers, layers, backbone, head, assignment, residual)
     start.check(options)
