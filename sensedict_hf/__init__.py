@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .building.merging import merge_sense_dictionaries
     from .data import read_dataset
     from .distillation.labels import encode_senses
+    from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
     from .evaluation import (
@@ -47,6 +48,7 @@ _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
     "build_sense_dictionary": ".building.build",
+    "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
     "evaluate_classification": ".evaluation",
     "evaluate_retrieval": ".evaluation",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "attach_senses",
     "build_sense_dictionary",
+    "distill_student",
     "encode_senses",
     "evaluate_classification",
     "evaluate_retrieval",

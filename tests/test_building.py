@@ -272,13 +272,8 @@ def test_padding_outside_the_embeddings(tokenizer, texts):
     assert torch.isfinite(teacher.encode(texts)).all()
 
 
-<<<<<<< HEAD
-def test_what_cannot_be_changed_beside_a_teacher(bert, teacher_folder):
-    with pytest.raises(ValueError, match="pooling= cannot be given with a Teacher"):
-=======
 def test_what_cannot_be_changed_in_a_teacher(bert, teacher_folder):
     with pytest.raises(ValueError, match="pooling.* given .* a Teacher"):
->>>>>>> build
         load_teacher(bert, pooling="cls")
     assert load_teacher(bert, device="cpu") is bert
     assert load_teacher(str(teacher_folder), tokenizer=str(teacher_folder), pooling="cls").pooling == "cls"

@@ -200,6 +200,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is no longer an option"),
         (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"],
             "give one of them",
@@ -208,10 +209,13 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"],
             "lacks weights of BertForToken",
         ),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"], "give --eval-strategy"),
+        (
+            ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--eval-texts", "TRAIN"],
+            "set eval_strategy to epoch or steps",
+        ),
         (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--resume-from-checkpoint", "x"],
-            "give the same command again",
+            "repeat the same call or command",
         ),
         (
             [

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_labels_that_do_not_say_what_they_are_of(bert, senses, texts, tmp_path, 
     encoded.to_parquet(tmp_path / "encoded.parquet")
     mixed = concatenate_datasets([encoded, encode_senses(bert, other, texts)])
     for data in (tagged, mixed, Dataset.from_parquet(str(tmp_path / "encoded.parquet"))):
-        with pytest.raises(ValueError, match="has labels but not what they were made with, and no column 'text'"):
+        with pytest.raises(ValueError, match="does not tell how they were made, and has no column 'text'"):
             make_trainer(bert, senses, data, tmp_path, objective=objective)
     trainer = make_trainer(bert, senses, tagged.add_column("text", texts), tmp_path, objective=objective)
     assert len(trainer.train_dataset) == len(texts)
@@ -219,14 +220,9 @@ def test_coverage_is_the_share_of_tokens_with_senses(bert, texts, tmp_path):
     assert 0.5 < metrics["eval_coverage"] < 1 and metrics["eval_coverage"] == pytest.approx(len(covered) / len(ids))
 
 
-def test_soft_labels_and_weights_are_the_formula(bert, senses, texts, tmp_path):
-    settings = dict(label_top_k=100, label_temperature=0.9, temperature=0.7, frequency_power=-0.5)
+def test_soft_labels_are_the_formula(bert, senses, texts, tmp_path):
+    settings = dict(label_top_k=100, label_temperature=0.9, temperature=0.7)
     trainer = make_trainer(bert, senses, texts, tmp_path, **settings)
-    counts = torch.tensor(
-        [float(senses.usage[senses.rows_of(token)].sum()) for token in range(senses.config.vocab_size)]
-    )
-    weights = counts.clamp_min(1) ** -0.5
-    weights *= counts.sum() / (counts * weights).sum()
     unit, loss, total = senses.config.distortion, 0.0, 0
     for text in texts[:20]:
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
@@ -237,7 +233,7 @@ def test_soft_labels_and_weights_are_the_formula(bert, senses, texts, tmp_path):
             scores = [
                 -(v - own).square().sum(-1) / (temperature * unit) for v, temperature in ((vector, 0.7), (target, 0.9))
             ]
-            loss += weights[token].item() * F.cross_entropy(scores[0], scores[1].softmax(-1)).item()
+            loss += F.cross_entropy(scores[0], scores[1].softmax(-1)).item()
             total += 1
     encoded = encode_senses(bert, senses, texts[:20], top_k=100, temperature=0.9)
     assert trainer.evaluate(encoded)["eval_loss"] == pytest.approx(loss / total, rel=2e-3)
@@ -283,31 +279,48 @@ def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
     assert trainer.evaluate(texts[:20])["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
 
 
-def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path):
-    """With dropout, from the middle of an epoch, to the last bit."""
+def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path, monkeypatch):
+    """From the middle of an epoch, to the last bit, with dropout: the random state must be restored too."""
+    monkeypatch.setattr("sensedict_hf.distillation.trainer.without_dropout", nullcontext)
     settings = dict(num_train_epochs=2, per_device_train_batch_size=10, save_strategy="steps", save_steps=1)
-    settings |= dict(gradient_accumulation_steps=2, objective="sense+mse", dropout=0.1)
+    settings |= dict(gradient_accumulation_steps=2, objective="sense+mse")
     straight = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
     straight.train()
     assert straight.state.global_step == 6
-
-    def resume(**changed):
-        for folder in (tmp_path / "straight").glob("checkpoint-*"):
-            if folder.name != "checkpoint-2":
-                shutil.rmtree(folder)
-        trainer = make_trainer(bert, senses, texts, tmp_path / "straight", **settings | changed)
-        trainer.train(resume_from_checkpoint=True)
-        return trainer
-
-    resumed = resume()
+    for folder in (tmp_path / "straight").glob("checkpoint-*"):
+        if folder.name != "checkpoint-2":
+            shutil.rmtree(folder)
+    resumed = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
+    resumed.train(resume_from_checkpoint=True)
     assert resumed.state.log_history[:-1] == straight.state.log_history[:-1] and resumed.state.global_step == 6
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
-    assert {module.p for module in resumed.model.modules() if isinstance(module, torch.nn.Dropout)} == {
-        0.1
-    }  # as its config says
-    other = resume(dropout=0.0)
-    assert not torch.equal(other.model.get_input_embeddings().weight, resumed.model.get_input_embeddings().weight)
+
+
+def test_there_is_no_dropout_while_distilling(bert, senses, texts, tmp_path, monkeypatch):
+    """The student's modules have none in training, and afterwards what its config says; an adapter keeps its own."""
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    adapted = get_peft_model(student, LoraConfig(target_modules=["query", "value"], lora_dropout=0.5))
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=1)
+    trainer = SKDTrainer(adapted, args, teacher=bert, train_dataset=texts)
+
+    def rates():
+        modules = [(name, module) for name, module in adapted.named_modules() if isinstance(module, torch.nn.Dropout)]
+        return [{module.p for name, module in modules if ("lora" in name) == is_adapter} for is_adapter in (0, 1)]
+
+    seen, step = [], SKDTrainer.training_step
+    monkeypatch.setattr(SKDTrainer, "training_step", lambda self, *given: seen.append(rates()) or step(self, *given))
+    trainer.train()
+    assert seen == [[{0.0}, {0.5}]] and rates() == [{0.1}, {0.5}]
+
+
+def test_settings_that_are_gone_do_not_keep_a_student_from_loading(bert, senses, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    student.config.distillation = {"max_steps": -1, "num_train_epochs": 2, "frequency_power": -0.5, "dropout": 0.1}
+    student.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config.distillation["dropout"] == 0.1
+    with pytest.raises(TypeError, match="dropout"):
+        SKDTrainingArguments(str(tmp_path), dropout=0.1)
 
 
 def test_gradient_checkpointing_and_half_precision(bert, senses, texts, tmp_path, monkeypatch):

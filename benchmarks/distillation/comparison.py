@@ -27,7 +27,7 @@ from sensedict_hf import (
     load_teacher,
 )
 from sensedict_hf.building.corpus import tokenize_in_memory
-from sensedict_hf.distillation.labels import window_rows
+from sensedict_hf.distillation.batches import window_rows
 from sensedict_hf.models.encoding import pad_batch
 
 from ..studies import Study

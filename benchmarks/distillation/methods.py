@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sensedict_hf import SKDTrainer, SKDTrainingArguments, Teacher
-from sensedict_hf.distillation.labels import Collator
+from sensedict_hf.distillation.batches import Collator
 
 
 @dataclass(frozen=True)

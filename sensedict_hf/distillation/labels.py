@@ -1,46 +1,51 @@
-"""Texts -> token ids and the senses that the teacher picks for them, as a data set.
+"""Encodes texts as data sets of token ids and of the senses that the teacher picks.
 
-The teacher runs once. Parts of the texts are encoded one by one, each into a file of its own, so that any number of processes can take
-part and an interrupted call goes on where it was.
+The texts are encoded in parts, each into a file of its own. So several processes can share the work, and an
+interrupted call continues where it stopped.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, IterableDataset, Sequence, Value, concatenate_datasets, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    LargeList,
+    List,
+    Sequence,
+    Value,
+    concatenate_datasets,
+    load_from_disk,
+)
 from datasets.arrow_writer import ArrowWriter
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from ..building.corpus import open_corpus, read_progress, tokenize_in_memory
+from ..building.corpus import open_corpus, read_progress
 from ..building.gathering import chunks, teacher_vectors
 from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
-from ..data import Texts, iterate_texts
-from ..models.encoding import pad_batch
+from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.prompts import Prompt
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length
+from .batches import window_rows
 
 logger = logging.get_logger(__name__)
-IGNORED = -100  # a position that is not counted; Trainer knows this value
+# The settings of labels that a data set keeps, in its description.
 LABEL_SETTINGS = ("senses", "tokenizer", "top_k", "temperature", "only_tokens")
-PART_TOKENS = 1 << 17  # of a part, and how much of the teacher's work an interruption may lose
+# Tokens in a part: an interruption loses at most this much of the teacher's work.
+PART_TOKENS = 1 << 17
 
 
 def encode_senses(
@@ -57,27 +62,42 @@ def encode_senses(
     temperature: float = 0.15,
     only_tokens: bool = False,
 ) -> Dataset:
-    """Runs the teacher once over the texts and keeps which sense it picks at every position.
+    """Run the teacher once over texts and keep the sense that it picks at every position.
 
     Args:
-        output_dir: where the data set is stored, to be loaded by `datasets.load_from_disk`. The same call goes on with one that was
-            interrupted there, and loads one that is finished; under `accelerate launch` or `torchrun` all processes share the
-            work. Default: in memory.
-        overwrite: replaces the data set of other texts or settings in `output_dir`.
-        max_length: longest row in tokens (default: what the teacher takes, at most 512); longer texts become several overlapping
-            rows, in which every position is counted once.
-        top_k: 1 keeps the best sense (hard labels); more also the probabilities of so many (soft labels), under the posterior at
-            `temperature`, in units of the dictionary's distortion.
-        only_tokens: leaves the teacher out; all senses are unknown.
+        teacher: A name, a folder, a model or a :class:`Teacher`: the model that the dictionary was built from.
+        senses: The dictionary.
+        texts: A list or iterable of strings, or a data set with a text column.
+        output_dir: Folder for the data set; load it with `datasets.load_from_disk`. The same call continues after an
+            interruption, and loads the data set if it is finished. Processes started by `accelerate launch` or
+            `torchrun` share the work. Default: the data set is held in memory.
+        overwrite: Whether to replace a data set with other texts or settings in `output_dir`.
+        text_column: Name of the text column.
+        max_length: Longest row in tokens. A longer text becomes several overlapping rows, and each position is counted
+            in one of them. Default: what the teacher takes, at most 512.
+        batch_size: Texts in a forward pass.
+        top_k: Number of senses kept at a position. 1 keeps the best sense (hard labels). More keeps the most probable
+            senses and their probabilities (soft labels).
+        temperature: Temperature of these probabilities, in units of the dictionary's distortion.
+        only_tokens: Whether to keep token ids only, without running the teacher. All labels are then -1.
 
     Returns:
-        A data set with a row for each window: `input_ids`, and `labels` of the same length, 16 bits each: the sense among the token's
-        own, -1 where it has none or is not known, -100 where the position is counted in another row. With `top_k` also `sense_ids`
-        and `probabilities`, `top_k` for each position, one position behind the other.
+        A data set with the columns `input_ids` and `labels`, lists of equal length. A label is the index of the sense
+        among the token's own; -1 if the token has no senses or the sense is not known; -100 if the position is counted
+        in another row. With `top_k` above 1 also `sense_ids` and `probabilities`, lists of `top_k` entries for each
+        position, position after position.
 
     Raises:
-        ValueError: the dictionary is not the teacher's, or `output_dir` holds something else.
+        ValueError: The dictionary was not built from the teacher, a setting is out of range, or `output_dir` holds
+            something else.
+
+    Example:
+        >>> from sensedict_hf import encode_senses
+        >>> encoded = encode_senses(teacher, senses, texts[:4])
+        >>> len(encoded), encoded.column_names
+        (4, ['input_ids', 'labels'])
     """
+    # Check what can be checked, and load the teacher.
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
@@ -100,6 +120,8 @@ def encode_senses(
         "temperature": temperature if top_k > 1 else None,
         "only_tokens": only_tokens,
     }
+
+    # Encode in the folder, or in a temporary one.
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
         folder = BuildFolder(Path(path), "data set", settings, overwrite)
 
@@ -115,12 +137,12 @@ def encode_senses(
 
 
 def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
-    """Warns if a teacher's weights are not those that a dictionary was built from: their names may be the same, as those of checkpoints."""
+    """Warn if the dictionary was built from other weights, as of another checkpoint with the same name."""
     built_from = senses.config.base_model_fingerprint
     if built_from is not None and built_from.rpartition("-")[2] != fingerprint.rpartition("-")[2]:
         logger.warning_once(
-            f"the dictionary was built from {senses.config.base_model_name_or_path} with other weights, or in another dtype: if it is not "
-            "the same model, its senses mean nothing"
+            f"the dictionary was built from {senses.config.base_model_name_or_path} with other weights or in another "
+            "dtype: if the teacher is not the same model, its senses mean nothing: build a dictionary from it"
         )
 
 
@@ -137,20 +159,19 @@ def _encode(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
     )
     parts = list(chunks(corpus.shown, PART_TOKENS))
+    sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
     mine = range(state.process_index, len(parts), state.num_processes)
-    sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
+
+    # Encode those of this process that are not there yet.
     with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding senses", unit=" tokens", leave=False) as bar:
         for number in mine:
             if not paths[number].exists():
-                dataset = _encode_part(teacher, senses, corpus, parts[number], settings)
-                partial = paths[number].with_suffix(".partial")
-                with ArrowWriter(path=str(partial), features=dataset.features) as writer:
-                    writer.write_table(dataset.data.table)
-                    writer.finalize()
-                partial.replace(paths[number])
+                _write_part(_encode_part(teacher, senses, corpus, parts[number], settings), paths[number])
             bar.update(sizes[number])
     state.wait_for_everyone()
+
+    # Put all parts together.
     if state.is_main_process:
         shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
@@ -159,41 +180,27 @@ def _encode(
         folder.publish(read_progress(stages / "corpus").sha256)
 
 
+def _write_part(dataset: Dataset, path: Path) -> None:
+    """Write a data set to a file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with ArrowWriter(path=str(partial), features=dataset.features) as writer:
+        writer.write_table(dataset.data.table)
+        writer.finalize()
+    partial.replace(path)
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Return whether a data set has token ids and a label for each of them, as those of :func:`encode_senses` have."""
+    return "input_ids" in dataset.features and isinstance(dataset.features.get("labels"), (List, LargeList))
+
+
 def label_settings(dataset: Dataset) -> dict[str, Any]:
-    """What the labels of a data set of [`encode_senses`] were made with; nothing for any other."""
+    """Return the settings of the labels in a data set from :func:`encode_senses`; for any other data set nothing."""
     try:
         settings = json.loads(dataset.info.description)
     except ValueError:
         return {}
     return settings if isinstance(settings, dict) and settings.keys() == set(LABEL_SETTINGS) else {}
-
-
-def stream_windows(
-    texts: IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    text_column: str,
-    prompt: Prompt | None = None,
-    *,
-    is_shared: bool = False,
-) -> IterableDataset:
-    """The rows of [`encode_senses`] with `only_tokens`, one by one as the texts come.
-
-    Args:
-        is_shared: by several processes, which then take turns at its batches; the files of a stream, which accelerate would give them
-            instead, are of different lengths, so that they would come to the end of an epoch at different steps.
-    """
-
-    def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
-        corpus = tokenize_in_memory(list(iterate_texts(batch[text_column])), tokenizer, prompt)
-        return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
-
-    windows = texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
-    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows}) if is_shared else windows
-
-
-def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
-    yield from rows
 
 
 def _encode_part(
@@ -203,13 +210,17 @@ def _encode_part(
     part: tuple[int, int],
     settings: dict[str, Any],
 ) -> Dataset:
-    """The rows of some texts."""
+    """Encode the texts `part[0]:part[1]`."""
     begin, end = corpus.offsets[list(part)]
     top_k = settings["top_k"]
     sense_ids, probabilities = np.full((end - begin, top_k), -1), np.zeros((end - begin, top_k), dtype=np.float16)
+
+    # Let the teacher pick the senses of all positions.
     if not settings["only_tokens"]:
         length = settings["max_length"]
-        if corpus.alignment is not None:  # that is the student's; the teacher's as in the making of the dictionary
+        if (
+            corpus.alignment is not None
+        ):  # the setting is the student's; the teacher's windows are those of the dictionary
             length = senses.config.window_length or check_max_length(None, teacher.max_window)
         for positions, vectors in teacher_vectors(
             teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]
@@ -217,59 +228,11 @@ def _encode_part(
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
             sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
+
+    # Cut them into rows.
     columns = window_rows(
         corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities))
     )
     number = Value("int16" if int(senses.offsets.diff().max()) < 1 << 15 else "int32")
     kinds = {"input_ids": Value("int32"), "labels": number, "sense_ids": number, "probabilities": Value("float16")}
     return Dataset.from_dict(columns, features=Features({name: Sequence(kinds[name]) for name in columns}))
-
-
-def window_rows(
-    corpus: TokenizedCorpus, max_length: int, first: int, last: int, labels: np.ndarray, *posterior: np.ndarray
-) -> dict[str, list[np.ndarray]]:
-    """The columns for the texts `first:last`: their windows, with what is known of each position of them."""
-    windows = corpus.windows(max_length, first, last)
-    names = ("input_ids", "labels", *("sense_ids", "probabilities")[: len(posterior)])
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for text, start, stop, own_start, own_stop in zip(*vars(windows).values()):
-        begin, end = corpus.offsets[text : text + 2]
-        places = corpus.window_positions(text, start, stop)
-        if not len(places):
-            continue  # an empty text of a tokenizer without special tokens
-        owned = (places >= begin + own_start) & (places < begin + own_stop)
-        owned &= (places >= begin + corpus.unpooled[0]) & (places < end - corpus.unpooled[1])
-        there = places - corpus.offsets[first]
-        columns["input_ids"].append(corpus.input_ids[places])
-        columns["labels"].append(np.where(owned, labels[there], IGNORED))
-        for name, values in zip(names[2:], posterior):
-            columns[name].append(values[there].ravel())
-    return columns
-
-
-@dataclass
-class Collator:
-    """Makes a batch of what [`encode_senses`] returns. Not a method of the trainer, as it is sent to the processes that load data.
-
-    Attributes:
-        pad_token_id: what to pad with. has_senses: `[vocabulary]`, bool, of which tokens alone something can be learned (None: of all).
-        is_labelled: whether all labels are there; else the teacher tells them beside.
-    """
-
-    pad_token_id: int
-    has_senses: Tensor | None
-    is_labelled: bool
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `labels` and `owned` (the positions that are this row's, not a neighbouring window's),
-        `[rows, longest]`; of soft labels also `sense_ids` and `probabilities`, `[rows, longest, top_k]`."""
-        input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
-        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
-        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
-        if self.has_senses is not None:
-            known = self.has_senses[input_ids]
-            batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
-        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
-            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
-            batch[name] = pad_sequence(values, True, filling)
-        return batch

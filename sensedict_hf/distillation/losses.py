@@ -1,35 +1,234 @@
-"""Losses of regression, sums over positions, and what a position weighs; of senses it is [`SenseEmbeddingModel.cross_entropy`]."""
+"""The objective of sense-based knowledge distillation, as functions of tensors.
+
+Every loss is a sum over positions: the trainer divides it by the number of counted positions in all accumulated
+batches and processes.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..models.encoding import pool
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 
+IGNORED = -100  # the label of a position that is not counted; Trainer counts the others
 
-def hidden_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """Summed squared distance between the student's and the teacher's vectors, the usual hidden-state regression.
+
+class SenseLabels(NamedTuple):
+    """The senses that the teacher picks at each position.
+
+    Attributes:
+        sense_ids: `[batch, positions, k]`, indices among the token's own senses, the most probable first; -1 where
+            there is none. A position whose first index is -1 is not counted.
+        probabilities: `[batch, positions, k]`, of these senses, float32. None: each position has one sense, of
+            probability 1.
+    """
+
+    sense_ids: Tensor
+    probabilities: Tensor | None = None
+
+
+class SenseLoss(NamedTuple):
+    """The sense loss of a batch.
+
+    Attributes:
+        loss: The summed cross-entropy, a float32 scalar.
+        choices: `[batch, positions]`, the sense that the student picks; -1 where the position is not counted.
+    """
+
+    loss: Tensor
+    choices: Tensor
+
+
+class Counts(NamedTuple):
+    """Sums over the positions of a batch, from which the logged means are computed.
+
+    Attributes:
+        loss: The loss.
+        counted: Number of positions in the loss.
+        owned: Number of positions that belong to this row and not to an overlapping window.
+        covered: Number of owned positions whose token has senses.
+        known: Number of positions at which student and teacher both pick a sense.
+        right: Number of known positions at which they pick the same sense.
+        error: Squared distances from the student's vectors to the senses it picks, in units of the dictionary's
+            distortion.
+    """
+
+    loss: Tensor
+    counted: Tensor
+    owned: Tensor
+    covered: Tensor
+    known: Tensor
+    right: Tensor
+    error: Tensor
+
+    def stack(self) -> Tensor:
+        """Return the sums as one tensor, `[7]`, float32. Tensors of several batches or processes can be added."""
+        return torch.stack([value.float() for value in self])
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """Compute what is logged from the sums of :class:`Counts`.
 
     Args:
-        student, teacher: `[batch, positions, hidden]`. weights: `[batch, positions]`, 0 where a position is not counted.
+        sums: `[7]`, sums over any number of batches.
+
+    Returns:
+        `loss` and `coverage`; also `sense_accuracy` and `quantization_error` if any position is known.
     """
-    return ((student.float() - teacher.float()).square().sum(-1) * weights).sum()
+    loss, counted, owned, covered, known, right, error = sums.tolist()
+    logged = {"loss": loss / max(counted, 1), "coverage": covered / max(owned, 1)}
+    return logged | {"sense_accuracy": right / known, "quantization_error": error / known} if known else logged
 
 
-def sentence_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """The same for the vectors of whole texts, as in distillation of sentence embeddings (Reimers and Gurevych, "Making Monolingual
-    Sentence Embeddings Multilingual", EMNLP 2020). A text counts as often as its positions together, so that the sum can be divided
-    by their number like that of `hidden_mse`, which it does not exceed for means.
+def comparable(vectors: Tensor, similarity: str) -> Tensor:
+    """Return vectors whose squared distances can be compared with the dictionary's distortion.
 
     Args:
-        student, teacher: `[batch, hidden]`. weights: `[batch, positions]`.
+        vectors: `[..., hidden]`.
+        similarity: Of the dictionary. For `cosine` the vectors are normalized to unit length.
+
+    Returns:
+        `[..., hidden]`, float32.
     """
-    return ((student.float() - teacher.float()).square().sum(-1) * weights.sum(1)).sum()
+    return F.normalize(vectors.float(), dim=-1) if similarity == "cosine" else vectors.float()
 
 
-def position_weights(senses: SenseEmbeddingModel, power: float) -> Tensor:
-    """How much a position with each token counts, `[vocab]`: a power of the token's number of occurrences in the dictionary's corpus,
-    with the mean weight 1 over that. A token that did not occur counts as one that occurred once."""
-    totals = torch.cat([senses.usage.new_zeros(1), senses.usage.cumsum(0)])[senses.offsets.to(senses.usage.device)]
-    counts = totals.diff().float()
-    weights = counts.clamp_min(1) ** power
-    return weights * counts.sum() / (counts * weights).sum()
+def hidden_mse(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
+    """Sum the squared distances between the hidden states of student and teacher, the usual baseline.
+
+    Args:
+        student: `[batch, positions, hidden]`.
+        teacher: `[batch, positions, hidden]`.
+        counted: `[batch, positions]`, True where a position is counted.
+    """
+    return ((student.float() - teacher.float()).square().sum(-1) * counted.float()).sum()
+
+
+def sentence_mse(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
+    """Sum the squared distances between the sentence vectors of student and teacher.
+
+    A text's distance is multiplied by its number of counted positions. So this sum and that of :func:`hidden_mse` can
+    be divided by the same number. The loss is that of Reimers and Gurevych, "Making Monolingual Sentence Embeddings
+    Multilingual", EMNLP 2020.
+
+    Args:
+        student: `[batch, hidden]`.
+        teacher: `[batch, hidden]`.
+        counted: `[batch, positions]`, True where a position is counted.
+    """
+    return ((student.float() - teacher.float()).square().sum(-1) * counted.float().sum(1)).sum()
+
+
+def sense_loss(
+    student: Tensor, input_ids: Tensor, labels: SenseLabels, senses: SenseEmbeddingModel, temperature: float = 1.0
+) -> SenseLoss:
+    """Sum the cross-entropy between the senses that teacher and student pick, over each token's own senses.
+
+    Args:
+        student: `[batch, positions, hidden]`.
+        input_ids: `[batch, positions]`.
+        labels: The senses that the teacher picks, hard or soft.
+        senses: The dictionary.
+        temperature: Divides the scores of the senses; in units of the dictionary's distortion.
+    """
+    return SenseLoss(*senses.cross_entropy(input_ids, student, labels.sense_ids, temperature, labels.probabilities))
+
+
+def sense_labels(
+    inputs: Mapping[str, Tensor],
+    senses: SenseEmbeddingModel,
+    teacher: Tensor | None = None,
+    top_k: int = 1,
+    temperature: float = 1.0,
+) -> SenseLabels:
+    """Compute the labels from the teacher's vectors, or read them from the batch.
+
+    Args:
+        inputs: A batch: `input_ids` and `labels`, `[batch, positions]`; for soft labels without `teacher` also
+            `sense_ids` and `probabilities`, `[batch, positions, k]`. Positions whose label is -100 are not counted.
+        senses: The dictionary.
+        teacher: `[batch, positions, hidden]`, the teacher's vectors. None: the batch holds the labels.
+        top_k: Number of senses in a label that is computed.
+        temperature: Of the posterior over senses; in units of the dictionary's distortion.
+    """
+    counted = inputs["labels"] != IGNORED
+    if teacher is not None:
+        return SenseLabels(*senses.posterior(inputs["input_ids"], teacher, counted, temperature, top_k))
+    sense_ids = inputs.get("sense_ids", inputs["labels"][..., None]).masked_fill(~counted[..., None], -1)
+    return SenseLabels(sense_ids, inputs["probabilities"].float() if "probabilities" in inputs else None)
+
+
+def skd_loss(
+    student: Tensor,
+    inputs: Mapping[str, Tensor],
+    senses: SenseEmbeddingModel,
+    weights: Mapping[str, float],
+    *,
+    labels: SenseLabels | None = None,
+    temperature: float = 1.0,
+    teacher: Tensor | None = None,
+    pooling: str = "mean",
+    has_prompt: bool = False,
+) -> tuple[Tensor, Counts]:
+    """Add up the losses of distillation. Distances are in units of the dictionary's distortion, so weights suit any
+    teacher.
+
+    Args:
+        student: `[batch, positions, hidden]`, the student's own vectors, before senses are assigned.
+        inputs: A batch: `input_ids`, `attention_mask`, `labels` (-100: not counted) and `owned`, all `[batch,
+            positions]`.
+        senses: The dictionary.
+        weights: Weight of each loss by its name: `sense`, `mse` or `sentence`.
+        labels: The senses that the teacher picks. Needed for `sense`; without it also for the accuracy in the counts.
+        temperature: Of the sense loss; in units of the dictionary's distortion.
+        teacher: `[batch, positions, hidden]`, the teacher's vectors. Needed for `mse` and `sentence`.
+        pooling: How `sentence` makes one vector of a text.
+        has_prompt: Whether the texts are read inside a prompt. The prompt is not pooled: its positions are not owned.
+
+    Returns:
+        The summed loss (float32 scalar), and the sums for the log.
+
+    Raises:
+        ValueError: Labels or the teacher's vectors are missing.
+    """
+    if "sense" in weights and labels is None:
+        raise ValueError("the sense loss compares senses: pass the teacher's with labels=")
+    if weights.keys() - {"sense"} and teacher is None:
+        raise ValueError(
+            f"{' and '.join(sorted(weights.keys() - {'sense'}))} compare vectors: pass the teacher's with teacher="
+        )
+    input_ids, mask, owned = inputs["input_ids"], inputs["attention_mask"], inputs["owned"]
+    counted = inputs["labels"] != IGNORED
+    unit, similarity = senses.score_temperature(1.0), senses.config.similarity
+    loss = student.new_zeros((), dtype=torch.float32)
+    known = right = error = torch.zeros_like(loss)
+
+    # Senses: the loss, and how well the student's choices fit. Without a weight only the latter is wanted.
+    if labels is not None:
+        cross_entropy, choices = sense_loss(student, input_ids, labels, senses, temperature)
+        if "sense" in weights:
+            loss = loss + weights["sense"] * cross_entropy
+        is_known = choices >= 0
+        known, right = is_known.sum(), (choices == labels.sense_ids[..., 0])[is_known].sum()
+        with torch.no_grad():
+            picked = senses.look_up(input_ids[is_known], choices[is_known])
+            distances = comparable(student[is_known], similarity) - comparable(picked, similarity)
+            error = distances.square().sum() / unit
+
+    # Vectors of positions, and of whole texts.
+    if teacher is not None and "mse" in weights:
+        own, theirs = (comparable(vectors, similarity) for vectors in (student, teacher))
+        loss = loss + weights["mse"] / unit * hidden_mse(own, theirs, counted)
+    if teacher is not None and "sentence" in weights:
+        # An empty text inside a prompt owns nothing: all its positions are pooled.
+        pooled = torch.where(owned.any(1, keepdim=True), owned, mask.bool()) if has_prompt else None
+        own, theirs = (comparable(pool(vectors, mask, pooling, pooled), similarity) for vectors in (student, teacher))
+        loss = loss + weights["sentence"] / unit * sentence_mse(own, theirs, counted)
+
+    has_senses = senses.offsets[input_ids + 1] > senses.offsets[input_ids]
+    covered = (owned & has_senses).sum()
+    return loss, Counts(loss.detach(), counted.sum(), owned.sum(), covered, known, right, error)

@@ -1,73 +1,79 @@
-"""Sense distillation under `transformers.Trainer`."""
+"""A `Trainer` of transformers that distils a student."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, cast
 
 import torch
-from datasets import Dataset, IterableDataset, LargeList, List
-from pyarrow import compute
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.encoding import padding_id, pool
+from ..models.encoding import padding_id
 from ..models.hub import model_card
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length, model_max_length
-from .labels import IGNORED, Collator, encode_senses, label_settings, stream_windows
-from .losses import hidden_mse, position_weights, sentence_mse
+from .batches import Collator, stream_windows
+from .checks import check_datasets, check_encoded, check_float32, each, find_student, refuse_unused
+from .labels import encode_senses, has_labels, label_settings
+from .losses import IGNORED, Counts, means, sense_labels, skd_loss
 from .training_args import SKDTrainingArguments
 
 logger = logging.get_logger(__name__)
-# What is summed over batches, for the means that are logged.
-SUMS = ("loss", "counted", "owned", "covered", "known", "right", "error")
-REMEMBERED = (
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "temperature",
-    "label_top_k",
-    "label_temperature",
-    "mse_weight",
-    "sentence_weight",
-    "frequency_power",
-    "dropout",
-    "seed",
-)
 
 
 class SKDTrainer(Trainer):
-    """Distils a student: text in, trained student out.
+    """Distils a student from texts by sense-based knowledge distillation (SKD).
 
-    For the objective `sense` the teacher runs once over all texts, before training, and is let go; for other objectives, and for texts
-    that are streamed, it runs beside the student. Logged beside the loss: `sense_accuracy`, the share of the positions at which
-    the student picks the teacher's sense; `quantization_error`, the mean squared distance from the student's vectors to the senses it
-    picks, in units of the dictionary's distortion (both without the objective `sense` in evaluation alone); `coverage`, the share of the
-    positions whose token has senses.
+    With the objective `sense` the teacher runs once over all texts, before training, and is then freed. With other
+    objectives, and with streamed texts, it runs at every step.
+
+    What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
+    share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
+    from the student's vectors to the senses it picks, in units of the dictionary's distortion. The last two are logged
+    in evaluation, and with the objective `sense` also in training.
 
     Args:
-        model: the student, also under an adapter of PEFT, or a task model, of which the student inside is distilled, and is what
-            checkpoints and `save_model` hold (save the task model itself with its `save_pretrained`). Its dictionary decides what the
-            teacher's senses are.
-        teacher: a name, a path, a model or a [`Teacher`]. May be None if the data sets come from [`encode_senses`] and the objective
-            is `sense`.
-        train_dataset, eval_dataset: a list or iterable of texts, a data set with a text column, or what [`encode_senses`] returns;
-            to evaluate on, also a dict of those. What the teacher has encoded stays in `args.output_dir/_encoded`, so that the same
-            call goes on with it if it is interrupted. A streamed data set (`datasets.IterableDataset`) is encoded as it comes, and
-            needs `max_steps`.
-        text_column: where the texts are.
+        model: The student, also with adapters of PEFT. Of a task model the student inside is trained and saved in
+            checkpoints; save the task model with its own `save_pretrained`.
+        args: Settings of the training.
+        teacher: A name, a folder, a model or a :class:`Teacher`. Not needed if the data sets come from
+            :func:`encode_senses` and the objective is `sense`.
+        train_dataset: Texts: a list, an iterable or a data set with a text column; or a data set from
+            :func:`encode_senses`. The teacher's work is kept in `args.output_dir/_encoded`: after an interruption the
+            same call continues with it. A streamed data set (`datasets.IterableDataset`) is encoded as it comes and
+            needs `args.max_steps`.
+        eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
+        text_column: Name of the text column.
+        kwargs: Further arguments of `Trainer`, such as `callbacks` or `optimizers`.
 
     Raises:
-        ValueError: the dictionary does not fit the teacher, a teacher is needed and not given, or the model is not a student.
+        ValueError: The model is not a student, the dictionary does not fit the teacher, a teacher is needed and
+            missing, or an argument of `Trainer` does not work in distillation.
+
+    Example:
+        >>> from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments
+        >>> student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=2)
+        >>> args = SKDTrainingArguments("skd", max_steps=2, save_strategy="no", report_to="none", disable_tqdm=True)
+        >>> trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts[:8])
+        >>> _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> student.config.objective
+        'sense+mse+sentence'
     """
 
     args: SKDTrainingArguments
+    student: SKDStudentModel
+    senses: SenseEmbeddingModel
+    teacher: Teacher | None
 
     def __init__(
         self,
@@ -79,162 +85,142 @@ class SKDTrainer(Trainer):
         text_column: str = "text",
         **kwargs: Any,
     ):
+        # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
+        refuse_unused(kwargs)
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
-        if has_head:
-            model = model.student  # the head has no part in this
-        elif isinstance(getattr(model, "student", None), SKDStudentModel):  # PEFT passes attributes on
-            raise ValueError("adapters over a task model: put them on its student, model.student, and distil that")
-        self.student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
-        if self.student is None:
-            raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
+        model = cast(PreTrainedModel, model.student) if has_head else model
+        self.student = find_student(model)
         self.senses = self.student.senses
-        if self.senses.config.learn_senses:
-            raise ValueError(
-                "distillation keeps the senses as they are: load the student with learn_senses=False; Trainer can learn them"
-            )
-        if args.eval_strategy != "no" and eval_dataset is None:
-            raise ValueError(f"eval_strategy={args.eval_strategy.value!r} needs an eval_dataset")
-        if kwargs.pop("model_init", None) is not None:
-            raise ValueError("model_init has no part in distillation: make the student and pass it as model")
-        for name in ("compute_metrics", "compute_loss_func", "data_collator"):
-            if kwargs.pop(name, None) is not None:
-                raise ValueError(
-                    f"{name} has no part in distillation: its loss is args.objective, its metrics are those that are logged, its batches "
-                    "are of what encode_senses returns"
-                )
-        half = [
-            parameter.dtype
-            for parameter in model.parameters()
-            if parameter.requires_grad and parameter.dtype != torch.float32
-        ]
-        if half and train_dataset is not None:
-            raise ValueError(
-                f"weights to be trained are {half[0]}: load the student with dtype=torch.float32; args.bf16 computes in half"
-            )
-        given = [*eval_dataset.values()] if isinstance(eval_dataset, dict) else [eval_dataset]
-        if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
-            raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
-        if args.world_size > 1 and any(isinstance(texts, IterableDataset) for texts in given):
-            raise ValueError(
-                "an eval_dataset that is streamed cannot be shared out to several processes: pass a data set with a length"
-            )
-        self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
-        self.text_column = text_column
-        if self.teacher is not None:
-            check_teacher(self.senses, self.teacher)
-            if not has_head and self.teacher.pooling != self.student.config.pooling:
-                logger.warning(
-                    f"the student's pooling is {self.student.config.pooling}, the teacher's {self.teacher.pooling}: vectors of texts are "
-                    "learned and made by the student's; pooling= of from_teacher and from_backbone chooses it"
-                )
         if train_dataset is not None:
-            train_dataset = self._encode(train_dataset, args, "train")
+            check_float32(model)
+        check_datasets(args, train_dataset, eval_dataset)
+        self.text_column = text_column
+        self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
+        if self.teacher is not None:
+            self._check_teacher(self.teacher, has_head)
+
+        # Turn texts into token ids and, with the objective `sense`, into the teacher's senses.
+        encoded_train = None if train_dataset is None else self._encode(train_dataset, args, "train")
+        encoded_eval: Any = eval_dataset
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
+            encoded_eval = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = self._encode(eval_dataset, args, "eval")
-        data = [train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])]
-        if any(isinstance(texts, IterableDataset) for texts in data):
-            args.accelerator_config.dispatch_batches = (
-                False  # batches of processes are padded differently, and cannot be cut out of one
-            )
+            encoded_eval = self._encode(eval_dataset, args, "eval")
+        if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
+            # Each process pads its own batches, so they cannot be cut out of one large batch.
+            cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
         elif not args.needs_vectors:
-            self.teacher = None
+            self.teacher = None  # its work is done: free its memory
+
+        # Without the teacher's vectors only positions whose token has senses teach something.
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
-        self._has_senses = (self.senses.offsets.diff() > 0).cpu()
+        has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
         super().__init__(
             model,
             args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            data_collator=Collator(
-                padding_id(tokenizer, self.student),
-                self._has_senses if args.terms == ("sense",) else None,
-                self.teacher is None,
-            ),
+            train_dataset=encoded_train,
+            eval_dataset=encoded_eval,
+            data_collator=Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None),
             processing_class=tokenizer,
             **kwargs,
         )
-        # The loss is a sum over positions, divided by the number of counted positions of all accumulated batches and processes.
+        # The loss is a sum over positions. Trainer counts the labels of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self.label_names = ["labels"]
-        self._weights = (
-            position_weights(self.senses, args.frequency_power).to(args.device) if args.frequency_power else None
-        )
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers; the student's config remembers how it was distilled."""
+        """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
+        settings.
+
+        Args:
+            args: As in `Trainer.train`.
+            kwargs: As in `Trainer.train`, such as `resume_from_checkpoint=True`.
+
+        Raises:
+            ValueError: The checkpoint to resume from belongs to a student with another dictionary.
+        """
         if hasattr(self.model, "peft_config"):
             logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what is returned after distillation: merge the "
-                "adapters into the student before it is saved, or save its config into the folder of the student that they are for"
+                "a folder of adapters does not hold the student's config, which decides what the student returns "
+                "after distillation: merge the adapters into the student before you save it, or save its config too"
             )
         self.student.config.objective = self.args.objective
-        self.student.config.distillation = {name: getattr(self.args, name) for name in REMEMBERED}
+        self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
-        before = [(module, name, getattr(module, name)) for module, name in find_dropout(self.student)]
-        try:
-            for module, name, _ in before:
-                setattr(module, name, self.args.dropout)
+        with without_dropout(self.student):
             return super().train(*args, **kwargs)
-        finally:
-            for module, name, value in before:
-                setattr(module, name, value)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         senses = self.senses.fingerprint()
         super()._load_from_checkpoint(*args, **kwargs)
         if self.senses.fingerprint() != senses:
             raise ValueError(
-                "the checkpoint is of a student with another dictionary: make the student with that one, or begin anew"
+                "the checkpoint is of a student with another dictionary: make the student with that dictionary, or "
+                "train without resume_from_checkpoint"
+            )
+
+    def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
+        """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
+        check_teacher(self.senses, teacher)
+        pooling = self.student.config.pooling
+        if not has_head and teacher.pooling != pooling:
+            logger.warning(
+                f"the student's pooling is {pooling}, the teacher's {teacher.pooling}: the student's is used "
+                "for both; from_teacher and from_backbone take another one as pooling="
             )
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
-        """Token ids and senses of texts; a data set that has them is left as it is."""
-        is_streamed, is_keyed = (
-            isinstance(texts, IterableDataset),
-            self.senses.config.teacher_tokenizer_fingerprint is not None,
-        )
+        """Encode texts to token ids and senses, in the folder `_encoded/name`; leave encoded data sets as they are."""
+        # The teacher can run next to the student only if both read the same tokens.
+        is_streamed = isinstance(texts, IterableDataset)
+        is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
         if is_keyed and (args.needs_vectors or is_streamed):
             raise ValueError(
-                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's tokens beside it, as "
-                "the dictionary is for another tokenizer; choose objective='sense' and texts that are not streamed"
+                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's "
+                "tokens, as the dictionary is for another tokenizer; choose objective='sense' and texts that are not "
+                "streamed"
             )
         longest = model_max_length(self.student.tokenizer, self.student.config.text_config)
         if self.teacher is not None and not is_keyed:
             longest = min(longest, self.teacher.max_window)
         max_length = check_max_length(args.max_length, longest)
-        if (
-            isinstance(texts, Dataset)
-            and isinstance(texts.features.get("labels"), (List, LargeList))
-            and "input_ids" in texts.features
-        ):
+
+        # Already encoded.
+        if isinstance(texts, Dataset) and has_labels(texts):
             if made_with := label_settings(texts):
-                self._check_encoded(texts, made_with, args, args.max_length or longest)
+                if args.needs_vectors and self.teacher is None:
+                    raise ValueError(
+                        f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose "
+                        "objective='sense'"
+                    )
+                check_encoded(texts, made_with, self.senses, args, args.max_length or longest)
                 return texts
             if self.text_column not in texts.features:
                 raise ValueError(
-                    f"the data set has labels but not what they were made with, and no column {self.text_column!r}: pass texts, or what "
-                    "encode_senses returned (save_to_disk keeps what it was made with, other formats and data sets of several do not)"
+                    "the data set has labels, but does not tell how they were made, and has no column "
+                    f"{self.text_column!r}: pass texts, or what encode_senses returned (save_to_disk keeps how labels "
+                    "were made, other formats and joined data sets do not)"
                 )
+
+        # Texts.
         if self.teacher is None:
             raise ValueError(
-                "texts need a teacher to tell their senses: pass teacher= (for objective sense it is let go once the first texts are "
-                "encoded), or data sets made by encode_senses"
+                "texts need a teacher that picks their senses: pass teacher=, or data sets from encode_senses (with "
+                "objective='sense' the teacher is freed once the texts are encoded)"
             )
-        tokenizer = self.senses.tokenizer if is_keyed else self.teacher.tokenizer
         if is_streamed:
+            tokenizer, prompt = self.teacher.tokenizer, self.teacher.prompt
             return stream_windows(
-                texts, tokenizer, max_length, self.text_column, self.teacher.prompt, is_shared=args.world_size > 1
+                texts, tokenizer, max_length, self.text_column, prompt, is_shared=args.world_size > 1
             )
         return encode_senses(
             self.teacher,
-            self.senses.to(self.teacher.device),
+            self.senses.to(self.teacher.device),  # type: ignore[arg-type]
             texts,
-            output_dir=os.path.join(args.output_dir, "_encoded", name),
+            output_dir=os.path.join(str(args.output_dir), "_encoded", name),
             overwrite=True,
             text_column=self.text_column,
             max_length=max_length,
@@ -244,95 +230,36 @@ class SKDTrainer(Trainer):
             only_tokens=args.needs_vectors,
         )
 
-    def _check_encoded(
-        self, dataset: Dataset, made_with: dict[str, Any], args: SKDTrainingArguments, max_length: int
-    ) -> None:
-        """Raises a ValueError if a data set of [`encode_senses`] is not for this run, or has longer rows."""
-        if args.needs_vectors and self.teacher is None:
-            raise ValueError(
-                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'"
-            )
-        wanted = {"tokenizer": self.senses.config.tokenizer_fingerprint}
-        if not args.needs_vectors:  # else labels are made beside
-            wanted |= {"senses": self.senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
-            wanted |= {"temperature": args.label_temperature} if args.label_top_k > 1 else {}
-        for name, value in wanted.items():
-            if made_with[name] != value:
-                raise ValueError(
-                    f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
-                )
-        parts = dataset.with_format("arrow").iter(10_000)
-        longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
-        if longest > max_length:
-            raise ValueError(
-                f"the data set has rows of {longest} tokens, above the {max_length} that student, teacher and args.max_length allow: "
-                f"encode the texts again with max_length={max_length}"
-            )
-
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """The loss summed over the positions of a batch; adds to what is logged."""
-        args, senses, unit = self.args, self.senses, self.senses.score_temperature(1.0)
-        input_ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        hidden = model(input_ids=input_ids, attention_mask=mask, assignment="none").student_hidden_state
-        counted = labels != IGNORED
-        weights = counted.float() if self._weights is None else counted * self._weights[input_ids]
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        target = None if self.teacher is None else self._teacher_vectors(inputs)
-        if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of regression too
-            sense_ids, probabilities = inputs.get("sense_ids", labels[..., None]), inputs.get("probabilities")
-            if target is not None:
-                sense_ids, probabilities = senses.posterior(
-                    input_ids, target, counted, args.label_temperature, args.label_top_k
-                )
-            sense_ids = sense_ids.masked_fill(~counted[..., None], -1)
-            probabilities = weights[..., None] * (
-                torch.ones_like(weights)[..., None] if probabilities is None else probabilities
-            )
-            sense_loss, choices = senses.cross_entropy(input_ids, hidden, sense_ids, args.temperature, probabilities)
-            if "sense" in args.terms:
-                loss = loss + sense_loss
-            known = choices >= 0
-            self._sums["known"] += known.sum()
-            self._sums["right"] += (choices == sense_ids[..., 0])[known].sum()
-            with torch.no_grad():
-                distances = self._comparable(hidden[known]) - self._comparable(
-                    senses.look_up(input_ids[known], choices[known])
-                )
-                self._sums["error"] += distances.square().sum() / unit
-        if args.needs_vectors:
-            alone = len(args.terms) == 1
-            if "mse" in args.terms:
-                regression = hidden_mse(self._comparable(hidden), self._comparable(target), weights)
-                loss = loss + (1 if alone else args.mse_weight) / unit * regression
-            if "sentence" in args.terms:
-                pooled = None
-                if (
-                    self.student.config.prompt or self.teacher.prompt
-                ):  # positions of a prompt are not owned; an empty text is nothing else
-                    owned = inputs["owned"]
-                    pooled = torch.where(owned.any(1, keepdim=True), owned, mask.bool())
-                own, theirs = (
-                    self._comparable(pool(vectors, mask, self.student.config.pooling, pooled))
-                    for vectors in (hidden, target)
-                )
-                loss = loss + (1 if alone else args.sentence_weight) / unit * sentence_mse(own, theirs, weights)
-        self._sums["loss"] += loss.detach()
-        self._sums["counted"] += counted.sum()
-        self._sums["owned"] += inputs["owned"].sum()
-        self._sums["covered"] += (inputs["owned"] & self._has_senses.to(input_ids.device)[input_ids]).sum()
+        """Compute the loss, summed over the positions of a batch; add to the sums for the log."""
+        args, config = self.args, self.student.config
+        student = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
+        ).student_hidden_state
+        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        labels = None
+        if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
+            labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
+        loss, counts = skd_loss(
+            student,
+            inputs,
+            self.senses,
+            args.loss_weights,
+            labels=labels,
+            temperature=args.temperature,
+            teacher=teacher,
+            pooling=config.pooling,
+            has_prompt=bool(config.prompt or (self.teacher and self.teacher.prompt)),
+        )
+        self._sums += counts.stack()
         return loss
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
-        """What the teacher makes of a batch, `[batch, positions, hidden]`."""
-        there = self.teacher.device
-        vectors = self.teacher.hidden_states(
-            inputs["input_ids"].to(there), inputs["attention_mask"].to(there), self.senses.config.layer
-        )
-        return vectors.to(self.args.device).clone()  # a tensor of inference mode has no part in gradients
-
-    def _comparable(self, vectors: Tensor) -> Tensor:
-        """Vectors between which the dictionary's distortion is a squared distance: for cosine similarity unit vectors."""
-        return F.normalize(vectors.float(), dim=-1) if self.senses.config.similarity == "cosine" else vectors.float()
+        """Run the teacher over a batch: `[batch, positions, hidden]`."""
+        teacher = cast(Teacher, self.teacher)
+        input_ids, mask = (inputs[name].to(teacher.device) for name in ("input_ids", "attention_mask"))
+        vectors = teacher.hidden_states(input_ids, mask, self.senses.config.layer)
+        return vectors.to(self.args.device).clone()  # autograd refuses tensors made in inference mode
 
     def compute_loss(
         self,
@@ -341,37 +268,36 @@ class SKDTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """Compute the mean loss over the counted positions, as `Trainer.compute_loss`."""
         loss = self._loss(model, inputs)
         counted = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(
-            1
-        )  # of a batch without senses the loss is 0
+        loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(1)  # 0 for a batch without senses
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
-            loss = (
-                loss * self.args.world_size
-            )  # DDP takes the mean of gradients that are already divided by all positions
+            loss = loss * self.args.world_size  # DDP averages gradients, which are divided by all positions already
         return (loss, {}) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
-        """As in transformers; texts are encoded first. No text is repeated to give all processes as many batches."""
-        known = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if (
-            eval_dataset is not None
-            and not isinstance(eval_dataset, str)
-            and not any(eval_dataset is data for data in known)
-        ):
-            eval_dataset = self._encode(eval_dataset, self.args, "evaluated")
+        """Return the batches to evaluate on. Texts are encoded first, and none is repeated to even out processes.
+
+        Args:
+            eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
+        """
+        data: Any = eval_dataset
+        is_known = data is None or isinstance(data, str) or any(data is known for known in each(self.eval_dataset))
+        if not is_known:
+            data = self._encode(data, self.args, "evaluated")
         config = self.accelerator.dataloader_config
         even_batches, config.even_batches = config.even_batches, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(data)
         finally:
             config.even_batches = even_batches
 
-    def predict(self, *args: Any, **kwargs: Any) -> None:
-        """Raises a ValueError: texts of a distillation have no classes to predict."""
+    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise a ValueError: distillation has no classes to predict."""
         raise ValueError(
-            "there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) uses it"
+            "there are no predictions in distillation: evaluate(texts) measures the student, student.encode(texts) "
+            "uses it"
         )
 
     def prediction_step(
@@ -381,50 +307,66 @@ class SKDTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, None, None]:
-        """Evaluation keeps sums, and nothing of single batches, which processes may have unequally many of."""
+        """Add a batch to the sums of an evaluation. Nothing is gathered: processes may have unequal numbers."""
         with torch.no_grad(), self.compute_loss_context_manager():
             self._loss(model, self._prepare_inputs(inputs))
         return None, None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As in transformers, with the means over positions of all batches and processes in the place of a mean of means."""
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate as `Trainer.evaluation_loop` does, with means over the positions of all batches and processes."""
         training, self._sums = self._sums, self._no_sums()
         try:
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._means().items()})
-            return output
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            measured = {f"{metric_key_prefix}_{name}": value for name, value in self._means().items()}
+            return output._replace(metrics={**(output.metrics or {}), **measured})
         finally:
             self._sums = training
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._sums["owned"] > 0:
+        """Log as `Trainer.log` does; with a training loss also the means since the last log."""
+        if "loss" in logs and self._sums[Counts._fields.index("owned")] > 0:
             logs |= {name: round(value, 4) for name, value in self._means().items() if name != "loss"}
             self._sums = self._no_sums()
         super().log(logs, *args, **kwargs)
 
-    def _no_sums(self) -> dict[str, Tensor]:
-        return {name: torch.zeros((), device=self.args.device) for name in SUMS}
+    def _no_sums(self) -> Tensor:
+        return torch.zeros(len(Counts._fields), device=self.args.device)
 
     def _means(self) -> dict[str, float]:
-        """What the sums of all processes come to."""
-        sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in SUMS]), reduction="sum")
-        loss, counted, owned, covered, known, right, error = sums.tolist()
-        means = {"loss": loss / max(counted, 1), "coverage": covered / max(owned, 1)}
-        return means if not known else means | {"sense_accuracy": right / known, "quantization_error": error / known}
+        """Compute the means over all processes."""
+        return means(cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum")))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the student's own card."""
+        """Write the student's own card instead of that of `Trainer`."""
         if self.is_world_process_zero():
-            model_card(self.student.config).save(os.path.join(self.args.output_dir, "README.md"))
+            model_card(self.student.config).save(os.path.join(str(self.args.output_dir), "README.md"))
 
 
-def find_dropout(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a model keeps its dropout: that of modules, and numbers that they pass on. Adapters keep their own."""
-    found = []
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Turn a model's dropout off, as distillation has labels enough. Adapters of PEFT keep theirs."""
+    # Dropout is a module, or a number that a module passes on to its attention.
+    places: list[tuple[nn.Module, str]] = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
-            found.append((module, "p"))
-        found += [
-            (module, name) for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)
+            places.append((module, "p"))
+        places += [
+            (module, name) for name, rate in vars(module).items() if "dropout" in name and isinstance(rate, float)
         ]
-    return found
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for (module, name), rate in zip(places, before):
+            setattr(module, name, rate)

@@ -5,105 +5,150 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 OBJECTIVES = ("sense", "mse", "sentence")
+# Settings that a student's config keeps, so that its model card tells how it was distilled.
+REMEMBERED = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "temperature",
+    "label_top_k",
+    "label_temperature",
+    "mse_weight",
+    "sentence_weight",
+    "seed",
+)
 
 
 @dataclass
 class SKDTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the objective of distillation, and defaults that suit it.
+    """`TrainingArguments` of transformers, with the settings of distillation and with defaults that suit it.
 
     Args:
-        objective: one of these, or several joined by `+`, whose losses are added: `sense`, cross-entropy over each token's senses
-            against what the teacher picks; `mse`, regression of the teacher's hidden states, the usual baseline; `sentence`,
-            regression of the text's vector, by the student's pooling. The sum of all three is the best of what was compared at few
-            steps (see the README); `sense` alone needs no teacher beside the student.
-        temperature: divides the scores of the senses, in units of the dictionary's mean squared distortion.
-        label_top_k: 1: the label of a position is the sense that the teacher picks (hard labels); more: the so many most probable
-            senses of its posterior (soft labels). label_temperature: of that posterior, in the same units.
-        mse_weight, sentence_weight: of these losses beside others; their unit is the dictionary's distortion.
-        frequency_power: weighs a position by a power of how often its token stands in the dictionary's corpus, with the mean
-            weight 1: 0 all alike, -1 all tokens alike.
-        dropout: of the student while it is distilled, instead of what its config says for fine-tuning: there are labels enough.
-        max_length: longest input in tokens (default: the teacher's maximum); longer texts are cut into windows.
+        objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
+            teacher and student pick. `mse` is the squared distance between their hidden states, the usual baseline.
+            `sentence` is the squared distance between their sentence vectors. With `sense` alone the teacher runs
+            once, before training; with the others it runs at every step.
+        temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
+            distortion, so that one value suits all teachers.
+        label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
+            keeps the most probable senses and their probabilities (soft labels).
+        label_temperature: Temperature of the probabilities in soft labels, in the same unit as `temperature`.
+        mse_weight: Weight of `mse` in a sum of losses.
+        sentence_weight: Weight of `sentence` in a sum of losses.
+        max_length: Longest input in tokens. Longer texts are cut into overlapping windows. Default: what student and
+            teacher take, at most 512.
+
+    Raises:
+        ValueError: The objective is unknown, a number is out of range, or a setting of `TrainingArguments` does not
+            work in distillation.
+
+    Example:
+        >>> from sensedict_hf import SKDTrainingArguments
+        >>> args = SKDTrainingArguments("skd-minilm", objective="sense+mse", mse_weight=2.0)
+        >>> args.loss_weights
+        {'sense': 1.0, 'mse': 2.0}
+        >>> args.learning_rate
+        0.001
     """
 
     objective: str = field(
-        default="sense+mse+sentence", metadata={"help": "sense, mse or sentence, or several of them joined by +"}
+        default="sense+mse+sentence",
+        metadata={"help": "losses, joined by +: sense, mse (hidden states), sentence (sentence vectors)"},
     )
     temperature: float = field(
-        default=0.15, metadata={"help": "of the sense scores, in units of the dictionary's distortion"}
+        default=0.15,
+        metadata={"help": "divides the scores of the senses; in units of the dictionary's distortion"},
     )
     label_top_k: int = field(
-        default=1, metadata={"help": "senses of the teacher's posterior that make a label; 1: the best alone"}
+        default=1, metadata={"help": "senses in a label; 1: the teacher's best sense, more: soft labels"}
     )
     label_temperature: float = field(
-        default=0.15, metadata={"help": "of the teacher's posterior, in units of the distortion"}
+        default=0.15, metadata={"help": "temperature of soft labels; in units of the dictionary's distortion"}
     )
-    mse_weight: float = field(
-        default=3.0, metadata={"help": "weight of the regression of hidden states beside other losses"}
-    )
-    sentence_weight: float = field(
-        default=9.0, metadata={"help": "weight of the regression of sentence vectors beside other losses"}
-    )
-    frequency_power: float = field(
-        default=0.0, metadata={"help": "weighs positions by this power of their token's frequency"}
-    )
-    dropout: float = field(default=0.0, metadata={"help": "of the student while it is distilled"})
+    mse_weight: float = field(default=3.0, metadata={"help": "weight of mse in a sum of losses"})
+    sentence_weight: float = field(default=9.0, metadata={"help": "weight of sentence in a sum of losses"})
     max_length: int | None = field(
-        default=None, metadata={"help": "longest input in tokens; longer texts are cut into windows"}
+        default=None,
+        metadata={
+            "help": "longest input in tokens, longer texts are cut into windows (default: the model's, up to 512)"
+        },
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "where the student is saved", "aliases": ["--output"]}
+        default=None, metadata={"help": "folder in which the student is saved", "aliases": ["--output"]}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
     per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "texts per device and step", "aliases": ["--batch-size", "--batch_size"]}
+        default=32,
+        metadata={"help": "texts per device and training step", "aliases": ["--batch-size", "--batch_size"]},
     )
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "texts per device in evaluation"})
+    per_device_eval_batch_size: int = field(
+        default=32, metadata={"help": "texts per device when evaluating or running the teacher in advance"}
+    )
     num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
-    # Labels beyond `labels` are no arguments of the student; the trainer's collator takes what it needs.
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "leave off: soft labels would be removed"}
+    # Soft labels are columns that the student's forward does not take; the collator needs them.
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "must stay off: it would remove the columns of soft labels"}
     )
-    # The first process may tokenize for long while the others wait.
+    # The first process may tokenize for a long time while the others wait.
     ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is nothing to pin it for, of which each data loader would warn
-        unknown = [term for term in self.objective.split("+") if term not in OBJECTIVES]
+            # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
+            self.dataloader_pin_memory = False
+
+        # The objective.
+        unknown = [term for term in self.terms if term not in OBJECTIVES]
         if unknown:
             raise ValueError(
                 f"unknown objective {unknown[0]!r}: choose {', '.join(OBJECTIVES)}, or several joined by +"
             )
         if len(set(self.terms)) < len(self.terms):
-            raise ValueError(f"objective={self.objective!r} names a loss twice: give it a weight instead")
+            raise ValueError(f"objective={self.objective!r} names a loss twice: name it once, and give it a weight")
+
+        # Numbers.
         for name in ("temperature", "label_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
         for name in ("mse_weight", "sentence_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}: it must be above 0; leave the term out of the objective instead"
+                    f"{name}={getattr(self, name)}: it must be above 0; to drop a loss, leave it out of objective"
                 )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.label_top_k < 1:
+            raise ValueError(f"label_top_k={self.label_top_k}: it must be at least 1")
+
+        # Settings of transformers that do not work here.
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would remove soft labels: leave it off")
+            raise ValueError("remove_unused_columns=True would remove the columns of soft labels: leave it off")
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} has no part in distillation: soft labels are made by label_top_k"
+                f"label_smoothing_factor={self.label_smoothing_factor} has no effect in distillation: for soft labels "
+                "set label_top_k"
             )
-        if self.label_top_k < 1:
-            raise ValueError(f"label_top_k is {self.label_top_k}: it must be at least 1")
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The losses that are added."""
+        """Names of the losses in the objective."""
         return tuple(self.objective.split("+"))
 
     @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss in the objective by its name. A loss alone has weight 1."""
+        if len(self.terms) == 1:
+            return {self.objective: 1.0}
+        weights = {"sense": 1.0, "mse": self.mse_weight, "sentence": self.sentence_weight}
+        return {term: weights[term] for term in self.terms}
+
+    @property
     def needs_vectors(self) -> bool:
-        """Whether the teacher's vectors are needed, not only the senses that it picks."""
+        """Whether the loss needs the teacher's vectors, and not only the senses that it picks."""
         return self.terms != ("sense",)
+
+    @property
+    def remembered(self) -> dict[str, float]:
+        """The settings that the config of a student keeps as `distillation`."""
+        return {name: getattr(self, name) for name in REMEMBERED}

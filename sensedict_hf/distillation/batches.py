@@ -1,0 +1,124 @@
+"""Rows of token ids and labels, and the batches made from them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from ..building.corpus import tokenize_in_memory
+from ..building.windows import TokenizedCorpus
+from ..data import iterate_texts
+from ..models.encoding import pad_batch
+from ..models.prompts import Prompt
+from .losses import IGNORED
+
+
+def window_rows(
+    corpus: TokenizedCorpus, max_length: int, first: int, last: int, labels: np.ndarray, *posterior: np.ndarray
+) -> dict[str, list[np.ndarray]]:
+    """Cut texts into rows: one for each window, with the labels of its positions.
+
+    Args:
+        corpus: The texts.
+        max_length: Longest row in tokens.
+        first: The first text.
+        last: The text after the last one.
+        labels: `[positions]`, for all positions of these texts.
+        posterior: For soft labels: sense ids and probabilities, both `[positions, top_k]`.
+
+    Returns:
+        The columns `input_ids` and `labels`; for soft labels also `sense_ids` and `probabilities`.
+    """
+    windows = corpus.windows(max_length, first, last)
+    names = ("input_ids", "labels", *("sense_ids", "probabilities")[: len(posterior)])
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for text, start, stop, own_start, own_stop in zip(*vars(windows).values()):
+        begin, end = corpus.offsets[text : text + 2]
+        places = corpus.window_places(text, start, stop)
+        if not len(places):
+            continue  # an empty text, and a tokenizer without special tokens
+        # A row owns its own part of a window, without the tokens of a prompt.
+        owned = (places >= begin + own_start) & (places < begin + own_stop)
+        owned &= (places >= begin + corpus.without[0]) & (places < end - corpus.without[1])
+        there = places - corpus.offsets[first]
+        columns["input_ids"].append(corpus.input_ids[places])
+        columns["labels"].append(np.where(owned, labels[there], IGNORED))
+        for name, values in zip(names[2:], posterior):
+            columns[name].append(values[there].ravel())
+    return columns
+
+
+def stream_windows(
+    texts: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    text_column: str,
+    prompt: Prompt | None = None,
+    *,
+    is_shared: bool = False,
+) -> IterableDataset:
+    """Encode texts as they come, into the rows that :func:`encode_senses` makes with `only_tokens`.
+
+    Args:
+        texts: The stream.
+        tokenizer: The teacher's.
+        max_length: Longest row in tokens.
+        text_column: Name of the text column.
+        prompt: The teacher's.
+        is_shared: Whether several processes share the stream. They then take turns at its batches. Otherwise
+            accelerate would give them different files, which end at different steps.
+    """
+
+    def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
+        corpus = tokenize_in_memory(list(iterate_texts(batch[text_column])), tokenizer, prompt)
+        return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
+
+    windows = texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
+    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows}) if is_shared else windows
+
+
+def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
+    yield from rows
+
+
+@dataclass
+class Collator:
+    """Makes batches from the rows of :func:`encode_senses`. A class of its own, so that it can be sent to processes
+    that load data.
+
+    Attributes:
+        pad_token_id: Token id of padding.
+        has_senses: `[vocab]`, True for tokens with senses; positions with other tokens are not counted. None: all are
+            counted.
+        is_labelled: Whether the rows hold the teacher's senses. Otherwise they are computed at every step.
+    """
+
+    pad_token_id: int
+    has_senses: Tensor | None
+    is_labelled: bool
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad rows to a batch.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (-100: not counted) and `owned` (False: padding, or the position
+            belongs to another row), all `[rows, longest]`. With soft labels also `sense_ids` and `probabilities`,
+            `[rows, longest, top_k]`.
+        """
+        input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
+        labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
+        # Count only positions from which something can be learned.
+        if self.has_senses is not None:
+            known = self.has_senses[input_ids]
+            batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
+        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
+            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
+            batch[name] = pad_sequence(values, True, filling)
+        return batch

@@ -1,0 +1,112 @@
+"""What distillation refuses before the teacher runs, with errors that name the way out."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from pyarrow import compute
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy
+
+from ..data import Texts
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_student import SKDStudentModel
+from .training_args import SKDTrainingArguments
+
+
+def find_student(model: PreTrainedModel) -> SKDStudentModel:
+    """Return the student that is a model, or that is inside a model with adapters.
+
+    Raises:
+        ValueError: There is no student, or it cannot be distilled.
+    """
+    if isinstance(getattr(model, "student", None), SKDStudentModel):  # PEFT passes attributes on
+        raise ValueError("adapters over a task model: put them on its student, model.student, and distil that")
+    student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
+    if student is None:
+        raise ValueError(f"{type(model).__name__} is not a student: make one with SKDStudentModel.from_teacher")
+    if student.config.learn_senses:
+        raise ValueError(
+            "distillation does not change the senses: load the student with learn_senses=False; to learn senses on a "
+            "task, use Trainer"
+        )
+    return student
+
+
+def refuse_unused(kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError for arguments of `Trainer` that would have no effect. Those that are None are removed."""
+    if kwargs.pop("model_init", None) is not None:
+        raise ValueError("model_init has no part in distillation: make the student and pass it as model")
+    for name in ("compute_metrics", "compute_loss_func", "data_collator"):
+        if kwargs.pop(name, None) is not None:
+            raise ValueError(
+                f"{name} has no part in distillation: args.objective decides the loss, the metrics are fixed, and "
+                "batches are made from the rows of encode_senses; leave it out"
+            )
+
+
+def check_float32(model: nn.Module) -> None:
+    """Raise a ValueError if weights to be trained are in half precision, which loses small updates."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"weights to be trained are {parameter.dtype}: load the student with dtype=torch.float32; to compute "
+                "in half precision, set args.bf16"
+            )
+
+
+def each(datasets: Any) -> list[Any]:
+    """Return the data sets of a dictionary, or the only one that is given."""
+    return [*datasets.values()] if isinstance(datasets, dict) else [datasets]
+
+
+def check_datasets(
+    args: SKDTrainingArguments, train_dataset: Texts | None, eval_dataset: Texts | dict[str, Texts] | None
+) -> None:
+    """Raise a ValueError if the texts to evaluate on are missing, or if a stream cannot be used."""
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(f"eval_strategy={IntervalStrategy(args.eval_strategy).value!r} needs an eval_dataset")
+    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+        raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
+    if args.world_size > 1 and any(isinstance(texts, IterableDataset) for texts in each(eval_dataset)):
+        raise ValueError(
+            "several processes cannot share a streamed eval_dataset: pass a data set with a length, or use one process"
+        )
+
+
+def check_encoded(
+    dataset: Dataset,
+    made_with: dict[str, Any],
+    senses: SenseEmbeddingModel,
+    args: SKDTrainingArguments,
+    max_length: int,
+) -> None:
+    """Raise a ValueError if a data set was encoded otherwise than the texts of this run would be.
+
+    Args:
+        dataset: A data set from :func:`encode_senses`.
+        made_with: The settings of its labels.
+        senses: The student's dictionary.
+        args: The settings of this run.
+        max_length: Longest row in tokens.
+    """
+    wanted: dict[str, Any] = {"tokenizer": senses.config.tokenizer_fingerprint}
+    if not args.needs_vectors:  # otherwise the labels are computed at every step
+        wanted |= {"senses": senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
+        if args.label_top_k > 1:
+            wanted["temperature"] = args.label_temperature
+    for name, value in wanted.items():
+        if made_with[name] != value:
+            raise ValueError(
+                f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
+            )
+
+    # Rows are read in chunks: the data set may be larger than the memory.
+    parts = dataset.with_format("arrow").iter(10_000)
+    longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+    if longest > max_length:
+        raise ValueError(
+            f"the data set has rows of {longest} tokens, above the {max_length} that student, teacher and "
+            f"args.max_length allow: encode the texts again with max_length={max_length}"
+        )

@@ -1,0 +1,268 @@
+"""Distils a student into a folder. The same call continues a run that was interrupted."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import IterableDataset
+from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..building.corpus import corpus_digest
+from ..building.workspace import broadcast, locked
+from ..data import Texts
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, load_senses
+from ..models.teachers import Teacher, load_teacher
+from .run_folder import RunFolder
+from .trainer import SKDTrainer
+from .training_args import SKDTrainingArguments
+
+logger = logging.get_logger(__name__)
+HEADS = {
+    "sequence_classification": SKDStudentForSequenceClassification,
+    "token_classification": SKDStudentForTokenClassification,
+}
+# Settings of `Trainer` that do not change the weights, by the beginning of their names.
+INDECISIVE = tuple(
+    "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
+    "dataloader_num_workers dataloader_p ddp_ use_cpu debug".split()
+)
+# What the state tells of how a name or folder was loaded as a teacher, with the defaults.
+LOADING = {
+    "bidirectional": None,
+    "adapters": None,
+    "pooling": None,
+    "instruction": None,
+    "template": None,
+    "dtype": None,
+    "quantization_config": None,
+    "trust_remote_code": False,
+}
+
+
+def distill_student(
+    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    senses: str | os.PathLike | SenseEmbeddingModel,
+    texts: Texts,
+    *,
+    output_dir: str | os.PathLike | None = None,
+    args: SKDTrainingArguments | None = None,
+    num_hidden_layers: int = 2,
+    layers: Sequence[int] | None = None,
+    backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+    head: str | None = None,
+    assignment: str | None = None,
+    residual: float | None = None,
+    eval_texts: Texts | dict[str, Texts] | None = None,
+    text_column: str = "text",
+    teacher_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    recorded: Mapping[str, Any] | None = None,
+) -> SKDStudentPreTrainedModel:
+    """Distil a student into a folder; continue there if an earlier call was interrupted.
+
+    The folder holds checkpoints and encoded texts while the student is trained, and the student when it is finished.
+    The same call then loads the student. A call with other settings or texts is refused. `sensedict distill` does the
+    same from the command line. For a single training without a folder to continue in, use :class:`SKDTrainer`.
+
+    Args:
+        teacher: A name, a folder, a model or a :class:`Teacher`. With `head` a name, a folder or a fine-tuned model.
+        senses: The teacher's dictionary: a model, a folder or a name. The dictionary inside a student can be named
+            too.
+        texts: A list of strings, or a data set with a text column; :func:`read_dataset` reads files. A streamed data
+            set needs `args.max_steps`.
+        output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
+        args: Settings of the training; its `output_dir` is the folder of the student. Checkpoints are written as its
+            `save_strategy` says.
+        num_hidden_layers: Number of first layers of the teacher that the student starts from.
+        layers: Indices of the teacher's layers that the student starts from instead.
+        backbone: Another model that the student starts from instead: a name, a folder, a model or a :class:`Teacher`.
+            It must have the dictionary's tokenizer.
+        head: `sequence_classification` or `token_classification` copies the head of a fine-tuned teacher to the
+            student and freezes it.
+        assignment: What the student returns: `hard`, `soft` or `none`. Default: by the objective, see
+            :class:`SKDStudentConfig`.
+        residual: Share of the student's own vectors in what it returns, from 0 to 1. Default: by the objective.
+        eval_texts: Texts to evaluate on, when `args.eval_strategy` says.
+        text_column: Name of the text column.
+        teacher_options: Arguments of :func:`load_teacher` for a teacher that is a name or a folder. `bidirectional`
+            and `trust_remote_code` hold for the backbone too.
+        overwrite: Whether to replace another student or another unfinished run in the folder.
+        recorded: Further settings to record in the folder, as JSON values: a later call with others is refused. Record
+            the origin of streamed texts here, as they have no digest.
+
+    Returns:
+        The student in evaluation mode; with `head` a task model.
+
+    Raises:
+        ValueError: The folder holds another student or a run with other settings, another process works in it,
+            arguments exclude each other, or :class:`SKDTrainer` refuses them.
+
+    Example:
+        >>> from sensedict_hf import SKDTrainingArguments, distill_student
+        >>> args = SKDTrainingArguments("skd", max_steps=2, save_strategy="no", report_to="none", disable_tqdm=True)
+        >>> student = distill_student(teacher, senses, texts[:8], args=args)  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> student.encode(texts[:2]).shape
+        torch.Size([2, 384])
+    """
+    # Check what can be checked before anything is loaded.
+    if (output_dir is None) == (args is None):
+        raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
+    if args is None:
+        args = SKDTrainingArguments(os.fspath(output_dir or ""))
+    # The trainer changes its settings: work on a copy, so that the same call can be repeated.
+    args = copy.copy(args)
+    args.accelerator_config = copy.copy(args.accelerator_config)
+    options = dict(teacher_options or {})
+    start = StudentStart(num_hidden_layers, layers, backbone, head, assignment, residual)
+    start.check(options)
+    _check_settings(args, texts, eval_texts)
+    state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
+    with locked(folder.path):
+        # Load the models.
+        classifier = HEADS[head].load_classifier(teacher) if head else None  # type: ignore[arg-type]
+        loaded = load_teacher(teacher, device=args.device, **options)
+        dictionary = senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses)
+        other = start.load_backbone(dictionary, options)
+
+        # Begin, or find what an earlier call has done; the first process decides for all.
+        def begin() -> bool:
+            names = {"teacher": _name(teacher), "senses": _name(senses), "texts": None}
+            settings = {**names, **start.record(), **_record_loading(options), **args.to_dict()}
+            settings |= {"text_column": text_column, "streaming": isinstance(texts, IterableDataset)}
+            settings |= {"processes": state.num_processes, **(recorded or {})}
+            settings = {name: value for name, value in settings.items() if not name.startswith(INDECISIVE)}
+            settings |= {"prompt": loaded.prompt and asdict(loaded.prompt), "teacher_pooling": loaded.pooling}
+            settings |= {"teacher_fingerprint": loaded.fingerprint(), "senses_fingerprint": dictionary.fingerprint()}
+            settings["backbone_fingerprint"] = other and other.fingerprint()
+            settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
+            return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
+
+        if broadcast(begin):
+            logger.info(f"{folder.path} holds this student already")
+            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
+
+        # Make the student and encode the texts. The seed comes first, as a projection is random.
+        set_seed(args.seed)
+        try:
+            student = start.make(loaded, dictionary, other, classifier)
+            trainer = SKDTrainer(student, args, loaded, texts, eval_texts, text_column)
+        except ValueError:
+            if state.is_main_process:
+                folder.forget()
+            raise
+        del loaded, other, classifier  # the trainer frees the teacher if it is not needed any more
+
+        # Train.
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder.path)))
+        if state.is_main_process:
+            folder.finish(student)
+        state.wait_for_everyone()
+        return student.eval()
+
+
+def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:
+    """Raise a ValueError for settings of the training that do not work here."""
+    if args.push_to_hub:
+        raise ValueError("push_to_hub would upload unfinished students: call push_to_hub of the finished one")
+    if args.resume_from_checkpoint:
+        raise ValueError(
+            "resume_from_checkpoint is found in the output folder: leave it out, and repeat the same call or command"
+        )
+    if eval_texts is not None and args.eval_strategy == "no":
+        raise ValueError("eval_texts are never read with eval_strategy='no': set eval_strategy to epoch or steps")
+    if not isinstance(texts, (str, IterableDataset)) and iter(texts) is texts:
+        raise ValueError(f"texts is a {type(texts).__name__}, which can be read only once: pass a list or a data set")
+
+
+def _name(source: Any) -> str | None:
+    """Return the last part of a name or folder; its place on this machine is nobody's business. None for objects."""
+    return Path(source).name if isinstance(source, (str, os.PathLike)) else None
+
+
+def _record_loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the state tells of the arguments of :func:`load_teacher`."""
+    record = {name: options.get(name, default) for name, default in LOADING.items()}
+    adapters = record["adapters"] or []
+    record["adapters"] = [_name(one) for one in ([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)]
+    dtype = record.pop("dtype")
+    return record | {"teacher_dtype": dtype and str(dtype).removeprefix("torch.")}
+
+
+@dataclass(frozen=True)
+class StudentStart:
+    """What a student starts from and what it returns; the arguments of :func:`distill_student`.
+
+    Attributes:
+        num_hidden_layers: Number of first layers of the teacher.
+        layers: Or indices of the teacher's layers.
+        backbone: Or another model.
+        head: Kind of the head that is copied from a fine-tuned teacher.
+        assignment: What the student returns.
+        residual: Share of the student's own vectors in that.
+    """
+
+    num_hidden_layers: int = 2
+    layers: Sequence[int] | None = None
+    backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None
+    head: str | None = None
+    assignment: str | None = None
+    residual: float | None = None
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        if self.backbone is not None and self.layers:
+            raise ValueError("layers are the teacher's, backbone is another model: give one of them")
+        if self.head is not None and self.head not in HEADS:
+            raise ValueError(f"unknown head {self.head!r}: choose {' or '.join(HEADS)}")
+        if self.head is not None and options.get("adapters"):
+            raise ValueError(
+                f"head={self.head!r} is copied from the teacher itself, not from adapters: merge them first"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return what the state tells of this."""
+        record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
+        layers = None if self.layers is None else list(self.layers)
+        return record | {"layers": layers, "backbone": _name(self.backbone)}
+
+    def load_backbone(self, senses: SenseEmbeddingModel, options: Mapping[str, Any]) -> Teacher | None:
+        """Load the backbone if there is one.
+
+        Args:
+            senses: The dictionary, whose tokenizer is taken for a model that has none.
+            options: Those of the teacher.
+        """
+        if self.backbone is None:
+            return None
+        if isinstance(self.backbone, PreTrainedModel) and not self.backbone.name_or_path:
+            return load_teacher(self.backbone, tokenizer=senses.tokenizer)
+        is_named, names = isinstance(self.backbone, (str, os.PathLike)), ("bidirectional", "trust_remote_code")
+        shared = {name: options[name] for name in names if is_named and name in options}
+        return load_teacher(self.backbone, **shared)
+
+    def make(
+        self,
+        teacher: Teacher,
+        senses: SenseEmbeddingModel,
+        backbone: Teacher | None,
+        classifier: PreTrainedModel | None,
+    ) -> SKDStudentPreTrainedModel:
+        """Make the student from the loaded models."""
+        output = {"assignment": self.assignment, "residual": self.residual}
+        if backbone is not None:
+            student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
+        else:
+            student = SKDStudentModel.from_teacher(teacher, senses, self.layers or self.num_hidden_layers, **output)
+        if self.head is None or classifier is None:
+            return student
+        return HEADS[self.head].from_student(student, classifier)

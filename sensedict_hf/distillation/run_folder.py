@@ -1,0 +1,116 @@
+"""The folder of a distillation: what was begun there with which settings, and how the finished student gets there."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..building.workspace import differences
+from ..models.modeling_skd_student import SKDStudentPreTrainedModel
+
+# The settings of the run in its folder, and whether it is finished.
+STATE = "_distilling.json"
+# The name of what a run uses, and its digest, which decides where one run has the name and the other has an object.
+DIGESTS = {
+    "teacher": "teacher_fingerprint",
+    "senses": "senses_fingerprint",
+    "backbone": "backbone_fingerprint",
+    "texts": "corpus",
+}
+# Settings of earlier versions that are gone, and the value that this version works with.
+REMOVED = {"frequency_power": 0.0, "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run: its state and checkpoints, and the student when it is finished.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    def begin(self, settings: dict[str, Any], overwrite: bool) -> bool:
+        """Record the settings of a run, or compare them with those of the run in the folder.
+
+        Args:
+            settings: Everything that decides the weights, as JSON values.
+            overwrite: Whether to replace another student or run.
+
+        Returns:
+            Whether the student is finished.
+
+        Raises:
+            ValueError: The folder holds another student or run.
+        """
+        begun = self._read()
+        changed = _changed(begun, settings) if begun else ""
+        if (changed or begun is None and (self.path / "config.json").is_file()) and not overwrite:
+            what = (
+                f"a run with other settings: {changed}" if begun else "a model that no sensedict distill has put there"
+            )
+            raise ValueError(f"{self.path} holds {what}; give the same, another folder, or overwrite")
+
+        # Continue. A checkpoint whose writing was interrupted lacks its last file.
+        if begun and not changed:
+            for checkpoint in self.path.glob("checkpoint-*"):
+                if not (checkpoint / "trainer_state.json").is_file():
+                    shutil.rmtree(checkpoint)
+            if begun.get("finished"):
+                self._clear()
+            return bool(begun.get("finished"))
+
+        # Begin anew.
+        (self.path / STATE).unlink(missing_ok=True)
+        (self.path / "config.json").unlink(missing_ok=True)
+        self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(settings)
+        return False
+
+    def forget(self) -> None:
+        """Remove the state if nothing was done yet, so that the next call may have other settings."""
+        if not (self.path / "_encoded").exists() and not list(self.path.glob("checkpoint-*")):
+            (self.path / STATE).unlink()
+
+    def finish(self, student: SKDStudentPreTrainedModel) -> None:
+        """Save the student, with the model's own config last: without it there is nothing to load."""
+        ready = self.path / "_student"
+        student.save_pretrained(ready)
+        files = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "config.json"):
+            (self.path / path).parent.mkdir(exist_ok=True)
+            (ready / path).replace(self.path / path)
+        self._write({**(self._read() or {}), "finished": True})
+        self._clear()
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.path / STATE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        """Write the state, whole or not at all."""
+        partial = self.path / f"{STATE}.partial"
+        partial.write_text(json.dumps(state, indent=2))
+        partial.replace(self.path / STATE)
+
+    def _clear(self) -> None:
+        """Remove what is only needed to continue: checkpoints and encoded texts, which nobody should publish."""
+        for path in (self.path / "_encoded", self.path / "_student", *self.path.glob("checkpoint-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _changed(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Describe how settings differ from those of a run, which an earlier version may have begun; empty if equal."""
+    before = {name: value for name, value in begun.items() if name != "finished"}
+    before = {name: value for name, value in before.items() if name not in REMOVED or value != REMOVED[name]}
+    now = {name: value for name, value in settings.items() if name in before}  # others were not recorded then
+    for name, digest in DIGESTS.items():
+        is_named = None not in (before.get(name), now.get(name))
+        if not is_named and before.get(digest) is not None and before.get(digest) == now.get(digest):
+            before.pop(name, None)
+            now.pop(name, None)
+    return differences(before, now)

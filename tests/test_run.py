@@ -1,0 +1,169 @@
+"""Students distilled into a folder: what is continued, what is refused, and what Python and the command share."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from conftest import WORDS
+from sensedict_hf import (
+    SKDStudentForSequenceClassification,
+    SKDTrainer,
+    SKDTrainingArguments,
+    build_sense_dictionary,
+    distill_student,
+)
+from sensedict_hf.cli.main import main
+from sensedict_hf.distillation.run_folder import STATE
+
+
+@pytest.fixture
+def senses(bert, texts):
+    return build_sense_dictionary(bert, texts, budget=120)
+
+
+def settings(folder, **changed):
+    values = {"num_train_epochs": 2, "save_strategy": "epoch", "use_cpu": True, "report_to": "none"} | changed
+    return SKDTrainingArguments(str(folder), disable_tqdm=True, **values)
+
+
+def same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stop_after(steps, monkeypatch):
+    """Lets a training fail after so many steps."""
+    done, step = [], SKDTrainer.training_step
+
+    def training_step(self, *arguments):
+        if len(done) == steps:
+            raise OSError("the machine is gone")
+        done.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SKDTrainer, "training_step", training_step)
+
+
+def test_an_interrupted_call_continues(bert, senses, texts, tmp_path, monkeypatch):
+    straight = distill_student(bert, senses, texts, args=settings(tmp_path / "straight"))
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        stop_after(3, patch)
+        distill_student(bert, senses, texts, args=settings(tmp_path / "stopped"))
+    assert not (tmp_path / "stopped" / "config.json").exists()
+    for changed, message in [({"seed": 1}, "seed was 42, is 1"), ({"mse_weight": 1.0}, "mse_weight was 3.0, is 1.0")]:
+        with pytest.raises(ValueError, match=f"a run with other settings: {message}; give the same, another folder"):
+            distill_student(bert, senses, texts, args=settings(tmp_path / "stopped", **changed))
+    with pytest.raises(ValueError, match="num_hidden_layers was 2, is 1"):
+        distill_student(bert, senses, texts, args=settings(tmp_path / "stopped"), num_hidden_layers=1)
+    with pytest.raises(ValueError, match="corpus was .*, is"):
+        distill_student(bert, senses, texts[1:], args=settings(tmp_path / "stopped"))
+    stop_after(2, monkeypatch)  # the steps of the second epoch are left
+    stopped = distill_student(bert, senses, texts, args=settings(tmp_path / "stopped"))
+    assert same_weights(straight, stopped) and not stopped.training
+    assert json.loads((tmp_path / "stopped" / STATE).read_text())["finished"]
+    stop_after(0, monkeypatch)
+    assert same_weights(straight, distill_student(bert, senses, texts, args=settings(tmp_path / "stopped")))
+    with pytest.raises(OSError):
+        distill_student(bert, senses, texts, args=settings(tmp_path / "stopped", seed=1), overwrite=True)
+
+
+def test_the_command_and_python_share_a_folder(bert, senses, texts, teacher_folder, tmp_path, monkeypatch):
+    """Also with a run that an earlier version has begun, and with objects instead of names."""
+    senses.save_pretrained(tmp_path / "senses")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    output = tmp_path / "student"
+    command = ["distill", "--teacher", str(teacher_folder), "--senses", str(tmp_path / "senses"), "--use-cpu"]
+    command += ["--texts", str(tmp_path / "texts.jsonl"), "--save-strategy", "epoch", "--output", str(output)]
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        assert main(command) == 2
+    state = json.loads((output / STATE).read_text())
+    assert {
+        "teacher": "teacher",
+        "senses": "senses",
+        "texts": ["texts.jsonl"],
+        "adapters": [],
+    }.items() <= state.items()
+    del state["teacher_pooling"]
+    for name, value, allowed in [("dropout", 0.1, False), ("dropout", 0.0, True), ("frequency_power", 0.0, True)]:
+        (output / STATE).write_text(json.dumps({**state, name: value}))
+        with monkeypatch.context() as patch:
+            stop_after(0, patch)
+            with pytest.raises(OSError if allowed else ValueError, match=None if allowed else "dropout was 0.1"):
+                distill_student(bert, senses, texts, args=settings(output))
+    stop_after(2, monkeypatch)
+    student = distill_student(str(teacher_folder), tmp_path / "senses", texts, args=settings(output))
+    assert main(command) == 0
+    assert same_weights(
+        student, distill_student(bert, senses, Dataset.from_dict({"text": texts}), args=settings(output))
+    )
+
+
+def test_what_a_student_starts_from(bert, senses, texts, teacher_folder, tmp_path):
+    args = dict(num_train_epochs=1, save_strategy="no")
+    student = distill_student(bert, senses, texts, args=settings(tmp_path / "layers", **args), layers=[1, 3])
+    assert student.config.teacher_layers == [1, 3]
+    student = distill_student(
+        bert,
+        senses,
+        texts,
+        args=settings(tmp_path / "b", **args),
+        backbone=bert.model,
+        residual=0.25,
+        assignment="hard",
+    )
+    assert student.config.num_hidden_layers == 4 and student.config.default_residual == 0.25
+    classifier = BertForSequenceClassification.from_pretrained(teacher_folder, num_labels=3)
+    classifier.save_pretrained(tmp_path / "classifier")
+    AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "classifier")
+    given = build_sense_dictionary(tmp_path / "classifier", texts, budget=120), texts
+    for _ in range(2):  # the second time it is there already
+        student = distill_student(
+            tmp_path / "classifier",
+            *given,
+            args=settings(tmp_path / "head", **args),
+            head="sequence_classification",
+            teacher_options={"pooling": "cls"},
+        )
+        assert isinstance(student, SKDStudentForSequenceClassification) and student.config.pooling == "cls"
+        assert torch.equal(student.classifier.weight, classifier.classifier.weight)
+
+
+def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
+    for arguments, message in [
+        ({}, "give either output_dir"),
+        ({"output_dir": tmp_path, "args": settings(tmp_path)}, "give either output_dir"),
+        ({"backbone": bert, "layers": [0]}, "give one of them"),
+        ({"head": "tagging"}, "unknown head 'tagging': choose sequence_classification or token_classification"),
+        ({"head": "token_classification"}, "classifier is a Teacher: pass a name, a path or a fine-tuned model"),
+        ({"head": "token_classification", "teacher_options": {"adapters": ["a"]}}, "merge them first"),
+        ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),
+        ({"args": settings(tmp_path, push_to_hub=True)}, "push_to_hub would upload unfinished students"),
+        ({"args": settings(tmp_path, resume_from_checkpoint="x")}, "repeat the same call or command"),
+        ({"teacher_options": {"bidirectional": True}}, "a Teacher, which has its own"),
+        ({"num_hidden_layers": 9}, "has layers 0 to 3"),
+    ]:
+        if arguments and not {"args", "output_dir"} & arguments.keys():
+            arguments["output_dir"] = tmp_path
+        with pytest.raises(ValueError, match=message):
+            distill_student(bert, senses, texts, **arguments)
+    with pytest.raises(ValueError, match="texts is a generator, which can be read only once"):
+        distill_student(bert, senses, (text for text in texts), output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())  # the next call may be another one
+    bert.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a model that no sensedict distill has put there"):
+        distill_student(bert, senses, texts, output_dir=tmp_path)
+    shutil.rmtree(tmp_path)
+
+
+def test_the_origin_of_a_stream_can_be_recorded(bert, senses, tmp_path):
+    stream = Dataset.from_dict({"text": [" ".join(WORDS)] * 8}).to_iterable_dataset()
+    args = settings(tmp_path, max_steps=1, save_strategy="no")
+    for _ in range(2):
+        distill_student(bert, senses, stream, args=args, recorded={"origin": "words"})
+    with pytest.raises(ValueError, match="origin was words, is others"):
+        distill_student(bert, senses, stream, args=args, recorded={"origin": "others"})
