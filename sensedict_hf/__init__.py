@@ -1,7 +1,7 @@
 """Multi-sense embeddings and sense-based knowledge distillation for transformers.
 
-Importing the package registers its classes with the Auto classes of transformers. What builds, distils and evaluates is imported on
-first use, so that loading a saved model stays light.
+Importing the package registers its classes with the Auto classes of transformers. Functions that build, distil and
+evaluate are imported on first use, so loading a saved model stays light.
 """
 
 from importlib import import_module

@@ -16,7 +16,7 @@ from sensedict_hf import (
     build_sense_dictionary,
     distill_student,
 )
-from sensedict_hf.cli.main import main
+from sensedict_hf.cli import main
 from sensedict_hf.distillation.run_folder import STATE
 
 

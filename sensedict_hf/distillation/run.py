@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def distill_student(
         other = start.load_backbone(dictionary, options)
 
         # Begin, or find what an earlier call has done; the first process decides for all.
-        def begin() -> bool:
+        def begin(loaded: Teacher, other: Teacher | None) -> bool:
             names = {"teacher": _name(teacher), "senses": _name(senses), "texts": None}
             settings = {**names, **start.record(), **_record_loading(options), **args.to_dict()}
             settings |= {"text_column": text_column, "streaming": isinstance(texts, IterableDataset)}
@@ -147,7 +148,7 @@ def distill_student(
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
             return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
 
-        if broadcast(begin):
+        if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
             return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
 
