@@ -73,11 +73,7 @@ def place_model(
 def infer_device_map(
     model: PreTrainedModel, plan: str, max_memory: dict[int | str, int | str] | None
 ) -> dict[str, Device]:
-<<<<<<< HEAD
-    """Distribute the modules of a model over all devices, as transformers does for the same name of a plan."""
-=======
     """Distribute the modules of a model over all devices, as transformers does for a plan of this name."""
->>>>>>> lookup
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory, get_max_memory
 
