@@ -236,7 +236,7 @@ def test_bad_input(bert, texts):
     for empty in ([], ["", " "]):
         with pytest.raises(ValueError, match=f"corpus is empty: none of its {len(empty)} texts holds a token"):
             build_sense_dictionary(bert, empty)
-    with pytest.raises(ValueError, match="texts is a mapping of train, test: choose one"):
+    with pytest.raises(ValueError, match="texts is a mapping of train, test: "):
         build_sense_dictionary(bert, {"train": texts, "test": texts})
     small = dataclasses.replace(
         bert, model=BertModel(BertConfig(**{**SIZES, "vocab_size": 20}, max_position_embeddings=64)).eval()

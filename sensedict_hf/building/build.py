@@ -64,14 +64,14 @@ class Earlier(NamedTuple):
 
 
 def build_sense_dictionary(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
     texts: Texts,
     *,
-    tokenizer: str | os.PathLike | PreTrainedTokenizerBase | None = None,
-    output_dir: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     keep_samples: bool = False,
-    update: str | os.PathLike | None = None,
+    update: str | os.PathLike[str] | None = None,
     method: str | None = None,
     senses_per_token: int | None = None,
     budget: int | None = None,

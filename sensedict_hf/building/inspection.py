@@ -238,7 +238,11 @@ def _no_senses(token: int | str) -> str:
 
 
 def plot_senses(
-    senses: SenseEmbeddingModel, occurrences: Mapping[str, Occurrences], path: str | os.PathLike, *, annotate: int = 2
+    senses: SenseEmbeddingModel,
+    occurrences: Mapping[str, Occurrences],
+    path: str | os.PathLike[str],
+    *,
+    annotate: int = 2,
 ) -> None:
     """Draws the hidden states of tokens and their senses into an image.
 

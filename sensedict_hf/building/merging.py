@@ -92,4 +92,5 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     merged.senses, merged.scales = store_senses(found.senses, SENSES_DTYPES[first.senses_dtype])
     merged.offsets, merged.usage = found.offsets, found.usage
     merged.tokenizer = dictionaries[0].tokenizer
-    return merged.eval()
+    merged.eval()
+    return merged
