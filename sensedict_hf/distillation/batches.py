@@ -40,12 +40,12 @@ def window_rows(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for text, start, stop, own_start, own_stop in zip(*vars(windows).values()):
         begin, end = corpus.offsets[text : text + 2]
-        places = corpus.window_places(text, start, stop)
+        places = corpus.window_positions(text, start, stop)
         if not len(places):
             continue  # an empty text, and a tokenizer without special tokens
         # A row owns its own part of a window, without the tokens of a prompt.
         owned = (places >= begin + own_start) & (places < begin + own_stop)
-        owned &= (places >= begin + corpus.without[0]) & (places < end - corpus.without[1])
+        owned &= (places >= begin + corpus.unpooled[0]) & (places < end - corpus.unpooled[1])
         there = places - corpus.offsets[first]
         columns["input_ids"].append(corpus.input_ids[places])
         columns["labels"].append(np.where(owned, labels[there], IGNORED))

@@ -175,13 +175,14 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             >>> model.classifier
             Linear(in_features=384, out_features=3, bias=True)
         """
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         if model.config.freeze_head:
             check_frozen_head(cls.__name__, pretrained_model_name_or_path, info, kwargs.get("revision"))
             model._freeze_head()  # loading makes all parameters trainable
-        return (model, info) if output_loading_info else model
+        return loaded if output_loading_info else model
 
     @classmethod
     def load_classifier(cls, classifier: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
