@@ -134,7 +134,7 @@ def test_what_is_of_another_kind_is_not_replaced(bert, senses, texts, tmp_path):
 
 @pytest.mark.parametrize("pattern", [".", r"\S+|\s"])
 def test_a_student_with_another_tokenizer(bert, texts, tmp_path, pattern):
-    """Labels are the senses nearest to the teacher's vectors of the tokens that cover the same characters; it trains and encodes."""
+    """Labels are the senses nearest to the vectors of the teacher's tokens over the same characters; it trains too."""
     other = make_other(pattern, texts)
     senses = build_sense_dictionary(bert, texts, tokenizer=other, budget=150)
     encoded = encode_senses(bert, senses, texts[:8])

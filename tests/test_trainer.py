@@ -403,7 +403,7 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
 
 
 def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path, capsys):
-    """Their gradients are those of the batch that both make together; unequal texts count by their positions. A stream is shared too."""
+    """Gradients are those of the batch that both make together; texts count by positions. Streams are shared too."""
     senses.save_pretrained(tmp_path / "senses")
     for name, rows in [("texts", texts), ("eval", texts[:17])]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))

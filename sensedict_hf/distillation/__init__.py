@@ -1,1 +1,1 @@
-"""From text to a student."""
+"""Distilling a student from a teacher, a sense dictionary and texts."""

@@ -89,8 +89,9 @@ def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
 
 @dataclass
 class Collator:
-    """Makes batches from the rows of :func:`encode_senses`. A class of its own, so that it can be sent to processes
-    that load data.
+    """Makes batches from the rows of :func:`encode_senses`.
+
+    It is a class of its own so that it can be sent to the processes of a data loader.
 
     Attributes:
         pad_token_id: Token id of padding.

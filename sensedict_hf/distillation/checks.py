@@ -57,7 +57,7 @@ def check_float32(model: nn.Module) -> None:
 
 
 def each(datasets: Any) -> list[Any]:
-    """Return the data sets of a dictionary, or the only one that is given."""
+    """Return the datasets of a dictionary, or the only one that is given."""
     return [*datasets.values()] if isinstance(datasets, dict) else [datasets]
 
 
@@ -71,7 +71,7 @@ def check_datasets(
         raise ValueError(f"max_steps={args.max_steps}: a stream has no length, say how many steps to train")
     if args.world_size > 1 and any(isinstance(texts, IterableDataset) for texts in each(eval_dataset)):
         raise ValueError(
-            "several processes cannot share a streamed eval_dataset: pass a data set with a length, or use one process"
+            "several processes cannot share a streamed eval_dataset: pass a dataset with a length, or use one process"
         )
 
 
@@ -82,10 +82,10 @@ def check_encoded(
     args: SKDTrainingArguments,
     max_length: int,
 ) -> None:
-    """Raise a ValueError if a data set was encoded otherwise than the texts of this run would be.
+    """Raise a ValueError if a dataset was encoded otherwise than the texts of this run would be.
 
     Args:
-        dataset: A data set from :func:`encode_senses`.
+        dataset: A dataset from :func:`encode_senses`.
         made_with: The settings of its labels.
         senses: The student's dictionary.
         args: The settings of this run.
@@ -99,14 +99,14 @@ def check_encoded(
     for name, value in wanted.items():
         if made_with[name] != value:
             raise ValueError(
-                f"the data set was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
+                f"the dataset was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
             )
 
-    # Rows are read in chunks: the data set may be larger than the memory.
+    # Rows are read in chunks: the dataset may be larger than the memory.
     parts = dataset.with_format("arrow").iter(10_000)
     longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
     if longest > max_length:
         raise ValueError(
-            f"the data set has rows of {longest} tokens, above the {max_length} that student, teacher and "
+            f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "
             f"args.max_length allow: encode the texts again with max_length={max_length}"
         )

@@ -1,4 +1,4 @@
-"""Encodes texts as data sets of token ids and of the senses that the teacher picks.
+"""Encodes texts as datasets of token ids and of the senses that the teacher picks.
 
 The texts are encoded in parts, each into a file of its own. So several processes can share the work, and an
 interrupted call continues where it stopped.
@@ -42,7 +42,7 @@ from ..models.tokenizers import check_max_length
 from .batches import window_rows
 
 logger = logging.get_logger(__name__)
-# The settings of labels that a data set keeps, in its description.
+# The settings of labels that a dataset keeps, in its description.
 LABEL_SETTINGS = ("senses", "tokenizer", "top_k", "temperature", "only_tokens")
 # Tokens in a part: an interruption loses at most this much of the teacher's work.
 PART_TOKENS = 1 << 17
@@ -67,11 +67,11 @@ def encode_senses(
     Args:
         teacher: A name, a folder, a model or a :class:`Teacher`: the model that the dictionary was built from.
         senses: The dictionary.
-        texts: A list or iterable of strings, or a data set with a text column.
-        output_dir: Folder for the data set; load it with `datasets.load_from_disk`. The same call continues after an
-            interruption, and loads the data set if it is finished. Processes started by `accelerate launch` or
-            `torchrun` share the work. Default: the data set is held in memory.
-        overwrite: Whether to replace a data set with other texts or settings in `output_dir`.
+        texts: A list or iterable of strings, or a dataset with a text column.
+        output_dir: Folder for the dataset; load it with `datasets.load_from_disk`. The same call continues after an
+            interruption, and loads the dataset if it is finished. Processes started by `accelerate launch` or
+            `torchrun` share the work. Default: the dataset is held in memory.
+        overwrite: Whether to replace a dataset with other texts or settings in `output_dir`.
         text_column: Name of the text column.
         max_length: Longest row in tokens. A longer text becomes several overlapping rows, and each position is counted
             in one of them. Default: what the teacher takes, at most 512.
@@ -82,7 +82,7 @@ def encode_senses(
         only_tokens: Whether to keep token ids only, without running the teacher. All labels are then -1.
 
     Returns:
-        A data set with the columns `input_ids` and `labels`, lists of equal length. A label is the index of the sense
+        A dataset with the columns `input_ids` and `labels`, lists of equal length. A label is the index of the sense
         among the token's own; -1 if the token has no senses or the sense is not known; -100 if the position is counted
         in another row. With `top_k` above 1 also `sense_ids` and `probabilities`, lists of `top_k` entries for each
         position, position after position.
@@ -153,7 +153,8 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
 ) -> None:
-    """The stages that all processes share, and the last one."""
+    """Encode the corpus in `folder/building`, part by part in all processes, and publish the dataset."""
+    # Share out the parts.
     state, stages = process_state(), folder.stages
     corpus = open_corpus(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
@@ -163,7 +164,7 @@ def _encode(
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
     mine = range(state.process_index, len(parts), state.num_processes)
 
-    # Encode those of this process that are not there yet.
+    # Encode the parts of this process that are not there yet.
     with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding senses", unit=" tokens", leave=False) as bar:
         for number in mine:
             if not paths[number].exists():
@@ -181,7 +182,7 @@ def _encode(
 
 
 def _write_part(dataset: Dataset, path: Path) -> None:
-    """Write a data set to a file, whole or not at all."""
+    """Write a dataset to a file, whole or not at all."""
     partial = path.with_suffix(".partial")
     with ArrowWriter(path=str(partial), features=dataset.features) as writer:
         writer.write_table(dataset.data.table)
@@ -190,12 +191,12 @@ def _write_part(dataset: Dataset, path: Path) -> None:
 
 
 def has_labels(dataset: Dataset) -> bool:
-    """Return whether a data set has token ids and a label for each of them, as those of :func:`encode_senses` have."""
+    """Return whether a dataset has token ids and a list of labels, as one from :func:`encode_senses` has."""
     return "input_ids" in dataset.features and isinstance(dataset.features.get("labels"), (List, LargeList))
 
 
 def label_settings(dataset: Dataset) -> dict[str, Any]:
-    """Return the settings of the labels in a data set from :func:`encode_senses`; for any other data set nothing."""
+    """Return the settings of the labels in a dataset from :func:`encode_senses`; for any other dataset nothing."""
     try:
         settings = json.loads(dataset.info.description)
     except ValueError:
@@ -218,9 +219,8 @@ def _encode_part(
     # Let the teacher pick the senses of all positions.
     if not settings["only_tokens"]:
         length = settings["max_length"]
-        if (
-            corpus.alignment is not None
-        ):  # the setting is the student's; the teacher's windows are those of the dictionary
+        if corpus.alignment is not None:
+            # max_length counts the student's tokens; the teacher reads windows as when the dictionary was built.
             length = senses.config.window_length or check_max_length(None, teacher.max_window)
         for positions, vectors in teacher_vectors(
             teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]

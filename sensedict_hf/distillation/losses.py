@@ -148,12 +148,13 @@ def sense_labels(
     """Compute the labels from the teacher's vectors, or read them from the batch.
 
     Args:
-        inputs: A batch: `input_ids` and `labels`, `[batch, positions]`; for soft labels without `teacher` also
-            `sense_ids` and `probabilities`, `[batch, positions, k]`. Positions whose label is -100 are not counted.
+        inputs: A batch with `input_ids` and `labels`, `[batch, positions]`; for soft labels without `teacher` also
+            with `sense_ids` and `probabilities`, `[batch, positions, k]`. Positions whose label is -100 are not
+            counted.
         senses: The dictionary.
         teacher: `[batch, positions, hidden]`, the teacher's vectors. None: the batch holds the labels.
         top_k: Number of senses in a label that is computed.
-        temperature: Of the posterior over senses; in units of the dictionary's distortion.
+        temperature: Temperature of the posterior over senses; in units of the dictionary's distortion.
     """
     counted = inputs["labels"] != IGNORED
     if teacher is not None:
@@ -174,17 +175,19 @@ def skd_loss(
     pooling: str = "mean",
     has_prompt: bool = False,
 ) -> tuple[Tensor, Counts]:
-    """Add up the losses of distillation. Distances are in units of the dictionary's distortion, so weights suit any
-    teacher.
+    """Add up the losses of distillation.
+
+    Squared distances are divided by the dictionary's distortion, so that the same weights suit any teacher.
 
     Args:
         student: `[batch, positions, hidden]`, the student's own vectors, before senses are assigned.
-        inputs: A batch: `input_ids`, `attention_mask`, `labels` (-100: not counted) and `owned`, all `[batch,
-            positions]`.
+        inputs: A batch with `input_ids`, `attention_mask`, `labels` (-100: not counted) and `owned` (see
+            :class:`Counts`), each of shape `[batch, positions]`.
         senses: The dictionary.
         weights: Weight of each loss by its name: `sense`, `mse` or `sentence`.
-        labels: The senses that the teacher picks. Needed for `sense`; without it also for the accuracy in the counts.
-        temperature: Of the sense loss; in units of the dictionary's distortion.
+        labels: The senses that the teacher picks. Needed for `sense`. With other losses they are optional: they are
+            then only compared with the student's choices, for the counts.
+        temperature: Divides the scores of the senses; in units of the dictionary's distortion.
         teacher: `[batch, positions, hidden]`, the teacher's vectors. Needed for `mse` and `sentence`.
         pooling: How `sentence` makes one vector of a text.
         has_prompt: Whether the texts are read inside a prompt. The prompt is not pooled: its positions are not owned.
@@ -207,7 +210,7 @@ def skd_loss(
     loss = student.new_zeros((), dtype=torch.float32)
     known = right = error = torch.zeros_like(loss)
 
-    # Senses: the loss, and how well the student's choices fit. Without a weight only the latter is wanted.
+    # Senses: the loss, and how well the student's choices fit. Labels without a weight are wanted for the latter only.
     if labels is not None:
         cross_entropy, choices = sense_loss(student, input_ids, labels, senses, temperature)
         if "sense" in weights:
@@ -229,6 +232,7 @@ def skd_loss(
         own, theirs = (comparable(pool(vectors, mask, pooling, pooled), similarity) for vectors in (student, teacher))
         loss = loss + weights["sentence"] / unit * sentence_mse(own, theirs, counted)
 
+    # Coverage.
     has_senses = senses.offsets[input_ids + 1] > senses.offsets[input_ids]
     covered = (owned & has_senses).sum()
     return loss, Counts(loss.detach(), counted.sum(), owned.sum(), covered, known, right, error)

@@ -78,7 +78,7 @@ def distill_student(
         teacher: A name, a folder, a model or a :class:`Teacher`. With `head` a name, a folder or a fine-tuned model.
         senses: The teacher's dictionary: a model, a folder or a name. The dictionary inside a student can be named
             too.
-        texts: A list of strings, or a data set with a text column; :func:`read_dataset` reads files. A streamed data
+        texts: A list of strings, or a dataset with a text column; :func:`read_dataset` reads files. A streamed data
             set needs `args.max_steps`.
         output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
         args: Settings of the training; its `output_dir` is the folder of the student. Checkpoints are written as its
@@ -140,8 +140,8 @@ def distill_student(
             names = {"teacher": _name(teacher), "senses": _name(senses), "texts": None}
             settings = {**names, **start.record(), **_record_loading(options), **args.to_dict()}
             settings |= {"text_column": text_column, "streaming": isinstance(texts, IterableDataset)}
-            settings |= {"processes": state.num_processes, **(recorded or {})}
             settings = {name: value for name, value in settings.items() if not name.startswith(INDECISIVE)}
+            settings |= {"processes": state.num_processes, **(recorded or {})}
             settings |= {"prompt": loaded.prompt and asdict(loaded.prompt), "teacher_pooling": loaded.pooling}
             settings |= {"teacher_fingerprint": loaded.fingerprint(), "senses_fingerprint": dictionary.fingerprint()}
             settings["backbone_fingerprint"] = other and other.fingerprint()
@@ -182,7 +182,7 @@ def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts 
     if eval_texts is not None and args.eval_strategy == "no":
         raise ValueError("eval_texts are never read with eval_strategy='no': set eval_strategy to epoch or steps")
     if not isinstance(texts, (str, IterableDataset)) and iter(texts) is texts:
-        raise ValueError(f"texts is a {type(texts).__name__}, which can be read only once: pass a list or a data set")
+        raise ValueError(f"texts is a {type(texts).__name__}, which can be read only once: pass a list or a dataset")
 
 
 def _name(source: Any) -> str | None:

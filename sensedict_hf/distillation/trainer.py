@@ -45,11 +45,11 @@ class SKDTrainer(Trainer):
         model: The student, also with adapters of PEFT. Of a task model the student inside is trained and saved in
             checkpoints; save the task model with its own `save_pretrained`.
         args: Settings of the training.
-        teacher: A name, a folder, a model or a :class:`Teacher`. Not needed if the data sets come from
+        teacher: A name, a folder, a model or a :class:`Teacher`. Not needed if the datasets come from
             :func:`encode_senses` and the objective is `sense`.
-        train_dataset: Texts: a list, an iterable or a data set with a text column; or a data set from
+        train_dataset: Texts: a list, an iterable or a dataset with a text column; or a dataset from
             :func:`encode_senses`. The teacher's work is kept in `args.output_dir/_encoded`: after an interruption the
-            same call continues with it. A streamed data set (`datasets.IterableDataset`) is encoded as it comes and
+            same call continues with it. A streamed dataset (`datasets.IterableDataset`) is encoded as it comes and
             needs `args.max_steps`.
         eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
         text_column: Name of the text column.
@@ -173,7 +173,7 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
-        """Encode texts to token ids and senses, in the folder `_encoded/name`; leave encoded data sets as they are."""
+        """Encode texts to token ids and senses, in the folder `_encoded/name`; leave encoded datasets as they are."""
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -200,15 +200,15 @@ class SKDTrainer(Trainer):
                 return texts
             if self.text_column not in texts.features:
                 raise ValueError(
-                    "the data set has labels, but does not tell how they were made, and has no column "
+                    "the dataset has labels, but does not tell how they were made, and has no column "
                     f"{self.text_column!r}: pass texts, or what encode_senses returned (save_to_disk keeps how labels "
-                    "were made, other formats and joined data sets do not)"
+                    "were made, other formats and joined datasets do not)"
                 )
 
         # Texts.
         if self.teacher is None:
             raise ValueError(
-                "texts need a teacher that picks their senses: pass teacher=, or data sets from encode_senses (with "
+                "texts need a teacher that picks their senses: pass teacher=, or datasets from encode_senses (with "
                 "objective='sense' the teacher is freed once the texts are encoded)"
             )
         if is_streamed:
