@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from test_resuming import build, contents
+from tiny_models import WORDS, make_tokenizer
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertConfig, BertModel, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from conftest import WORDS, make_tokenizer
 from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary
 from sensedict_hf.building.alignment import align_spans, align_texts
 from sensedict_hf.building.corpus import tokenize_corpus
@@ -275,6 +275,7 @@ def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path,
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.slow
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, characters, tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     monkeypatch.setattr("sensedict_hf.building.corpus.BATCH_TEXTS", 10)
@@ -289,6 +290,7 @@ def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, chara
         assert contents(folder) == expected, f"killed at line {kill_at} of {lines}"
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes(texts, characters, teacher_folder, tmp_path):
     """On the command line."""
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

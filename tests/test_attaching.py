@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tiny_models import SIZES, make_model, make_tokenizer
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -18,7 +19,6 @@ from transformers import (
     T5Model,
 )
 
-from conftest import SIZES, make_model, make_tokenizer
 from sensedict_hf import Teacher, attach_senses, build_sense_dictionary, load_teacher
 
 
@@ -52,7 +52,7 @@ def test_hidden_states_are_the_nearest_senses_until_removed(teacher, texts, laye
 def test_the_pooler_inside_bert_and_a_head_see_the_senses(tokenizer, texts):
     model = BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=64)).eval()
     teacher = Teacher(model.bert, tokenizer, name="tiny")
-    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    senses = build_sense_dictionary(teacher, texts, senses_per_token=2)
     batch = batch_of(teacher, texts)
     hidden = senses(batch["input_ids"], model.bert(**batch).last_hidden_state, batch["attention_mask"]).hidden_states
     expected = model.classifier(model.bert.pooler(hidden))
@@ -62,7 +62,7 @@ def test_the_pooler_inside_bert_and_a_head_see_the_senses(tokenizer, texts):
 
 
 def test_training_mode_is_kept(bert, texts):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     bert.model.train()
     bert.model.encoder.eval()
     attach_senses(bert.model, senses)
@@ -74,7 +74,7 @@ def test_layers_shared_as_in_albert(tokenizer, texts):
     sizes = dict(vocab_size=32, hidden_size=16, embedding_size=16, num_attention_heads=2, intermediate_size=32)
     model = AlbertModel(AlbertConfig(**sizes, num_hidden_layers=3, max_position_embeddings=64)).eval()
     teacher = Teacher(model, tokenizer, name="albert")
-    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    senses = build_sense_dictionary(teacher, texts, senses_per_token=2)
     batch = batch_of(teacher, texts)
     expected = senses(batch["input_ids"], model(**batch).last_hidden_state, batch["attention_mask"]).hidden_states
     with attach_senses(model, senses):
@@ -86,7 +86,7 @@ def test_generation_with_a_cache_and_left_padding(tokenizer, texts):
         LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)
     ).eval()
     teacher = Teacher(model.model, tokenizer, name="tiny")
-    senses = build_sense_dictionary(teacher, texts, num_senses=3)
+    senses = build_sense_dictionary(teacher, texts, senses_per_token=3)
     tokenizer.padding_side = "left"
     batch = batch_of(teacher, texts)
     with attach_senses(model, senses):
@@ -96,7 +96,7 @@ def test_generation_with_a_cache_and_left_padding(tokenizer, texts):
 
 
 def test_refusals(bert, texts, tokenizer):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     with pytest.raises(ValueError, match="fingerprint"):
         attach_senses(bert.model, senses, tokenizer=make_tokenizer(["x"] + [f"y{i}" for i in range(27)]))
     wide = make_model("bert").__class__(BertConfig(**{**SIZES, "hidden_size": 8}))
@@ -124,7 +124,7 @@ def test_refusals(bert, texts, tokenizer):
 
 def test_hidden_states_of_an_inner_layer_are_the_senses_too(tokenizer, texts):
     teacher = Teacher(make_model("llama"), tokenizer, name="tiny")
-    senses = build_sense_dictionary(teacher, texts, num_senses=2, layer=2)
+    senses = build_sense_dictionary(teacher, texts, senses_per_token=2, layer=2)
     batch = batch_of(teacher, texts)
     own = teacher.model(**batch, output_hidden_states=True).hidden_states[2]
     with attach_senses(teacher.model, senses):
@@ -133,7 +133,7 @@ def test_hidden_states_of_an_inner_layer_are_the_senses_too(tokenizer, texts):
 
 
 def test_threads_do_not_take_each_others_tokens(bert, texts):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     batches = torch.randint(4, 32, (2, 8, 16))
     with attach_senses(bert.model, senses), torch.no_grad():
         expected = [bert.model(ids).last_hidden_state for ids in batches]
@@ -149,7 +149,7 @@ def test_threads_do_not_take_each_others_tokens(bert, texts):
 
 
 def test_the_residual_keeps_a_share_of_the_models_own_vectors(bert, texts):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     batch = batch_of(bert, texts)
     own = bert.model(**batch).last_hidden_state
     expected = senses(batch["input_ids"], own, batch["attention_mask"], residual=0.25).hidden_states
@@ -164,7 +164,7 @@ def test_gradient_checkpointing_changes_nothing(tokenizer, texts):
     without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5}
     model = BertForSequenceClassification(BertConfig(**SIZES, **without, max_position_embeddings=64)).train()
     teacher = Teacher(model.bert, tokenizer, name="tiny")
-    senses = build_sense_dictionary(teacher, texts, num_senses=2)
+    senses = build_sense_dictionary(teacher, texts, senses_per_token=2)
     batch = batch_of(teacher, texts)
     gradients = []
     with attach_senses(model, senses, assignment="soft"):
@@ -179,7 +179,7 @@ def test_gradient_checkpointing_changes_nothing(tokenizer, texts):
 
 
 def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     batch = batch_of(bert, texts)
     with attach_senses(bert.model, senses) as attached:
         attached._handles[1].remove()  # as torch.compile leaves out the hook inside
@@ -199,7 +199,9 @@ def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
 def test_a_dictionary_of_a_bidirectional_teacher_is_not_for_a_causal_model(tokenizer, texts):
     model = make_model("llama")
     causal = copy.deepcopy(model)
-    senses = build_sense_dictionary(load_teacher(model, tokenizer=tokenizer, bidirectional=True), texts, num_senses=2)
+    senses = build_sense_dictionary(
+        load_teacher(model, tokenizer=tokenizer, bidirectional=True), texts, senses_per_token=2
+    )
     attach_senses(model, senses)
     with pytest.raises(ValueError, match="built from a bidirectional teacher, LlamaModel is causal"):
         attach_senses(causal, senses)
@@ -207,9 +209,9 @@ def test_a_dictionary_of_a_bidirectional_teacher_is_not_for_a_causal_model(token
 
 def test_models_that_return_tuples(bert, texts):
     batch = batch_of(bert, texts)
-    expected = build_sense_dictionary(bert, texts, num_senses=2)
+    expected = build_sense_dictionary(bert, texts, senses_per_token=2)
     bert.model.config.return_dict = False
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     assert torch.equal(senses.senses, expected.senses)
     own = bert.model(**batch)[0]
     with attach_senses(bert.model, senses):

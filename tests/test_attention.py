@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from tiny_models import SIZES, make_model
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -12,7 +13,6 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from conftest import SIZES, make_model
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
 from sensedict_hf.models.attention import probe_attention, set_bidirectional
 

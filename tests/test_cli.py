@@ -4,14 +4,16 @@ import re
 import shutil
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
 
 import sensedict_cli
-from sensedict_hf import SKDTrainer, SKDTrainingArguments
-from sensedict_hf.cli import distill, main, teacher
+from sensedict_hf import SKDTrainer, SKDTrainingArguments, distill_student
+from sensedict_hf.cli import main, teacher
+from sensedict_hf.distillation.run import HEADS
 from sensedict_hf.evaluation import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
 from sensedict_hf.models.encoding import POOLINGS
@@ -43,6 +45,7 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     train, test = files
     senses, student, scores = tmp_path / "senses", tmp_path / "student", tmp_path / "scores.json"
@@ -119,6 +122,7 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
 
 
+@pytest.mark.slow
 def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, teacher_folder, tmp_path, monkeypatch):
     run(
         capsys,
@@ -404,16 +408,16 @@ def test_choices_and_defaults_are_those_of_the_package():
     assert sensedict_cli.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
     assert sensedict_cli.POOLINGS == POOLINGS
     assert sensedict_cli.TASKS == tuple(TASKS)
-    assert sensedict_cli.HEADS == tuple(distill.HEADS)
+    assert sensedict_cli.HEADS == tuple(HEADS)
     assert all(hasattr(torch, name) for name in sensedict_cli.TEACHER_DTYPES)
 
     options = vars(parsed("distill", *NEEDED["distill"]))
-    declared = [*dataclasses.fields(distill.DistillArguments)]
-    declared += [field for field in dataclasses.fields(SKDTrainingArguments) if field.name in options]
-    assert {"objective", "temperature", "mse_weight", "max_length"} < {field.name for field in declared}
-    for field in declared:
-        if field.name not in ("teacher", "senses", "texts", "output_dir"):
-            assert options[field.name] == field.default, field.name
+    declared = {name: parameter.default for name, parameter in signature(distill_student).parameters.items()}
+    declared |= {field.name: field.default for field in dataclasses.fields(SKDTrainingArguments)}
+    shared = declared.keys() & options.keys() - {"teacher", "senses", "texts", "output_dir"}
+    assert {"objective", "temperature", "mse_weight", "max_length", "layers", "overwrite"} < shared
+    for name in shared:
+        assert options[name] == declared[name], name
     evaluation = parsed("evaluate", *NEEDED["evaluate"])
     assert teacher.TeacherArguments.of(evaluation) == teacher.TeacherArguments()
 
@@ -461,6 +465,7 @@ def test_bash_completes(capsys, tmp_path):
     assert run.stdout.split() == ["l2", "cosine", "dot"], run.stderr
 
 
+@pytest.mark.slow
 def test_runs_as_a_module():
     command = [sys.executable, "-m", "sensedict_hf", "--version"]
     assert re.fullmatch(r"sensedict \d+\.\d+\.\d+\n", subprocess.run(command, capture_output=True, text=True).stdout)

@@ -110,6 +110,7 @@ def test_usage_counts_what_dot_picks():
     assert torch.equal(found.usage, torch.bincount(picked, minlength=5))
 
 
+@pytest.mark.slow
 def test_more_blocks_than_files_may_be_open(planted, tmp_path, monkeypatch):
     """Result files are opened one at a time, and sorted by number, not by name."""
     resource = pytest.importorskip("resource")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from datasets import Dataset
+from tiny_models import WORDS, make_tokenizer
 from tokenizers.normalizers import Lowercase
 
-from conftest import WORDS, make_tokenizer
 from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files
 from sensedict_hf.building.corpus import CorpusChangedError, read_progress, tokenize_corpus

@@ -10,8 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tiny_models import make_model
 
-from conftest import make_model
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
 from sensedict_hf.models import encoding
 from sensedict_hf.models.prompts import Prompt, check_texts
@@ -191,6 +191,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_models_encode_without_the_packages_that_build_and_distil(teacher_folder, texts, tmp_path):
     teacher = load_teacher(teacher_folder)
     student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, budget=90), 2)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import make_model
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -8,7 +9,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from conftest import make_model
 from sensedict_hf import (
     SKDStudentModel,
     Teacher,
@@ -58,6 +58,7 @@ def test_errors(data):
         evaluate_classification(*data[:3], [7] * 60)
 
 
+@pytest.mark.slow
 def test_classification_agrees_with_mteb(data):
     """MTEB's own classification task gives the same score for the same embeddings."""
     mteb = pytest.importorskip("mteb")
@@ -266,7 +267,7 @@ def test_words_are_means_of_their_tokens(teacher):
 
 def test_words_of_a_student_are_its_senses(bert, texts):
     student = SKDStudentModel.from_teacher(
-        bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1
+        bert, build_sense_dictionary(bert, texts, senses_per_token=2), num_hidden_layers=1
     )
     hard, none = (student.encode_words([["w20", "w25"]], assignment=assignment)[0] for assignment in ("hard", "none"))
     for word, vector in zip(["w20", "w25"], hard):

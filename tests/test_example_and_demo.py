@@ -53,6 +53,7 @@ def test_demo_corpus():
     )
 
 
+@pytest.mark.slow
 def test_the_corpus_needs_no_extra():
     """Without its packages the corpus can be read, and the demo says what to install."""
     script = """if True:
@@ -67,6 +68,7 @@ def test_the_corpus_needs_no_extra():
     assert "is missing): pip install 'sensedict_hf[demo]'" in run.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     steps = pytest.importorskip("sensedict_hf.demo.run", reason="needs the extra [demo]")
     monkeypatch.setattr(steps, "EPOCHS", 1)

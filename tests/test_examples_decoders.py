@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from tiny_models import SIZES, WORDS, make_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from conftest import SIZES, WORDS, make_tokenizer
 from sensedict_hf import load_teacher
 
 

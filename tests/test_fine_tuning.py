@@ -10,6 +10,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file
+from tiny_models import make_model
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -19,7 +20,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from conftest import make_model
 from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary
 
 AUTO = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}

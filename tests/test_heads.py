@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from tiny_models import SIZES
 from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
@@ -17,7 +18,6 @@ from transformers import (
     pipeline,
 )
 
-from conftest import SIZES
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDStudentForTokenClassification,
@@ -240,7 +240,7 @@ def test_cards_and_pipelines(head, tokenizer, texts, tmp_path):
 
 def test_a_frozen_head_is_not_taken_for_that_of_another_task(bert, texts, tmp_path):
     student = SKDStudentModel.from_teacher(
-        bert, build_sense_dictionary(bert, texts, num_senses=2), num_hidden_layers=1
+        bert, build_sense_dictionary(bert, texts, senses_per_token=2), num_hidden_layers=1
     )
     model = SKDStudentForSequenceClassification(student.config)
     model.config.freeze_head = True

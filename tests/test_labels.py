@@ -9,9 +9,9 @@ import torch
 from datasets import load_from_disk
 from test_alignment import make_other
 from test_resuming import contents
+from tiny_models import WORDS
 from tokenizers.processors import TemplateProcessing
 
-from conftest import WORDS
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
 from sensedict_hf.distillation import labels
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import SIZES, WORDS, make_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -13,7 +14,6 @@ from transformers import (
     StableLmModel,
 )
 
-from conftest import SIZES, WORDS, make_tokenizer
 from sensedict_hf import (
     SKDStudentModel,
     Teacher,
@@ -99,7 +99,7 @@ def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts
 
 
 def test_settings_that_are_none_are_refused(bert, texts):
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
         with pytest.raises(ValueError, match="a student has no setting 'num_layers'"):
             make(bert, senses, num_layers=4)
@@ -116,7 +116,9 @@ def test_a_list_as_long_as_the_model_is_deep_may_be_of_something_else(tokenizer,
     }
     model = DebertaV2Model(DebertaV2Config(**sizes, max_position_embeddings=64)).eval()
     teacher = Teacher(model, tokenizer, name="tiny")
-    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 1).eval()
+    student = SKDStudentModel.from_teacher(
+        teacher, build_sense_dictionary(teacher, texts, senses_per_token=2), 1
+    ).eval()
     ids = torch.tensor([[2, 5, 6, 3]])
     torch.testing.assert_close(student(ids, assignment="none").last_hidden_state, teacher.hidden_states(ids, layer=1))
 
@@ -126,7 +128,7 @@ def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
     config = StableLmConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=64)
     model = StableLmModel._from_config(config, attn_implementation="eager")
     teacher = load_teacher(model, tokenizer=tokenizer, bidirectional=True)
-    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, num_senses=2), 4)
+    student = SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, senses_per_token=2), 4)
     student.save_pretrained(tmp_path)
     for kind in (AutoModel, AutoModelForSequenceClassification):
         loaded = kind.from_pretrained(tmp_path).eval().base_model

@@ -20,9 +20,13 @@ OPTIONAL = {"demo/run.py", "building/inspection.py"}
 
 
 def imported(path):
-    """Modules of other packages that a file imports, wherever in it."""
+    """Modules of other packages that a file imports when it runs, wherever in it."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import make_model, make_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from conftest import make_model, make_tokenizer
 from sensedict_hf import (
     SKDStudentModel,
     SKDTrainer,
@@ -100,7 +100,9 @@ def test_tokens_of_the_prompt_get_no_senses(prompted, texts):
 
 def test_samples_are_the_vectors_inside_the_prompt(prompted):
     """One text: its tokens' senses are the teacher's vectors with the prompt around it."""
-    senses = build_sense_dictionary(prompted, ["w1 w2"], num_senses=1, senses_dtype="float32", sample_dtype="float32")
+    senses = build_sense_dictionary(
+        prompted, ["w1 w2"], senses_per_token=1, senses_dtype="float32", sample_dtype="float32"
+    )
     states = prompted.last_hidden_state(torch.tensor([[2, 24, 25, 27, 5, 6, 26, 3]]))[0]
     torch.testing.assert_close(senses.senses, states[4:6])
 

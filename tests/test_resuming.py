@@ -69,6 +69,7 @@ def no_threads_of_the_tokenizer(monkeypatch):
 @pytest.mark.parametrize(
     "settings", [{}, {"budget": None, "senses_per_token": 3, "keep_samples": True}], ids=["budget", "senses_per_token"]
 )
+@pytest.mark.slow
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(corpus_module, "BATCH_TEXTS", 10)
     monkeypatch.setattr("sensedict_hf.building.fitting.BLOCK_ELEMENTS", 1000)
@@ -158,6 +159,7 @@ def test_a_model_of_other_origin_is_not_overwritten(bert, texts, tmp_path):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
     with FileLock(tmp_path / "building-0.lock"):
         script = f"""if True:
@@ -248,6 +250,7 @@ def test_another_config_of_the_teacher_is_another_teacher(bert, texts, tmp_path)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes(bert, texts, teacher_folder, tmp_path, hosts):
     """On one machine, and with the files of two."""
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import WORDS
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from conftest import WORDS
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDTrainer,
@@ -48,6 +48,7 @@ def stop_after(steps, monkeypatch):
     monkeypatch.setattr(SKDTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_continues(bert, senses, texts, tmp_path, monkeypatch):
     straight = distill_student(bert, senses, texts, args=settings(tmp_path / "straight"))
     with monkeypatch.context() as patch, pytest.raises(OSError):
@@ -71,6 +72,7 @@ def test_an_interrupted_call_continues(bert, senses, texts, tmp_path, monkeypatc
         distill_student(bert, senses, texts, args=settings(tmp_path / "stopped", seed=1), overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_command_and_python_share_a_folder(bert, senses, texts, teacher_folder, tmp_path, monkeypatch):
     """Also with a run that an earlier version has begun, and with objects instead of names."""
     senses.save_pretrained(tmp_path / "senses")
@@ -103,6 +105,7 @@ def test_the_command_and_python_share_a_folder(bert, senses, texts, teacher_fold
     )
 
 
+@pytest.mark.slow
 def test_what_a_student_starts_from(bert, senses, texts, teacher_folder, tmp_path):
     args = dict(num_train_epochs=1, save_strategy="no")
     student = distill_student(bert, senses, texts, args=settings(tmp_path / "layers", **args), layers=[1, 3])
@@ -144,7 +147,7 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
         ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),
         ({"args": settings(tmp_path, push_to_hub=True)}, "push_to_hub would upload unfinished students"),
         ({"args": settings(tmp_path, resume_from_checkpoint="x")}, "repeat the same call or command"),
-        ({"teacher_options": {"bidirectional": True}}, "a Teacher, which has its own"),
+        ({"teacher_options": {"bidirectional": True}}, "bidirectional= cannot be given with a Teacher"),
         ({"num_hidden_layers": 9}, "has layers 0 to 3"),
     ]:
         if arguments and not {"args", "output_dir"} & arguments.keys():

@@ -36,6 +36,7 @@ def test_a_dictionary_of_0_1(assignment, expected):
     assert torch.equal(found.sense_ids, expected["dictionary/sense_ids"])
 
 
+@pytest.mark.slow
 def test_saved_models_need_no_heavy_package(expected):
     """They load and encode where the packages that building and distilling need are not installed."""
     script = f"""

@@ -144,6 +144,7 @@ def test_made_on_a_device(senses, device):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
+@pytest.mark.slow
 def test_the_table_stays_mapped(tmp_path):
     """Neither loading a model onto another device nor moving it there reads a table of 200 MB into memory."""
     config = SenseEmbeddingConfig(

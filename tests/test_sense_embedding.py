@@ -43,6 +43,7 @@ def test_the_table_is_saved_as_senses(senses):
     assert torch.equal(ragged.take(slice(None), torch.device("cpu")), senses.to_dtype("int8").dequantized())
 
 
+@pytest.mark.slow
 def test_round_trip_in_a_fresh_process(senses, tmp_path):
     senses.save_pretrained(tmp_path)
     code = (
@@ -63,7 +64,7 @@ def test_sharded_saving(senses, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 def test_the_stored_dtype_survives_any_request(bert, texts, tmp_path, dtype):
-    senses = build_sense_dictionary(bert, texts, num_senses=2, senses_dtype=dtype)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2, senses_dtype=dtype)
     senses.save_pretrained(tmp_path)
     for requested in (None, torch.bfloat16, torch.float32):
         loaded = AutoModel.from_pretrained(tmp_path, dtype=requested)
@@ -129,6 +130,7 @@ def test_senses_too_large_for_a_dtype(bert, texts):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks at the memory of a Linux process")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.slow
 def test_loading_maps_the_table(tmp_path, dtype):
     """Loading a table of 200 MB does not read it into memory."""
     config = SenseEmbeddingConfig(vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype=dtype)

@@ -11,7 +11,7 @@ import pytest
 import sensedict_hf
 
 PACKAGE = Path(sensedict_hf.__file__).parent
-# What each part of the package may import, besides its own siblings. The command line and the demo may import everything.
+# What each part of the package may import as well as its siblings. The command line and the demo may import all.
 BELOW = {
     "models": set(),
     "data": set(),
@@ -49,7 +49,7 @@ def test_a_file_imports_only_what_is_below_it(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
 def test_models_import_their_siblings_alone(path):
-    """Remote code of transformers finds files by `from .sibling import name` alone, and copies them into one folder."""
+    """For remote code, transformers follows only `from .sibling import name`, and copies the files to one folder."""
     for level, module, _ in imported_parts(path):
         assert level == 1 and module and "." not in module
         assert (path.parent / f"{module}.py").is_file()
@@ -74,10 +74,11 @@ def test_public_names_are_there():
         sensedict_hf.no_such_name  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_package_is_light_until_it_builds():
     script = """
 import json, sys, sensedict_hf
-heavy = ["datasets", "sklearn", "peft", "sensedict_hf.building", "sensedict_hf.distillation", "sensedict_hf.evaluation"]
+heavy = ["datasets", "sklearn", "peft", *(f"sensedict_hf.{part}" for part in ("building", "distillation", "evaluation"))]
 before = [name for name in heavy if name in sys.modules]
 sensedict_hf.build_sense_dictionary
 print(json.dumps([before, "sensedict_hf.building" in sys.modules]))

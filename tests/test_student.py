@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny_models import SIZES
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModel,
@@ -14,7 +15,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from conftest import SIZES
 from sensedict_hf import (
     SenseEmbeddingConfig,
     SKDStudentConfig,

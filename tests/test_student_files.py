@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import SIZES, WORDS
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
@@ -14,7 +15,6 @@ from transformers import (
     BertModel,
 )
 
-from conftest import SIZES, WORDS
 from sensedict_hf import (
     SKDStudentConfig,
     SKDStudentModel,
@@ -122,7 +122,7 @@ def test_the_card_tells_what_is_returned():
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    senses = build_sense_dictionary(bert, texts, num_senses=2)
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     student = SKDStudentModel.from_teacher(bert, senses, pooling=pooling, max_seq_length=16)
     student.save_pretrained(tmp_path)
     model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
@@ -133,7 +133,9 @@ def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
 
 def test_sentence_transformers_is_told_nothing_of_a_prompt_it_would_pool(bert, texts, tmp_path):
     bert.prompt = Prompt(instruction="w1 w2")
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, num_senses=2)).save_pretrained(tmp_path)
+    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, senses_per_token=2)).save_pretrained(
+        tmp_path
+    )
     assert (
         not (tmp_path / "modules.json").exists()
         and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()

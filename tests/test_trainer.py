@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
+from tiny_models import SIZES, WORDS
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -22,7 +23,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from conftest import SIZES, WORDS
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
 from sensedict_hf.cli import main
 
@@ -135,7 +135,7 @@ def test_evaluation_is_a_mean_over_positions(bert, senses, texts, tmp_path):
 
 
 def test_a_step_without_senses_changes_nothing(bert, texts, tmp_path):
-    rare = build_sense_dictionary(bert, [" ".join(WORDS[:2])], num_senses=1)
+    rare = build_sense_dictionary(bert, [" ".join(WORDS[:2])], senses_per_token=1)
     for token in (2, 3):  # as if they too had none
         rare.offsets[token + 1 :] -= len(rare.senses_of(token))
     trainer = make_trainer(bert, rare, ["w20 w21", "w22"], tmp_path, per_device_train_batch_size=1)
@@ -213,7 +213,7 @@ def test_streams_can_be_evaluated_on(bert, senses, texts, tmp_path):
 
 
 def test_coverage_is_the_share_of_tokens_with_senses(bert, texts, tmp_path):
-    rare = build_sense_dictionary(bert, [" ".join(WORDS[14:])], num_senses=1)
+    rare = build_sense_dictionary(bert, [" ".join(WORDS[14:])], senses_per_token=1)
     metrics = make_trainer(bert, rare, texts, tmp_path).evaluate(encode_senses(bert, rare, texts))
     ids = [token for text in texts for token in bert.tokenizer(text)["input_ids"]]
     covered = [token for token in ids if len(rare.senses_of(token))]
@@ -402,6 +402,7 @@ def test_adapters_and_task_models_are_distilled(bert, senses, texts, tmp_path):
         SKDTrainer(bert.model, args, teacher=bert, train_dataset=texts)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_path, capsys):
     """Gradients are those of the batch that both make together; texts count by positions. Streams are shared too."""
     senses.save_pretrained(tmp_path / "senses")
