@@ -152,7 +152,7 @@ def test_truncation_cuts_both_at_the_same_character(bert, texts, characters):
 
 def test_a_dictionary_for_another_tokenizer(bert, texts, characters, tmp_path, caplog):
     """A single sense is the mean of a token's vectors; the dictionary saves, loads and finds its own tokens."""
-    settings = dict(num_senses=1, senses_dtype="float32", sample_dtype="float32")
+    settings = dict(senses_per_token=1, senses_dtype="float32", sample_dtype="float32")
     senses = build_sense_dictionary(bert, texts, tokenizer=characters, output_dir=tmp_path, **settings)
     found = defaultdict(list)
     for text in texts:
@@ -188,7 +188,7 @@ def test_special_tokens_without_a_counterpart(bert, texts, caplog):
 
 
 def test_texts_can_be_added(bert, texts, characters, tmp_path):
-    settings = dict(num_senses=2, sample_dtype="float32", senses_dtype="float32")
+    settings = dict(senses_per_token=2, sample_dtype="float32", senses_dtype="float32")
     build_sense_dictionary(
         bert, texts[:40], tokenizer=characters, output_dir=tmp_path / "old", keep_samples=True, **settings
     )

@@ -212,13 +212,13 @@ def test_the_former_name_of_senses_per_token(bert, texts, tmp_path):
     """It warns, and recognises what was built with the new name."""
     new = build_sense_dictionary(bert, texts, senses_per_token=2, method="senses_per_token", output_dir=tmp_path)
     with pytest.warns(FutureWarning, match="num_senses is deprecated: write senses_per_token"):
-        old = build_sense_dictionary(bert, texts, senses_per_token=2, method="num_senses", output_dir=tmp_path)
+        old = build_sense_dictionary(bert, texts, num_senses=2, method="num_senses", output_dir=tmp_path)
     assert torch.equal(new.senses, old.senses)
     assert (new.config.method, new.config.method_value) == ("num_senses", 2)
     settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
     assert list(settings)[:3] == ["method", "num_senses", "budget"] and settings["num_senses"] == 2
     with pytest.warns(FutureWarning), pytest.raises(ValueError, match="give only the first"):
-        build_sense_dictionary(bert, texts, senses_per_token=2, senses_per_token=2)
+        build_sense_dictionary(bert, texts, num_senses=2, senses_per_token=2)
 
 
 def test_settings_never_change():
