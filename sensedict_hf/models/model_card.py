@@ -44,7 +44,7 @@ RETURNED = {
     "hard": "the best of the teacher's senses for each token",
     "soft": "for each token the mean of the teacher's senses, weighted by their probabilities",
 }
-TERMS = "this model is derived from the teacher's weights and from the texts it was built on; their terms apply."
+TERMS = "this is derived from the teacher's weights and from the texts it was built on; their terms apply to it."
 MAX_LABELS = 20
 
 
@@ -80,8 +80,8 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     else:
         title, rows = "Sense dictionary", _dictionary_rows(senses)
         summary = (
-            "A sense dictionary: a few vectors for every token, which stand for all its contextual vectors in "
-            f"{teacher}."
+            "A sense dictionary: for every token a few vectors that stand for all contextual vectors "
+            f"{teacher} gives it."
         )
     for field, value in (any_config.prompt or {}).items():
         if value:
@@ -121,7 +121,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
         "senses": f"{config.num_senses:,} of width {config.hidden_size}, {config.senses_dtype}",
         "senses learned": "yes" if config.learn_senses else None,
         "similarity": config.similarity,
-        "number of senses set by": method,
+        "placed by": method,
         "corpus": config.num_texts and f"{config.num_texts:,} texts, {config.num_tokens:,} tokens",
         "samples per token": config.max_samples_per_token,
         "mean squared distortion": f"{config.distortion:.4g}",
