@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     recorded = all(getattr(options, name) == parser.get_default(name) for name in ("teacher", "learning_rate"))
     study = Study(
-        results_file(options.results, "banking77", recorded=recorded),
+        results_file(options.results, "banking77", recorded=recorded, folder=options.output),
         command="python -m benchmarks.banking77 --data FOLDER",
     )
     benchmark = Benchmark(options, study)

@@ -361,16 +361,17 @@ def main() -> None:
     logging.set_verbosity_error()  # else each loading reports the head that is new and the layers that are left out
     recorded = options.teacher == parser.get_default("teacher") and not options.smoke
     study = Study(
-        results_file(options.results, "classifiers", recorded=recorded),
+        results_file(options.results, "classifiers", recorded=recorded, folder=options.output),
         command="python -m benchmarks.classifiers --data FOLDER",
     )
     for name in options.sets:
-        print(f"\n{name}", flush=True)
-        rows = study.read(name).get("test", [])
+        title = f"{name}-smoke" if options.smoke else name
+        print(f"\n{title}", flush=True)
+        rows = study.read(title).get("test", [])
         if not rows or {given_title(path) for path in options.students} - {row["model"] for row in rows}:
-            folder = options.output / (f"{name}-smoke" if options.smoke else name)
+            folder = options.output / title
             benchmark = Benchmark(options.data / name, folder, options.teacher, options.students, options.smoke)
-            study.record(name, results := benchmark.score())
+            study.record(title, results := benchmark.score())
             rows = results["test"]
         print_table(rows)
 

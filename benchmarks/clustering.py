@@ -288,7 +288,7 @@ def main() -> None:
 
     source = "random" if options.width else "text"
     title = f"{source}, {len(sizes):,} tokens, width {width}, {options.threads} threads, {options.device}"
-    path = results_file(options.results, "clustering", recorded=not options.teacher)
+    path = results_file(options.results, "clustering", recorded=not options.teacher, folder=options.output)
     command = "python -m benchmarks.clustering --texts FILE..."
     Study(path, options.device, command).record(title, report)
 

@@ -207,7 +207,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     recorded = options.teacher == parser.get_default("teacher")
     study = Study(
-        results_file(options.results, "quality", recorded=recorded),
+        results_file(options.results, "quality", recorded=recorded, folder=options.output),
         command="python -m benchmarks.quality --data FOLDER",
     )
     results = {f"{name}{', held-out' * options.dev}": measure(name, options) for name in options.sets}

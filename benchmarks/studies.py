@@ -36,23 +36,22 @@ def study_parser(study: str, description: str | None) -> argparse.ArgumentParser
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    text = (
-        f"JSON file to add the results to; default: benchmarks/results/{study}.json, and runs/{study}.json for trials"
-    )
-    parser.add_argument("--results", type=Path, help=f"{text} and other teachers")
+    text = f"JSON file to add the results to; default: benchmarks/results/{study}.json"
+    parser.add_argument("--results", type=Path, help=f"{text}; for trials and other teachers a file of the run's own")
     return parser
 
 
-def results_file(given: Path | None, study: str, *, recorded: bool = True) -> Path:
+def results_file(given: Path | None, study: str, *, recorded: bool = True, folder: Path = Path("runs")) -> Path:
     """Return the file of results of a run.
 
     Args:
         given: The value of `--results`.
         study: Name of the study.
-        recorded: Whether the run has the settings of the recorded results. Other runs, such as trials, must not
-            overwrite these.
+        recorded: Whether the run has the settings of the recorded results. Other runs, such as trials, must not be
+            mixed with these.
+        folder: Folder for the results of other runs.
     """
-    return given or (RESULTS if recorded else Path("runs")) / f"{study}.json"
+    return given or (RESULTS if recorded else folder) / f"{study}.json"
 
 
 def write_json(path: Path, content: object) -> None:
