@@ -6,8 +6,8 @@
 The dictionary is the student's own, or that of `--senses`. `merge_sense_dictionaries` makes it smaller: a half, a
 quarter, and one sense for each token, the mean of all vectors that the token's senses were built from.
 
-- Each size is scored on the tasks of `benchmarks/distillation/tasks.py`, which describes FOLDER. The output is the
-  mean of soft senses and the model's own vectors.
+- Each size is scored on the nine tasks of `benchmarks.distillation`; `benchmarks/README.md` describes FOLDER. The
+  output is the mean of soft senses and the model's own vectors.
 - `--dev` scores on texts for development, of all tasks but retrieval.
 - Speed is measured on the test texts of uci_sentiment with one thread. The sizes take turns, and the best of three
   rounds counts.

@@ -10,8 +10,8 @@ bidirectionally.
 - Only adapters (LoRA) are trained. They are saved with the tokenizer and fit the base model without a head.
   `load_teacher(output, bidirectional=True)` loads both.
 
-LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. This script was run only on CPUs, with models of less than
-a million parameters.
+LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. This script was run only on CPUs, with models of less
+than a million parameters.
 """
 
 import argparse

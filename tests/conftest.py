@@ -1,4 +1,4 @@
-"""Tiny models with random weights and a tokenizer for them, all built here."""
+"""Tiny models with random weights, and a tokenizer for them."""
 
 import os
 import random
@@ -27,20 +27,18 @@ SIZES = dict(vocab_size=32, hidden_size=16, num_hidden_layers=4, num_attention_h
 
 
 def pytest_addoption(parser):
-    parser.addoption("--gpu", action="store_true", help="show a GPU to the tests")
+    parser.addoption("--gpu", action="store_true", help="let the tests see a GPU")
 
 
 def pytest_configure(config):
-    """Tests compare the bytes of a CPU, but teachers and Trainer take a GPU wherever they see one."""
+    """Hide the GPU: teachers and `Trainer` use it if they see one, and tests compare exact results of a CPU."""
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.set_num_threads(
-        1
-    )  # on models as tiny as these a second thread only waits, and for long where the cores are busy
+    torch.set_num_threads(1)  # with models this small, a second thread only waits
     torch.manual_seed(0)
     random.seed(0)
 
@@ -100,7 +98,7 @@ def texts():
 
 @pytest.fixture
 def teacher_folder(bert, tmp_path):
-    """A saved teacher, as a user would have it."""
+    """The folder of a saved teacher."""
     folder = tmp_path / "teacher"
     bert.model.save_pretrained(folder)
     bert.tokenizer.save_pretrained(folder)

@@ -3,7 +3,7 @@
     python -m benchmarks.distillation --data FOLDER --output runs/distillation
     python -m benchmarks.distillation --data FOLDER --hours 0      # no training: the tables of all recorded scores
 
-`benchmarks/distillation/tasks.py` describes FOLDER. `pip install ".[benchmark]"` installs what this needs.
+`benchmarks/README.md` describes FOLDER. `pip install ".[benchmark]"` installs what this needs.
 
 What is equal:
 

@@ -1,16 +1,7 @@
 """The tasks of the comparison, and model2vec as a baseline.
 
-A task has texts to learn from, and scores a model that encodes texts and words. The data folder holds a folder of JSON
-Lines for each task:
-
-| folder | files | columns |
-|---|---|---|
-| `banking77`, `hwu64`, `go_emotions`, `snips`, `uci_sentiment`, `poem_sentiment` | `train`, `test` | `text`, `label` |
-| `stsb` | `train`, `dev`, `test` | `sentence1`, `sentence2`, `score` |
-| `wnut17` | `train`, `dev`, `test` | `tokens`, `tags` |
-| `xquad_retrieval` | `corpus` | `id`, `title`, `text` |
-| | `queries` | `text`, `relevant` |
-| `wikipedia_en_sample`, the texts for `xquad_retrieval` | `train` | `text` |
+A task has texts to learn from, and scores a model that encodes texts and words. `benchmarks/README.md` describes the
+data folder.
 """
 
 import json
