@@ -1,1 +1,1 @@
-"""Measurements, each with a baseline in the same run. From the root of the repository: `python -m benchmarks.NAME --help`."""
+"""Benchmarks of the package. Run one as `python -m benchmarks.NAME` from the root of the repository."""

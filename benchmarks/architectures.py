@@ -1,9 +1,10 @@
-"""Which architectures attend bidirectionally when they are asked to, in which implementation of attention.
+"""Which architectures attend as they are asked to: bidirectionally or causally, with each attention implementation.
 
-    python benchmarks/architectures.py
+    python -m benchmarks.architectures
 
-Builds a small random model of each, as [`load_teacher`] would run it, and probes it; prints the table of the README. What is not
-bidirectional in one implementation is refused there by `load_teacher`, and can be loaded with another.
+The script builds a small random model of each architecture, sets it up as `load_teacher` does, and probes it. The
+result is the table in the guide to decoders. `load_teacher` refuses a model that does not attend as asked. Another
+attention implementation may then work.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import CONFIG_MAPPING, AutoModel
 from transformers.utils import logging
 
 from sensedict_hf.models.attention import probe_attention, set_bidirectional
+
+from .studies import Study, results_file, study_parser
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -27,6 +30,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GPT2_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 101, "n_positions": 64}
+# Sizes of architectures whose configs have other names for them.
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2_SIZES,
     "gptj": GPT2_SIZES | {"rotary_dim": 4},
@@ -43,14 +47,15 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     **{name: SIZES | {"head_dim": 8} for name in ("gemma", "gemma2", "gemma3_text")},
 }
 ARCHITECTURES = (
-    "llama mistral mixtral gemma gemma2 gemma3_text qwen2 qwen3 qwen3_moe phi phi3 olmo olmo2 smollm3 granite starcoder2 cohere glm4 "
-    "gpt_neox opt gpt2 falcon bloom gptj stablelm gpt_neo"
+    "llama mistral mixtral gemma gemma2 gemma3_text qwen2 qwen3 qwen3_moe phi phi3 olmo olmo2 smollm3 granite "
+    "starcoder2 cohere glm4 gpt_neox opt gpt2 falcon bloom gptj stablelm gpt_neo"
 ).split()
 IMPLEMENTATIONS = ("sdpa", "eager")
+ASKED = {"bidirectional": True, "causal": False}
 
 
 def probe(name: str, implementation: str, bidirectional: bool) -> str:
-    """What a small model of this architecture attends to; `-` where it lacks the implementation."""
+    """Return what the tokens of a small model attend to, as `probe_attention`; `-` without that implementation."""
     config = CONFIG_MAPPING[name](**OWN_SIZES.get(name, SIZES))
     set_bidirectional(config, bidirectional)
     torch.manual_seed(0)
@@ -64,20 +69,23 @@ def probe(name: str, implementation: str, bidirectional: bool) -> str:
 
 
 def main() -> None:
+    options = study_parser("architectures", __doc__).parse_args()
+    study = Study(results_file(options.results, "architectures"), command="python -m benchmarks.architectures")
     logging.set_verbosity_error()
-    found: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}
     for name in ARCHITECTURES:
-        row = tuple(
-            probe(name, implementation, bidirectional)
-            for bidirectional in (True, False)
-            for implementation in IMPLEMENTATIONS
-        )
-        found.setdefault(row, []).append(name)
-    print(
-        "| architectures | asked for bidirectional: sdpa | eager | asked for causal: sdpa | eager |\n|---|---|---|---|---|"
-    )
-    for row, names in sorted(found.items(), key=lambda item: -len(item[1])):
-        print(f"| {', '.join(names)} | {' | '.join(row)} |")
+        found = {
+            asked: {implementation: probe(name, implementation, bidirectional) for implementation in IMPLEMENTATIONS}
+            for asked, bidirectional in ASKED.items()
+        }
+        study.record(name, found)
+        alike.setdefault(tuple(answer for row in found.values() for answer in row.values()), []).append(name)
+
+    # Architectures with the same answers share a row.
+    header = ["architectures", "asked for bidirectional: sdpa", "eager", "asked for causal: sdpa", "eager"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for answers, names in sorted(alike.items(), key=lambda item: -len(item[1])):
+        print(f"| {', '.join(names)} | {' | '.join(answers)} |")
 
 
 if __name__ == "__main__":

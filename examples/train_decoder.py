@@ -1,17 +1,22 @@
-"""Pre-train a small decoder of Llama's architecture from nothing but text files.
+"""Pre-train a small decoder of Llama's architecture on text files.
 
     python examples/train_decoder.py --texts articles.jsonl stories.jsonl --output decoder
 
-For experiments with decoders where no downloaded one will do. The recipe: byte-level BPE trained on the texts; texts one behind the other,
-each between <s> and </s>, cut into windows of 256 tokens; next-token loss, AdamW, cosine schedule. The defaults make 20 million
-parameters, tied embeddings of 16,000 tokens included, and show them 3,000 steps of 64 windows: 49 million tokens, which is more than once
-around in less than 200 MB of text. By its arithmetic, 6e15 operations, that is a few minutes on a GPU (give --bf16), but it has NOT been
-run on one. It has been tried on a CPU alone, with tiny sizes, and its learning rate is a usual one for this width, not a tuned one.
+This is for experiments with decoders without a download.
 
-10 million parameters: --hidden-size 256 --num-attention-heads 4 --vocab-size 14000.
-30 million: --hidden-size 512 --num-hidden-layers 7 --num-attention-heads 8.
-A minute on a CPU: --hidden-size 64 --num-hidden-layers 2 --num-attention-heads 4 --vocab-size 2000 --max-length 64 --batch-size 16
---max-steps 200.
+- The tokenizer is a byte-level BPE that is trained on the texts.
+- Each text stands between <s> and </s>. The texts are joined and cut into windows of 256 tokens.
+- The loss is that of next-token prediction; AdamW with a cosine schedule.
+- The defaults make 20 million parameters, with tied embeddings of 16,000 tokens. They train for 3,000 steps of 64
+  windows. That is 49 million tokens, more than one epoch of 200 MB of text.
+
+By arithmetic (6e15 operations) that takes a few minutes on a GPU (give --bf16). It was NOT run on one: the script was
+tried on a CPU with tiny sizes only. The learning rate is a usual one for this width, and not tuned.
+
+- 10 million parameters: --hidden-size 256 --num-attention-heads 4 --vocab-size 14000
+- 30 million parameters: --hidden-size 512 --num-hidden-layers 7 --num-attention-heads 8
+- A minute on a CPU: --hidden-size 64 --num-hidden-layers 2 --num-attention-heads 4 --vocab-size 2000 --max-length 64
+  --batch-size 16 --max-steps 200
 """
 
 import argparse
@@ -30,13 +35,13 @@ from transformers import (
     set_seed,
 )
 
-from sensedict_hf.data import iterate_texts, read_dataset
+from sensedict_hf import read_dataset
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that no text has an unknown token; begins each text with <s>."""
+    """Train a byte-level BPE, for which no text has unknown tokens. It puts <s> before each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,32 +66,30 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def main(arguments: list[str] | None = None) -> tuple[float, float]:
-    """Returns the loss on held-out texts before and after."""
+    """Train a decoder; return the loss on held-out texts before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", nargs="+", required=True, help="files with a text column")
-    parser.add_argument("--output", default="decoder")
-    parser.add_argument("--vocab-size", type=int, default=16_000, help="at most; a small corpus makes fewer tokens")
+    parser.add_argument("--output", default="decoder", help="folder for the decoder and the tokenizer")
+    parser.add_argument("--vocab-size", type=int, default=16_000, help="largest number of tokens")
     parser.add_argument("--hidden-size", type=int, default=384)
     parser.add_argument("--num-hidden-layers", type=int, default=8)
     parser.add_argument("--num-attention-heads", type=int, default=6)
-    parser.add_argument(
-        "--intermediate-size", type=int, help="default: eight thirds of the hidden size, in multiples of 32"
-    )
-    parser.add_argument("--max-length", type=int, default=256, help="of a window, in tokens")
+    parser.add_argument("--intermediate-size", type=int, help="default: 8/3 of the hidden size, a multiple of 32")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens in a window")
     parser.add_argument("--max-steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=64, help="windows a step")
+    parser.add_argument("--batch-size", type=int, default=64, help="windows in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--bf16", action="store_true", help="computes in bfloat16, for GPUs that can")
-    parser.add_argument("--held-out", type=float, default=0.02, help="share of the texts that the loss is measured on")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, on a GPU")
+    parser.add_argument("--held-out", type=float, default=0.02, help="share of texts to measure the loss on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     set_seed(options.seed)
 
-    # 1. The tokenizer, from the texts that are trained on.
+    # 1. The tokenizer, from the training texts.
     parts = read_dataset(options.texts).train_test_split(test_size=options.held_out, seed=options.seed)
-    tokenizer = train_tokenizer(iterate_texts(parts["train"]), options.vocab_size, options.max_length)
+    tokenizer = train_tokenizer((row["text"] for row in parts["train"]), options.vocab_size, options.max_length)
 
-    # 2. Windows. What a thousand texts leave over at their end is dropped.
+    # 2. The windows. Texts are joined a thousand at a time, and the tokens left over at the end are dropped.
     def windows(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         encoding = tokenizer(rows["text"], verbose=False)["input_ids"]
         tokens = list(chain.from_iterable([*ids, tokenizer.eos_token_id] for ids in encoding))
@@ -96,9 +99,8 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parts = parts.map(windows, batched=True, remove_columns=parts["train"].column_names)
     for name, part in parts.items():
         if not len(part):
-            raise ValueError(
-                f"the {name} texts have fewer than {options.max_length} tokens: give more texts, or a smaller --max-length"
-            )
+            text = f"the {name} texts have fewer than {options.max_length} tokens"
+            raise ValueError(f"{text}: give more texts, or a smaller --max-length")
 
     # 3. The decoder.
     intermediate_size = options.intermediate_size or 32 * math.ceil(options.hidden_size * 8 / 3 / 32)
@@ -144,10 +146,11 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    print(
-        f"loss on {len(parts['test']):,} held-out windows: {before:.4f} before, {after:.4f} after {options.max_steps:,} steps"
-    )
-    model.config.use_cache = True  # Trainer has switched off what generation is slow without
+    losses = f"{before:.4f} before, {after:.4f} after {options.max_steps:,} steps"
+    print(f"loss on {len(parts['test']):,} held-out windows: {losses}")
+
+    # 5. The decoder and the tokenizer. `Trainer` has turned the cache off, and generation is slow without it.
+    model.config.use_cache = True
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
     return before, after

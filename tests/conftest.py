@@ -11,11 +11,11 @@ from sensedict_hf import Teacher
 
 
 def pytest_addoption(parser):
-    parser.addoption("--gpu", action="store_true", help="show a GPU to the tests")
+    parser.addoption("--gpu", action="store_true", help="let the tests see a GPU")
 
 
 def pytest_configure(config):
-    """Tests compare the bytes of a CPU, but teachers and Trainer take a GPU wherever they see one."""
+    """Hide the GPU: teachers and `Trainer` use it if they see one, and tests compare exact results of a CPU."""
     if not config.getoption("gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -52,7 +52,7 @@ def texts():
 
 @pytest.fixture
 def teacher_folder(bert, tmp_path):
-    """A saved teacher, as a user would have it."""
+    """The folder of a saved teacher."""
     folder = tmp_path / "teacher"
     bert.model.save_pretrained(folder)
     bert.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the comparison of ways to distil adds to the package: vectors from the disk, the cosine, the search of learning rates."""
+"""The comparison of methods: vectors from disk, the cosine, the search of learning rates, and jobs."""
 
 import argparse
 import os
@@ -78,8 +78,8 @@ class Notes:
 
 
 def test_jobs_share_the_steps(tmp_path, monkeypatch):
-    """Each call is made once, in a process beside this one and after the step before; what comes too late is no error, all else is."""
-    (tmp_path / "notes.py").write_text(NOTES)  # a module that is quickly imported
+    """Each call is made once, in another process and after the step before. Only a TimeoutError is no error."""
+    (tmp_path / "notes.py").write_text(NOTES)  # a module whose import is quick
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "made").mkdir()
     monkeypatch.chdir(tmp_path / "made")

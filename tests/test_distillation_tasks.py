@@ -1,3 +1,5 @@
+"""The tasks of the comparison: which files they read, and what they score."""
+
 import json
 
 import numpy as np
@@ -31,7 +33,7 @@ def words_of(prefix):
 
 @pytest.fixture
 def data(tmp_path):
-    """Every file but for those of tests."""
+    """A data folder without test files."""
     for name in tasks.CLASSIFICATION:
         write(tmp_path / name / "train.jsonl", texts_of("train", 50))
     for part in ("train", "dev"):

@@ -1,3 +1,5 @@
+"""The examples that train decoders."""
+
 import importlib.util
 import math
 from pathlib import Path
@@ -22,12 +24,9 @@ def example(name):
 
 @pytest.fixture
 def base(tmp_path):
-    """A decoder with a head, saved as a user would have it; the weights are large, so that the head, which stays as it is, tells words
-    apart."""
-    folder, settings = (
-        tmp_path / "base",
-        {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3},
-    )
+    """A saved decoder with a head. Its weights are large, so that the untrained head tells words apart."""
+    folder = tmp_path / "base"
+    settings = {"num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3}
     LlamaForCausalLM(LlamaConfig(**SIZES, **settings, pad_token_id=0)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -35,7 +34,7 @@ def base(tmp_path):
 
 @pytest.fixture
 def texts():
-    """Words in their order, of which the neighbours of one that is hidden tell which it is."""
+    """Words in a fixed order, so that the neighbours of a masked word tell which one it is."""
     return [" ".join(WORDS[begin : begin + 8]) for begin in range(20)] * 4
 
 
@@ -51,7 +50,7 @@ def test_mntp(base, files, texts, tmp_path, capsys):
     assert after < before - 0.3
     assert f"held-out windows: {before:.4f} before, {after:.4f} after 15 steps" in capsys.readouterr().out
 
-    # The adapter is for the bare base model, and is all that was learned.
+    # Only the adapter was trained, and it fits the base model without a head.
     saved = load_file(tmp_path / "mntp" / "adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "mntp")
     assert saved.keys() == get_peft_model_state_dict(adapted).keys()
@@ -72,7 +71,7 @@ def test_mntp(base, files, texts, tmp_path, capsys):
     adapted.config.is_causal = False
     torch.testing.assert_close(states, adapted.eval()(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
 
-    # One seed, one adapter; recomputing activations changes nothing.
+    # The same seed makes the same adapter. Gradient checkpointing changes nothing.
     for name, more in (("one", []), ("two", ["--gradient-checkpointing"])):
         torch.rand(1)
         example("mntp").main([*settings, "--output", str(tmp_path / name), "--max-steps", "1", *more])
@@ -83,7 +82,7 @@ def test_mntp(base, files, texts, tmp_path, capsys):
 def test_mntp_loss_is_of_the_position_before():
     mntp_loss = example("mntp").mntp_loss
     logits = torch.zeros(1, 3, 4)
-    logits[0, 1, 2] = 100  # behind position 1 comes token 2
+    logits[0, 1, 2] = 100  # token 2 comes after position 1
     assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, 2]])).item() == pytest.approx(0)
     assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, -100]])).item() == pytest.approx(
         math.log(4)
@@ -128,7 +127,7 @@ def test_train_decoder(files, texts, tmp_path):
     assert ids[0] == tokenizer.bos_token_id and tokenizer.decode(ids, skip_special_tokens=True) == "w1 Ünïcode_ 日本"
     assert decoder.generate(torch.tensor([ids[:3]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
     assert load_teacher(tmp_path / "decoder").encode(texts[:2]).shape == (2, 16)
-    # Its own vocabulary has the mask that LLM2Vec takes.
+    # The tokenizer has the mask of LLM2Vec, so MNTP works without an option.
     example("mntp").main(
         ["--model", str(tmp_path / "decoder"), *files, "--max-steps", "1", "--output", str(tmp_path / "mntp")]
     )

@@ -1,13 +1,24 @@
-"""Results of benchmarks are kept with where they come from."""
+"""Results of benchmarks and their provenance."""
 
+import ast
 import json
 from multiprocessing import get_context
 
-from benchmarks.studies import RESULTS, Study
+import pytest
+
+from benchmarks.studies import RESULTS, ROOT, Study, results_file
+
+# All modules that are run by themselves.
+MODULES = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").iterdir()
+    if (path.is_dir() and (path / "__main__.py").is_file())
+    or (path.suffix == ".py" and path.stem not in ("__init__", "studies"))
+)
 
 
 def add(path, number):
-    Study(path).record(f"model-{number % 3}", f"task-{number}", {"score": number})
+    Study(path).record(f"model-{number % 3}", {f"task-{number}": {"score": number}})
 
 
 def test_processes_add_to_one_file(tmp_path):
@@ -20,6 +31,23 @@ def test_processes_add_to_one_file(tmp_path):
     content = json.loads(path.read_text())
     assert content["study"] == "study" and content["provenance"].keys() == content["entries"].keys()
     assert content["provenance"]["model-0"]["versions"]["torch"] is not None
+
+
+def test_trials_are_not_mixed_with_recorded_results(tmp_path):
+    assert results_file(None, "sizes") == RESULTS / "sizes.json"
+    assert results_file(None, "sizes", recorded=False, folder=tmp_path) == tmp_path / "sizes.json"
+    assert results_file(tmp_path / "own.json", "sizes") == tmp_path / "own.json"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_benchmark_names_its_file_of_results(module):
+    """`python -m benchmarks.NAME` is in the docstring and in the table of the README."""
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    path = ROOT / "benchmarks" / module
+    source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
+    assert f"    python -m benchmarks.{module}" in docstring
+    assert f"| `{module}` |" in page
 
 
 def test_recorded_results_say_where_they_come_from():

@@ -1,4 +1,4 @@
-"""Work that is shared by processes, each with an object of its own whose results are files."""
+"""Work that processes share. Each process has an object of its own, whose results are files."""
 
 import multiprocessing
 import os
@@ -12,40 +12,49 @@ from tqdm.auto import tqdm
 
 
 class Worker:
-    """What a process has."""
+    """The state of a process.
+
+    Attributes:
+        own: The object whose methods are called.
+    """
 
     own: object
 
     @classmethod
     def start(cls, make: Callable[[], object]) -> None:
+        """Make the object, in a new process."""
         threading.Thread(target=cls.end_with_parent, daemon=True).start()
         cls.own = make()
 
     @staticmethod
     def end_with_parent() -> None:
-        """Left alone, a process would go on to write where the next run does."""
+        """End the process when its parent ends. Otherwise it would write to the files of the next run."""
         wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
     @classmethod
     def call(cls, method: str, *arguments: Any) -> None:
+        """Call a method of the object. A TimeoutError means that the time is over, and is no error."""
         try:
             getattr(cls.own, method)(*arguments)
-        except TimeoutError:  # it comes too late and is left
+        except TimeoutError:
             pass
 
 
 def run_jobs(make: Callable[[], object], steps: dict[str, Sequence[tuple[Any, ...]]], jobs: int) -> None:
-    """
+    """Call methods in several processes.
+
     Args:
-        make: makes the object of a process. steps: by title, methods of it with their arguments; a step begins when the one before is done.
+        make: Makes the object of a process.
+        steps: By title, the calls of a step: the name of a method and its arguments. A step begins when the one before
+            it is done.
+        jobs: Number of processes.
 
     Raises:
-        The first error of a call; the other processes are ended then, as by an interruption.
+        Exception: The first error of a call. The other processes are ended, also on an interruption.
     """
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs))
-    )  # of the processes that begin here
+    # The processes share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), Worker.start, (make,)) as pool:
         try:
             for title, calls in steps.items():

@@ -1,4 +1,4 @@
-"""The ways to distil that are compared, and the trainer of all of them."""
+"""The methods that are compared, and the trainer that runs all of them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,14 @@ from sensedict_hf.distillation.batches import Collator
 
 @dataclass(frozen=True)
 class Method:
-    """
+    """A way to distil.
+
     Attributes:
-        title: in the table. output: which of the student's vectors are its embeddings.
-        settings: of [`SKDTrainingArguments`]. similarity: of the dictionary. separate: a student, and a dictionary, for each task.
+        title: Title in the table.
+        output: The output that the method is made for.
+        settings: Settings of :class:`SKDTrainingArguments`.
+        similarity: Similarity of the dictionary.
+        separate: Whether each task has a student and a dictionary of its own.
     """
 
     title: str
@@ -39,12 +43,13 @@ METHODS = {
     ),
     "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
     "sense": Method("senses alone", "soft", {"objective": "sense"}),
-    "skd": Method("SKD", "half"),  # by default: senses, hidden-state and sentence MSE together
+    "skd": Method("SKD", "half"),  # the default: senses, hidden-state MSE and sentence MSE together
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "half", separate=True),
 }
 
-SETTINGS = (  # of SKD, each instead of its default
+# Changed settings of SKD for `--settings`.
+SETTINGS = (
     {"temperature": 0.05},
     {"temperature": 0.5},
     {"label_top_k": 8},
@@ -59,29 +64,37 @@ SETTINGS = (  # of SKD, each instead of its default
 
 @dataclass
 class CachedCollator(Collator):
-    """Adds the teacher's vectors, `[positions, hidden]` of all texts."""
+    """Adds the teacher's vectors to a batch.
+
+    Attributes:
+        vectors: The teacher's vectors of all texts, `[positions, hidden]`. The column `begin` of a row says where its
+            own begin.
+    """
 
     vectors: np.ndarray
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        states = [
-            torch.from_numpy(self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])].copy()) for row in rows
-        ]
+        parts = [self.vectors[row["begin"] : row["begin"] + len(row["input_ids"])] for row in rows]
+        states = [torch.from_numpy(part.copy()) for part in parts]
         return super().__call__(rows) | {"vectors": nn.utils.rnn.pad_sequence(states, batch_first=True)}
 
 
 class CachedTrainer(SKDTrainer):
-    """Reads the teacher's vectors instead of running it, and knows the cosine."""
+    """An :class:`SKDTrainer` that reads the teacher's vectors instead of running it.
+
+    Attributes:
+        is_cosine: Train with the cosine of hidden states, which is no objective of the package.
+    """
 
     is_cosine = False
 
     def read(self, teacher: Teacher, vectors: np.ndarray) -> None:
-        """Takes the teacher's vectors of all positions, `[positions, hidden]`, where the column `begin` says."""
+        """Set the vectors, see :class:`CachedCollator`. Call this before `train`."""
         own, self.teacher = self.data_collator, teacher
         self.data_collator = CachedCollator(own.pad_token_id, own.has_senses, False, vectors)
 
     def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
-        return texts  # token ids; what the teacher makes of them is in `vectors`
+        return texts  # token ids already
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["vectors"].float()

@@ -1,9 +1,7 @@
-"""The tasks on which ways to distil a teacher are compared, and a baseline from another package.
+"""The tasks of the comparison, and model2vec as a baseline.
 
-Each task has the texts that a student learns from and a score for what encodes texts and words. A data folder holds a folder for each, of
-JSON Lines: six with `train.jsonl` and `test.jsonl` of `text` and `label`; `stsb` with `train`, `dev` and `test` of `sentence1`,
-`sentence2` and `score`; `wnut17` with the same three of `tokens` and `tags`; `xquad_retrieval` with `corpus` (`id`, `title`, `text`) and
-`queries` (`text`, `relevant`), and for its students `wikipedia_en_sample/train.jsonl` of `text`.
+A task has texts to learn from, and scores a model that encodes texts and words. `benchmarks/README.md` describes the
+data folder.
 """
 
 import json
@@ -33,17 +31,20 @@ if TYPE_CHECKING:
     from model2vec import StaticModel
 
 CLASSIFICATION = ("banking77", "hwu64", "go_emotions", "snips", "uci_sentiment", "poem_sentiment")
-ARTICLE_CHARACTERS = 600  # of each article, a paragraph; whole articles would be more text than all else together
+# Whole articles would be more text than all other tasks have together, so the first paragraph or so is used.
+ARTICLE_CHARACTERS = 600
 NAMES = (*CLASSIFICATION, "stsb", "xquad_retrieval", "wnut17")
 DEV_NAMES = tuple(name for name in NAMES if name != "xquad_retrieval")
 
 
 @dataclass(frozen=True)
 class DistillationTask:
-    """
+    """A task for students.
+
     Attributes:
-        train_texts: what students learn from, without labels.
-        evaluation: what is encoded, and how it is scored.
+        name: Name of the task.
+        train_texts: Texts that students learn from, without labels.
+        evaluation: What is encoded, and how it is scored.
     """
 
     name: str
@@ -51,8 +52,17 @@ class DistillationTask:
     evaluation: EvaluationTask
 
     def score(self, encode: Encode, encode_words: EncodeWords) -> dict[str, float]:
-        """Classification: `few_shot`, `few_shot_std`, `full` (accuracy); stsb: `spearman`, `pearson`; xquad_retrieval: `ndcg_at_10`,
-        `accuracy_at_1`, `recall_at_10`; wnut17: `f1`, `precision`, `recall`; all in 0..1 but for correlations."""
+        """Score a model.
+
+        Args:
+            encode: Encodes texts.
+            encode_words: Encodes the words of sentences.
+
+        Returns:
+            Classification: accuracies `few_shot`, `few_shot_std` and `full`. `stsb`: `spearman` and `pearson`.
+            `xquad_retrieval`: `ndcg_at_10`, `accuracy_at_1` and `recall_at_10`. `wnut17`: `f1`, `precision` and
+            `recall`. All are between 0 and 1, correlations between -1 and 1.
+        """
         return self.evaluation.score(encode, encode_words)
 
     def score_outputs(
@@ -63,11 +73,18 @@ class DistillationTask:
         tokenizer: PreTrainedTokenizerBase,
         **settings: Any,
     ) -> dict[str, dict[str, float]]:
-        """The scores of several outputs of one forward pass, by name. They are pooled to means, and the means of all are means of each.
+        """Score several outputs of one forward pass. They are mean-pooled together.
 
         Args:
-            forward: token ids and mask, `[batch, positions]`, to the outputs beside each other, `[batch, positions, names x width]`.
-            settings: of `BatchEncoder`.
+            forward: Token ids and mask, `[batch, positions]`, to the joined outputs, `[batch, positions, names x
+                width]`.
+            names: Names of the outputs.
+            width: Width of an output.
+            tokenizer: Tokenizer of the model.
+            settings: Further settings of `BatchEncoder`.
+
+        Returns:
+            Scores by output, rounded to five digits.
         """
         encoder = BatchEncoder(forward, tokenizer, **settings)
         vectors = self.evaluation.encode(encoder.encode_texts, encoder.encode_words)
@@ -80,25 +97,26 @@ class DistillationTask:
 
 
 def load_task(name: str, data: Path, *, dev: bool = False) -> DistillationTask:
-    """
+    """Load a task.
+
     Args:
-        name: one of `NAMES`. data: the folder of all data.
-        dev: score on data to develop on, without a look at any test file: `dev.jsonl`, or a stratified fifth of the training rows of a
-            classification, which its `train_texts` are then without.
+        name: One of `NAMES`; with `dev` one of `DEV_NAMES`.
+        data: The data folder.
+        dev: Score on data for development, without reading a test file. This is `dev.jsonl`; for classification it is
+            a stratified fifth of the training rows, which `train_texts` then leave out.
 
     Raises:
-        ValueError: there is no such task, or it has nothing to develop on.
+        ValueError: There is no such task, or it has no data for development.
     """
-    if name not in (DEV_NAMES if dev else NAMES):
-        raise ValueError(
-            f"there is no task {name!r}{' to develop on' * dev}: choose one of {', '.join(DEV_NAMES if dev else NAMES)}"
-        )
+    allowed = DEV_NAMES if dev else NAMES
+    if name not in allowed:
+        raise ValueError(f"there is no task {name!r}{' to develop on' * dev}: choose one of {', '.join(allowed)}")
     if name == "xquad_retrieval":
-        articles = [
-            text[:ARTICLE_CHARACTERS] for text in read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]
-        ]
+        articles = read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]
         corpus, queries = (read_columns(data / name / f"{part}.jsonl") for part in ("corpus", "queries"))
-        return DistillationTask(name, articles, retrieval_task(corpus, queries))
+        return DistillationTask(
+            name, [text[:ARTICLE_CHARACTERS] for text in articles], retrieval_task(corpus, queries)
+        )
     train = read_columns(data / name / "train.jsonl")
     if dev and name in CLASSIFICATION:
         train, test = hold_out_fifth(train)
@@ -112,12 +130,13 @@ def load_task(name: str, data: Path, *, dev: bool = False) -> DistillationTask:
 
 
 def read_columns(path: Path) -> Columns:
+    """Read a file of JSON Lines: the values of each column."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def hold_out_fifth(columns: Columns) -> tuple[Columns, Columns]:
-    """Four fifths of labelled rows and the fifth that is held out, both in the order of the rows."""
+    """Split labelled rows into four fifths and a stratified fifth, both in the order of the rows."""
     rows = np.arange(len(columns["label"]))
     parts = train_test_split(rows, test_size=0.2, random_state=0, stratify=columns["label"])
     four_fifths, fifth = (
@@ -127,7 +146,15 @@ def hold_out_fifth(columns: Columns) -> tuple[Columns, Columns]:
 
 
 def best_learning_rate(rates: Sequence[float], held_out: Callable[[float], float]) -> float:
-    """The rate with the highest score on held-out texts, of some and of those beyond them as long as the best is the first or the last."""
+    """Search for the learning rate with the highest score.
+
+    While the best rate is the lowest or the highest that was tried, the next one beyond it is tried too: half or twice
+    as much.
+
+    Args:
+        rates: The rates to begin with.
+        held_out: Returns the score of a rate on held-out texts.
+    """
     tried = sorted(rates)
     best = max(tried, key=held_out)
     while best in (tried[0], tried[-1]):
@@ -139,20 +166,24 @@ def best_learning_rate(rates: Sequence[float], held_out: Callable[[float], float
 
 
 def distill_model2vec(teacher: str, folder: Path) -> "StaticModel":
-    """The static model that model2vec makes of a teacher's tokens, with that package's own settings; or the one that is in the folder."""
+    """Return model2vec's static model of a teacher, with the default settings of that package.
+
+    Args:
+        teacher: Name or folder of the teacher.
+        folder: Where the model is kept.
+    """
     # Imported here: only this baseline needs the package.
     from model2vec import StaticModel
     from model2vec.distill import distill
 
     if not folder.exists():
         distill(teacher).save_pretrained(folder)
-    return StaticModel.from_pretrained(
-        folder, quantize_to="float32"
-    )  # stored in float16, whose means and lengths lose digits
+    # It is stored in float16, in which means and lengths lose digits.
+    return StaticModel.from_pretrained(folder, quantize_to="float32")
 
 
 def model2vec_encoders(model: "StaticModel") -> tuple[Encode, EncodeWords]:
-    """How a static model encodes texts, and words: each as the mean of its tokens' vectors."""
+    """Return functions that encode texts, and words, as the mean of their tokens' vectors."""
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return model.encode(list(texts), use_multiprocessing=False)
