@@ -41,6 +41,8 @@ OTHER_NAMES = {
 # --name or --name=value. A longer text that starts with -- is a value.
 OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
 
+# Options that name a model or a dictionary: a folder, or a name on the Hub.
+SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update")
 # What a shell completes, by the placeholder that help shows for a value.
 COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error in the input, which is printed in one line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sensedict_hf").setLevel(logging.INFO)
     try:
@@ -72,12 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "distill":
             options.trainer_arguments = others  # parsed by transformers when the command runs
         elif others:
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
+            help_command = f"'sensedict {options.command} --help'"
+            parser.error(f"unrecognized arguments: {' '.join(others)}; {help_command} lists the options")
         run(options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"sensedict {given[0]}: {error}", file=sys.stderr)
+        print(f"sensedict {given[0]}: {describe_error(error, options)}", file=sys.stderr)
         return 2
     return 0
+
+
+def describe_error(error: Exception, options: argparse.Namespace) -> str:
+    """Put the message of an error in one line, and name the models that are no folders if transformers found none."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is None:  # errors of the system have a number
+        given = [getattr(options, name, None) or [] for name in SOURCES]
+        names = [name for value in given for name in ([value] if isinstance(value, str) else value)]
+        missing = [name for name in names if not Path(name).exists()]
+        if missing:
+            message += f" (there is no folder {' or '.join(missing)} here)"
+    return message
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sensedict",
         usage="%(prog)s COMMAND [options]",
         description="Build a sense dictionary, which holds a few vectors (senses) for every token of an encoder or "
-        "decoder, and distil the model into a small, fast student with its help.",
+        "decoder, and use it to distil the model into a small, fast student.",
         epilog="'sensedict COMMAND --help' explains the options of a command.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
@@ -230,8 +246,8 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
 def _add_distill(sub: argparse.ArgumentParser) -> None:
     # transformers parses all other options when the command runs, see sensedict_hf/cli/distill.py.
     sub.epilog = (
-        "All other options of transformers' TrainingArguments are accepted, such as --max-steps, --seed and --bf16; "
-        "--help-all lists them. FILE.yaml (or .json) holds options as 'name: value'; options after it win. "
+        "All other options of transformers' TrainingArguments are accepted, such as --max-steps, --seed, --bf16 and "
+        "--use-cpu; --help-all lists them. FILE.yaml (or .json) holds options as 'name: value'; options after it win. "
         "The same command continues an interrupted run from its last checkpoint."
     )
     about = "show this help message and all options of TrainingArguments, and exit"
@@ -276,7 +292,10 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
     _add(training, "--mse-weight", "W", "weight of 'mse' when it is added to other losses", default=3.0)
     _add(training, "--sentence-weight", "W", "weight of 'sentence' when it is added to other losses", default=9.0)
-    about = "longest input in tokens; longer texts are split into windows (default: the teacher's limit)"
+    about = (
+        "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
+        "most 512)"
+    )
     _add(training, "--max-length", "N", about, type=int)
     _add_teacher(sub)
 
@@ -307,10 +326,10 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
 def _add_inspect(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
     _add(sub, "token", "TOKEN", "a token in the vocabulary of the dictionary")
-    _add_texts(sub, "show passages from these texts for each sense: " + FILES)
+    _add_texts(sub, "show contexts of each sense from these texts: " + FILES)
     about = "the teacher, which has to read the texts again (default: the model named in the dictionary)"
     _add(sub, "--teacher", "MODEL", about)
-    _add(sub, "--max-contexts", "N", "passages to show for each sense", default=3)
+    _add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
     _add_teacher(sub)
 
 
@@ -370,7 +389,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "inspect": (
         _add_inspect,
         "DIR TOKEN [--texts FILE...] [options]",
-        "show the senses of a token, and passages in which they occur",
+        "show the senses of a token, and contexts in which they occur",
     ),
     "distill": (
         _add_distill,

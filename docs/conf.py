@@ -6,10 +6,10 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
-from sensedict_cli import make_parser
 from sphinx.application import Sphinx
 
 import sensedict_hf
+from sensedict_cli import make_parser
 
 project = "sensedict_hf"
 author = "The sensedict_hf authors"

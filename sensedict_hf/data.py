@@ -1,4 +1,4 @@
-"""Reading texts: files and datasets of them, and the strings in every form that callers may pass."""
+"""Reading texts: from files and datasets, and from every form in which callers may pass strings."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,7 +37,8 @@ def read_dataset(
         The rows; an `IterableDataset` with `streaming`.
 
     Raises:
-        ValueError: A file is missing, broken or of an unknown kind, or the files are of different kinds.
+        ValueError: A file is missing, broken or of an unknown kind, the files are of different kinds or all empty, or
+            there is no dataset of that name.
 
     Example:
         >>> from sensedict_hf import read_dataset
@@ -53,19 +54,28 @@ def read_dataset(
         return load_from_disk(paths[0])
     if len(paths) == 1 and not Path(paths[0]).exists() and Path(paths[0]).suffix not in FILE_FORMATS:
         if not Path(paths[0]).suffix or paths[0].count("/") == 1:
-            return load_dataset(paths[0], split=split, streaming=streaming)
+            try:
+                return load_dataset(paths[0], split=split, streaming=streaming)
+            except OSError as error:
+                raise ValueError(
+                    f"there is no file or folder {paths[0]}, and no dataset of that name could be loaded from the "
+                    f"Hub: check the name ({error})"
+                ) from error
 
     # Everything else is files. They are checked first, because the errors of `datasets` do not name the file.
     for path in paths:
         if Path(path).suffix not in FILE_FORMATS:
             raise ValueError(
-                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, or the name of a dataset"
+                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, a folder written by "
+                "Dataset.save_to_disk, or the name of a dataset on the Hub"
             )
         if not Path(path).is_file():
             raise ValueError(f"there is no file {path}: check the path")
     kinds = {FILE_FORMATS[Path(path).suffix] for path in paths}
     if len(kinds) > 1:
         raise ValueError(f"the files are of different kinds ({', '.join(sorted(kinds))}): convert them to one kind")
+    if not any(Path(path).stat().st_size for path in paths):
+        raise ValueError(f"{', '.join(paths)} is empty: give files that hold texts")
     kind = kinds.pop()
     try:
         dataset = load_dataset(

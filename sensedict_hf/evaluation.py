@@ -45,7 +45,7 @@ def evaluate_classification(
     """Score embeddings by logistic regression: few-shot as in MTEB, and on the whole training set.
 
     Args:
-        train_embeddings: `[n, hidden]`.
+        train_embeddings: `[n, hidden]`, an array or a tensor on the CPU.
         train_labels: `n` integers or strings.
         test_embeddings: `[m, hidden]`.
         test_labels: `m` integers or strings.
@@ -69,8 +69,8 @@ def evaluate_classification(
             raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
     unseen = np.setdiff1d(expected, labels).tolist()
     if unseen:
-        raise ValueError(f"the test set has labels that the train set has not: {unseen[:5]}; use the same in both")
-    train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
+        raise ValueError(f"the test set has labels that the training set lacks: {unseen[:5]}; use the same in both")
+    train, test = (_normalized(x) if normalize else np.asarray(x) for x in (train_embeddings, test_embeddings))
 
     def accuracy(rows: NDArray[Any] | slice, **settings: float) -> float:
         classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], labels[rows])
@@ -89,8 +89,14 @@ def few_shot_draws(
 ) -> list[NDArray[Any]]:
     """Draw the rows on which MTEB's classification tasks train.
 
-    MTEB shuffles the order of the previous draw again, with a generator that starts from the same seed, and takes the
-    first rows of every label.
+    For each draw MTEB shuffles the order of the previous one, always with the same seed, and takes the first rows of
+    every label.
+
+    Args:
+        labels: Label of each row, `[n]`.
+        samples_per_label: Rows of each label in a draw.
+        num_draws: Number of draws.
+        seed: Seed of the shuffling.
 
     Returns:
         For each draw, the indices of its rows, in MTEB's order.
@@ -119,7 +125,7 @@ class SimilarityScores(TypedDict):
 def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], scores: ArrayLike) -> SimilarityScores:
     """Compare cosine similarities of pairs with annotated scores, as in the STS tasks of MTEB.
 
-    MTEB's main score is Spearman's correlation, which looks at the order of the scores alone.
+    MTEB's main score is Spearman's correlation, which depends on the order of the scores only.
 
     Args:
         embeddings1: First text of each pair, `[pairs, hidden]`.
@@ -141,7 +147,7 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         lengths = f"{len(embeddings1)} and {len(embeddings2)} embeddings but {pairs} scores"
         raise ValueError(f"{lengths}: give one of each for every pair")
     if len(np.unique(annotated)) < 2:
-        raise ValueError(f"{pairs} scores, none different from another: a correlation needs two different ones")
+        raise ValueError(f"the {pairs} scores are all equal: a correlation needs two different ones")
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
     return SimilarityScores(
         spearman=float(spearmanr(cosines, annotated).statistic), pearson=float(pearsonr(cosines, annotated).statistic)
@@ -181,7 +187,10 @@ def evaluate_retrieval(
     """
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
-        raise ValueError(f"{num_queries} query embeddings but {len(relevant)} lists of relevant documents")
+        raise ValueError(
+            f"{num_queries} query embeddings but {len(relevant)} lists of relevant documents: give one of each for "
+            "every query"
+        )
     is_relevant = np.zeros((num_queries, num_documents), dtype=bool)
     for query, documents in enumerate(relevant):
         if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
@@ -237,10 +246,15 @@ def evaluate_token_classification(
     """
     for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
         if len(features) != len(tags):
-            raise ValueError(f"{name}: features of {len(features)} sentences but tags of {len(tags)}")
+            raise ValueError(
+                f"{name}: features of {len(features)} sentences but tags of {len(tags)}: give both of each"
+            )
         for number, (vectors, words) in enumerate(zip(features, tags)):
             if len(vectors) != len(words):
-                raise ValueError(f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags")
+                raise ValueError(
+                    f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags: give one of each "
+                    "for every word"
+                )
     annotated = _entities(test_tags)
     # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
@@ -315,6 +329,7 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
 
 def _normalized(x: NDArray[Any]) -> NDArray[Any]:
     """Divide vectors `[n, hidden]` by their lengths, in float32 at least: in half precision squares underflow."""
+    x = np.asarray(x)  # a tensor, as `encode` returns by default
     x = x.astype(np.result_type(x, np.float32), copy=False)
     unit: NDArray[Any] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return unit
@@ -332,7 +347,7 @@ class EvaluationTask:
     Attributes:
         inputs: One or more lists of texts. With `of_words`, lists of sentences, each a list of words.
         metric: Takes the vectors of each list in `inputs` and returns scores.
-        of_words: Whether each word has a vector, not each text.
+        of_words: Whether each word gets a vector. Otherwise each text gets one.
     """
 
     inputs: tuple[Sequence[Any], ...]
@@ -340,7 +355,12 @@ class EvaluationTask:
     of_words: bool = False
 
     def encode(self, encode: Encode, encode_words: EncodeWords) -> list[Any]:
-        """Encode the inputs; return an array `[texts, hidden]`, or a list of arrays `[words, hidden]`, for each."""
+        """Encode the inputs.
+
+        Returns:
+            For each list of inputs, an array `[texts, hidden]`. With `of_words`, an array `[words, hidden]` for each
+            sentence instead.
+        """
         if self.of_words:
             return [[np.asarray(vectors) for vectors in encode_words(sentences)] for sentences in self.inputs]
         return [np.asarray(encode(texts)) for texts in self.inputs]
@@ -375,7 +395,7 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
     row_of = {id: row for row, id in enumerate(corpus["id"])}
     unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if id not in row_of})
     if unknown:
-        raise ValueError(f"relevant documents that the corpus has not: {unknown[:5]}; use the same ids in both files")
+        raise ValueError(f"relevant documents that the corpus lacks: {unknown[:5]}; use the same ids in both files")
     relevant = [[row_of[id] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
     # A row without a title has None there.

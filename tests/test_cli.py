@@ -241,6 +241,9 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         ),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--assignment", "hard"], "need --senses"),
         (["evaluate", "--train", "TRAIN", "--test", "TRAIN", "--residual", "0.5"], "need --senses"),
+        (["build", "--texts", "TRAIN", "--device", "cuda:99"], "device='cuda:99' cannot be used: choose cpu"),
+        (["build", "--texts", "TRAIN", "--quantization-config", "{"], "quantization_config='{' is not JSON"),
+        (["build", "--texts", "TRAIN", "--tokenizer", "no/such/folder"], "there is no folder no/such/folder here"),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
         (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
         (

@@ -201,7 +201,9 @@ def test_files(tmp_path):
     assert read_dataset(str(next((tmp_path / "saved").glob("*.arrow"))))["text"][:] == ["six"]
     assert read_dataset([str(tmp_path / "d.parquet")])["text"][:] == ["seven"]
     assert list(iterate_texts(read_dataset([str(tmp_path / "c.txt")] * 2, streaming=True))) == ["four", "five"] * 2
+    (tmp_path / "empty.jsonl").touch()
     for files, message in [
+        ([str(tmp_path / "empty.jsonl")], "is empty: give files"),
         (["a.pdf"], "cannot read"),
         (["none.txt"], "there is no file"),
         ([str(tmp_path / "a.jsonl"), str(tmp_path / "c.txt")], "different kinds"),

@@ -49,12 +49,13 @@ def test_scores(data):
         )
         == scores
     )
+    assert evaluate_classification(torch.tensor(data[0]), data[1], torch.tensor(data[2]), data[3]) == scores
 
 
 def test_errors(data):
     with pytest.raises(ValueError, match="train: 90 embeddings but 89 labels"):
         evaluate_classification(data[0], data[1][1:], *data[2:])
-    with pytest.raises(ValueError, match=r"labels that the train set has not: \[7\]"):
+    with pytest.raises(ValueError, match=r"labels that the training set lacks: \[7\]"):
         evaluate_classification(*data[:3], [7] * 60)
 
 
@@ -131,7 +132,7 @@ def test_similarity_is_of_cosines_and_their_order():
     assert evaluate_similarity(first, second, 10 * np.cos(angles) - 3) == pytest.approx({"spearman": 1, "pearson": 1})
     with pytest.raises(ValueError, match="4 and 4 embeddings but 3 scores"):
         evaluate_similarity(first, second, [1, 2, 3])
-    with pytest.raises(ValueError, match="none different from another"):
+    with pytest.raises(ValueError, match="scores are all equal"):
         evaluate_similarity(first, second, [1, 1, 1, 1])
 
 
@@ -148,7 +149,7 @@ def test_retrieval_by_hand():
     for wrong in ([], [3], [-1]):
         with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: name one or more of 0 to 2"):
             evaluate_retrieval(queries, corpus, [[0], wrong])
-    with pytest.raises(ValueError, match=r"the corpus has not: \['d9'\]"):
+    with pytest.raises(ValueError, match=r"the corpus lacks: \['d9'\]"):
         retrieval_task({"id": ["d1"], "text": ["a"]}, {"text": ["b"], "relevant": [["d9"]]})
 
 

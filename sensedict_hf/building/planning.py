@@ -142,8 +142,8 @@ def plan_build(
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
         used = len(np.unique(windows.text))
         logger.info(
-            f"{used:,} of {len(corpus):,} texts hold a sample; the teacher does not read the others "
-            f"({1 - used / len(corpus):.1%})"
+            f"the teacher reads {used:,} of {len(corpus):,} texts; the others ({1 - used / len(corpus):.1%}) hold no "
+            "sample"
         )
     return True
 
@@ -233,9 +233,9 @@ def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width:
     cap = settings.max_samples_per_token
     disk, memory = needed(cap)
     logger.info(
-        f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB of the "
-        f"{free_disk / 1e9:,.1f} GB free in {folder}, and, with the teacher loaded, {memory / 1e9:,.1f} of "
-        f"{free_memory / 1e9:,.1f} GB of free memory"
+        f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB in "
+        f"{folder} ({free_disk / 1e9:,.1f} GB are free) and {memory / 1e9:,.1f} GB of memory "
+        f"({free_memory / 1e9:,.1f} GB are free, with the teacher loaded)"
     )
     if disk <= free_disk and memory <= free_memory:
         return

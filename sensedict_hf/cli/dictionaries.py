@@ -110,12 +110,12 @@ def _rewrite(
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print the senses of a token and, if there are texts, the passages nearest to each sense."""
+    """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
     senses = load_senses(options.senses)
     occurrences = None
     looked_at = " in the texts"
     if options.texts:
-        # The teacher is the given one, or the one that the dictionary names, in the same revision.
+        # The texts are read again by the given teacher, or by the one that the dictionary names, in the same revision.
         name = options.teacher or senses.config.base_model_name_or_path or ""
         if not options.teacher and name.count("/") != 1:
             raise ValueError(
@@ -138,5 +138,5 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def megabytes(senses: SenseEmbeddingModel) -> float:
-    """Size of a dictionary's tensors in MB."""
+    """Return the size of a dictionary's tensors in MB."""
     return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6

@@ -19,7 +19,7 @@ from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
 from ..models.modeling_skd_student import load_senses
 from ..models.teachers import check_teacher
-from .teacher import TeacherArguments
+from .teacher import TeacherArguments, check_device
 
 
 @dataclass
@@ -28,10 +28,10 @@ class Encoder:
 
     Attributes:
         model: The model, whose parameters are counted.
-        encode: Texts -> vectors `[texts, hidden]`.
-        encode_words: Lists of words -> vectors `[words, hidden]` for each list.
-        assignment: How its senses are assigned; None if it has no senses.
-        residual: Share of its own vectors next to the senses; None if it has no senses.
+        encode: Makes vectors `[texts, hidden]` of texts.
+        encode_words: Makes vectors `[words, hidden]` of each list of words.
+        assignment: How its senses are assigned. None: it has no senses.
+        residual: Share of its own vectors in what it returns. None: it has no senses.
     """
 
     model: nn.Module
@@ -42,8 +42,10 @@ class Encoder:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Score a model on a task. Print the scores as a table, and write them to `--output`."""
+    """Score a model on a task, print the scores as a table, and write them to `--output` if it is given."""
     task = read_task(options)
+    if options.output:  # a folder that cannot be made should not be found out after the work
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(options)
     begin = time.perf_counter()
     vectors = task.encode(encoder.encode, encoder.encode_words)
@@ -103,7 +105,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     """Load a student, or another model with or without a dictionary.
 
     Raises:
-        ValueError: An option does not fit the model, or the dictionary is of another teacher.
+        ValueError: An option does not fit the model, the dictionary is of another teacher, or the device is not there.
     """
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
@@ -113,7 +115,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
         student = AutoModel.from_pretrained(options.model).to(device)
         if options.residual is not None:
             student.config.residual = options.residual
@@ -137,5 +139,5 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
 
 
 def parameters(model: nn.Module) -> int:
-    """Count the parameters of a model, trainable or not, without those of its dictionary."""
+    """Count the parameters of a model, trainable or not, but not the senses of its dictionary."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("senses"))

@@ -1,4 +1,4 @@
-"""The options for loading a model, which several subcommands share."""
+"""The options for loading a model, which several subcommands share, and the check of `--device`."""
 
 import argparse
 import json
@@ -42,7 +42,11 @@ class TeacherArguments:
         return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
     def loading(self) -> dict[str, Any]:
-        """Return the arguments of :func:`load_teacher`."""
+        """Return the arguments of :func:`load_teacher`.
+
+        Raises:
+            ValueError: The quantization settings are not JSON.
+        """
         return {
             "bidirectional": self.bidirectional,
             "adapters": self.adapters,
@@ -51,9 +55,21 @@ class TeacherArguments:
             "template": self.template and self.template.replace("\\n", "\n"),  # a new line is hard to type in a shell
             "dtype": self.teacher_dtype,
             "device_map": self.device_map,
-            "quantization_config": self.quantization_config and json.loads(self.quantization_config),
+            "quantization_config": self._read_quantization(),
             "trust_remote_code": self.trust_remote_code,
         }
+
+    def _read_quantization(self) -> Any:
+        """Read the JSON of `--quantization-config`; None if it is not given."""
+        if not self.quantization_config:
+            return None
+        try:
+            return json.loads(self.quantization_config)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"quantization_config={self.quantization_config!r} is not JSON ({error}): write it as in "
+                """'{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
+            ) from error
 
     def load(self, name: str, device: torch.device | str | None = None, revision: str | None = None) -> Teacher:
         """Load a teacher with these options.
@@ -64,6 +80,22 @@ class TeacherArguments:
             revision: Branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: The quantization settings are not JSON, or :func:`load_teacher` refuses the model.
+            ValueError: The quantization settings are not JSON, the device is not there, or :func:`load_teacher`
+                refuses the model.
         """
-        return load_teacher(name, revision=revision, device=device, **self.loading())
+        return load_teacher(name, revision=revision, device=check_device(device), **self.loading())
+
+
+def check_device(device: torch.device | str | None) -> torch.device | str | None:
+    """Return a device if tensors can be put on it; None stays None.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        gpus = torch.cuda.device_count()
+        allowed = f"cpu, or cuda:0 to cuda:{gpus - 1}" if gpus else "cpu, as there is no GPU that torch can use"
+        raise ValueError(f"device={str(device)!r} cannot be used: choose {allowed}") from error
+    return device

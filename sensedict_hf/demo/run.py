@@ -26,8 +26,8 @@ from ..models.teachers import Teacher, load_teacher
 from . import read_demo_corpus
 
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
-WORDS_SHOWN = ("bark", "mint", "bank")  # whose senses are printed with passages
-WORDS_DRAWN = ("bark", "mint")  # whose senses are in the picture
+WORDS_SHOWN = ("bark", "mint", "bank")  # their senses are printed with contexts
+WORDS_DRAWN = ("bark", "mint")  # their senses are in the picture
 EPOCHS = 8
 
 
