@@ -29,7 +29,7 @@ T = TypeVar("T")
 # A build that has only read the texts so far continues if these settings are the same; the others may change.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
 MANIFEST = "manifest.json"
-MARKERS = {"dictionary": "config.json", "data set": "state.json"}
+MARKERS = {"dictionary": "config.json", "dataset": "state.json"}
 CHUNK = 1 << 24  # bytes that are hashed at a time
 # The first process may tokenize or plan for a long time while the others wait.
 TIMEOUT = timedelta(days=1)
@@ -106,11 +106,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class BuildFolder:
-    """The folder in which one dictionary or data set is built.
+    """The folder in which one dictionary or dataset is built.
 
     Attributes:
         path: The folder.
-        kind: What is built: `dictionary` or `data set`.
+        kind: What is built: `dictionary` or `dataset`.
         settings: The settings as they are written to `settings.json` and `manifest.json`. Empty for a folder that is
             only read.
         overwrite: Whether to replace what was built with other settings, and files that no build has written.
