@@ -21,8 +21,9 @@ REACHED = 1e-4
 def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
     """Set in the config of a decoder what its tokens attend to.
 
-    A sliding window for all layers, as in Mistral, is removed together with the causal mask, as in LLM2Vec. Windows of
-    single layers stay, on both sides of a token: the positions of these layers may be adapted to them.
+    A sliding window for all layers, as in Mistral, is removed together with the causal mask, as in LLM2Vec. Sliding
+    windows of single layers (`layer_types`) stay, and extend to both sides of a token, because the position embeddings
+    of these layers may depend on them.
 
     Args:
         config: The config, which is changed.

@@ -49,7 +49,7 @@ MAX_LABELS = 20
 
 
 def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
-    """Make a model card from a config. It says nothing that was not set or measured.
+    """Make a model card from a config. What the config does not know is left out.
 
     Args:
         config: Config of a :class:`SenseEmbeddingModel` or a student.

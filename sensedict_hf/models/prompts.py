@@ -41,9 +41,9 @@ class Prompt:
     Attributes:
         template: Contains `{text}` once.
         instruction: Read before texts that come without an instruction of their own.
-        pooled: `text` pools the tokens after the instruction and the head of the template, up to its tail, or to the
-            end of the row if the template has no tail. `text_and_tail` pools as many tokens at the end of the row as
-            text and tail have alone, without special tokens, which is LLM2Vec's rule. `all` pools all tokens.
+        pooled: Which tokens are pooled. `text`: the tokens of the text, and, if the template ends with the text, the
+            special tokens after it. `text_and_tail`: as many tokens at the end of the row as the text and the rest of
+            the template have alone, without special tokens, which is LLM2Vec's rule. `all`: all tokens.
         max_text_length: Longer texts lose words at their end until they have this number of tokens (LLM2Vec's
             `doc_max_length`).
 
