@@ -110,7 +110,7 @@ def test_a_finished_folder_is_loaded_or_refused(bert, senses, texts, tmp_path, m
     first = encode_senses(bert, senses, texts, output_dir=tmp_path)
     monkeypatch.setattr(labels, "teacher_vectors", None)
     assert encode_senses(bert, senses, texts, output_dir=tmp_path).to_dict() == first.to_dict()
-    with pytest.raises(ValueError, match="holds a data set with other settings: top_k was 1, is 2"):
+    with pytest.raises(ValueError, match="holds a dataset with other settings: top_k was 1, is 2"):
         encode_senses(bert, senses, texts, output_dir=tmp_path, top_k=2)
     with pytest.raises(ValueError, match="other settings: corpus was"):
         encode_senses(bert, senses, texts[1:], output_dir=tmp_path)
@@ -125,9 +125,9 @@ def test_what_is_of_another_kind_is_not_replaced(bert, senses, texts, tmp_path):
     build_sense_dictionary(bert, texts, budget=120, output_dir=tmp_path / "senses")
     encode_senses(bert, senses, texts, output_dir=tmp_path / "encoded")
     before = contents(tmp_path / "senses"), contents(tmp_path / "encoded")
-    with pytest.raises(ValueError, match="holds a dictionary: give the data set another folder"):
+    with pytest.raises(ValueError, match="holds a dictionary: give the dataset another folder"):
         encode_senses(bert, senses, texts, output_dir=tmp_path / "senses")
-    with pytest.raises(ValueError, match="holds a data set: give the dictionary another folder"):
+    with pytest.raises(ValueError, match="holds a dataset: give the dictionary another folder"):
         build_sense_dictionary(bert, texts, budget=120, output_dir=tmp_path / "encoded")
     assert before == (contents(tmp_path / "senses"), contents(tmp_path / "encoded"))
 

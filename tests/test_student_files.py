@@ -22,7 +22,7 @@ from sensedict_hf import (
     load_senses,
 )
 from sensedict_hf.models.encoding import POOLINGS
-from sensedict_hf.models.hub import model_card
+from sensedict_hf.models.model_card import model_card
 from sensedict_hf.models.prompts import Prompt
 
 

@@ -1,11 +1,11 @@
 """Align the tokens of two tokenizers by the characters that they cover.
 
 A dictionary can be built for another tokenizer than the teacher's. Each of its tokens then takes its vector from the
-teacher's tokens: a token aligns with every token of the teacher that covers at least one of its characters, and its
-vector is the mean of theirs. White space does not count, because tokenizers disagree whether a space belongs to the
-word after it. A token of nothing but white space therefore aligns with nothing, and gets no senses. Special tokens
-cover no characters. They align by their order: the first special token before the text with the teacher's first, and
-so on, as far as both tokenizers have them.
+teacher's tokens: a token aligns with every token of the teacher that shares a character with it, and its vector is the
+mean of theirs. White space does not count, because tokenizers disagree whether a space belongs to the word after it. A
+token of nothing but white space therefore aligns with nothing, and gets no senses. Special tokens cover no characters.
+They align by their order: the first special token before the text with the teacher's first, and so on, as far as both
+tokenizers have them.
 
 For example, a tokenizer splits "unreadable" into "un", "readab", "le", the teacher's into "unread", "able". Then "un"
 aligns with "unread", "readab" with both, "le" with "able": `sizes` is `[1, 2, 1]` and `places` is `[0, 0, 1, 1]`.
@@ -28,8 +28,8 @@ class AlignedText:
         input_ids: Token ids of the dictionary's tokenizer, `[tokens]`, int32, special tokens included.
         teacher_ids: Token ids of the teacher's tokenizer, `[teacher_tokens]`, int32, special tokens included.
         sizes: How many of the teacher's tokens each token aligns with, `[tokens]`; 0 if none.
-        places: The places of these tokens in `teacher_ids`, `[sizes.sum()]`, int32, token by token, ascending for
-            each.
+        places: The places of these teacher's tokens in `teacher_ids`, `[sizes.sum()]`, int32, token by token, and
+            ascending for each token.
         unaligned: Number of tokens that align with none, special tokens not counted.
         dropped: Number of tokens that truncation has cut off.
     """
@@ -59,7 +59,7 @@ def align_texts(
             truncation.
 
     Yields:
-        The tokens of each text.
+        The tokens of each text, and how they align.
     """
     prefix, suffix = special_token_counts(tokenizer)
     teacher_prefix, teacher_suffix = special_token_counts(teacher_tokenizer)
@@ -117,7 +117,15 @@ def align_spans(spans: np.ndarray, teacher_spans: np.ndarray) -> tuple[np.ndarra
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Concatenate the ranges `first[i] : first[i] + sizes[i]`; the result is `[sizes.sum()]`."""
+    """Concatenate the ranges `first[i] : first[i] + sizes[i]`.
+
+    Args:
+        first: The first number of each range, `[n]`.
+        sizes: The length of each range, `[n]`.
+
+    Returns:
+        `[sizes.sum()]`, integers.
+    """
     return np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 
 

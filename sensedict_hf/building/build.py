@@ -1,4 +1,4 @@
-"""Builds a sense dictionary: plans which occurrences to sample, gathers their vectors, and fits the senses.
+"""Build a sense dictionary: plan which occurrences to sample, gather their vectors, and fit the senses.
 
 Every stage leaves its results in a folder. So any number of processes can take part, and a killed build continues
 where it stopped.
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
-from ..models.hub import model_card
+from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenizers import check_max_length
@@ -54,7 +54,7 @@ class Earlier(NamedTuple):
         samples: Its samples.
         num_texts: Number of texts that it was built from.
         sha256: SHA-256 of the file of samples.
-        generation: How many times it was updated itself.
+        generation: How many updates led to it; 0 if it was built without `update`.
     """
 
     samples: TensorFile
@@ -89,20 +89,20 @@ def build_sense_dictionary(
     prompt_senses: bool = False,
     num_senses: int | None = None,
 ) -> SenseEmbeddingModel:
-    """Builds a sense dictionary: runs the teacher over text and clusters the vectors of each token.
+    """Build a sense dictionary: run the teacher over texts and cluster the vectors of each token.
 
-    Under `accelerate launch` or `torchrun` all processes call it with the same arguments and share the work. Only the
-    first process reads the texts. The number of processes does not change the result; the batch size, the kind of
-    device and the number of threads may.
+    Under `accelerate launch` or `torchrun` all processes must call it with the same arguments; they share the work.
+    Only the first process reads the texts. The number of processes does not change the result; the batch size, the
+    kind of device and the number of threads may.
 
     Args:
-        teacher: Name, path or model of transformers, or a :class:`Teacher`.
-        texts: List or iterable of strings, or a dataset with a column of texts.
+        teacher: A name, a path, a loaded model of transformers, or a :class:`Teacher`.
+        texts: A list or iterable of strings, or a dataset with a column of texts.
         tokenizer: Tokenizer whose tokens get senses, or its name or path. Default: the teacher's. The vector of
             another tokenizer's token is the mean over the teacher's tokens that share a character with it (white space
             does not count). Special tokens around a text get the vectors of the teacher's special tokens. Both
-            tokenizers must be fast ones. For a model that does not say where it comes from, this is taken as the
-            model's own tokenizer; use :func:`load_teacher` to give such a model both.
+            tokenizers must be fast ones. For a loaded model without a name or path, this is taken as the model's own
+            tokenizer; load such a model with :func:`load_teacher` to give both tokenizers.
         output_dir: Folder for the dictionary. The same call continues an interrupted build there, and loads a finished
             one. Default: a temporary folder; the dictionary is held in memory.
         overwrite: Whether to replace another dictionary, an unfinished build or other files in `output_dir`.
@@ -116,13 +116,13 @@ def build_sense_dictionary(
         budget: Senses in all. They are given to the tokens where they lower the squared distance most. Default: one
             sense for every token in the texts, and one more for every four further samples, at most six times the
             number of tokens.
-        max_samples_per_token: Largest number of occurrences of a token that are sampled, uniformly from all.
-        similarity: How a sense is chosen: `l2`, `cosine` or `dot`.
+        max_samples_per_token: The most occurrences of a token that are sampled, uniformly from all.
+        similarity: How a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
         layer: Index into the teacher's hidden states; -1 is the last.
         max_length: Longest input of the teacher in tokens. Longer texts are cut into overlapping windows. Default:
             what the teacher takes, at most 512.
         truncation: Whether longer texts are cut off instead.
-        batch_size: Texts in a forward pass of the teacher.
+        batch_size: Windows of text in a forward pass of the teacher.
         seed: Seed of the sample, at least 0 and below 2**32.
         device: Device of the teacher. Default: a GPU if there is one; a loaded model stays where it is.
         text_column: Column that holds the texts, if `texts` is a dataset.
@@ -131,7 +131,7 @@ def build_sense_dictionary(
             scale for every sense.
         prompt_senses: Whether the tokens of the teacher's instruction and template get senses too. They do not count
             in the vector of a text.
-        num_senses: Former name of `senses_per_token`, deprecated.
+        num_senses: Deprecated, use `senses_per_token`.
 
     Returns:
         The dictionary.
@@ -223,7 +223,7 @@ def build_sense_dictionary(
 
 
 def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earlier:
-    """Opens the dictionary that is updated.
+    """Open the dictionary that is updated.
 
     Raises:
         ValueError: The folder holds no dictionary with its samples, or one that was built with other settings.
@@ -250,7 +250,7 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
 
 
 def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earlier: TensorFile | None) -> None:
-    """The stages that all processes share: gathers the teacher's vectors, then fits the senses."""
+    """Run the stages that all processes share: gather the teacher's vectors, then fit the senses."""
     teacher, plan = source.teacher, open_plan(stages / "plan.safetensors")
     sample_dtype = SAMPLE_DTYPES[settings.sample_dtype]
     # A value must fit the samples and the finished table; int8 has a scale for every sense, so any value fits.
@@ -278,7 +278,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
 
 
 def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlier_texts: int) -> None:
-    """The last stage: writes the dictionary with its config, tokenizer and card, and moves them into the folder.
+    """Run the last stage: write the dictionary with config, tokenizer and card, and move them into the folder.
 
     Args:
         folder: The folder of the build.

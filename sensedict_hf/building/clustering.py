@@ -1,7 +1,7 @@
-"""Cluster the samples of many tokens at once, and place a budget of clusters over them.
+"""Cluster the samples of many tokens at once, and spread a budget of clusters over the tokens.
 
 Each token is a clustering problem of its own. Problems are many, small and of uneven size, so problems of similar size
-are padded and solved in one batch. It takes two steps:
+are padded and solved in one batch. There are two steps:
 
 1. :func:`grow_tree` splits the samples of a token in two, each half again, and so on, down to single samples. A split
    is along the direction in which the samples vary most. The samples are kept in the order of the tree's leaves. A
@@ -34,7 +34,7 @@ from torch.nn import functional as F
 # Numbers in a batch of padded problems. On a CPU they fit into the cache.
 BATCH_ELEMENTS = 1 << 19
 GPU_BATCH_ELEMENTS = 1 << 27
-# Clusters of at most so many samples are split by their Gram matrix, which is then smaller to read than the samples.
+# Clusters of at most so many samples are split by their Gram matrix, which is then smaller than the samples.
 GRAM_SAMPLES = 128
 SPLIT_ITERATIONS = 4
 REFINE_ITERATIONS = 4
@@ -65,7 +65,7 @@ def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tens
 
     Returns:
         The indices of the samples in the order of the leaves, `[n]`, and the gain of a cut before each of them, `[n]`.
-        The gain is the drop in summed squared distance, and less than that of the split above. It is 0 between equal
+        The gain is the drop in summed squared distance. It is less than the gain of the split above, 0 between equal
         samples, and infinite before the first sample of a problem.
     """
     width = x.shape[1]
@@ -338,7 +338,7 @@ def _batches(sizes: Tensor, width: int | None = None) -> Iterator[tuple[Tensor, 
 
 
 def _places(starts: Tensor, sizes: Tensor, padded: int) -> tuple[Tensor, Tensor]:
-    """Return the indices `starts : starts + sizes` of each problem, padded by the first, and which are not padding."""
+    """Return the indices `starts : starts + sizes`, padded by the first, and what is no padding, `[n, padded]`."""
     at = torch.arange(padded, device=starts.device)
     inside = at < sizes[:, None]
     return starts[:, None] + at * inside, inside
@@ -378,7 +378,7 @@ def markov_clusters(similarities: Tensor) -> int:
 
 
 def count_clusters(x: Tensor) -> int:
-    """Count the Markov clusters of samples, `[n, hidden]`, with the paper's similarity `1 / (distance + 0.01)`."""
+    """Return the number of Markov clusters of samples, `[n, hidden]`, by the paper's similarity `1 / (d + 0.01)`."""
     x = x.double()
     return markov_clusters(1 / (torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") + 0.01))
 

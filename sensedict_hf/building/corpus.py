@@ -24,7 +24,7 @@ from .windows import Alignment, TokenizedCorpus
 
 # If a smaller share of the tokens aligns with the teacher's, most of the text would get no senses.
 SMALLEST_ALIGNED_SHARE = 0.5
-# The most that one call of the tokenizer gets.
+# The most texts and characters in one call of the tokenizer.
 BATCH_TEXTS = 1000
 BATCH_CHARACTERS = 1_000_000
 
@@ -120,7 +120,12 @@ def tokenize_in_memory(
 
 
 def corpus_digest(texts: Texts, text_column: str = "text") -> str:
-    """Return the SHA-256 of texts, as in `Progress.sha256`."""
+    """Return the SHA-256 of texts, as in `Progress.sha256`.
+
+    Args:
+        texts: Strings, or a dataset with a text column.
+        text_column: The column of a dataset that holds the texts.
+    """
     digest = TextDigest()
     for text in iterate_texts(texts, text_column):
         digest.update(text)
@@ -206,7 +211,7 @@ def _check_content(
     """
     content = progress.tokens - progress.texts * specials
     if content <= 0:
-        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts holds a token")
+        raise ValueError(f"the corpus is empty: none of its {progress.texts} texts holds a token; give other texts")
     if progress.unaligned > (1 - SMALLEST_ALIGNED_SHARE) * content:
         raise ValueError(
             f"only {1 - progress.unaligned / content:.1%} of {content:,} tokens cover a character (white space apart) "
@@ -218,7 +223,7 @@ def _check_content(
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int, tuple[int, int]]:
-    """Count the tokens around each text: `prefix`, `suffix` and `unpooled` of :class:`TokenizedCorpus`."""
+    """Return `prefix`, `suffix` and `unpooled` of :class:`TokenizedCorpus`: the numbers of tokens around each text."""
     if prompt is None:
         return *special_token_counts(tokenizer), (0, 0)
     prefix, suffix = map(len, prompt.around(tokenizer))

@@ -64,7 +64,11 @@ class TextDigest:
         self._sha256 = sha256()
 
     def update(self, text: str) -> None:
-        """Add the next text."""
+        """Add a text.
+
+        Args:
+            text: The next text.
+        """
         content = text.encode("utf-8", "surrogatepass")
         self._sha256.update(len(content).to_bytes(8, "little") + content)
 
@@ -74,7 +78,14 @@ class TextDigest:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Read how far the corpus in a folder is; an empty `Progress` if there is none."""
+    """Read how far the corpus in a folder is written.
+
+    Args:
+        folder: The folder of the corpus.
+
+    Returns:
+        What the files hold; nothing if there is no corpus.
+    """
     path = folder / "progress.json"
     return Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
 
@@ -130,7 +141,11 @@ class CorpusWriter:
         self._files["digests"].write(blake2b(content, digest_size=8).digest())
 
     def add_aligned(self, row: AlignedText) -> None:
-        """Append a text in the tokens of both tokenizers."""
+        """Append a text in the tokens of both tokenizers.
+
+        Args:
+            row: The text.
+        """
         progress, files = self._progress, self._files
         self.add(row.input_ids, row.dropped)
         progress.teacher_tokens += len(row.teacher_ids)

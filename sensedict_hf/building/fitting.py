@@ -1,4 +1,4 @@
-"""Fit the senses of every token to its samples, block by block, from disk to disk.
+"""Fit the senses of every token to its samples, reading and writing files block by block.
 
 Clustering itself is in `clustering.py`; this file decides what is clustered together, and where results go. Tokens are
 worked on in blocks of consecutive tokens that fit into memory. Each block's result is one file, which appears only
@@ -33,10 +33,10 @@ from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
 # GB on a GPU.
 BLOCK_ELEMENTS = 1 << 24
 GPU_BLOCK_ELEMENTS = 1 << 28
-# What the tree needs for each sample, counted as if the sample were so much wider.
+# Each sample counts as this many numbers more, for the memory that its tree takes.
 TREE_ELEMENTS = 128
-# A distortion below this share of the samples' mean square is rounding. It counts as 0: as a unit of temperature it
-# would be meaningless.
+# A distortion below this share of the samples' mean square is a rounding error. It counts as 0: as a unit of
+# temperature it would be meaningless.
 SMALLEST_DISTORTION = 1e-6
 
 
@@ -47,9 +47,9 @@ class FittedSenses:
     Attributes:
         senses: The senses, `[total_senses, hidden]`, float32.
         offsets: The senses of token t are the rows `offsets[t]:offsets[t + 1]`; `[vocab + 1]`, int64.
-        usage: How often each sense is the nearest one, `[total_senses]`, int64; scaled from the samples to all
+        usage: How often each sense is the nearest one, `[total_senses]`, int64, scaled up from the samples to all
             occurrences.
-        distortion: Mean squared distance between a vector and its sense, estimated for all occurrences; of unit
+        distortion: Mean squared distance between a vector and its sense, estimated for all occurrences; between unit
             vectors for `cosine`.
     """
 
@@ -71,14 +71,14 @@ def fit_senses(
 ) -> None:
     """Fit the senses of all tokens and write them to `senses-*.safetensors`.
 
-    The number of senses is `budget` in all, or `senses_per_token` for each token, or without either what the paper's
-    rule says. A token with fewer distinct samples than senses keeps its distinct samples.
+    The number of senses is `budget` in all, or `senses_per_token` for each token; without either, the paper's rule
+    decides. A token with fewer distinct samples than senses gets its distinct samples as senses.
 
     Args:
         store: The samples: `samples`, `[n, hidden]`; `offsets`, `[vocab + 1]`, where the samples of each token begin;
             `counts`, `[vocab]`, its occurrences in the corpus; optionally `weights`, `[n]`, how many occurrences each
             sample stands for.
-        directory: Where the files go; read them with :func:`read_senses` or :func:`write_senses`.
+        directory: Folder of the files, which :func:`read_senses` and :func:`write_senses` read.
         senses_per_token: Number of senses of each token.
         budget: Number of senses in all, at least one for each token with samples.
         similarity: `l2`, `cosine` or `dot`. `dot` clusters by squared distance, as the paper does.
@@ -312,7 +312,7 @@ def _wanted_senses(x: Tensor, starts: Tensor, senses_per_token: int | None) -> T
 
 
 def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
-    """Find the smallest gain that a budget buys, reading one file at a time.
+    """Find the smallest gain that a budget still buys, reading one file at a time.
 
     Sorting all gains could exceed memory, so they are counted in bins. The bits of non-negative floats, read as
     integers, have the same order as the floats. A histogram of the upper 16 bits finds the bin of the gain, one of the
@@ -320,7 +320,7 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
 
     Args:
         paths: The tree files of all blocks.
-        budget: Number of gains to buy, the largest first.
+        budget: Number of gains to buy, the largest first. The infinite gain of each token, its first sense, counts.
 
     Returns:
         The smallest gain, and how many gains equal to it the budget buys in each block.

@@ -1,11 +1,11 @@
-"""Run the teacher over the planned occurrences and store its vectors on disk, with any number of processes.
+"""Run the teacher over the planned occurrences and store their vectors on disk, with any number of processes.
 
 The sampling plan says which positions are sampled and in which slot of the store each vector goes. Three steps follow:
 
 1. :func:`plan_windows` cuts the texts into windows, keeps those that own a planned position, and sorts them by length.
 2. :func:`gather_samples` splits this list into batches. Process p of n takes the batches p, p + n, p + 2n and so on,
-and writes the vectors
-   into their slots. All processes of one machine map the same file, and no two processes write the same slot.
+   and writes the vectors into their slots. All processes of one machine map the same file, and no two processes write
+   the same slot.
 3. The first process copies the slots that other machines have filled into one file, `samples.safetensors`.
 
 The batches depend only on the plan, so the vectors are the same for any number of processes. A batch is marked as done
@@ -46,8 +46,8 @@ class PlannedWindows:
         text: Index of the text.
         start: First content token that the window shows, as in :class:`Windows`.
         stop: End of the content tokens that the window shows.
-        first: The window owns the planned positions `first:last`, counted in their list.
-        last: See `first`.
+        first: Index of the first planned position that the window owns, in the list of planned positions.
+        last: Index after the last one.
     """
 
     text: np.ndarray
@@ -107,7 +107,14 @@ def plan_windows(corpus: TokenizedCorpus, plan: SamplingPlan, max_length: int, d
 
 
 def open_windows(directory: Path) -> PlannedWindows:
-    """Open the windows that :func:`plan_windows` has written."""
+    """Open the windows that :func:`plan_windows` has written.
+
+    Args:
+        directory: The folder of the file.
+
+    Returns:
+        The windows, memory-mapped.
+    """
     file = TensorFile(directory / "windows.safetensors")
     return PlannedWindows(*(file[name].numpy() for name in COLUMNS))
 
@@ -139,7 +146,7 @@ def gather_samples(
         layer: Which hidden states are stored; -1 for the last layer.
         batch_size: Number of windows in a batch.
         dtype: The dtype of the stored samples.
-        largest: Largest absolute value that a vector may have. None: what `dtype` can hold.
+        largest: The largest absolute value that a vector may hold. None: the largest of `dtype`.
         earlier: The file of samples that the plan was made with, if any.
 
     Raises:
@@ -333,7 +340,7 @@ def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) 
 def _create_store(
     path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None, sparse: bool
 ) -> None:
-    """Create the store of one machine, with the samples that are taken over from an earlier plan."""
+    """Create the file of samples of one machine, with the samples that are taken over from an earlier plan."""
     partial = Path(f"{path}.partial")
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "samples": (dtype, (len(plan.slots), width)),
@@ -363,7 +370,7 @@ def _marked(directory: Path) -> torch.Tensor:
 
 
 def _join(directory: Path) -> None:
-    """Copy what other machines have written into the file of the first, and rename it to `samples.safetensors`."""
+    """Copy what the other machines have written into the first file, and rename it to `samples.safetensors`."""
     first, *others = sorted(directory.glob("samples-*.safetensors"))
     target = TensorFile(first, writable=True)
     samples = target["samples"]

@@ -1,4 +1,4 @@
-"""Shows which senses a token has, and the contexts in which each of them is found."""
+"""Show which senses a token has, and in which contexts the teacher picks each of them."""
 
 import os
 import textwrap
@@ -36,10 +36,10 @@ class SenseReport:
     Attributes:
         sense_id: Index among the senses of the token.
         usage: How often the sense was the nearest one in the corpus of the dictionary.
-        share: The same as a share of all occurrences of the token, from 0 to 1.
+        share: Its usage as a share of the usage of all senses of the token, from 0 to 1.
         contexts: Passages in which the teacher picks the sense, the one with the nearest vector first. The token
-            stands in square brackets.
-        found: In how many of the occurrences the teacher picks the sense.
+            stands in square brackets. Empty without occurrences.
+        found: Number of the given occurrences at which the teacher picks the sense.
     """
 
     sense_id: int
@@ -54,10 +54,10 @@ class Occurrences:
     """The occurrences of a token in texts.
 
     Attributes:
-        total: Number of all occurrences. `n` of them, drawn at random, were looked at.
+        total: Number of all occurrences in the texts. The other fields are about `n` of them: all, or a random sample.
         vectors: Hidden states of the teacher, `[n, hidden]`, float32.
-        sense_ids: The sense that the teacher picks, `[n]`.
-        distances: Distance between the hidden state and that sense, `[n]`.
+        sense_ids: The sense that the teacher picks, `[n]`, int64.
+        distances: Euclidean distance between the hidden state and that sense, `[n]`, float32.
         contexts: The passage around each occurrence; the token stands in square brackets.
     """
 
@@ -78,18 +78,18 @@ def find_occurrences(
     max_occurrences: int = 1000,
     batch_size: int = 32,
 ) -> Occurrences:
-    """Finds a token in texts, and the sense that the teacher picks at each occurrence.
+    """Find a token in texts, and the sense that the teacher picks at each occurrence.
 
-    The teacher reads only texts that hold the token.
+    The teacher reads only the windows of text that contain the token.
 
     Args:
         senses: The dictionary.
         teacher: The teacher that the dictionary was built from.
         token: The token: its id, its spelling in the vocabulary, or a word that is a single token.
-        texts: List or iterable of strings, or a dataset with a column of texts.
+        texts: A list or iterable of strings, or a dataset with a column of texts.
         text_column: Column that holds the texts, if `texts` is a dataset.
-        max_occurrences: If there are more, so many are drawn at random, always the same ones.
-        batch_size: Texts in a forward pass of the teacher.
+        max_occurrences: The most occurrences to look at. If there are more, a random sample is drawn, always the same.
+        batch_size: Windows of text in a forward pass of the teacher.
 
     Returns:
         The occurrences, in the order of the texts.
@@ -156,7 +156,7 @@ def find_occurrences(
 
 
 def _plan(positions: np.ndarray, token_id: int, vocab_size: int) -> SamplingPlan:
-    """A plan that samples one token at the given positions, `[n]`, in their order."""
+    """Return a plan that samples one token at the given positions, `[n]`, in their order."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     counts[token_id] = len(positions)
     slots = np.arange(len(positions))
@@ -164,7 +164,7 @@ def _plan(positions: np.ndarray, token_id: int, vocab_size: int) -> SamplingPlan
 
 
 def _contexts(tokenizer: PreTrainedTokenizerBase, corpus: TokenizedCorpus, positions: np.ndarray) -> list[str]:
-    """The passages around tokens, without the special tokens around a text."""
+    """Return the passages around the given positions, without the special tokens around a text."""
     text = np.searchsorted(corpus.offsets, positions, side="right") - 1
     begin = np.maximum(positions - CONTEXT_TOKENS, corpus.offsets[text] + corpus.prefix)
     end = np.minimum(positions + 1 + CONTEXT_TOKENS, corpus.offsets[text + 1] - corpus.suffix)
@@ -174,7 +174,7 @@ def _contexts(tokenizer: PreTrainedTokenizerBase, corpus: TokenizedCorpus, posit
 
 
 def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int) -> str:
-    """The decoded passage, with the token at index `place` in square brackets."""
+    """Return the decoded passage, with the token at index `place` in square brackets."""
 
     def decode(ids: np.ndarray) -> str:
         return str(tokenizer.decode(ids))
@@ -190,13 +190,13 @@ def _mark(tokenizer: PreTrainedTokenizerBase, input_ids: np.ndarray, place: int)
 def report_senses(
     senses: SenseEmbeddingModel, token: int | str, occurrences: Occurrences | None = None, *, max_contexts: int = 3
 ) -> list[SenseReport]:
-    """Lists the senses of a token, the most used one first.
+    """List the senses of a token, the most used one first.
 
     Args:
         senses: The dictionary.
         token: The token: its id, its spelling in the vocabulary, or a word that is a single token.
         occurrences: Occurrences of the token from :func:`find_occurrences`. With them each sense gets contexts.
-        max_contexts: Largest number of contexts for a sense.
+        max_contexts: The most contexts for a sense.
 
     Returns:
         One report for each sense.
@@ -226,7 +226,7 @@ def report_senses(
 
 
 def _nearest(occurrences: Occurrences, sense_id: int) -> np.ndarray:
-    """Indices of the occurrences of a sense, the one with the nearest vector first."""
+    """Return the indices of the occurrences of a sense, the one with the nearest vector first."""
     rows = np.flatnonzero(occurrences.sense_ids == sense_id)
     return rows[np.argsort(occurrences.distances[rows], kind="stable")]
 
@@ -244,7 +244,7 @@ def plot_senses(
     *,
     annotate: int = 2,
 ) -> None:
-    """Draws the hidden states of tokens and their senses into an image.
+    """Draw the hidden states of tokens and their senses into an image.
 
     Each token has a panel. It shows the hidden states on their two principal axes, coloured by sense, and the senses
     as stars. Needs matplotlib.
@@ -282,13 +282,13 @@ def plot_senses(
     axes = figure.subplots(1, len(occurrences), squeeze=False)
     for axis, (token, found) in zip(axes[0], occurrences.items()):
         # Project hidden states and senses on the same two axes.
-        centres = senses.senses_of(token).float().cpu().numpy()
+        own = senses.senses_of(token).float().cpu().numpy()
         projection = PCA(2, random_state=0).fit(found.vectors.numpy())
-        points, stars = projection.transform(found.vectors.numpy()), projection.transform(centres)
+        points, stars = projection.transform(found.vectors.numpy()), projection.transform(own)
 
         # Draw both, in the colours of the senses.
         used = np.unique(found.sense_ids)
-        colors = colormaps["tab10"](np.arange(len(centres)) % 10)
+        colors = colormaps["tab10"](np.arange(len(own)) % 10)
         axis.scatter(*points.T, c=colors[found.sense_ids], s=26, alpha=0.75, linewidths=0)
         axis.scatter(*stars[used].T, c=colors[used], marker="*", s=330, edgecolors="black", linewidths=1)
         _annotate(axis, found, colors, used, annotate)
@@ -300,7 +300,7 @@ def plot_senses(
 
 
 def _annotate(axis: "Axes", found: Occurrences, colors: np.ndarray, used: np.ndarray, count: int) -> None:
-    """Writes the contexts of each sense below a panel, in the colour of the sense."""
+    """Write the contexts of each sense below a panel, in the colour of the sense."""
     lines = [
         (colors[sense_id], textwrap.shorten(found.contexts[row], 88, placeholder=" ..."))
         for sense_id in used

@@ -1,4 +1,4 @@
-"""Merges sense dictionaries of one teacher, or makes a single one smaller."""
+"""Merge sense dictionaries of one teacher, or make a single one smaller."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,11 +15,11 @@ from .settings import check_integer
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
-    """Merges dictionaries of the same teacher, or makes a single dictionary smaller.
+    """Merge dictionaries of the same teacher, or make a single dictionary smaller.
 
-    The senses of each token are clustered like samples in a build, each weighted by its usage. Senses that were never
-    used are dropped. The distortion of the result is the mean distortion of the dictionaries plus what the merging
-    adds.
+    The senses of each token are clustered like samples in a build, each weighted by its usage. Senses with usage 0 are
+    dropped. The distortion of the result is the mean distortion of the dictionaries, weighted by their usage, plus
+    what the merging adds.
 
     Args:
         dictionaries: The dictionaries, or a single one to make smaller.

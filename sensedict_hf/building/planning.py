@@ -1,4 +1,4 @@
-"""The first stage of a build: tokenizes the texts, draws the occurrences to sample, plans what the teacher reads."""
+"""The first stage of a build: tokenize the texts, draw the occurrences to sample, plan what the teacher reads."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,8 @@ from .windows import TokenizedCorpus
 from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
-# The default budget has at most this many senses for each token in the texts, and one sense for this many samples.
+# The default budget: one sense for each token in the texts, and one more for every SAMPLES_PER_SENSE further samples,
+# but at most SENSES_PER_TOKEN senses for each token on average.
 SENSES_PER_TOKEN = 6
 SAMPLES_PER_SENSE = 4
 # What a sample takes on disk apart from its vector: its position, slot and priority, its window, its node in the tree
@@ -32,7 +33,7 @@ WORKING_COPIES = 4
 
 
 def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: str) -> TokenizedCorpus | None:
-    """Tokenizes the texts of a build into `building/corpus`, or continues where an interrupted call stopped.
+    """Tokenize the texts of a build into `building/corpus`, or continue where an interrupted call stopped.
 
     Args:
         folder: The folder of the build.
@@ -86,7 +87,7 @@ def plan_build(
     text_column: str,
     earlier: TensorFile | None,
 ) -> bool:
-    """Tokenizes the texts, draws the occurrences to sample, and plans the windows of text that hold them.
+    """Tokenize the texts, draw the occurrences to sample, and plan the windows of text that hold them.
 
     Args:
         folder: The folder of the build.
@@ -149,7 +150,7 @@ def plan_build(
 
 
 def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
-    """Warns of tokens that get no senses because they were cut off or have no vector."""
+    """Warn of tokens that get no senses because they were cut off or have no vector."""
     if corpus.dropped:
         total = corpus.dropped + len(corpus.input_ids)
         logger.warning(f"truncation to {origin.max_length} tokens dropped {corpus.dropped:,} of {total:,} tokens")
@@ -171,7 +172,7 @@ def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
 
 
 def check_budget(budget: int | None, seen: int) -> None:
-    """Checks that a budget has at least one sense for each token.
+    """Check that a budget has at least one sense for each token.
 
     Args:
         budget: The budget; None if there is none.
@@ -187,7 +188,7 @@ def check_budget(budget: int | None, seen: int) -> None:
 
 
 def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None:
-    """The budget of a build: the one that is given, or the default.
+    """Return the budget of a build: the given one, or the default.
 
     Args:
         settings: The settings of the build.
@@ -203,7 +204,7 @@ def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None
 
 
 def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device) -> None:
-    """Logs what a build needs on disk and in memory, and checks that there is as much.
+    """Log what a build needs on disk and in memory, and check that there is enough.
 
     Args:
         folder: Folder of the build.
@@ -213,14 +214,14 @@ def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width:
         device: Device on which senses are fitted.
 
     Raises:
-        ValueError: There is too little room; names the largest `max_samples_per_token` that fits.
+        ValueError: There is too little room. The message names the largest `max_samples_per_token` that fits.
     """
     sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
     seen = int((counts > 0).sum())
     threads = torch.get_num_threads() if device.type == "cpu" else 1
 
     def needed(cap: int) -> tuple[int, int]:
-        """Bytes on disk and in memory with at most `cap` samples per token."""
+        """Return the bytes needed on disk and in memory with at most `cap` samples per token."""
         samples = int(sample_sizes(counts, cap).sum())
         senses = total_senses(settings, seen, samples)
         if senses is None:
@@ -256,7 +257,7 @@ def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width:
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The padding token, which gets no senses; none if it is another special token too and so occurs in texts."""
+    """Return the padding token, which gets no senses; none if it is another special token too and occurs in texts."""
     others = {
         tokenizer.eos_token_id,
         tokenizer.bos_token_id,

@@ -30,9 +30,10 @@ from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens, or texts, that are hashed at once
 BLOCK = 1 << 21  # candidates that are sorted at once
-# How many more candidates than needed are expected below a token's limit, in standard deviations of their number.
+# The limit of a token is so high that this many more candidates than needed are expected below it, in standard
+# deviations of their number.
 MARGIN = 8.0
-EVERY = np.iinfo(np.uint64).max  # the limit that every priority is below
+EVERY = np.iinfo(np.uint64).max  # the limit that includes every priority
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the step of splitmix64
 CANDIDATES = {"tokens": np.int32, "candidate_priorities": np.uint64, "candidate_positions": np.int64}
 
@@ -86,7 +87,12 @@ def count_tokens(corpus: TokenizedCorpus, vocab_size: int, exclude: tuple[int, .
 
 
 def sample_sizes(counts: np.ndarray, max_samples_per_token: int) -> np.ndarray:
-    """Return how many samples each token gets, `[vocab]`."""
+    """Return how many samples each token gets, `[vocab]`.
+
+    Args:
+        counts: Occurrences of each token, `[vocab]`.
+        max_samples_per_token: The most samples that a token gets.
+    """
     return np.minimum(counts, max_samples_per_token)
 
 
@@ -107,8 +113,8 @@ def plan_samples(
         max_samples_per_token: The most samples that a token gets.
         directory: Where `plan.safetensors` goes, together with temporary files.
         seed: The seed of the priorities.
-        earlier: The `counts`, `offsets` and `priorities` of an earlier plan, made with another seed and the same
-            `max_samples_per_token`. The new plan samples from the occurrences of both.
+        earlier: A file with `counts`, `offsets` and `priorities` of an earlier plan, which was made with another seed
+            and the same `max_samples_per_token`. The new plan samples from the occurrences of both.
 
     Returns:
         The plan, memory-mapped.
@@ -173,7 +179,14 @@ def plan_samples(
 
 
 def open_plan(path: str | os.PathLike) -> SamplingPlan:
-    """Open the plan that :func:`plan_samples` has written."""
+    """Open the plan that :func:`plan_samples` has written.
+
+    Args:
+        path: The file `plan.safetensors`.
+
+    Returns:
+        The plan, memory-mapped.
+    """
     return SamplingPlan(**{name: tensor.numpy() for name, tensor in TensorFile(path).items()})
 
 
@@ -251,7 +264,7 @@ def _candidates(
     Args:
         corpus: The texts.
         keys: The hash of each text.
-        limits: The highest priority of a candidate, for each token.
+        limits: The highest priority of a candidate of each token, `[vocab]`.
         folder: Where the files go.
         earlier: The earlier plan, if any.
 

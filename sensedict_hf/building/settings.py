@@ -1,4 +1,4 @@
-"""What a build depends on: the settings of the caller, the teacher and the tokenizer. None of them changes later."""
+"""What a build depends on: the settings of the caller, the teacher and the tokenizer, all of them frozen."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ from ..models.teachers import Teacher
 from ..models.tokenizers import check_offsets
 
 METHODS = ("budget", "senses_per_token", "mcl")
-# Files keep the name that senses_per_token had first, so that old builds are recognised.
+# Files keep the former name of senses_per_token, so that old builds are recognised.
 STORED_NAMES = {"senses_per_token": "num_senses"}
 # The result of a build may depend on the versions of these packages.
 PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
@@ -24,18 +24,18 @@ PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """The settings that the caller of :func:`build_sense_dictionary` chose, checked.
+    """The checked settings that the caller of :func:`build_sense_dictionary` chose.
 
     The order of the fields is their order in `settings.json` and `manifest.json`. Numpy's integers and booleans become
     Python's.
 
     Attributes:
         method: How the number of senses is set: `budget`, `num_senses` (the stored name of `senses_per_token`) or
-            `mcl`. If it is None, the number that is given decides.
+            `mcl`. None: `num_senses` if `senses_per_token` is given, else `budget`.
         senses_per_token: Senses for every token.
         budget: Senses in all. None with the method `budget`: the default budget.
-        max_samples_per_token: Largest number of occurrences of a token that are sampled.
-        batch_size: Texts in a forward pass of the teacher.
+        max_samples_per_token: The most occurrences of a token that are sampled.
+        batch_size: Windows of text in a forward pass of the teacher.
         similarity: `l2`, `cosine` or `dot`.
         layer: Index into the teacher's hidden states; -1 is the last.
         seed: Seed of the sample.
@@ -65,7 +65,7 @@ class BuildSettings:
     prompt_senses: bool = False
 
     def __post_init__(self) -> None:
-        # Check each field, and note the value as Python's own type.
+        # Check each field, and convert numpy's types.
         checked: dict[str, Any] = {"method": _method(self.method, self.senses_per_token, self.budget)}
         for name in ("senses_per_token", "budget"):
             if getattr(self, name) is not None:
@@ -88,16 +88,16 @@ class BuildSettings:
             object.__setattr__(self, name, value)
 
     def record(self) -> dict[str, Any]:
-        """Returns the settings as they are written to `settings.json` and `manifest.json`."""
+        """Return the settings as they are written to `settings.json` and `manifest.json`."""
         return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A record of the teacher, the tokenizers and the versions of the libraries, which decide the vectors of a text.
+    """A record of everything that the vectors of a text depend on: teacher, tokenizers, versions of libraries.
 
-    Dictionaries and datasets of sense ids have it in their `settings.json` and `manifest.json`, in the order of the
-    fields.
+    It is written to `settings.json` and `manifest.json` of dictionaries and of datasets of sense ids, in the order of
+    the fields.
 
     Attributes:
         prompt: Fields of the teacher's :class:`Prompt`, if it has one.
@@ -107,7 +107,7 @@ class Origin:
         truncation: Whether longer texts are cut off instead of cut into windows.
         teacher: Name of the teacher.
         teacher_revision: Its revision, if it came from a repository.
-        teacher_fingerprint: Fingerprint of its weights and config; only the first process computes it.
+        teacher_fingerprint: Fingerprint of its weights and config. None in all processes but the first.
         device: Kind of device that the teacher runs on.
         earlier: SHA-256 of the samples of the dictionary that is updated, if any.
         generation: How many times the dictionary was updated.
@@ -128,7 +128,7 @@ class Origin:
     versions: dict[str, str]
 
     def record(self) -> dict[str, Any]:
-        """Returns the fields as they are written to `settings.json` and `manifest.json`."""
+        """Return the fields as they are written to `settings.json` and `manifest.json`."""
         fields = asdict(self)
         versions = fields.pop("versions")
         return {**fields, **versions}
@@ -158,10 +158,10 @@ class Source:
         truncation: bool = False,
         prompt_senses: bool = False,
     ) -> "Source":
-        """Makes the record of a teacher and a tokenizer.
+        """Make a source, with the record of its teacher and tokenizer.
 
-        All processes of a launch call it. Only the first one computes the teacher's fingerprint, for which it reads
-        all weights.
+        All processes of a launch must call it. Only the first one computes the teacher's fingerprint, for which it
+        reads all weights.
 
         Args:
             teacher: The teacher.
@@ -169,6 +169,9 @@ class Source:
             max_length: Length of windows in tokens, already checked.
             truncation: Whether longer texts are cut off instead of cut into windows.
             prompt_senses: Whether the tokens of the teacher's prompt get senses.
+
+        Returns:
+            The source. With `prompt_senses` all tokens of its teacher's prompt are pooled.
 
         Raises:
             ValueError: The tokenizers differ, and one of them does not report character offsets.
@@ -203,13 +206,16 @@ class Source:
 
 
 def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
-    """Checks an argument that must be an integer and returns it as an `int`.
+    """Check an argument that must be an integer.
 
     Args:
         name: Name of the argument.
         value: Its value: an integer of Python or numpy. Booleans and floats such as `10.0` are refused.
-        least: Smallest value that is allowed.
-        below: Smallest value that is too large.
+        least: The smallest value that is allowed. None: any.
+        below: The smallest value that is too large. None: any.
+
+    Returns:
+        The value as an `int`.
 
     Raises:
         ValueError: The value is no integer or out of range.
@@ -223,7 +229,14 @@ def check_integer(name: str, value: Any, least: int | None = None, below: int | 
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Checks an argument that must be a boolean, of Python or numpy, and returns it as a `bool`.
+    """Check an argument that must be a boolean.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: a boolean of Python or numpy.
+
+    Returns:
+        The value as a `bool`.
 
     Raises:
         ValueError: The value is no boolean.
@@ -234,7 +247,12 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Checks an argument that must be one of some names.
+    """Check an argument that must be one of some names.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        allowed: The names.
 
     Raises:
         ValueError: It is none of them.
@@ -244,7 +262,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:
-    """Returns the stored name of the method: the one that is given, or else the one that the number implies.
+    """Return the stored name of the given method, or else of the method that the given number implies.
 
     Raises:
         ValueError: There is no such method, or it does not go with the number.

@@ -1,10 +1,10 @@
 """Texts as token ids, and the windows that fit the teacher.
 
 A text may be longer than the teacher's limit. It is then cut into windows that overlap by a quarter, each with the
-text's special tokens around it. Tokens in an overlap are shown by two windows, but owned by one: the earlier window
-owns the first half of the overlap, the later one the second half. A token's vector is taken from the window that owns
-it. So every token has exactly one vector, and context on both sides. For example, windows of 8 tokens over a text of
-12 tokens (`o` is owned, `.` is only shown):
+text's special tokens around it. A token in an overlap is shown by two windows, but owned by one of them: the earlier
+window owns the first half of the overlap, the later one the second half. A token's vector is taken from the window
+that owns it. So every token has exactly one vector, and context on both sides. For example, windows of 8 tokens over a
+text of 12 tokens (`o` is owned, `.` is only shown):
 
     token      0  1  2  3  4  5  6  7  8  9 10 11
     window 0   o  o  o  o  o  o  .  .
@@ -61,9 +61,10 @@ class TokenizedCorpus:
         offsets: Where each text begins in `input_ids`, and where the last one ends, `[texts + 1]`, int64.
         digests: A hash of each text's token ids, `[texts]`, uint64.
         prefix: Number of special tokens before each text; with a prompt, of all tokens before it.
-        suffix: The same after each text.
+        suffix: Number of special tokens after each text; with a prompt, of all tokens after it.
         dropped: Number of tokens that truncation has cut off.
-        unpooled: How many of the `prefix` and of the `suffix` tokens belong to a prompt and get no senses.
+        unpooled: Numbers of `prefix` and of `suffix` tokens that belong to a prompt that is not pooled. They get no
+            senses.
         alignment: The teacher's tokens, if the teacher has another tokenizer.
     """
 
@@ -85,7 +86,7 @@ class TokenizedCorpus:
         return self if self.alignment is None else self.alignment.teacher
 
     def has_vectors(self, begin: int, end: int) -> np.ndarray:
-        """Tell which positions get a vector: those that align with the teacher and do not belong to a prompt.
+        """Return which positions get a vector: those that align with the teacher and do not belong to a prompt.
 
         Args:
             begin: First position.
@@ -174,13 +175,28 @@ class TokenizedCorpus:
         return Windows(text + first, start, stop, own_start, own_stop)
 
     def window_positions(self, text: int, start: int, stop: int) -> np.ndarray:
-        """Return the positions that a window shows, with special tokens; the i-th is place `start + i` of the text."""
+        """Return the positions that a window shows, special tokens included.
+
+        Args:
+            text: Index of the text.
+            start: First content token that the window shows.
+            stop: End of the content tokens that the window shows.
+
+        Returns:
+            `[prefix + stop - start + suffix]`.
+        """
         begin, end = self.offsets[text : text + 2]
         content = np.arange(begin + self.prefix + start, begin + self.prefix + stop)
         return np.concatenate([np.arange(begin, begin + self.prefix), content, np.arange(end - self.suffix, end)])
 
     def window_ids(self, text: int, start: int, stop: int) -> np.ndarray:
-        """Return the token ids that a window shows, special tokens included."""
+        """Return the token ids at :meth:`window_positions`.
+
+        Args:
+            text: Index of the text.
+            start: First content token that the window shows.
+            stop: End of the content tokens that the window shows.
+        """
         return self.input_ids[self.window_positions(text, start, stop)]
 
     def _origin(self, positions: np.ndarray) -> np.ndarray:

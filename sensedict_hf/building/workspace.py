@@ -3,11 +3,10 @@
 A folder holds:
 
 - `building-0.lock`, `building-1.lock`, ...: one lock for each process while a build runs.
-- `building/`: the stages of an unfinished build, and its `settings.json`.
+- `building/`: the stages of an unfinished build, that is the files that they leave, and its `settings.json`.
 - `config.json` and so on: the finished dictionary. `manifest.json` lists its files and settings.
 
-Each kind of result has a marker: the file without which it does not load. The marker is written last and removed
-first.
+Each kind of result has a marker: a file without which it does not load. The marker is written last and removed first.
 """
 
 import json
@@ -27,27 +26,30 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 T = TypeVar("T")
-# As long as a build has only read the texts, only these settings must be the same for it to continue.
+# A build that has only read the texts so far continues if these settings are the same; the others may change.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
 MANIFEST = "manifest.json"
-MARKERS = {"dictionary": "config.json", "data set": "state.json"}
+MARKERS = {"dictionary": "config.json", "dataset": "state.json"}
 CHUNK = 1 << 24  # bytes that are hashed at a time
 # The first process may tokenize or plan for a long time while the others wait.
 TIMEOUT = timedelta(days=1)
 
 
 def process_state() -> PartialState:
-    """The processes that `accelerate launch` or `torchrun` started, or this one alone."""
+    """Return the state of the processes that `accelerate launch` or `torchrun` started, or of this one alone."""
     # Without an accelerator, torchrun's processes are told apart only on request.
     cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
 def broadcast(compute: Callable[[], T]) -> T:
-    """Calls a function in the first process and returns its result in all processes. All of them wait for it.
+    """Call a function in the first process and return its result in all processes. All of them wait for it.
 
     Args:
-        compute: The function. Its result can be pickled.
+        compute: The function. It must be possible to pickle its result.
+
+    Returns:
+        The result.
     """
     result: list[Any] = [compute() if PartialState().is_main_process else None]
     return broadcast_object_list(result)[0]
@@ -55,10 +57,10 @@ def broadcast(compute: Callable[[], T]) -> T:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks a folder, so that no other build or distillation works in it.
+    """Lock a folder inside a `with` block, so that no other build or distillation works in it.
 
-    Every process of a launch calls it and holds a lock of its own. The locks belong to the operating system: each ends
-    with its process, even if that is killed. So a process that outlives its build is noticed too.
+    Every process of a launch must call this, and gets a lock of its own. The operating system releases a lock when its
+    process ends, even if it is killed. So a process that outlives the others of its build keeps the folder locked.
 
     Args:
         folder: The folder; it is created if it does not exist.
@@ -89,18 +91,26 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Describes how two sets of settings differ, name by name; empty if they do not."""
+    """Describe how two sets of settings differ.
+
+    Args:
+        before: The earlier settings.
+        now: The new settings.
+
+    Returns:
+        The differences as text for an error message, such as `seed was 0, is 1`; empty if there are none.
+    """
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
 
 
 @dataclass(frozen=True)
 class BuildFolder:
-    """The folder in which one dictionary or data set is built.
+    """The folder in which one dictionary or dataset is built.
 
     Attributes:
         path: The folder.
-        kind: What is built: `dictionary` or `data set`.
+        kind: What is built: `dictionary` or `dataset`.
         settings: The settings as they are written to `settings.json` and `manifest.json`. Empty for a folder that is
             only read.
         overwrite: Whether to replace what was built with other settings, and files that no build has written.
@@ -122,14 +132,14 @@ class BuildFolder:
         return self.stages / "ready"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Locks the folder; see :func:`locked`."""
+        """Return a context that locks the folder, see :func:`locked`."""
         return locked(self.path)
 
     def begin(self, *, afresh: bool = False) -> None:
-        """Creates the folder of the stages, or continues with what an interrupted build has left there.
+        """Create the folder of the stages, or keep what an interrupted build with the same settings has left there.
 
         Args:
-            afresh: Discard an interrupted build even if its settings are the same.
+            afresh: Whether to discard an interrupted build even if its settings are the same.
 
         Raises:
             ValueError: Without `overwrite`: the folder holds a finished result of another kind, an unfinished build
@@ -174,10 +184,13 @@ class BuildFolder:
         partial.replace(path)
 
     def manifest(self, *, check: bool = True) -> dict[str, Any] | None:
-        """The manifest of the finished result; None if there is no finished result.
+        """Read the manifest of the finished result.
 
         Args:
-            check: Compare the files with the manifest.
+            check: Whether to compare the files with the manifest.
+
+        Returns:
+            The manifest; None if there is no finished result.
 
         Raises:
             ValueError: A file was changed after the build, or the result has no manifest.
@@ -198,7 +211,7 @@ class BuildFolder:
         return manifest
 
     def is_finished(self, corpus_digest: Callable[[], str]) -> bool:
-        """Whether the folder holds the finished result of the same settings and texts.
+        """Return whether the folder holds the finished result of the same settings and texts.
 
         Args:
             corpus_digest: Computes the SHA-256 of the texts; called only if there is a finished result to compare
@@ -224,10 +237,10 @@ class BuildFolder:
         return not changed
 
     def publish(self, corpus_sha256: str) -> None:
-        """Adds a manifest to the files in `ready`, moves all of them into the folder, and removes the stages.
+        """Add a manifest to the files in `ready`, move all of them into the folder, and remove the stages.
 
-        The marker is moved last, so a result that is not complete does not load. After an interruption the caller
-        writes the files in `ready` again and repeats the call.
+        The marker is moved last, so an incomplete result does not load. After an interruption the caller must write
+        the files in `ready` again and repeat the call.
 
         Args:
             corpus_sha256: SHA-256 of the texts, for the manifest.
@@ -254,16 +267,20 @@ class BuildFolder:
         self.discard()
 
     def discard(self) -> None:
-        """Removes the stages.
+        """Remove the stages.
 
-        The settings go first: if an interruption leaves some stages, they are not taken for an unfinished build.
+        The settings go first, so that stages that an interruption leaves are not taken for an unfinished build.
         """
         (self.stages / "settings.json").unlink(missing_ok=True)
         shutil.rmtree(self.stages, ignore_errors=True)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Returns the size of a file in bytes and its SHA-256."""
+    """Return the size of a file in bytes and its SHA-256, as in a manifest.
+
+    Args:
+        path: The file.
+    """
     digest = sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

@@ -123,7 +123,7 @@ def encode_senses(
 
     # Encode in the folder, or in a temporary one.
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
-        folder = BuildFolder(Path(path), "data set", settings, overwrite)
+        folder = BuildFolder(Path(path), "dataset", settings, overwrite)
 
         def begin() -> bool:
             _check_weights(senses, settings["teacher_fingerprint"])

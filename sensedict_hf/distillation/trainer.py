@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
-from ..models.hub import model_card
+from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher

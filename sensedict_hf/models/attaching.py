@@ -85,7 +85,7 @@ class AttachedSenses:
         self._running.inputs, self._running.calls = (input_ids, mask), 0
 
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Replace the output of a module by senses, at the right one of its calls in a forward pass."""
+        """Replace the output of a module by senses, in the call that computes the layer of the dictionary."""
         running = self._running
         if not hasattr(running, "calls"):
             return None  # gradient checkpointing runs a layer again, in a thread of its own
@@ -135,7 +135,7 @@ def attach_senses(
     residual: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> AttachedSenses:
-    """Make a loaded model use senses instead of its contextual vectors.
+    """Replace the contextual vectors of a loaded model by senses.
 
     The model is changed in place until the senses are removed. Everything after the layer of the dictionary, such as a
     pooler or a head, reads the senses. The model then needs `input_ids`. In training the gradient passes straight
@@ -151,7 +151,7 @@ def attach_senses(
             of the vocabularies are compared.
 
     Returns:
-        A handle. Its :meth:`AttachedSenses.remove`, or the end of a `with` block, detaches the senses.
+        A handle. Call :meth:`AttachedSenses.remove`, or use it in a `with` statement, to detach the senses.
 
     Raises:
         ValueError: The dictionary does not fit the model, the model is compiled or an encoder-decoder, senses are

@@ -1,4 +1,4 @@
-"""Attention of a model: run a decoder bidirectionally, and find out what its tokens really attend to."""
+"""Attention of a model: make a decoder bidirectional, and find out what the tokens of a model attend to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,9 @@ REACHED = 1e-4
 def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
     """Set in the config of a decoder what its tokens attend to.
 
-    A sliding window for all layers, as in Mistral, is removed together with the causal mask, as in LLM2Vec. Windows of
-    single layers stay, on both sides of a token: the positions of these layers may be adapted to them.
+    A sliding window for all layers, as in Mistral, is removed together with the causal mask, as in LLM2Vec. Sliding
+    windows of single layers (`layer_types`) stay, and extend to both sides of a token, because the position embeddings
+    of these layers may depend on them.
 
     Args:
         config: The config, which is changed.
@@ -37,7 +38,11 @@ def set_bidirectional(config: PreTrainedConfig, bidirectional: bool) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside a `with` block; afterwards its modules have their old modes again."""
+    """Put a model into evaluation mode inside a `with` block, and restore the modes of its modules afterwards.
+
+    Args:
+        model: The model.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -51,16 +56,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def probe_attention(model: PreTrainedModel) -> str:
     """Find out what the tokens of a model attend to.
 
-    The last token of a probe is changed. Every hidden state that changes too belongs to a token that attends to the
-    last one. This is done without padding, with padding on the right, and with padding on the left. Changing the
-    padding token as well shows whether the attention mask is obeyed.
+    The last of a few token ids is changed. A token whose hidden state then changes too attends to the last one. This
+    is done without padding, with padding on the right, and with padding on the left. The padding token is changed as
+    well, which shows whether the model obeys the attention mask.
 
     Args:
         model: A model without a head. It is probed in evaluation mode.
 
     Returns:
-        `bidirectional`, `causal`, `partly bidirectional` or `unmasked` (padding is seen in spite of the mask). If the
-        answer depends on the padding, all answers, joined by slashes.
+        `bidirectional`, `causal`, `partly bidirectional` or `unmasked` (tokens attend to padding in spite of the
+        mask). If the answer depends on the padding, all answers, joined by slashes.
     """
     size = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     # Token ids from 2 on: 0 and 1 are often the padding token, by which some models count positions.
@@ -69,7 +74,7 @@ def probe_attention(model: PreTrainedModel) -> str:
     changed[-1] = 2 + (ids[-1] - 2 + (size - 2) // 2) % max(1, size - 2)
 
     def run(tokens: Tensor, left: int, right: int, filling: int) -> Tensor:
-        """Return the hidden states of the tokens between padding, `[tokens, hidden]`."""
+        """Return the hidden states of the tokens, `[tokens, hidden]`, read with padding on the left and right."""
         row = torch.cat([tokens.new_full((left,), filling), tokens, tokens.new_full((right,), filling)])
         mask = torch.zeros_like(row)
         mask[left : left + len(tokens)] = 1
@@ -92,7 +97,8 @@ def make_attend(model: PreTrainedModel, bidirectional: bool | None) -> str:
 
     Args:
         model: A model in evaluation mode. Its config is changed if necessary.
-        bidirectional: None: leave the model as it is. A warning says so if its attention depends on padding.
+        bidirectional: True: every token attends to all tokens. False: to itself and the tokens before it. None: leave
+            the model as it is, and warn if it is neither `bidirectional` nor `causal`.
 
     Returns:
         The answer of :func:`probe_attention`.
@@ -127,6 +133,6 @@ def make_attend(model: PreTrainedModel, bidirectional: bool | None) -> str:
 
 
 def _differ(before: Tensor, after: Tensor) -> Tensor:
-    """Return which hidden states have changed, `[tokens]`, bool."""
+    """Return which hidden states differ, `[tokens]`, bool."""
     change, norm = torch.linalg.vector_norm(after - before, dim=-1), torch.linalg.vector_norm(before, dim=-1)
     return cast(Tensor, change > REACHED * norm)

@@ -1,4 +1,4 @@
-"""The small files next to a model's weights, where PEFT, LLM2Vec and sentence-transformers say how it is run."""
+"""The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
 import json
 import re
@@ -40,8 +40,8 @@ class Checkpoint:
         tokenizer: Name or folder of the tokenizer: the adapter if it has one, else the base model.
         settings: The content of `llm2vec_config.json`.
         is_llm2vec: Whether the model is run as in LLM2Vec.
-        pooling: How one vector is made of a text. None: the files do not say.
-        max_seq_length: Where texts are truncated, in tokens. None: the files do not say.
+        pooling: How a text gets one vector. None: the files do not say.
+        max_seq_length: Length in tokens at which texts are truncated. None: the files do not say.
         prompt: What the model reads around each text.
         prompts: Named prompts of sentence-transformers: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
@@ -69,6 +69,9 @@ def read_checkpoint(
         adapters: Names or folders of further adapters.
         revision: Revision of the repository `source`.
         pooling: Overrides the pooling in LLM2Vec's settings. LLM2Vec's prompt depends on it.
+
+    Returns:
+        What the files say.
 
     Raises:
         ValueError: An adapter is missing, does not name its base model, or was trained on top of another adapter.
@@ -115,10 +118,10 @@ def llm2vec_prompt(
     skip_instruction: bool = True,
     max_text_length: int = 400,
 ) -> Prompt:
-    """Return what LLM2Vec puts around texts.
+    """Return the prompt that LLM2Vec puts around texts.
 
     Args:
-        pooling: In LLM2Vec's words, such as `eos_token`.
+        pooling: Pooling by its name in LLM2Vec, such as `eos_token`.
         model_type: The `model_type` of the model.
         name: Name of the original model, without its owner.
         skip_instruction: Whether the instruction is left out of the pooling.
@@ -189,8 +192,8 @@ def _find_base_model(name: str | None, adapter: str) -> str:
 
     Args:
         name: The base model that the adapter names.
-        adapter: Name or folder of the adapter. A folder of the base model's name next to it is taken if `name` is no
-            folder here.
+        adapter: Name or folder of the adapter. If `name` is not a folder on this machine, a folder of the base model's
+            name next to the adapter is taken.
 
     Raises:
         ValueError: The adapter does not name its base model.
@@ -207,7 +210,13 @@ def _find_base_model(name: str | None, adapter: str) -> str:
 
 
 def read_json(source: str, name: str, revision: str | None = None) -> Any:
-    """Return the content of a .json file in a repository or folder, or None if there is no such file."""
+    """Return the content of a .json file in a repository or folder, or None if there is no such file.
+
+    Args:
+        source: Name of the repository, or the folder.
+        name: Path of the file inside it.
+        revision: Revision of the repository.
+    """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else None

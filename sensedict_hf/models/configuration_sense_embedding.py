@@ -15,7 +15,7 @@ SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
-# Vectors of two dictionaries mean the same only if all of these are equal.
+# The senses of two dictionaries can be compared only if all these fields are equal.
 SAME_VECTORS = (
     "base_model_name_or_path",
     "base_model_revision",
@@ -35,45 +35,48 @@ class SenseEmbeddingConfig(PreTrainedConfig):
     """Configuration of a :class:`SenseEmbeddingModel`: its sizes, how senses are assigned, and how it was built.
 
     Args:
-        vocab_size (`int`): number of tokens that the dictionary has an entry for.
-        hidden_size (`int`): width of a sense.
-        num_senses (`int`): number of senses of all tokens together.
-        senses_dtype (`str`): dtype of the stored table: `float16`, `bfloat16`, `float32`, or `int8` with a scale for
-            every sense.
-        learn_senses (`bool`): whether the senses are a parameter that is trained, in float32, instead of a constant.
-        sense_device (`str`, *optional*): where the table lies. None: on the device of the model. `cpu`: in host
-        memory,
-            whatever device the model is moved to; the senses of a batch's tokens are then copied to that device. Such
-            senses cannot be learned. A table that `from_pretrained` loads into host memory stays mapped from its file,
-            so it may be larger than the memory. Under DDP a module of your own that holds such a dictionary (not a
-            student) needs `broadcast_buffers=False`. `nn.DataParallel` does not work with it.
-        similarity (`str`): how a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
-        assignment (`str`): what a vector is replaced by: `hard`: the best sense; `soft`: the posterior mean of the
-            senses; `none`: nothing, the vector stays.
-        assignment_temperature (`float`): temperature of the soft assignment, in units of `distortion`.
-        residual (`float`): weight of the vector itself in what replaces it, `(1 - residual) * sense + residual *
-            vector`. 0, as in the paper: the sense alone; 1: the vector alone.
-        distortion (`float`): mean squared distance between a sample and its sense.
-        base_model_name_or_path (`str`, *optional*): the teacher.
-        base_model_revision (`str`, *optional*): the teacher's revision.
-        base_model_fingerprint (`str`, *optional*): digest of the teacher's weights and settings.
-        layer (`int`): index into the teacher's hidden states; -1 is the last.
-        tokenizer_fingerprint (`str`, *optional*): digest of the tokenizer whose tokens the dictionary is for, see
+        vocab_size: Number of tokens that the dictionary has an entry for.
+        hidden_size: Width of a sense.
+        num_senses: Number of senses of all tokens together.
+        senses_dtype: Dtype of the stored table: `float16`, `bfloat16`, `float32`, or `int8` with a scale for every
+            sense.
+        learn_senses: Whether the senses are a parameter that is trained, in float32, instead of a constant.
+        sense_device: Where the table is. None: on the device of the model. `cpu`: in host memory, whatever device the
+            model is moved to; the senses of a batch's tokens are then copied to that device. Such senses cannot be
+            learned. A table that `from_pretrained` loads into host memory stays mapped from its file, so it may be
+            larger than the memory. Under DistributedDataParallel a module of your own that holds such a dictionary
+            (not a student) needs `broadcast_buffers=False`. `nn.DataParallel` does not work with it.
+        similarity: How a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
+        assignment: What replaces a vector: `hard` the best sense of its token, `soft` the mean of the token's senses,
+            weighted by their probabilities, `none` nothing.
+        assignment_temperature: Temperature of the soft assignment, in units of `distortion`.
+        residual: Weight of the vector itself, from 0 to 1, in `(1 - residual) * sense + residual * vector`. 0, as in
+            the paper: the sense alone. 1: the vector alone.
+        distortion: Mean squared distance between a sample and its sense.
+        base_model_name_or_path: Name of the teacher.
+        base_model_revision: Revision of the teacher's repository.
+        base_model_fingerprint: Digest of the teacher's weights and settings.
+        layer: Index into the teacher's hidden states; -1 is the last.
+        tokenizer_fingerprint: Digest of the tokenizer whose tokens the dictionary is for, see
             :func:`tokenizer_fingerprint`.
-        teacher_tokenizer_fingerprint (`str`, *optional*): digest of the teacher's tokenizer; None if it is the same.
-        method (`str`, *optional*): how the number of senses was chosen: `budget`, `num_senses` (per token), `mcl` or
-            `merge`.
-        method_value (`int`, *optional*): the number that the method was given.
-        max_samples_per_token (`int`, *optional*): how many contextual vectors of a token were clustered at most.
-        window_length (`int`, *optional*): length in tokens of the windows that long texts were cut into.
-        prompt (`dict`, *optional*): the fields of the :class:`Prompt` that the teacher read with every text.
-        attention (`str`, *optional*): what the teacher's tokens attended to: `bidirectional` or `causal`, see
-            :func:`probe_attention`.
-        seed (`int`, *optional*): seed of the build.
-        num_texts (`int`, *optional*): number of texts in the corpus.
-        num_tokens (`int`, *optional*): number of tokens in the corpus.
-        sensedict_version (`str`, *optional*): version of this package that wrote the dictionary.
-        format_version (`int`): version of the file format.
+        teacher_tokenizer_fingerprint: Digest of the teacher's tokenizer; None if it is the same.
+        method: How the number of senses was set: `budget`, `num_senses` (a number for every token), `mcl` (the rule of
+            the paper) or `merge` (a budget for merged dictionaries).
+        method_value: The number of senses that the method was given: per token with `num_senses`, in all with `budget`
+            and `merge`. None with `mcl`.
+        max_samples_per_token: The most vectors of one token that were clustered.
+        window_length: Length in tokens of the windows that long texts were cut into.
+        prompt: The fields of the :class:`Prompt` that the teacher read with every text.
+        attention: What the teacher's tokens attended to: `bidirectional` or `causal`, see :func:`probe_attention`.
+        seed: Seed of the build.
+        num_texts: Number of texts in the corpus.
+        num_tokens: Number of tokens in the corpus.
+        sensedict_version: Version of this package that wrote the dictionary.
+        format_version: Version of the file format.
+        kwargs: Other fields of every config of transformers.
+
+    Raises:
+        ValueError: A field has a value that is not allowed, or the file format is newer than this version reads.
 
     Example:
         >>> config = SenseEmbeddingConfig(vocab_size=10, hidden_size=4, num_senses=20, similarity="cosine")
@@ -156,10 +159,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def check(self) -> None:
-        """Check the settings that `from_pretrained` may change after the config was made.
+        """Check the fields that `from_pretrained` may set after the config was made.
 
         Raises:
-            ValueError: A setting is not possible.
+            ValueError: A field has a value that is not allowed.
 
         Example:
             >>> config = SenseEmbeddingConfig()
@@ -189,10 +192,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         """Check that the senses of two dictionaries can be mixed.
 
         Args:
-            other: the config of the other dictionary.
+            other: The config of the other dictionary.
 
         Raises:
-            ValueError: Teacher, layer, tokenizer or similarity differ.
+            ValueError: Teacher, attention, prompt, layer, tokenizer, similarity or sizes differ.
 
         Example:
             >>> senses.config.check_same_vectors(student.senses.config)
@@ -200,15 +203,18 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         for name in SAME_VECTORS:
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
-                raise ValueError(f"{name} differs ({own}, {others}): their senses cannot be mixed")
+                raise ValueError(
+                    f"{name} differs ({own}, {others}): the senses of these dictionaries cannot be mixed; build "
+                    "both with the same teacher and settings"
+                )
 
     def check_inputs(self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None = None) -> None:
         """Check that a batch fits the dictionary.
 
         Args:
-            input_ids: `[batch, positions]`.
-            hidden_states: `[batch, positions, hidden]`.
-            attention_mask: `[batch, positions]`; where it is 0, any token id is allowed.
+            input_ids: `[batch, positions]`, token ids.
+            hidden_states: `[batch, positions, hidden]`, contextual vectors.
+            attention_mask: `[batch, positions]`; where it is 0, any token id is allowed. None: there is no padding.
 
         Raises:
             ValueError: Widths or shapes differ, or a token id is outside the vocabulary.
@@ -224,14 +230,15 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             )
         if hidden_states.shape[:-1] != input_ids.shape:
             raise ValueError(
-                f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: positions differ"
+                f"input_ids are {tuple(input_ids.shape)}, hidden_states {tuple(hidden_states.shape)}: "
+                "positions differ; give both of the same batch"
             )
         is_outside = (input_ids < 0) | (input_ids >= self.vocab_size)
         if attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
                 raise ValueError(
                     f"attention_mask is {tuple(attention_mask.shape)}, input_ids are {tuple(input_ids.shape)}: "
-                    "positions differ"
+                    "positions differ; give both of the same batch"
                 )
             is_outside &= attention_mask.bool()
         if is_outside.any():
@@ -242,6 +249,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check that a tokenizer is the one whose tokens the dictionary is for.
+
+        Args:
+            tokenizer: The tokenizer to check.
 
         Raises:
             ValueError: It is another one.
@@ -258,7 +268,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             )
 
     def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check that a tokenizer is that of the teacher which the dictionary was built from.
+        """Check that a tokenizer is the one of the dictionary's teacher.
+
+        Args:
+            tokenizer: The tokenizer to check.
 
         Raises:
             ValueError: It is another one.
@@ -297,8 +310,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         """Check that the tokens of a model attend to the same tokens as the teacher's did.
 
         Args:
-            name: of the model, for the message.
-            attention: `bidirectional`, `causal`, or None if it is not known.
+            name: Name of the model, for the message.
+            attention: `bidirectional` or `causal`. None: not known.
 
         Raises:
             ValueError: One is bidirectional, the other causal.
@@ -315,13 +328,13 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
 
 def check_assignment(assignment: str) -> None:
-    """Check that an assignment is known; if it is not, raise a ValueError."""
+    """Raise a ValueError if an assignment is unknown."""
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
 
 
 def check_residual(residual: float) -> None:
-    """Check that a residual is between 0 and 1; if it is not, raise a ValueError."""
+    """Raise a ValueError if a residual is not between 0 and 1."""
     if not 0 <= residual <= 1:
         raise ValueError(
             f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves"

@@ -14,15 +14,15 @@ class SKDStudentConfig(PreTrainedConfig):
     """Configuration of a :class:`SKDStudentModel` and of its task models.
 
     Args:
-        text_config: Config of the backbone, any model of transformers that takes `input_ids`.
-        sense_config: Config of the sense dictionary.
+        text_config: Config of the backbone, any model of transformers that takes `input_ids`. Default: a BERT.
+        sense_config: Config of the sense dictionary. Default: a dictionary without senses, of the backbone's sizes.
         assignment: What the student returns for a token: `hard` its best sense, `soft` the mean of its senses,
             weighted by their probabilities, `none` the student's own vector. Default: `none` after distillation by
             regression alone, otherwise the assignment of the dictionary.
         residual: Weight of the student's own vector, from 0 to 1; the sense has the rest. Default: 0.5 after
             distillation with a regression loss, which makes the student's vectors similar to the teacher's; otherwise
-            the residual of the dictionary. With cosine similarity only directions are learned, so that the
-            dictionary's residual is used too.
+            the residual of the dictionary. A dictionary with similarity `cosine` keeps its residual in any case,
+            because only the directions of the vectors are learned.
         pooling: How a text gets one vector, in `encode` and before a classifier: `mean`, `weighted_mean`, `cls`,
             `last` or `max`.
         max_seq_length: Length in tokens at which `encode` truncates a text.
@@ -31,7 +31,7 @@ class SKDStudentConfig(PreTrainedConfig):
         prompts: Named prompts, as in sentence-transformers, such as `{"query": "query: "}`. Saved only if there are
             any.
         include_prompt: Whether the tokens of a named prompt are pooled with the text. Saved only if they are not.
-        teacher_layers: Indices of the teacher's layers that the student was made from. None for another backbone.
+        teacher_layers: Indices of the teacher's layers that the student was made from. None: it has another backbone.
         objective: Losses that the student was distilled with, joined by `+`, such as `sense+mse`. None before
             distillation.
         distillation: Settings of the distillation.

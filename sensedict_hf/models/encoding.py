@@ -1,4 +1,4 @@
-"""Text encoding: token ids are padded to batches, run through a model, and pooled into vectors of texts or words."""
+"""Encode texts: pad token ids to batches, run them through a model, pool its hidden states to vectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .prompts import Prompt, Prompted, check_texts
 from .tokenizers import check_offsets
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
-# Texts of a generator that are in memory at a time. They are sorted by length, so a large number saves padding.
+# How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
 CHUNK = 16_384
 
 Item = TypeVar("Item")
@@ -27,6 +27,10 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
     """Return the token id to pad with.
 
     It is 0 if the tokenizer has no padding token, or the model has no embedding for it: padding is masked anyway.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        model: The model that reads the batches.
     """
     pad = tokenizer.pad_token_id
     return 0 if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
@@ -35,8 +39,13 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
 def pad_batch(rows: Sequence[Sequence[int] | npt.NDArray[Any]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Pad rows of token ids on the right.
 
+    Args:
+        rows: The token ids of each text.
+        pad_token_id: The token id to pad with.
+
     Returns:
-        `input_ids` and `attention_mask`, both `[rows, longest]`, int64.
+        `input_ids` and `attention_mask`, both `[batch, positions]`, int64. `positions` is the length of the longest
+        row.
     """
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -52,12 +61,13 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
         hidden_states: `[batch, positions, hidden]`.
         attention_mask: `[batch, positions]`, 0 where a position is padding.
         pooling: `mean`; `weighted_mean`, with weights 1, 2, 3 ... from the first position to the last; `max`, the
-            largest value of each dimension; `cls`, the first position; `last`, the last position.
-        pooled: `[batch, positions]`, the positions that `mean`, `weighted_mean` and `max` use. Default: all that are
-            not padding.
+            largest value of each dimension; `cls`, the first position; `last`, the last position. Padding never
+            counts.
+        pooled: `[batch, positions]`, nonzero at the positions that `mean`, `weighted_mean` and `max` use. It must be 0
+            for padding. Default: all that are not padding.
 
     Returns:
-        `[batch, hidden]`, in the dtype of `hidden_states`.
+        One vector per text, `[batch, hidden]`, in the dtype of `hidden_states`.
 
     Raises:
         ValueError: The pooling is unknown, or a row has no positions to pool.
@@ -94,7 +104,7 @@ class BatchEncoder:
     """Run texts through a model in padded batches and reduce the hidden states to vectors.
 
     Attributes:
-        forward: Maps `input_ids` and `attention_mask`, both `[batch, positions]`, to hidden states,
+        forward: The model: maps `input_ids` and `attention_mask`, both `[batch, positions]`, to hidden states,
             `[batch, positions, hidden]`.
         tokenizer: The tokenizer of the model.
         pad_token_id: The token id to pad with.
@@ -126,10 +136,11 @@ class BatchEncoder:
 
         Args:
             texts: Strings, or pairs of an instruction and a text.
-            show_progress_bar: None shows the bar if there is more than one batch.
+            show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
 
         Raises:
-            ValueError: `texts` is a table or a mapping, or one of the texts is not a string or has no tokens.
+            ValueError: `texts` is a table or a mapping, or one of the texts is neither a string nor a pair of strings,
+                or has no tokens.
         """
         if isinstance(texts, (Mapping, bytes)) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
@@ -144,7 +155,7 @@ class BatchEncoder:
 
         Args:
             sentences: One list of words per sentence.
-            show_progress_bar: None shows the bar if there is more than one batch.
+            show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
 
         Raises:
             ValueError: A sentence is not a list of strings or has no tokens, or the tokenizer does not return
@@ -157,7 +168,7 @@ class BatchEncoder:
     def _map_chunks(
         self, encode: Callable[[list[Item], int, Any], Result], items: Iterable[Item], show_progress_bar: bool | None
     ) -> Iterator[Result]:
-        """Yield the result of `encode(chunk, number of the first item, progress bar)` for each chunk of the items."""
+        """Yield `encode(chunk, first, progress)` for each chunk; `first` is the index of its first item."""
         chunks = _read_chunks(items)
         chunk, first = next(chunks, []), 0
         batches = -(-len(items) // self.batch_size) if isinstance(items, Sized) else None
@@ -173,7 +184,7 @@ class BatchEncoder:
         check_texts(texts, first)
         prompt = self.prompt
         if prompt is None:
-            # Without a prompt all tokens are pooled, but instructions are not.
+            # Without a prompt all tokens are pooled, special tokens too; but instructions are never pooled.
             has_instructions = any(not isinstance(text, str) for text in texts)
             prompt = Prompt() if has_instructions else Prompt(pooled="all")
         rows = prompt.tokenize(self.tokenizer, texts, self.max_length)
@@ -210,7 +221,7 @@ class BatchEncoder:
         return [vectors[i] for i in range(len(sentences))]
 
     def _run(self, rows: Sequence[Sequence[int]], progress: Any) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Yield the row numbers, hidden states (float32) and mask of each batch. The longest rows come first."""
+        """Yield batches, the longest rows first: indices of rows, hidden states (float32), and attention mask."""
         by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         for begin in range(0, len(rows), self.batch_size):
             batch = by_length[begin : begin + self.batch_size]
@@ -222,7 +233,7 @@ class BatchEncoder:
 
 
 def _read_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield the items in lists: a list or tuple as a whole, which is in memory already, anything else in parts."""
+    """Yield the items in lists: a list or tuple, which is in memory already, as a whole; anything else in parts."""
     if isinstance(items, (list, tuple)):
         yield list(items)
         return
@@ -249,14 +260,14 @@ def _check_sentences(sentences: Sequence[Any], first: int) -> None:
 
 
 def _find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Return the number of the word in which each token ends, `[tokens]`.
+    """Find the word in which each token ends.
 
     Args:
-        words: The words of a sentence. The tokenizer read them with spaces between them.
+        words: The words of a sentence, which the tokenizer read with spaces between them.
         offsets: The first character of each token, and the one after its last.
 
     Returns:
-        `len(words)` for a token that ends in no word.
+        Indices of words, `[tokens]`; `len(words)` for a token that ends in no word.
     """
     lengths = np.array([len(word) for word in words], dtype=np.int64)
     ends = lengths.cumsum() + np.arange(len(words))

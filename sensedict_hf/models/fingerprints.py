@@ -1,4 +1,4 @@
-"""Digests that tell tokenizers, and tensors, apart."""
+"""Digests by which tokenizers, and the weights of models, are told apart."""
 
 import json
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from transformers import PreTrainedTokenizerBase
 # Tokenizers with the same vocabulary differ in what they do with case, accents, digits, white space, scripts and
 # symbols.
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
-PROBE_TOKENS = 200  # of the vocabulary, at most, that are tokenized in lower and in upper case
+PROBE_TOKENS = 200  # at most so many tokens of the vocabulary are tokenized, in lower and in upper case
 DIGEST_CHUNK = 1 << 24  # numbers that are hashed at a time
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest of a tokenizer: of its vocabulary, and of the token ids of a few probe texts.
+    """Return a digest of a tokenizer's vocabulary and of the token ids that it gives to a few probe texts.
 
-    Copies of a tokenizer have the same digest with every version of the library. Tokenizers that differ in the
-    vocabulary or on a probe text have different ones. The probe texts are a sentence with unusual characters, and some
-    of the vocabulary's own tokens.
+    Copies of a tokenizer have the same digest with every version of transformers. Tokenizers that differ in the
+    vocabulary or on a probe text have different digests. The probe texts are a sentence with unusual characters, and
+    some of the vocabulary's own tokens.
 
     Args:
-        tokenizer: slow or fast.
+        tokenizer: The tokenizer, slow or fast.
 
     Returns:
         16 hexadecimal digits.
@@ -43,8 +43,8 @@ def digest_tensors(description: str, tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of a description and of the name, dtype, shape and bytes of every tensor.
 
     Args:
-        description: whatever else the digest should depend on.
-        tensors: in the order in which they are hashed, such as a `state_dict`.
+        description: Anything else that the digest should depend on.
+        tensors: The tensors by name, such as a `state_dict`. Their order counts.
 
     Returns:
         32 hexadecimal digits.

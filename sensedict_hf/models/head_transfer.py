@@ -1,4 +1,4 @@
-"""What a student with a head takes over from a fine-tuned classifier: the layers of its head and their settings."""
+"""The head of a fine-tuned classifier, as a student takes it over: its layers and their settings."""
 
 import os
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -12,8 +12,9 @@ from .checkpoints import read_json
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .teachers import check_name, origin_of
 
-# Encoders that classify a text by its first token, by model type: name of the dense layer before the classifier, its
-# activation (or the config field with its name), name of the classifier. For tokens each has just a `classifier`.
+# Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
+# the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,
+# named `classifier`.
 ENCODER_HEADS = {
     "bert": ("bert.pooler.dense", "tanh", "classifier"),
     "camembert": ("classifier.dense", "tanh", "classifier.out_proj"),
@@ -53,10 +54,10 @@ def load_classifier(
         auto_class: The class to load it with.
 
     Returns:
-        The model.
+        The model, in evaluation mode if it was loaded here.
 
     Raises:
-        ValueError: Weights of the head are missing, or this is no model.
+        ValueError: Weights of the head are missing, or `classifier` is none of these.
     """
     if isinstance(classifier, PreTrainedModel):
         return classifier
@@ -82,7 +83,7 @@ def find_text_head(classifier: PreTrainedModel) -> ClassifierHead:
         classifier: A decoder, or an encoder of :data:`ENCODER_HEADS`, for sequence classification.
 
     Returns:
-        The layers `classifier` and, for encoders, `pre_classifier`, with pooling, activation and dropout.
+        The layer `classifier` and, for encoders, the layer `pre_classifier`, with pooling, activation and dropout.
 
     Raises:
         ValueError: The architecture is not known.

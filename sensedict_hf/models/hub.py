@@ -15,8 +15,6 @@ from transformers.utils import logging
 from .model_card import model_card
 from .placement import place_model, requested_devices
 
-__all__ = ["SensePreTrainedModel", "model_card", "write_sentence_transformers"]
-
 logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="SensePreTrainedModel")
@@ -39,10 +37,10 @@ SENTENCE_TRANSFORMERS_POOLINGS = {
 
 
 class SensePreTrainedModel(PreTrainedModel):
-    """The base of dictionaries and students.
+    """The base class of dictionaries and students.
 
-    Their folders and repositories hold all they need, also tokenizer and model card. A checkpoint that lacks senses is
-    refused instead of being completed with random ones.
+    A saved folder or repository holds all that the model needs, including the tokenizer, and a model card. A
+    checkpoint without senses is refused, because they would be random.
     """
 
     # The senses are looked up, not attended to: any attention implementation of a student's backbone works with them.
@@ -72,7 +70,7 @@ class SensePreTrainedModel(PreTrainedModel):
         return (module for module in self.modules() if isinstance(module, SensePreTrainedModel))
 
     def _host_tensors(self) -> list[str]:
-        """Return the names of its own tensors that stay in host memory, whatever device the model is moved to."""
+        """Return the names of the module's own tensors that stay in host memory when the model is moved."""
         return []
 
     @classmethod
@@ -83,19 +81,20 @@ class SensePreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a model as transformers does, but refuse a checkpoint without the senses that its config describes.
+        """Load a model as transformers does, but refuse a checkpoint whose senses do not fit its config.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a repository of the Hub.
-            model_args: as in transformers.
-            output_loading_info: whether to return the model and a dict of missing and unexpected keys.
-            kwargs: as in transformers. They may also be settings of the config, such as `sense_device="cpu"`.
+            pretrained_model_name_or_path: A folder or a repository of the Hub.
+            model_args: As in `PreTrainedModel.from_pretrained`.
+            output_loading_info: Whether to return a report of the weights that were missing or did not fit, too.
+            kwargs: As in `PreTrainedModel.from_pretrained`: other arguments, and fields of the config such as
+                `sense_device="cpu"`.
 
         Returns:
-            The model, in evaluation mode; with `output_loading_info` a tuple of the model and the dict.
+            The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
-            ValueError: Tensors of the dictionary are missing or have another size.
+            ValueError: Tensors of the dictionary are missing, unexpected or of another size.
 
         Example:
             >>> senses.save_pretrained("senses")
@@ -138,7 +137,7 @@ class SensePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _keeps_tables_in_host_memory(cls, source: str, kwargs: dict[str, Any]) -> bool:
-        """Tell from the config whether a model is to be loaded into host memory first."""
+        """Return whether the config asks for tables in host memory, so that the model must be loaded there first."""
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             options = {name: kwargs[name] for name in (*HUB_OPTIONS, "sense_device") if name in kwargs}
@@ -164,15 +163,15 @@ class SensePreTrainedModel(PreTrainedModel):
         """Save the model, as in transformers, with its tokenizer and a model card.
 
         Args:
-            save_directory: a folder; it is made if it does not exist.
-            is_main_process: whether this process writes the tokenizer and the card.
-            license: for the card, an identifier of the Hub such as `mit`.
-            card_name: the repository that the example in the card loads.
-            push_to_hub: must be False.
-            kwargs: as in transformers.
+            save_directory: The folder to write to; it is created if it does not exist.
+            is_main_process: Whether this process is the one that writes, in distributed training.
+            license: Licence in the card, as an identifier of the Hub such as `mit`.
+            card_name: The repository that the example in the card loads. None: a placeholder.
+            push_to_hub: Must be False: the folder would be uploaded before it is complete.
+            kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is set: the folder would be uploaded before it is complete.
+            ValueError: `push_to_hub` is True.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
@@ -208,14 +207,17 @@ class SensePreTrainedModel(PreTrainedModel):
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
         Args:
-            repo_id: name of the repository, such as `me/skd-minilm`.
-            commit_message: by default `Upload` and the name of the class.
-            private: whether a new repository is private. None: the default of the account.
-            token: access token of the Hub. None: the stored one.
-            revision: branch to upload to; it is created if it does not exist.
-            create_pr: whether to open a pull request instead.
-            max_shard_size: largest size of a file of weights.
-            license: for the card, an identifier of the Hub such as `mit`.
+            repo_id: Name of the repository, such as `me/skd-minilm`.
+            commit_message: Message of the commit. Default: `Upload` and the name of the class.
+            private: Whether a new repository is private. None: the default of the account.
+            token: Access token of the Hub. None: the stored one.
+            revision: Branch to upload to; it is created if it does not exist. None: the main branch.
+            create_pr: Whether to open a pull request instead of committing to the branch.
+            max_shard_size: Largest size of a file of weights.
+            license: Licence in the card, as an identifier of the Hub such as `mit`.
+
+        Returns:
+            The commit.
 
         Example:
             >>> senses.push_to_hub("me/minilm-senses", license="mit")  # doctest: +SKIP
@@ -235,14 +237,13 @@ class SensePreTrainedModel(PreTrainedModel):
 def write_sentence_transformers(
     folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
 ) -> None:
-    """Write the settings with which sentence-transformers, in any version, makes the same vectors of texts as
-    `encode`.
+    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
 
     Args:
-        folder: the folder of a saved student.
-        hidden_size: width of the vectors.
+        folder: The folder of a saved student.
+        hidden_size: Width of the vectors.
         pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: longer texts are truncated to this number of tokens.
+        max_seq_length: Longer texts are truncated to this number of tokens.
     """
     modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
     modules = [

@@ -36,7 +36,7 @@ def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
 
     Args:
         senses: The sense dictionary.
-        backbone: The model that shall read its tokens.
+        backbone: The model that is to read the dictionary's tokens.
 
     Raises:
         ValueError: A token with senses has no embedding.
@@ -53,7 +53,7 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
     """Return the config fields that make a student encode texts as the model it is made from does.
 
     Args:
-        source: The teacher or the backbone.
+        source: The teacher, or the backbone of a student.
 
     Returns:
         Fields of :class:`SKDStudentConfig`.
@@ -62,15 +62,15 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "pooling": source.pooling,
         "max_seq_length": source.max_seq_length,
         "prompt": None if source.prompt is None else asdict(source.prompt),
-        "prompts": getattr(source, "prompts", None) or None,
-        "include_prompt": getattr(source, "include_prompt", True),
+        "prompts": source.prompts or None,
+        "include_prompt": source.include_prompt,
     }
 
 
 def student_config(
     text_config: PreTrainedConfig, sense_config: SenseEmbeddingConfig, settings: dict[str, Any]
 ) -> SKDStudentConfig:
-    """Make the config of a student. The given configs are copied.
+    """Make the config of a student from copies of the given configs.
 
     Args:
         text_config: Config of the backbone.
@@ -97,7 +97,7 @@ def student_config(
 
 
 def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> list[int]:
-    """Turn a number of layers, or a list of them, into the indices of the layers to keep.
+    """Return the indices of the layers to keep.
 
     Args:
         num_hidden_layers: How many of the first layers to keep, or the indices of the layers to keep.
@@ -120,7 +120,7 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> li
 
 
 def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """Copy the config of a model, for only some of its layers.
+    """Return a copy of a model's config for some of its layers.
 
     Fields with one entry for each layer, such as `layer_types`, are shortened too.
 
@@ -142,7 +142,7 @@ def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedCo
 
 
 def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
-    """Select the weights of some layers of a model, and everything outside its layers.
+    """Return the weights of some layers of a model, and of everything outside its layers.
 
     Args:
         model: The whole model.

@@ -16,7 +16,21 @@ def take_model(
     pooling: str | None,
     device: torch.device | str | None,
 ) -> tuple[PreTrainedModel, Checkpoint]:
-    """Return a loaded model without its head, and what the files say that it was loaded from."""
+    """Take a model that is loaded already, and read the files that it was loaded from.
+
+    Args:
+        teacher: The model, with or without a head.
+        adapters: Names or folders of adapters to merge into it.
+        revision: Revision of the model's repository.
+        pooling: Overrides the pooling in LLM2Vec's settings.
+        device: Where to move the model. None: it stays where it is.
+
+    Returns:
+        The model without its head, and what the files say.
+
+    Raises:
+        ValueError: There are adapters to merge, and the model has some already.
+    """
     model, source = cast(PreTrainedModel, teacher.base_model), teacher.name_or_path
     if adapters and _has_adapters(model):
         raise ValueError(
@@ -33,6 +47,17 @@ def load_model(
     name: str, revision: str | None, trust_remote_code: bool, *, dtype: Any, device_map: Any, **options: Any
 ) -> PreTrainedModel:
     """Load a model without a head.
+
+    Args:
+        name: Name or folder of the weights.
+        revision: Revision of the repository.
+        trust_remote_code: Whether to run code from the repository.
+        dtype: Dtype of the weights. None: as stored.
+        device_map: As in `from_pretrained`.
+        options: Other arguments of `from_pretrained`.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: The checkpoint lacks weights, or `device_map` leaves some outside of all devices.
@@ -62,13 +87,31 @@ def load_model(
 
 
 def move_model(model: PreTrainedModel, device: torch.device | str) -> None:
-    """Move a model to a device, unless it is spread over several devices or quantized."""
+    """Move a model to a device, unless it is spread over several devices or quantized.
+
+    Args:
+        model: The model, which is moved in place.
+        device: Where to move it.
+    """
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
         cast(torch.nn.Module, model).to(device)
 
 
 def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; the revision is that of the repository `source`."""
+    """Load a tokenizer.
+
+    Args:
+        name: Name or folder of the tokenizer. Empty: not known.
+        source: The repository that `revision` refers to. A tokenizer from elsewhere is loaded in its default revision.
+        revision: Revision of `source`.
+        trust_remote_code: Whether to run code from the repository.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: The name is empty.
+    """
     if not name:
         raise ValueError("the model does not say where it was loaded from: pass its tokenizer as tokenizer=")
     options = {"revision": revision} if name == source else {}
@@ -79,14 +122,17 @@ def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_co
 
 
 def merge_adapter(model: PreTrainedModel, source: str, revision: str | None = None) -> PreTrainedModel:
-    """Return a model with an adapter merged into its weights.
+    """Merge an adapter into the weights of a model.
 
-    An adapter is attached to quantized weights instead, as they cannot be changed.
+    Quantized weights cannot be changed; the adapter then stays attached to them.
 
     Args:
         model: The base model, without a head. It is changed.
         source: Name or folder of the adapter.
         revision: Revision of the adapter's repository.
+
+    Returns:
+        The model with the adapter.
 
     Raises:
         ImportError: PEFT is not installed.

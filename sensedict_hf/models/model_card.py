@@ -49,12 +49,16 @@ MAX_LABELS = 20
 
 
 def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
-    """Make a model card from a config. It says nothing that was not set or measured.
+    """Make a model card from a config. What the config does not know is left out.
 
     Args:
-        config: of a :class:`SenseEmbeddingModel` or a student.
-        name: what the example in the card loads, if it is known.
-        license: an identifier of the Hub. Without one, the card points to the terms of the teacher and of the texts.
+        config: Config of a :class:`SenseEmbeddingModel` or a student.
+        name: The repository that the example in the card loads. None: a placeholder.
+        license: Licence, as an identifier of the Hub such as `mit`. None: the card points to the terms of the teacher
+            and of the texts.
+
+    Returns:
+        The card, with the metadata that the Hub reads.
     """
     any_config: Any = config  # dictionaries and students have different fields
     is_student = config.model_type == "skd_student"
@@ -97,7 +101,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
 
 
 def _summarize_student(config: Any, teacher: str | None) -> str:
-    """Describe a student in three sentences."""
+    """Return a description of a student in three sentences."""
     returned = RETURNED[config.default_assignment]
     if config.default_assignment != "none" and config.default_residual:
         returned += f", and {config.default_residual:.0%} of its own vectors in each"
@@ -109,7 +113,7 @@ def _summarize_student(config: Any, teacher: str | None) -> str:
 
 
 def _dictionary_rows(config: Any) -> dict[str, Any]:
-    """Return the rows of a card's table that describe a dictionary; None where nothing is known."""
+    """Return the rows of the card's table that describe a dictionary; None for what is not known."""
     method = config.method
     if method and config.method_value:
         method = f"{method} = {config.method_value:,}"
@@ -133,7 +137,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
 
 
 def _student_rows(config: Any, has_head: bool) -> dict[str, Any]:
-    """Return the rows of a card's table that describe a student; None where nothing is known."""
+    """Return the rows of the card's table that describe a student; None for what is not known."""
     rows = {
         "pooling": config.pooling,
         "maximum length in tokens": config.max_seq_length,

@@ -18,8 +18,9 @@ class SenseEmbeddingOutput(ModelOutput):
     """What a :class:`SenseEmbeddingModel` returns.
 
     Attributes:
-        hidden_states: `[batch, positions, hidden]`, every vector replaced by a sense of its token.
-        sense_ids: `[batch, positions]`, int64, the best sense among the token's own; -1 if it has none or is masked.
+        hidden_states: `[batch, positions, hidden]`, the vectors after the assignment of senses.
+        sense_ids: `[batch, positions]`, int64: the index of the best sense among the senses of the token; -1 for a
+            token that has none and for padding.
     """
 
     hidden_states: Tensor | None = None
@@ -29,17 +30,20 @@ class SenseEmbeddingOutput(ModelOutput):
 class SenseEmbeddingModel(SensePreTrainedModel):
     """A sense dictionary: a few vectors for every token of a vocabulary, which stand for all its contextual vectors.
 
-    The senses of all tokens lie in one table, one token after the other. Its name in saved files is `senses`.
-
-    Attributes:
-        senses: `[total_senses, hidden]`, the table: a buffer, or a parameter with `config.learn_senses`. Code reads it
-            as `table`.
-        offsets: `[vocab + 1]`, int64: the senses of token `t` are the rows `offsets[t]:offsets[t + 1]`.
-        usage: `[total_senses]`, int64: how often each sense was the nearest one in the corpus.
-        scales: `[total_senses]`, by which the rows of an int8 table are multiplied; None for other dtypes.
+    The senses of all tokens are in one table, one token after the other.
 
     Args:
-        config: the sizes of the tables, and how senses are assigned.
+        config: Configuration of the dictionary, whose senses are zeros at first.
+
+    Attributes:
+        senses: `[total_senses, hidden]`, the table: a buffer, or a parameter with `config.learn_senses`. This is its
+            name in saved files; `table` is the same tensor.
+        offsets: `[vocab + 1]`, int64. The senses of token `t` are the rows `offsets[t]:offsets[t + 1]`.
+        usage: `[total_senses]`, int64: how often each sense was the nearest one in the corpus.
+        scales: `[total_senses]`, float32: the factors of the rows of an int8 table. None for other dtypes.
+
+    Raises:
+        ValueError: A field of the config has a value that is not allowed, or int8 senses are to be learned.
 
     Example:
         >>> senses.save_pretrained("senses")
@@ -96,7 +100,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     @property
     def ragged(self) -> RaggedSenses:
-        """The table and what is needed to read it, for :func:`assign_senses` and the other functions of its file."""
+        """The table with its offsets, similarity and scales, as the functions of :mod:`sense_lookup` take it."""
         return RaggedSenses(self.senses, self.offsets, self.config.similarity, self.scales)
 
     @property
@@ -106,14 +110,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """The device of the vectors that the model takes. With `config.sense_device` the table lies on another one."""
+        """The device of the model's inputs. With `config.sense_device` the table may be on another one."""
         return self.offsets.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SenseEmbeddingModel":
         """Move the tables, but keep their dtype: `student.bfloat16()` must not round the senses.
 
-        With `config.sense_device` all tensors that have a row for each sense stay there. This is the one place through
-        which PyTorch moves and casts a module, also as part of a larger one.
+        With `config.sense_device` all tensors that have a row for each sense stay there. PyTorch moves and casts a
+        module through this method alone, also as part of a larger module.
         """
         host_tensors = [getattr(self, name) for name in self._host_tensors()]
 
@@ -141,14 +145,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Replace contextual vectors by senses.
 
         Args:
-            input_ids: `[batch, positions]`.
+            input_ids: `[batch, positions]`, token ids.
             hidden_states: `[batch, positions, hidden]`, from the layer that the dictionary was built for.
-            attention_mask: `[batch, positions]`; where it is 0, the vector stays as it is.
-            assignment: `hard`, `soft` or `none`, see :class:`SenseEmbeddingConfig`. None takes that of the config.
-            residual: how much of the vectors is kept, from 0 to 1. None takes that of the config.
+            attention_mask: `[batch, positions]`; where it is 0, the vector stays as it is. None: there is no padding.
+            assignment: `hard`, `soft` or `none`. None: the assignment of the config.
+            residual: Weight of the vectors themselves, from 0 to 1. None: the residual of the config.
 
         Returns:
-            The replaced vectors and the sense ids.
+            The vectors after the assignment, and the sense ids. Assignment `none` returns sense ids too.
 
         Raises:
             ValueError: The shapes do not fit together, a token id is outside the vocabulary, the assignment is
@@ -163,16 +167,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         assignment = assignment or self.config.assignment
         check_assignment(assignment)
-        tokens = self._tokens(input_ids, hidden_states, attention_mask)
-        is_soft = assignment == "soft"
-        temperature = self.score_temperature(self.config.assignment_temperature) if is_soft else None
-        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        flat, tokens = self._flatten(input_ids, hidden_states, attention_mask)
+        temperature = self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None
         vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature)
         vectors = vectors.view_as(hidden_states)
 
-        # Keep a part of the vectors.
+        # Mix with the vectors themselves.
         residual = self.config.residual if residual is None else residual
-        check_residual(residual)  # from_pretrained may have assigned it to a config
+        check_residual(residual)  # config.residual may have been set without a check
         if residual:
             vectors = vectors + residual * (hidden_states.detach() - vectors)
 
@@ -196,15 +198,18 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Find the most probable senses of each position, see :func:`sense_posterior`.
 
         Args:
-            input_ids: `[batch, positions]`.
-            hidden_states: `[batch, positions, hidden]`.
-            attention_mask: `[batch, positions]`; where it is 0, a position has no senses.
-            temperature: in units of the dictionary's distortion.
-            top_k: how many senses are kept.
+            input_ids: `[batch, positions]`, token ids.
+            hidden_states: `[batch, positions, hidden]`, from the layer that the dictionary was built for.
+            attention_mask: `[batch, positions]`; where it is 0, a position has no senses. None: there is no padding.
+            temperature: Temperature of the softmax, in units of the dictionary's distortion.
+            top_k: How many senses to return for each position.
 
         Returns:
             Sense ids `[batch, positions, top_k]`, the most probable first, -1 where the token has fewer senses, and
-            their probabilities `[batch, positions, top_k]`, float32.
+            their probabilities `[batch, positions, top_k]`, float32, which sum to 1 for each position that has senses.
+
+        Raises:
+            ValueError: The shapes do not fit together, or a token id is outside the vocabulary.
 
         Example:
             >>> batch = senses.tokenizer(["the bank of a river"], return_tensors="pt")
@@ -213,8 +218,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             >>> sense_ids.shape
             torch.Size([1, 7, 3])
         """
-        tokens = self._tokens(input_ids, hidden_states, attention_mask)
-        flat, temperature = hidden_states.reshape(-1, hidden_states.shape[-1]), self.score_temperature(temperature)
+        flat, tokens = self._flatten(input_ids, hidden_states, attention_mask)
+        temperature = self.score_temperature(temperature)
         sense_ids, probabilities = sense_posterior(flat, tokens, self.ragged, temperature, top_k)
         return sense_ids.view(*input_ids.shape, top_k), probabilities.view(*input_ids.shape, top_k)
 
@@ -226,19 +231,19 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         temperature: float = 1.0,
         probabilities: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Sum the cross-entropy of choosing the given senses, see :func:`sense_cross_entropy`.
+        """Sum the cross-entropy between the teacher's senses and the student's, see :func:`sense_cross_entropy`.
 
         Args:
-            input_ids: `[batch, positions]`.
-            hidden_states: `[batch, positions, hidden]`. The gradient flows to them alone.
-            sense_ids: `[batch, positions]`, or with `probabilities` `[batch, positions, k]`. A position does not count
-                if its first sense id is negative.
-            temperature: in units of the dictionary's distortion.
+            input_ids: `[batch, positions]`, token ids.
+            hidden_states: `[batch, positions, hidden]`, the student's vectors. The gradient flows to them alone.
+            sense_ids: `[batch, positions]`, or with `probabilities` `[batch, positions, k]`: the teacher's choice. A
+                position is not counted if its first sense id is negative.
+            temperature: Temperature of the softmax, in units of the dictionary's distortion.
             probabilities: `[batch, positions, k]`, the probabilities of `sense_ids`, times the weight of the position.
 
         Returns:
-            The summed loss, a float32 scalar, and the choices of `hidden_states` `[batch, positions]`, -1 where a
-            position does not count.
+            The summed loss, a float32 scalar, and the best senses for `hidden_states`, `[batch, positions]`, -1 where
+            a position is not counted.
 
         Raises:
             ValueError: A sense id is not in the dictionary, or the shapes do not fit together.
@@ -252,23 +257,18 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             True
         """
         sense_ids = sense_ids.view(*input_ids.shape, -1)
-        tokens = self._tokens(input_ids, hidden_states, sense_ids[..., 0] >= 0)
-        loss, choices = sense_cross_entropy(
-            hidden_states.reshape(-1, hidden_states.shape[-1]),
-            tokens,
-            sense_ids.flatten(0, 1),
-            self.ragged,
-            self.score_temperature(temperature),
-            None if probabilities is None else probabilities.flatten(0, 1),
-        )
+        flat, tokens = self._flatten(input_ids, hidden_states, sense_ids[..., 0] >= 0)
+        weights = None if probabilities is None else probabilities.flatten(0, 1)
+        temperature = self.score_temperature(temperature)
+        loss, choices = sense_cross_entropy(flat, tokens, sense_ids.flatten(0, 1), self.ragged, temperature, weights)
         return loss, choices.view(input_ids.shape)
 
     def look_up(self, token_ids: Tensor, sense_ids: Tensor) -> Tensor:
-        """Return the senses that ids name, `[n, hidden]`, float32.
+        """Return the senses with the given ids, `[n, hidden]`, float32.
 
         Args:
             token_ids: `[n]`.
-            sense_ids: `[n]`, the index of a sense among the token's own.
+            sense_ids: `[n]`, the index of a sense among the senses of its token.
 
         Example:
             >>> token = torch.tensor([senses.token_id("bank")])
@@ -277,15 +277,20 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         return look_up(token_ids, sense_ids, self.ragged)
 
-    def _tokens(self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Check the inputs, and return the token ids `[batch * positions]`, -1 where they are masked."""
+    def _flatten(
+        self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Check a batch, and return its vectors `[n, hidden]` and its token ids `[n]`, -1 where they are masked."""
         self.config.check_inputs(input_ids, hidden_states, attention_mask)
-        return (input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)).reshape(-1)
+        tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
+        return hidden_states.reshape(-1, hidden_states.shape[-1]), tokens.reshape(-1)
 
     def score_temperature(self, temperature: float) -> float:
-        """Convert a temperature from units of the dictionary's distortion to units of the score.
+        """Return a temperature in units of the score.
 
-        A dictionary whose samples are all kept exactly has no distortion; its unit is 1.
+        Args:
+            temperature: The temperature in units of the dictionary's distortion. If the distortion is 0, because every
+                sample is a sense, the unit is 1.
 
         Example:
             >>> senses.score_temperature(2.0) == 2.0 * (senses.config.distortion or 1.0)
@@ -307,8 +312,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Return the id of a token.
 
         Args:
-            token: an id, a token as the vocabulary spells it, or a word that is a single token at the beginning of a
-                text or after a space. If several tokens match, the first one that has senses is taken.
+            token: A token id, a token as the vocabulary spells it, or a word that is a single token at the beginning
+                of a text or after a space. If several tokens match, the first one that has senses is taken.
 
         Raises:
             ValueError: The token is not in the vocabulary, or the word is not a single token.
@@ -335,7 +340,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return next((number for number in ids if self.offsets[number + 1] > self.offsets[number]), ids[0])
 
     def rows_of(self, token: int | str) -> slice:
-        """Return the rows of `table` and `usage` that belong to a token, see :meth:`token_id`.
+        """Return the rows of `table` and `usage` that belong to a token.
+
+        Args:
+            token: A token id, a token or a word, see :meth:`token_id`.
 
         Example:
             >>> int(senses.usage[senses.rows_of("bank")].sum()) > 0  # how often the corpus has "bank"
@@ -345,7 +353,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return slice(first, last)
 
     def senses_of(self, token: int | str) -> Tensor:
-        """Return the senses of a token `[k, hidden]`, see :meth:`token_id`. A token that was never seen has none.
+        """Return the senses of a token, `[k, hidden]`. A token that the corpus does not contain has none.
+
+        Args:
+            token: A token id, a token or a word, see :meth:`token_id`.
 
         Example:
             >>> senses.senses_of("[PAD]").shape
@@ -354,7 +365,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return self.dequantized(self.rows_of(token))
 
     def dequantized(self, rows: slice = slice(None)) -> Tensor:
-        """Return rows of the table `[rows, hidden]`, without gradient. The rows of an int8 table are scaled.
+        """Return rows of the table, `[rows, hidden]`, without gradient. The rows of an int8 table are scaled.
+
+        Args:
+            rows: Which rows. Default: all.
 
         Example:
             >>> senses.to_dtype("int8").dequantized(slice(0, 10)).dtype
@@ -364,10 +378,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return table if self.scales is None else table * self.scales[rows, None]
 
     def to_dtype(self, senses_dtype: str) -> "SenseEmbeddingModel":
-        """Return a copy of the dictionary with its table in another dtype. Its senses are not learned.
+        """Return a copy of the dictionary with its table in another dtype. The senses of the copy are constants.
 
         Args:
-            senses_dtype: `float16`, `bfloat16`, `float32` or `int8`.
+            senses_dtype: Dtype of the new table: `float16`, `bfloat16`, `float32` or `int8`.
 
         Raises:
             ValueError: The dtype is unknown, or the senses are too large for it.

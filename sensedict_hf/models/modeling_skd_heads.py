@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,19 @@ from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from .teachers import load_teacher
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Model = TypeVar("Model", bound="SKDStudentHeadModel")
 
 
 class SKDStudentHeadModel(SKDStudentPreTrainedModel):
-    """What the students with a head share.
+    """The base class of students with a head.
 
-    The head reads token ids as they come. If the student has a prompt (`config.prompt`), the ids must include it, in
-    training as well as later.
+    A prompt in the config is not added here: if there is one, the token ids must include it, in training as well as
+    later.
 
     Attributes:
         student: The student, a :class:`SKDStudentModel`.
         dropout: Dropout before the classifier.
-        classifier: The last linear layer, `[teacher_hidden -> num_labels]`.
+        classifier: The last linear layer, from the teacher's width to the number of labels.
     """
 
     # The losses are sums over labels, divided by the number of labels in all accumulated batches of all processes,
@@ -60,12 +59,12 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
 
     @classmethod
     def from_teacher(
-        cls,
+        cls: type[Model],
         classifier: str | os.PathLike[str] | PreTrainedModel,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
-    ) -> "Self":
+    ) -> Model:
         """Make a student from some layers of a fine-tuned teacher, with the head of this teacher, frozen.
 
         Args:
@@ -96,7 +95,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         return cls.from_student(SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers, **config), classifier)
 
     @classmethod
-    def from_student(cls, student: SKDStudentModel, classifier: str | os.PathLike[str] | PreTrainedModel) -> "Self":
+    def from_student(
+        cls: type[Model], student: SKDStudentModel, classifier: str | os.PathLike[str] | PreTrainedModel
+    ) -> Model:
         """Copy a student and give it the head of its fine-tuned teacher, frozen.
 
         Args:
@@ -158,11 +159,11 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         Args:
             pretrained_model_name_or_path: A folder or a repository of the Hub.
             model_args: Arguments of the model class after the config.
-            output_loading_info: Whether to return also which weights were missing or did not fit.
+            output_loading_info: Whether to return a report of the weights that were missing or did not fit, too.
             kwargs: Other arguments of `PreTrainedModel.from_pretrained`, and fields of :class:`SKDStudentConfig`.
 
         Returns:
-            The model, or the model and a dictionary with `output_loading_info=True`.
+            The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
             ValueError: The checkpoint lacks its dictionary, lacks a head that was copied from the teacher, or has
@@ -195,7 +196,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             The model, in evaluation mode if it was loaded here.
 
         Raises:
-            ValueError: Weights of the head are missing, or this is no model.
+            ValueError: Weights of the head are missing, or `classifier` is none of these.
 
         Example:
             >>> from sensedict_hf import SKDStudentForSequenceClassification
@@ -272,7 +273,7 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
             labels: `[batch]`, int64, for cross-entropy; `[batch, num_labels]` of zeros and ones for binary
                 cross-entropy; `[batch]` or `[batch, num_labels]` of numbers for the squared error.
             assignment: `hard`, `soft` or `none`, see :class:`SKDStudentConfig`. None: the assignment of the config.
-            num_items_in_batch: Divides the summed loss. None: the loss is a mean over the batch.
+            num_items_in_batch: Number that the summed loss is divided by. None: the loss is a mean over the batch.
             kwargs: Other arguments of the backbone, and `return_dict`.
 
         Returns:
@@ -324,7 +325,7 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
 
     Attributes:
         student: The student, a :class:`SKDStudentModel`.
-        classifier: A linear layer.
+        classifier: The linear layer.
 
     Example:
         >>> from transformers import AutoModelForTokenClassification
@@ -359,7 +360,8 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
             token_type_ids: `[batch, positions]`, segment ids, for backbones that have them.
             labels: `[batch, positions]`, int64, -100 for positions that are not counted.
             assignment: `hard`, `soft` or `none`, see :class:`SKDStudentConfig`. None: the assignment of the config.
-            num_items_in_batch: Divides the summed loss. None: the loss is a mean over the counted positions.
+            num_items_in_batch: Number that the summed loss is divided by. None: the loss is a mean over the counted
+                positions.
             kwargs: Other arguments of the backbone, and `return_dict`.
 
         Returns:

@@ -51,7 +51,7 @@ class SKDStudentOutput(ModelOutput):
 
 
 class SKDStudentPreTrainedModel(SensePreTrainedModel):
-    """What students with and without a head share: loading, saving and distributed training."""
+    """The base class of students with and without a head."""
 
     config: SKDStudentConfig
     config_class = SKDStudentConfig
@@ -63,8 +63,8 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Names of buffers that DistributedDataParallel must not broadcast.
 
-        It broadcasts all buffers at every forward pass, but the dictionary never changes. A model with adapters of
-        PEFT finds this attribute in the model inside it, under whose longer names the buffers are listed too.
+        It broadcasts all buffers at every forward pass, but the dictionary never changes. A PEFT model passes on this
+        attribute of the model inside it, but has longer names for the buffers, so these are listed too.
         """
         dictionaries = {name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)}
         names = [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in dictionaries]
@@ -75,9 +75,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     """A small model that picks, for each token, the sense that its teacher would pick.
 
     Args:
-        config: Configuration of backbone and dictionary. The weights are random: make a student from its teacher with
-            :meth:`from_teacher`, from another small model with :meth:`from_backbone`, or load one with
-            `from_pretrained`.
+        config: Configuration of backbone and dictionary. The weights are random, and the senses zeros: make a student
+            from its teacher with :meth:`from_teacher`, from another small model with :meth:`from_backbone`, or load
+            one with `from_pretrained`.
 
     Attributes:
         backbone: A transformer without a head.
@@ -225,10 +225,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             )
 
     def replace_senses(self, senses: SenseEmbeddingModel) -> None:
-        """Exchange the dictionary for another one of the same teacher.
+        """Replace the dictionary by another one of the same teacher.
 
-        For example a smaller one made by :func:`merge_sense_dictionaries`, or one of another dtype. Assignment,
-        residual and the other settings of how senses are used stay as they are.
+        For example by a smaller one, made with :func:`merge_sense_dictionaries`, or by one of another dtype. The new
+        dictionary takes over `assignment`, `assignment_temperature`, `residual`, `learn_senses` and `sense_device`.
 
         Args:
             senses: The new dictionary, which is copied into the student.
@@ -260,8 +260,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     ) -> None:
         """Save the student, its dictionary, its tokenizer and a model card.
 
-        Also saves the files with which sentence-transformers encodes texts to the same vectors. A student with a
-        prompt has none of these, because sentence-transformers would pool the tokens of the prompt too.
+        The files with which sentence-transformers encodes texts to the same vectors are saved too, but not for a
+        student with a prompt, because sentence-transformers would pool the tokens of the prompt too.
 
         Args:
             save_directory: The folder to write to.
@@ -348,7 +348,6 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None = None) -> BatchEncoder:
         self.eval()
         prompt = None if self.config.prompt is None else Prompt(**self.config.prompt)
-        prompts = getattr(self.config, "prompts", None) or {}
         return BatchEncoder(
             lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
             self.tokenizer,
@@ -357,7 +356,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             device=self.device,
             batch_size=batch_size,
             pooling=self.config.pooling,
-            prompt=choose_prompt(prompt_name, prompt, prompts, getattr(self.config, "include_prompt", True)),
+            prompt=choose_prompt(prompt_name, prompt, self.config.prompts or {}, self.config.include_prompt),
             hidden_size=self.config.hidden_size,
         )
 
@@ -373,7 +372,7 @@ def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
         The dictionary, in evaluation mode.
 
     Raises:
-        ValueError: The folder has no finished model, or another kind of model.
+        ValueError: The folder holds no finished model, or another kind of model.
         OSError: There is no such folder or repository.
 
     Example:

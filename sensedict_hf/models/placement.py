@@ -20,8 +20,7 @@ PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def requested_devices(device_map: DeviceMap | None) -> DeviceMap | None:
-    """Return where a model is to be loaded: the given `device_map`, or PyTorch's default device; None for host
-    memory."""
+    """Return where to load a model: the given `device_map`, else PyTorch's default device; None for host memory."""
     if device_map is None:
         default = torch.empty(0).device  # of `with torch.device(...)` or `torch.set_default_device(...)`
         return None if default.type in ("cpu", "meta") else default
@@ -39,13 +38,13 @@ def place_model(
     """Move a model from host memory to devices, in place.
 
     Args:
-        model: all of it is in host memory.
-        device_map: as in `from_pretrained`.
-        host_tensors: modules and the names of their buffers that stay in host memory. They are not counted when a plan
-            such as `auto` distributes the model.
-        max_memory: as in `from_pretrained`.
-        offload_folder: as in `from_pretrained`.
-        offload_buffers: as in `from_pretrained`.
+        model: The model, all in host memory.
+        device_map: As in `from_pretrained`.
+        host_tensors: The buffers that stay in host memory, as pairs of a module and a name. They are not counted when
+            a plan such as `auto` distributes the model.
+        max_memory: As in `from_pretrained`.
+        offload_folder: As in `from_pretrained`.
+        offload_buffers: As in `from_pretrained`.
     """
     if isinstance(device_map, str) and device_map in PLANS:
         with _emptied(host_tensors):
@@ -73,7 +72,16 @@ def place_model(
 def infer_device_map(
     model: PreTrainedModel, plan: str, max_memory: dict[int | str, int | str] | None
 ) -> dict[str, Device]:
-    """Distribute the modules of a model over all devices, as transformers does for a plan of this name."""
+    """Distribute the modules of a model over all devices, as transformers does.
+
+    Args:
+        model: The model.
+        plan: `auto`, `balanced`, `balanced_low_0` or `sequential`, as in `from_pretrained`.
+        max_memory: As in `from_pretrained`.
+
+    Returns:
+        The device of each module, by name.
+    """
     from accelerate import infer_auto_device_map
     from accelerate.utils import get_balanced_memory, get_max_memory
 
@@ -89,7 +97,7 @@ def infer_device_map(
 
 @contextmanager
 def _emptied(host_tensors: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Give buffers no rows for the time of a `with` block."""
+    """Replace buffers by empty ones inside a `with` block, so that they are neither counted nor moved."""
     kept = [getattr(module, name) for module, name in host_tensors]
     for (module, name), tensor in zip(host_tensors, kept):
         setattr(module, name, tensor[:0])

@@ -1,4 +1,4 @@
-"""Prompts: the instruction and template that a model reads around a text, and the tokens of the text among them."""
+"""Prompts: the instruction and template that a model reads around a text, and which tokens are pooled."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,10 +40,10 @@ class Prompt:
 
     Attributes:
         template: Contains `{text}` once.
-        instruction: Stands before texts that come without an instruction of their own.
-        pooled: `text` pools the tokens after the instruction and the head of the template, up to its tail, or to the
-            end of the row if the template has no tail. `text_and_tail` pools as many tokens at the end of the row as
-            text and tail have alone, without special tokens, which is LLM2Vec's rule. `all` pools all tokens.
+        instruction: Read before texts that come without an instruction of their own.
+        pooled: Which tokens are pooled. `text`: the tokens of the text, and, if the template ends with the text, the
+            special tokens after it. `text_and_tail`: as many tokens at the end of the row as the text and the rest of
+            the template have alone, without special tokens, which is LLM2Vec's rule. `all`: all tokens.
         max_text_length: Longer texts lose words at their end until they have this number of tokens (LLM2Vec's
             `doc_max_length`).
 
@@ -143,8 +143,14 @@ class Prompt:
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         """Return the token ids before and after any text, special tokens included.
 
-        Some texts change these tokens: the last one before the text may be followed by a token for white space, or
+        With some texts they differ: the last token before the text may be followed by a token for white space, or may
         merge with the first token of the text. Use :meth:`content` for the tokens of a text.
+
+        Args:
+            tokenizer: The tokenizer of the model; a fast one.
+
+        Raises:
+            ValueError: The tokenizer does not return character offsets.
 
         Example:
             >>> from sensedict_hf import Prompt
@@ -156,7 +162,14 @@ class Prompt:
         return ids[:begin], ids[end:]
 
     def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text inside the prompt: all that are between the two parts of :meth:`around`.
+        """Return the token ids of each text inside the prompt, between the two parts of :meth:`around`.
+
+        Args:
+            tokenizer: The tokenizer of the model; a fast one.
+            texts: The texts.
+
+        Raises:
+            ValueError: The tokenizer does not return character offsets.
 
         Example:
             >>> from sensedict_hf import Prompt
@@ -179,7 +192,7 @@ class Prompt:
     def _locate(
         self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]
     ) -> Iterator[PromptedRow]:
-        """Yield all token ids of each text with its prompt, and the range of the text's own tokens."""
+        """Yield the token ids of each text with its prompt; `begin:end` are the tokens of the text alone."""
         check_offsets(tokenizer)
         joined = ["".join(part) for part in parts]
         encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
@@ -193,7 +206,7 @@ class Prompt:
         if excess and excess >= end - begin:
             raise ValueError(
                 f"max_length={max_length}: instruction and template alone have {len(ids) - (end - begin)} tokens, "
-                "which leaves no room for a text"
+                "which leaves no room for a text: raise max_length, or shorten the prompt"
             )
         ids, end = ids[: end - excess] + ids[end:], end - excess
         if begin == end:  # if the text has no tokens, the whole row is pooled
@@ -204,14 +217,16 @@ class Prompt:
 def choose_prompt(
     prompt_name: str | None, default: Prompt | None, prompts: Mapping[str, str], include_prompt: bool
 ) -> Prompt | None:
-    """Return the prompt of that name, or the default prompt if there is no name.
+    """Return the prompt with a given name, or the default prompt without a name.
 
     Args:
         prompt_name: A key of `prompts`, or None.
         default: The prompt to use without a name.
-        prompts: Names, and the strings that stand before a text.
-        include_prompt: Whether the tokens of a named prompt are pooled with the text, the default of
-            sentence-transformers.
+        prompts: Named prompts: strings to put before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text.
+
+    Returns:
+        The prompt; None if it is empty.
 
     Raises:
         ValueError: There is no prompt of that name.
@@ -227,11 +242,20 @@ def choose_prompt(
 
 
 def change_prompt(prompt: Prompt | None, instruction: str | None, template: str | None) -> Prompt | None:
-    """Return the prompt with another instruction or template, where given."""
+    """Return a prompt with another instruction or template.
+
+    Args:
+        prompt: The prompt. None: a new one.
+        instruction: The new instruction. None: it stays.
+        template: The new template. None: it stays.
+
+    Returns:
+        The changed prompt, or `prompt` itself if nothing is given.
+    """
     if instruction is None and template is None:
         return prompt
     prompt = prompt or Prompt()
-    # LLM2Vec's rule of pooling holds for its own template only, and what a user puts before a text is never pooled.
+    # LLM2Vec's rule of pooling is for its own template only, and what a user puts before a text is never pooled.
     keeps_rule = template is None and prompt.pooled != "all"
     return replace(
         prompt,
@@ -245,7 +269,7 @@ def check_texts(texts: Sequence[Any], first: int = 0) -> None:
     """Raise a ValueError if one of the texts is neither a string nor a pair of strings.
 
     Args:
-        texts: What is to be encoded.
+        texts: The texts to encode.
         first: The number of the first text, for the message.
     """
     for number, text in enumerate(texts, first):
@@ -277,7 +301,7 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_leng
 
 
 def _find_covered(offsets: Sequence[tuple[int, int]], special: Sequence[int], begin: int, end: int) -> tuple[int, int]:
-    """Find the tokens that cover a character of `begin:end`.
+    """Find the tokens that cover any of the characters `begin:end`.
 
     Args:
         offsets: The first character of each token, and the one after its last.
@@ -286,7 +310,8 @@ def _find_covered(offsets: Sequence[tuple[int, int]], special: Sequence[int], be
         end: The character after the last one.
 
     Returns:
-        The first of these tokens and the one after the last. If there are none, twice the place where they would be.
+        The first of these tokens and the one after the last. If there are none, the range is empty, at the place where
+        they would be.
     """
     (starts, stops), own = np.array(offsets).reshape(-1, 2).T, np.array(special) == 0
     covering = np.flatnonzero(own & (starts < end) & (stops > begin) & (stops > starts))

@@ -16,14 +16,13 @@ from torch.nn import functional as F
 
 
 class RaggedSenses(NamedTuple):
-    """The senses of all tokens, one token after the other.
+    """A sense dictionary as plain tensors: the senses of all tokens, one token after the other.
 
     Attributes:
         table: `[total_senses, hidden]`. The senses of token `t` are the rows `offsets[t]:offsets[t + 1]`.
         offsets: `[vocab + 1]`, int64.
-        similarity: how a vector `h` is scored against a sense `s`: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
-        scales: `[total_senses]` for a quantised table, whose senses are `table * scales[:, None]`; None for other
-            tables.
+        similarity: How a vector is scored against a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
+        scales: `[total_senses]` for an int8 table, whose senses are `table * scales[:, None]`; None for other tables.
     """
 
     table: Tensor
@@ -34,7 +33,8 @@ class RaggedSenses(NamedTuple):
     def spans(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first row and the number of rows of each token, both `[n]`, on the device of `offsets`.
 
-        A negative token id has no rows.
+        Args:
+            token_ids: `[n]`; a negative one has no rows.
         """
         token_ids = token_ids.to(self.offsets.device)
         ids = token_ids.clamp_min(0)
@@ -42,7 +42,12 @@ class RaggedSenses(NamedTuple):
         return starts, (self.offsets[ids + 1] - starts).masked_fill_(token_ids < 0, 0)
 
     def take(self, rows: Tensor | slice, device: torch.device) -> Tensor:
-        """Return rows of the table as float32 senses `[*rows, hidden]` on a device."""
+        """Return rows of the table as float32 senses, `[*rows, hidden]`.
+
+        Args:
+            rows: Indices of rows, of any shape, or a slice.
+            device: Where the senses are copied.
+        """
 
         def gather(tensor: Tensor) -> Tensor:
             # On a CPU an embedding copies rows several times faster than an index does.
@@ -55,10 +60,11 @@ class Blocking(NamedTuple):
     """How the tokens of a batch are grouped into blocks.
 
     Attributes:
-        elements: how many float32 numbers the vectors, the senses and the scores of one block may each hold. Only a
-            single vector, or the senses of a single token, may exceed it.
-        base: 1: tokens share a block if they have equally many senses and equally many positions. 2, 4 or 8: they
-            share a block if both numbers lie between the same two powers of the base; the smaller ones are padded.
+        elements: The most numbers in the vectors of a block, in its senses and in its scores. Only a single vector, or
+            the senses of a single token, may exceed it.
+        base: 1: tokens share a block if they have the same number of senses and the same number of positions. 2, 4 or
+            8: tokens share a block if both numbers lie between the same two powers of the base; they are padded to
+            the largest.
     """
 
     elements: int
@@ -72,12 +78,13 @@ CPU, GPU = Blocking(1 << 20, 1), Blocking(1 << 24, 8)
 
 
 class Block(NamedTuple):
-    """Tokens that are looked up in one product.
+    """Tokens whose vectors are scored in one batched product, with their senses.
 
     Attributes:
-        positions: `[tokens, count]`, where the tokens stand in the batch. Padded with the number of all positions.
-        senses: `[tokens, size, hidden]`, float32.
-        rows: the rows of these senses in the table: `[tokens, size]`, or a slice for a single token.
+        positions: `[tokens, count]`, the positions at which each token stands. In a batch of `n` positions padding is
+            `n`, see :func:`pad_positions`.
+        senses: `[tokens, size, hidden]`, float32, the senses of each token.
+        rows: `[tokens, size]`, the rows of these senses in the table, or a slice for a single token.
         is_padding: `[tokens, 1, size]`, True where a sense is padding; None if there is no padding.
     """
 
@@ -93,19 +100,24 @@ def blocking_for(tensor: Tensor) -> Blocking:
 
 
 def pad_positions(rows: Tensor) -> Tensor:
-    """Append a row of zeros to `[n, width]`, for the positions that padded blocks read and write; without padding,
-    return it as it is."""
+    """Append a row of zeros to `[n, width]`, which the padding of blocks reads and writes.
+
+    On a CPU positions are never padded, and the rows are returned as they are.
+    """
     return rows if blocking_for(rows).base == 1 else F.pad(rows, (0, 0, 0, 1))
 
 
 def iterate_blocks(token_ids: Tensor, senses: RaggedSenses) -> Iterator[Block]:
-    """Yield blocks that together contain each position whose token has senses, once.
+    """Group the positions of a batch into blocks. Each position whose token has senses is in one of them.
 
     All blocks are planned before the first is yielded, so that a GPU does not wait for the host between two of them.
 
     Args:
         token_ids: `[n]`; a negative one has no senses.
-        senses: on the device of `token_ids`.
+        senses: The dictionary, on the device of `token_ids`.
+
+    Yields:
+        The blocks.
     """
     elements, base = blocking_for(token_ids)
     width, total = senses.table.shape[1], len(token_ids)
@@ -154,8 +166,10 @@ def iterate_blocks(token_ids: Tensor, senses: RaggedSenses) -> Iterator[Block]:
 
 
 def _size_classes(numbers: Tensor, base: int) -> Tensor:
-    """Number the intervals between powers of the base, 0 being alone in the first; with base 1 each number is its own
-    class."""
+    """Return the class of each number: the interval between two powers of the base, with 0 in a class of its own.
+
+    With base 1 each number is a class.
+    """
     if base == 1:
         return numbers
     powers = base ** torch.arange(20, device=numbers.device)  # 8^19 is still an int64
@@ -163,7 +177,7 @@ def _size_classes(numbers: Tensor, base: int) -> Tensor:
 
 
 def to_one_device(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, RaggedSenses]:
-    """Return token ids and senses on one device; if they are on two, copy what is needed by :func:`fetch_senses`."""
+    """Return token ids and senses on one device; from another device the senses come by :func:`fetch_senses`."""
     if token_ids.device == senses.table.device == senses.offsets.device:
         return token_ids, senses
     return fetch_senses(token_ids, senses)
@@ -172,15 +186,16 @@ def to_one_device(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, Ragg
 def fetch_senses(token_ids: Tensor, senses: RaggedSenses) -> tuple[Tensor, RaggedSenses]:
     """Copy the senses of a batch's tokens to the device of the token ids.
 
-    All rows are sent at once, in the dtype of the table: a GPU would have to wait for the rows of each block.
+    All rows are sent at once, in the dtype of the table. If they were sent block by block, a GPU would have to wait
+    for each block.
 
     Args:
         token_ids: `[n]`; a negative one has no senses.
-        senses: on any device.
+        senses: The dictionary, on any device.
 
     Returns:
-        The number of each position's token among the distinct tokens `[n]`, and a dictionary of the distinct tokens
-        alone.
+        The token ids in a new numbering, `[n]`, and a dictionary of the batch's distinct tokens alone, which are
+        numbered from 0.
     """
     device = token_ids.device
     tokens, numbers = token_ids.unique(return_inverse=True)

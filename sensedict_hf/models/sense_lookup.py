@@ -29,7 +29,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         vectors: `[n, hidden]`, in the dtype of the input.
-        sense_ids: `[n]`, int64, the index of the best sense among the token's own; -1 if the token has no senses.
+        sense_ids: `[n]`, int64, the index of the best sense among the senses of the token; -1 if it has none.
     """
 
     vectors: Tensor
@@ -37,8 +37,13 @@ class Assignment(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """Scores `[tokens, count, size]`, and the `queries [tokens, count, hidden]` and `keys [tokens, size, hidden]` of
-    the product."""
+    """The scores of a block, and the vectors and senses that were multiplied for them (unit vectors for `cosine`).
+
+    Attributes:
+        scores: `[tokens, count, size]`.
+        queries: `[tokens, count, hidden]`, the vectors.
+        keys: `[tokens, size, hidden]`, the senses.
+    """
 
     scores: Tensor
     queries: Tensor
@@ -66,23 +71,24 @@ def _score(vectors: Tensor, block: Block, similarity: str) -> _Scores:
 def assign_senses(
     hidden: Tensor, token_ids: Tensor, senses: RaggedSenses, temperature: float | None = None
 ) -> Assignment:
-    """Replace every vector by a sense of its token.
+    """Replace every vector by a sense of its token, or by the mean of its token's senses.
 
-    The score of a vector `h` and a sense `s` depends on `senses.similarity`: `l2` is `2 h.s - |s|^2`, which is `-|h -
-    s|^2` up to a constant of `h`; `cosine` is `2 cos(h, s)`, the same for unit vectors; `dot` is `h.s`.
+    The score of a vector `h` and a sense `s` depends on `senses.similarity`:
+
+    - `l2`: `2 h.s - |s|^2`, which is `-|h - s|^2` up to a constant of `h`;
+    - `cosine`: `2 cos(h, s)`, which is the same for unit vectors;
+    - `dot`: `h.s`.
 
     The result is differentiable with respect to the table alone.
 
     Args:
-        hidden: `[n, hidden]`, any float dtype.
+        hidden: `[n, hidden]`, the vectors, in any float dtype.
         token_ids: `[n]`, below the vocabulary size; a negative one has no senses.
-        senses: may lie on another device than `hidden` if no gradient is needed: the senses of the batch's tokens are
-            copied then.
-        temperature: None for hard assignment: the best sense, the first one of equals. A number, in units of the
-            score, for soft
-            assignment: the mean of the senses under `softmax(score / temperature)`. For `l2` this is the posterior
-                mean of a Gaussian
-            mixture of variance `temperature / 2`.
+        senses: The dictionary. It may be on another device than `hidden` if no gradient is needed: the senses of the
+            batch's tokens are then copied.
+        temperature: None for hard assignment: the best sense, of equal ones the first. A number, in units of the
+            score, for soft assignment: the mean of the senses under `softmax(score / temperature)`. For `l2` this is
+            the posterior mean of a Gaussian mixture of variance `temperature / 2`.
 
     Returns:
         The vectors and the index of each position's best sense. A token without senses keeps its vector and has index
@@ -165,12 +171,12 @@ class _SoftAssignment(torch.autograd.Function):
 
 
 def look_up(token_ids: Tensor, sense_ids: Tensor, senses: RaggedSenses) -> Tensor:
-    """Return the senses that ids name, `[n, hidden]`, float32, on the device of `token_ids`.
+    """Return the senses with the given ids, `[n, hidden]`, float32, on the device of `token_ids`.
 
     Args:
         token_ids: `[n]`.
-        sense_ids: `[n]`, the index of a sense among the token's own.
-        senses: on any device.
+        sense_ids: `[n]`, the index of a sense among the senses of its token.
+        senses: The dictionary, on any device.
     """
     table, offsets = senses.table, senses.offsets
     rows = offsets[token_ids.to(offsets.device)].to(table.device) + sense_ids.to(table.device)
@@ -183,11 +189,11 @@ def sense_posterior(
     """Find the most probable senses of each position under `softmax(scores / temperature)` over its token's senses.
 
     Args:
-        hidden: `[n, hidden]`, any float dtype.
+        hidden: `[n, hidden]`, the vectors, in any float dtype.
         token_ids: `[n]`, below the vocabulary size; a negative one has no senses.
-        senses: on any device.
-        temperature: in units of the score, see :func:`assign_senses`.
-        top_k: how many senses are kept. Their probabilities are divided by their sum.
+        senses: The dictionary, on any device.
+        temperature: Temperature of the softmax, in units of the score, see :func:`assign_senses`.
+        top_k: How many senses to return for each position. Their probabilities are divided by their sum.
 
     Returns:
         Sense ids `[n, top_k]`, the most probable first, and their probabilities `[n, top_k]`, float32. A token with
@@ -276,21 +282,21 @@ def sense_cross_entropy(
     """Sum the cross-entropy between the teacher's choices and the student's `softmax(scores / temperature)` over each
     token's senses.
 
-    The loss of a position is `-log softmax(scores / temperature)[sense_id]`. If the teacher's choice is a
-    distribution, it is the mean of that under the distribution.
+    The loss of a position is `-log softmax(scores / temperature)[sense_id]`. With `probabilities` it is the sum of
+    these terms over the k sense ids, each weighted by its probability.
 
     Args:
         hidden: `[n, hidden]`, the student's vectors. The gradient flows to them alone.
         token_ids: `[n]`, below the vocabulary size; a negative one has no senses.
-        sense_ids: `[n]`, the teacher's choice among the token's senses, -1 for a position that does not count. With
+        sense_ids: `[n]`, the teacher's choice among the token's senses, -1 for a position that is not counted. With
             `probabilities` `[n, k]`, as :func:`sense_posterior` returns them.
-        senses: on any device.
-        temperature: in units of the score, see :func:`assign_senses`.
-        probabilities: `[n, k]`, the probabilities of `sense_ids`. They sum to the weight of the position, which is 1
-            without them.
+        senses: The dictionary, on any device.
+        temperature: Temperature of the softmax, in units of the score, see :func:`assign_senses`.
+        probabilities: `[n, k]`, the probabilities of `sense_ids`. Their sum is the weight of the position. None: the
+            weight is 1.
 
     Returns:
-        The summed loss, a float32 scalar, and the student's own choices `[n]`, -1 where a position does not count.
+        The summed loss, a float32 scalar, and the student's own choices, `[n]`, -1 where a position is not counted.
 
     Raises:
         ValueError: A sense id is not below the number of its token's senses, or the similarity is unknown.
@@ -317,12 +323,12 @@ def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | N
     """Convert senses to the dtype in which they are stored.
 
     Args:
-        senses: `[total_senses, hidden]`.
-        dtype: a float dtype or int8.
+        senses: `[total_senses, hidden]`, in a float dtype.
+        dtype: A float dtype or int8.
 
     Returns:
-        The table, and for int8 the scale of each row `[total_senses]`, otherwise None. The largest number of an int8
-        row is 127.
+        The table, and the scale of each row, `[total_senses]`, float32, for int8; otherwise None. The largest absolute
+        value in an int8 row is 127; a row of zeros stays zero.
 
     Raises:
         ValueError: A number is too large for the dtype.
@@ -336,6 +342,6 @@ def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | N
                 "choose bfloat16 or float32"
             )
         return table, None
-    # int8: each row is scaled so that its largest number becomes 127. A row of zeros stays zero.
+    # clamp_min, because the scale of a row of zeros is 0.
     scales = senses.float().abs().amax(1) / 127
     return (senses.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(dtype), scales

@@ -33,14 +33,14 @@ class Teacher(TextEncoder):
     Attributes:
         model: The model, without a head, in evaluation mode.
         tokenizer: The tokenizer of the model.
-        name: Where the model comes from. Dictionaries remember it.
+        name: Name of the model's repository, or of its folder without the path. Dictionaries store it.
         revision: Revision of the model's repository.
-        pooling: How :meth:`encode` makes one vector of a text: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: Where :meth:`encode` truncates texts, in tokens.
+        pooling: How a text gets one vector in :meth:`encode`: `mean`, `weighted_mean`, `cls`, `last` or `max`.
+        max_seq_length: Length in tokens at which :meth:`encode` truncates a text.
         max_window: The longest input of the model, in tokens.
         prompt: What the model reads around each text.
         attention: What the tokens attend to, `bidirectional` or `causal`. None: not known.
-        prompts: Named prompts for `encode(prompt_name=...)`: strings that stand before a text.
+        prompts: Named prompts for `encode(prompt_name=...)`: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
 
     Example:
@@ -77,8 +77,8 @@ class Teacher(TextEncoder):
         """Return the hidden states of one layer.
 
         Args:
-            input_ids: `[batch, positions]`.
-            attention_mask: `[batch, positions]`, 0 where a position is padding.
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
             layer: 0 is the input of the first layer, -1 the output of the last layer, after a final norm.
 
         Returns:
@@ -109,7 +109,11 @@ class Teacher(TextEncoder):
         return cast(Tensor, output.hidden_states[layer])
 
     def last_hidden_state(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the hidden states of the last layer, `[batch, positions, hidden]`, see :meth:`hidden_states`.
+        """Return the hidden states of the last layer, `[batch, positions, hidden]`.
+
+        Args:
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
 
         Example:
             >>> batch = teacher.tokenizer(["River bank."], return_tensors="pt")
@@ -119,13 +123,13 @@ class Teacher(TextEncoder):
         return self.hidden_states(input_ids, attention_mask)
 
     def fingerprint(self) -> str:
-        """Return a digest of all that the hidden states depend on.
+        """Return a digest of everything that the hidden states depend on.
 
         Two copies of a model have the same fingerprint, wherever they are stored.
 
         Returns:
-            A digest of the model's class and config, a dash, and a digest of the name, dtype, shape and bytes of every
-            tensor.
+            A digest of the model's class, attention implementation and config, a dash, and a digest of the name,
+            dtype, shape and bytes of every tensor.
 
         Example:
             >>> teacher.fingerprint() == load_teacher(teacher.model, tokenizer=teacher.tokenizer).fingerprint()
@@ -180,8 +184,8 @@ def load_teacher(
             tokens before it. The setting is stored in the model's config. Default: what the config says; checkpoints
             of LLM2Vec run bidirectionally.
         adapters: Names or folders of PEFT adapters, which are merged into the model one after the other.
-        pooling: `mean`, `weighted_mean` (linear, the last token counts most), `cls`, `last` or `max`. Default: what
-            the files of sentence-transformers or LLM2Vec say, else `mean`.
+        pooling: `mean`, `weighted_mean` (weights rise linearly from the first token to the last), `cls`, `last` or
+            `max`. Default: what the files of sentence-transformers or LLM2Vec say, else `mean`.
         instruction: Read before every text that comes without its own. It is not pooled, and its tokens get no senses.
             Default: what the files say.
         template: Read around instruction and text; it contains `{text}`. It is not pooled, and its tokens get no
@@ -189,10 +193,13 @@ def load_teacher(
         tokenizer: The tokenizer or its name. Default: the one stored with the weights.
         revision: Revision of the repository.
         dtype: Dtype of the weights. Default: as stored.
-        device: Default: a GPU if there is one. A loaded model stays where it is.
+        device: Device of the model. Default: a GPU if there is one; a loaded model stays where it is.
         device_map: As in `from_pretrained`, instead of `device`.
         quantization_config: As in `from_pretrained`.
-        trust_remote_code: Run code from the repository.
+        trust_remote_code: Whether to run code from the repository.
+
+    Returns:
+        The teacher. A given `Teacher` is returned itself.
 
     Raises:
         ImportError: There is an adapter, and PEFT is not installed.
@@ -265,12 +272,21 @@ def load_teacher(
 
 
 def origin_of(name: str) -> str:
-    """Return what is remembered of a repository or folder: its name, or the last part of a folder's path."""
+    """Return the name of a repository, or of a folder without its path.
+
+    Args:
+        name: The repository, or the path of the folder.
+    """
     return Path(name).resolve().name if os.path.isdir(name) else name
 
 
 def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
-    """Warn if a dictionary was built from a model of another name."""
+    """Warn if a dictionary was built from a model of another name.
+
+    Args:
+        senses: Config of the dictionary.
+        name: Name of the model.
+    """
     if senses.base_model_name_or_path != name:
         logger.warning_once(
             f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
@@ -279,7 +295,11 @@ def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
 
 
 def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Check that a dictionary can have been built from a teacher. Another name or prompt is only warned of.
+    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
+
+    Args:
+        senses: The dictionary.
+        teacher: The teacher.
 
     Raises:
         ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
@@ -307,7 +327,7 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
 
 
 def _refuse(what: str, **arguments: Any) -> None:
-    """Raise a ValueError if one of the arguments, which have no effect with `what`, is not None."""
+    """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
     names = [f"{name}=" for name, value in arguments.items() if value is not None]
     if names:
         raise ValueError(f"{', '.join(names)} cannot be given with {what}")

@@ -1,4 +1,4 @@
-"""`encode` and `encode_words`, the methods that teachers and students share."""
+"""The methods `encode` and `encode_words`, which teachers and students share."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ from .prompts import Prompted
 
 
 class TextEncoder:
-    """A model that encodes texts and words: what teachers and students share.
+    """The base class of models that encode texts and words, that is teachers and students.
 
-    A class that inherits this one implements `_batch_encoder`.
+    A subclass implements `_batch_encoder`.
     """
 
     def _batch_encoder(self, *args: Any, **kwargs: Any) -> BatchEncoder:
-        """Return what runs the texts.
+        """Return the encoder that runs the texts in batches.
 
-        Subclasses take `prompt_name`, `batch_size` and the `options` of :meth:`encode`.
+        Subclasses take the arguments `prompt_name`, `batch_size` and `options` of :meth:`encode`.
         """
         raise NotImplementedError
 
@@ -74,17 +74,18 @@ class TextEncoder:
             texts: One text or many. A text is a string, or a pair of an instruction and a text.
             prompt_name: Name of the prompt to put before each text. Default: the model's own prompt, if it has one.
             batch_size: Texts per forward pass.
-            show_progress_bar: None shows the bar if there is more than one batch.
-            convert_to_numpy: Return a numpy array instead of a tensor.
-            normalize_embeddings: Scale each vector to length 1.
+            show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
+            convert_to_numpy: Whether to return a numpy array instead of a tensor.
+            normalize_embeddings: Whether to scale each vector to length 1.
             show_progress: Deprecated, use `show_progress_bar`.
-            options: Options of the model's own. Students take `assignment` (`hard`, `soft` or `none`).
+            options: Options of this kind of model. Students take `assignment` (`hard`, `soft` or `none`).
 
         Returns:
             `[texts, hidden]`, float32 on the CPU; `[hidden]` for a single string.
 
         Raises:
-            ValueError: A text is not a string or has no tokens, or the model has no prompt of that name.
+            ValueError: A text is neither a string nor a pair of strings, a text has no tokens, or the model has no
+                prompt of that name.
 
         Example:
             >>> teacher.encode(["River bank.", "Savings bank."]).shape
@@ -121,9 +122,9 @@ class TextEncoder:
         Args:
             sentences: One list of words per sentence.
             batch_size: Sentences per forward pass.
-            show_progress_bar: None shows the bar if there is more than one batch.
+            show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
             show_progress: Deprecated, use `show_progress_bar`.
-            options: Options of the model's own. Students take `assignment` (`hard`, `soft` or `none`).
+            options: Options of this kind of model. Students take `assignment` (`hard`, `soft` or `none`).
 
         Returns:
             `[words, hidden]` per sentence, float32 on the CPU.

@@ -20,7 +20,12 @@ POSITIONS_AFTER_PADDING = (
 
 
 def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
-    """Return the longest input in tokens: the smaller limit of the tokenizer and of the model's position table."""
+    """Return the longest input in tokens: the smaller limit of the tokenizer and of the model's position table.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        config: Config of the model. None: only the tokenizer counts.
+    """
     limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or int(1e9)]
     if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
         limits[1] -= 2
@@ -28,10 +33,10 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def check_max_length(max_length: int | None, longest: int) -> int:
-    """Return the length of windows in tokens.
+    """Return the length of windows in tokens: the given one if it is possible, or the default.
 
     Args:
-        max_length: The length that was asked for. None: the longest input of the model, but at most 512.
+        max_length: The given length. None: the longest input of the model, but at most 512.
         longest: The longest input of the model in tokens.
 
     Raises:
@@ -43,7 +48,10 @@ def check_max_length(max_length: int | None, longest: int) -> int:
 
 
 def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return how many special tokens the tokenizer puts before and after a text.
+    """Return how many special tokens a tokenizer puts before and after a text.
+
+    Args:
+        tokenizer: The tokenizer.
 
     Raises:
         ValueError: The tokenizer changes the other tokens of a text when it adds special tokens.
@@ -59,7 +67,14 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError if a tokenizer does not tell which characters its tokens cover."""
+    """Check that tokenizers tell which characters their tokens cover.
+
+    Args:
+        tokenizers: The tokenizers.
+
+    Raises:
+        ValueError: One of them does not.
+    """
     for tokenizer in tokenizers:
         if not tokenizer.is_fast:
             raise ValueError(
