@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from .models.attaching import AttachedSenses, attach_senses
+from .models.configuration_layer_free import LayerFreeConfig
 from .models.configuration_sense_embedding import SenseEmbeddingConfig
 from .models.configuration_skd_student import SKDStudentConfig
+from .models.modeling_layer_free import LayerFreeModel
 from .models.modeling_sense_embedding import SenseEmbeddingModel
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .models.modeling_skd_student import SKDStudentModel, load_senses
@@ -38,6 +40,8 @@ __version__ = "0.1.0"
 
 AutoConfig.register(SenseEmbeddingConfig.model_type, SenseEmbeddingConfig, exist_ok=True)
 AutoConfig.register(SKDStudentConfig.model_type, SKDStudentConfig, exist_ok=True)
+AutoConfig.register(LayerFreeConfig.model_type, LayerFreeConfig, exist_ok=True)
+AutoModel.register(LayerFreeConfig, LayerFreeModel, exist_ok=True)
 AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
@@ -63,6 +67,8 @@ _LAZY = {
 
 __all__ = [
     "AttachedSenses",
+    "LayerFreeConfig",
+    "LayerFreeModel",
     "Prompt",
     "SKDStudentConfig",
     "SKDStudentForSequenceClassification",

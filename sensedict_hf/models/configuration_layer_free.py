@@ -1,0 +1,67 @@
+"""The configuration of a backbone without transformer layers."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class LayerFreeConfig(PreTrainedConfig):
+    """Configuration of a :class:`LayerFreeModel`.
+
+    Args:
+        vocab_size: Number of tokens.
+        hidden_size: Width of the vectors of tokens and texts.
+        context_size: Dimensions in which the neighbours of a token change its vector. 0: a token has the same vector
+            everywhere.
+        context_window: Number of neighbours on each side that a token looks at.
+        context_embedding_size: Width of the embeddings that neighbours are looked at in.
+        context_hidden_size: Width between neighbours and context.
+        text_hidden_size: Width of the hidden layer on the vector of a text. 0: there is none.
+        special_token_ids: Ids of tokens that have no part in the vector of a text, such as `[CLS]` and `[SEP]`.
+        kwargs: Other fields of every config of transformers.
+
+    Raises:
+        ValueError: A size is negative, or `vocab_size` or `hidden_size` is 0.
+
+    Example:
+        >>> from sensedict_hf import LayerFreeConfig
+        >>> LayerFreeConfig(vocab_size=100, hidden_size=16).num_hidden_layers
+        0
+    """
+
+    model_type = "layer_free"
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        hidden_size: int = 384,
+        context_size: int = 64,
+        context_window: int = 3,
+        context_embedding_size: int = 32,
+        context_hidden_size: int = 96,
+        text_hidden_size: int = 1024,
+        special_token_ids: list[int] | None = None,
+        **kwargs: Any,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.context_size = context_size
+        self.context_window = context_window
+        self.context_embedding_size = context_embedding_size
+        self.context_hidden_size = context_hidden_size
+        self.text_hidden_size = text_hidden_size
+        self.special_token_ids = special_token_ids or []
+        self.num_hidden_layers = 0
+        kwargs.pop("num_hidden_layers", None)  # config.json has it
+        for name, least in (
+            ("vocab_size", 1),
+            ("hidden_size", 1),
+            ("context_size", 0),
+            ("context_window", 0),
+            ("context_embedding_size", 1),
+            ("context_hidden_size", 1),
+            ("text_hidden_size", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {least}")
+        super().__init__(**kwargs)
