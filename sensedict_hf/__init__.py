@@ -13,10 +13,11 @@ from .models.attaching import AttachedSenses, attach_senses
 from .models.configuration_layer_free import LayerFreeConfig
 from .models.configuration_sense_embedding import SenseEmbeddingConfig
 from .models.configuration_skd_student import SKDStudentConfig
+from .models.loading import load_senses
 from .models.modeling_layer_free import LayerFreeModel
 from .models.modeling_sense_embedding import SenseEmbeddingModel
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from .models.modeling_skd_student import SKDStudentModel, load_senses
+from .models.modeling_skd_student import SKDStudentModel
 from .models.prompts import Prompt
 from .models.teachers import Teacher, load_teacher
 

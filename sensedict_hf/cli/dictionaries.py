@@ -12,9 +12,9 @@ from ..building.inspection import find_occurrences, report_senses
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
+from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from ..models.modeling_skd_student import load_senses
 from .teacher import TeacherArguments
 
 

@@ -17,7 +17,7 @@ from ..evaluation import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
-from ..models.modeling_skd_student import load_senses
+from ..models.loading import load_senses
 from ..models.teachers import check_teacher
 from .teacher import TeacherArguments, check_device
 

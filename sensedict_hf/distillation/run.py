@@ -18,9 +18,10 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
+from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel, load_senses
+from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from .run_folder import RunFolder
 from .trainer import SKDTrainer

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
-from .encoding import check_pooling
+from .encoding import LEARNED, check_pooling
 
 HALF = 0.5  # better than 0 and 1, for teachers and for students, in the benchmarks of distillation
 
@@ -24,7 +24,7 @@ class SKDStudentConfig(PreTrainedConfig):
             the residual of the dictionary. A dictionary with similarity `cosine` keeps its residual in any case,
             because only the directions of the vectors are learned.
         pooling: How a text gets one vector, in `encode` and before a classifier: `mean`, `weighted_mean`, `cls`,
-            `last` or `max`.
+            `last` or `max`. A backbone without layers computes the vector itself: `learned`.
         max_seq_length: Length in tokens at which `encode` truncates a text.
         prompt: What `encode` puts around every text, as the fields of a :class:`Prompt`. The model reads it, but it is
             not pooled, unless the prompt says so.
@@ -126,7 +126,14 @@ class SKDStudentConfig(PreTrainedConfig):
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
-        check_pooling(self.pooling)
+        is_layer_free = self.text_config.model_type == "layer_free"
+        if is_layer_free != (self.pooling == LEARNED):
+            raise ValueError(
+                f"pooling={self.pooling!r} with a {self.text_config.model_type} backbone: choose {LEARNED!r} for a "
+                "backbone without layers, which computes the vectors of texts itself, and only for that"
+            )
+        if not is_layer_free:
+            check_pooling(self.pooling)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set.

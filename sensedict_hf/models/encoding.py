@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from itertools import chain, islice
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from .prompts import Prompt, Prompted, check_texts
 from .tokenizers import check_offsets
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
+# A backbone without layers computes the vector of a text itself, with weights that it has learned.
+LEARNED = "learned"
 # How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
 CHUNK = 16_384
 
@@ -230,6 +232,53 @@ class BatchEncoder:
                 hidden_states = self.forward(input_ids, mask).float()
             yield batch, hidden_states, mask
             progress.update()
+
+
+@dataclass(frozen=True)
+class RaggedEncoder(BatchEncoder):
+    """Run texts through a backbone without layers, which computes their vectors itself and without padding.
+
+    Attributes:
+        encode_ragged: Maps the token ids of all texts, `[tokens]`, and their numbers of tokens, `[texts]`, to the
+            vectors of the texts, `[texts, hidden]`.
+        special_token_ids: Ids of tokens that are left out.
+    """
+
+    encode_ragged: Callable[[Tensor, Tensor], Tensor] | None = None
+    special_token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+
+    def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
+        check_texts(texts, first)
+        rows = self._tokenize(texts)
+        vectors = []
+        for begin in range(0, len(rows), self.batch_size):
+            batch = rows[begin : begin + self.batch_size]
+            lengths = torch.tensor([len(row) for row in batch])
+            input_ids = torch.tensor(list(chain.from_iterable(batch)))
+            if not lengths.all():
+                empty = begin + int((lengths == 0).nonzero()[0])
+                raise ValueError(f"text {first + empty} ({texts[empty]!r}) has no tokens: there is nothing to encode")
+            with torch.inference_mode():
+                encode = cast(Callable[[Tensor, Tensor], Tensor], self.encode_ragged)
+                vectors.append(encode(input_ids.to(self.device), lengths.to(self.device)).float().cpu())
+            progress.update()
+        return torch.cat(vectors)
+
+    def _tokenize(self, texts: list[Prompted]) -> list[list[int]]:
+        """Return the token ids of each text that count, without special tokens."""
+        if self.prompt is None and all(isinstance(text, str) for text in texts):
+            # The longest row of other models includes special tokens, so that texts are cut at the same place.
+            longest = self.max_length - len(self.special_token_ids)
+            options = {"add_special_tokens": False, "truncation": True, "max_length": max(1, longest)}
+            encoding = self.tokenizer(texts, **options, return_attention_mask=False, return_token_type_ids=False)
+            return list(encoding["input_ids"])
+        prompted = (self.prompt or Prompt()).tokenize(self.tokenizer, texts, self.max_length)
+        special = set(self.special_token_ids)
+        return [[token for token in row.input_ids[row.begin : row.end] if token not in special] for row in prompted]
 
 
 def _read_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

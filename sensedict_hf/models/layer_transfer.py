@@ -87,7 +87,7 @@ def student_config(
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
     text_config.dtype = torch.float32
-    known = SKDStudentConfig(text_config=text_config, sense_config=sense_config)
+    known = SKDStudentConfig()
     if unknown := [name for name in settings if not hasattr(known, name)]:
         raise ValueError(
             f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "

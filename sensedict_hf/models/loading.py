@@ -1,12 +1,14 @@
-"""Loading the parts of a teacher: model, adapters and tokenizer. PEFT is imported only if there is an adapter."""
+"""Loading the parts of a teacher, and dictionaries. PEFT is imported only if there is an adapter."""
 
+import os
 import re
 from typing import Any, cast
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import Checkpoint, read_checkpoint
+from .modeling_sense_embedding import SenseEmbeddingModel
 
 
 def take_model(
@@ -177,3 +179,37 @@ def _import_peft() -> Any:
     except ImportError as error:
         raise ImportError("loading an adapter needs PEFT: pip install peft") from error
     return peft
+
+
+def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
+    """Load a sense dictionary, or the dictionary inside a student.
+
+    Args:
+        path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
+            without a head.
+
+    Returns:
+        The dictionary, in evaluation mode.
+
+    Raises:
+        ValueError: The folder holds no finished model, or another kind of model.
+        OSError: There is no such folder or repository.
+
+    Example:
+        >>> from sensedict_hf import load_senses
+        >>> student.save_pretrained("skd-minilm")
+        >>> load_senses("skd-minilm").senses_of("bank").shape[1]
+        384
+    """
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
+            "again"
+        )
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in ("sense_embedding", "skd_student"):
+        raise ValueError(
+            f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
+        )
+    model = AutoModel.from_pretrained(path)
+    return cast(SenseEmbeddingModel, model.senses if kind == "skd_student" else model)

@@ -3,14 +3,14 @@
 The vector of a token is `E[token] + U context`. `E` is a table. `context` has few dimensions: a convolution over small
 embeddings of the neighbours, plus a map of their mean over the text.
 
-The vector of a text is a weighted mean of the vectors of its tokens, and a hidden layer on that mean. The weights depend
-on the token and on its context. `U` and the hidden layer are applied to the mean, once for a text and not once for a
-token. So a text costs little more than reading its rows of the tables.
+The vector of a text is a weighted mean of the vectors of its tokens, and a hidden layer on that mean. The weights
+depend on the token and on its context. `U` and the hidden layer are applied to the mean, once for a text and not once
+for a token. So a text costs little more than reading its rows of the tables.
 
 All texts of a batch are in one long row, without padding.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class LayerFreeModel(PreTrainedModel):
         if has_tokens.any():
             every = torch.arange(int(lengths.sum()), device=input_ids.device)
             own, texts = self.encode_ragged(input_ids[mask], lengths[has_tokens], every)
-            hidden_states = hidden_states.masked_scatter(mask[..., None], own.to(hidden_states.dtype))
+            hidden_states = hidden_states.masked_scatter(mask[..., None], cast(Tensor, own).to(hidden_states.dtype))
             pooled = pooled.masked_scatter(has_tokens[:, None], texts.to(pooled.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 

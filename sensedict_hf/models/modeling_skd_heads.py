@@ -292,7 +292,9 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
         outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, return_dict=True, **kwargs)
         # One vector for each text.
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pooled = pool(outputs.last_hidden_state, mask, self.config.pooling)
+        pooled = outputs.pooler_output
+        if pooled is None:
+            pooled = pool(outputs.last_hidden_state, mask, self.config.pooling)
         # The head.
         if self.pre_classifier is not None and self.activation is not None:
             pooled = self.activation(self.pre_classifier(pooled))

@@ -4,16 +4,17 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import BatchEncoder, padding_id
+from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .hub import SensePreTrainedModel, write_sentence_transformers
+from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
     check_embeddings,
     choose_layers,
@@ -24,6 +25,7 @@ from .layer_transfer import (
     refuse_quantized,
     student_config,
 )
+from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
 from .teachers import Teacher, check_teacher, load_teacher
@@ -41,6 +43,7 @@ class SKDStudentOutput(ModelOutput):
             token that has none and for padding. None with assignment `none`.
         hidden_states: Hidden states of every layer of the backbone, with `output_hidden_states=True`.
         attentions: Attention weights of every layer of the backbone, with `output_attentions=True`.
+        pooler_output: `[batch, teacher_hidden]`, the vectors of texts, of a student without layers only.
     """
 
     last_hidden_state: Tensor | None = None
@@ -48,6 +51,7 @@ class SKDStudentOutput(ModelOutput):
     sense_ids: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    pooler_output: Tensor | None = None
 
 
 class SKDStudentPreTrainedModel(SensePreTrainedModel):
@@ -128,7 +132,11 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 :class:`Teacher`.
             senses: The sense dictionary, which is copied into the student.
             num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
-            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`.
+                0 makes a student without layers: a :class:`LayerFreeModel` that starts with the teacher's mean vector
+                of each token.
+            config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`. For a student
+                without layers also the sizes in :class:`LayerFreeConfig`, such as `text_hidden_size`; it keeps the
+                dictionary only with `assignment="hard"` or `"soft"`.
 
         Returns:
             A student in float32, on the device of the teacher.
@@ -147,6 +155,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
+        if num_hidden_layers == 0:
+            return cls._without_layers(teacher, senses, config)
         refuse_quantized(teacher)
         layers = choose_layers(num_hidden_layers, teacher)
         # Make an empty student, and fill it with the layers and the dictionary.
@@ -155,6 +165,24 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
         student.senses.load_state_dict(senses.state_dict())
         student._follow(teacher)
+        return student
+
+    @classmethod
+    def _without_layers(
+        cls, teacher: Teacher, senses: SenseEmbeddingModel, config: dict[str, Any]
+    ) -> "SKDStudentModel":
+        """Make a student without layers; see :meth:`from_teacher`."""
+        settings = (
+            encoding_settings(teacher) | {"teacher_layers": [], "pooling": LEARNED, "assignment": "none"} | config
+        )
+        sizes = {name: settings.pop(name) for name in SIZES if name in settings}
+        backbone = make_layer_free(teacher, senses, sizes)
+        kept = empty_dictionary(senses) if settings["assignment"] == "none" else senses
+        student = cls(student_config(backbone.config, kept.config, settings))
+        student.backbone.load_state_dict(backbone.state_dict())
+        student.senses.load_state_dict(kept.state_dict())
+        student.tokenizer = teacher.tokenizer
+        student.to(teacher.device)  # type: ignore[arg-type]  # as in _follow
         return student
 
     @classmethod
@@ -275,7 +303,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             'SKDStudentModel'
         """
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and self.config.prompt is None:
+        if is_main_process and self.config.prompt is None and self.config.pooling != LEARNED:
             write_sentence_transformers(
                 save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length
             )
@@ -343,53 +371,28 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             sense_ids=None if assigned is None else assigned.sense_ids,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
+            pooler_output=outputs.get("pooler_output") if self.config.pooling == LEARNED else None,
         )
 
     def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None = None) -> BatchEncoder:
         self.eval()
         prompt = None if self.config.prompt is None else Prompt(**self.config.prompt)
-        return BatchEncoder(
-            lambda input_ids, mask: self(input_ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
-            self.tokenizer,
-            padding_id(self.tokenizer, self),
-            max_length=self.config.max_seq_length,
-            device=self.device,
-            batch_size=batch_size,
-            pooling=self.config.pooling,
-            prompt=choose_prompt(prompt_name, prompt, self.config.prompts or {}, self.config.include_prompt),
-            hidden_size=self.config.hidden_size,
+        settings: dict[str, Any] = {
+            "forward": lambda ids, mask: self(ids, mask, assignment=assignment, return_dict=True).last_hidden_state,
+            "tokenizer": self.tokenizer,
+            "pad_token_id": padding_id(self.tokenizer, self),
+            "max_length": self.config.max_seq_length,
+            "device": self.device,
+            "batch_size": batch_size,
+            "pooling": self.config.pooling,
+            "prompt": choose_prompt(prompt_name, prompt, self.config.prompts or {}, self.config.include_prompt),
+            "hidden_size": self.config.hidden_size,
+        }
+        if self.config.pooling != LEARNED:
+            return BatchEncoder(**settings)
+        backbone = cast(LayerFreeModel, self.backbone)
+        return RaggedEncoder(
+            **settings,
+            encode_ragged=lambda ids, lengths: backbone.encode_ragged(ids, lengths)[1],
+            special_token_ids=backbone.config.special_token_ids,
         )
-
-
-def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
-    """Load a sense dictionary, or the dictionary inside a student.
-
-    Args:
-        path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
-            without a head.
-
-    Returns:
-        The dictionary, in evaluation mode.
-
-    Raises:
-        ValueError: The folder holds no finished model, or another kind of model.
-        OSError: There is no such folder or repository.
-
-    Example:
-        >>> from sensedict_hf import load_senses
-        >>> student.save_pretrained("skd-minilm")
-        >>> load_senses("skd-minilm").senses_of("bank").shape[1]
-        384
-    """
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise ValueError(
-            f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
-            "again"
-        )
-    kind = AutoConfig.from_pretrained(path).model_type
-    if kind not in ("sense_embedding", "skd_student"):
-        raise ValueError(
-            f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
-        )
-    model = AutoModel.from_pretrained(path)
-    return model.senses if isinstance(model, SKDStudentModel) else model

@@ -1,0 +1,145 @@
+"""What a student without layers takes over from its teacher: the vectors of tokens."""
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.utils.logging import tqdm
+
+from .configuration_layer_free import LayerFreeConfig
+from .modeling_layer_free import LayerFreeModel
+from .modeling_sense_embedding import SenseEmbeddingModel
+from .teachers import Teacher
+from .tokenizers import special_token_counts
+
+# Fields of the backbone's config that a user may choose.
+SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
+# A token of relative frequency p has the weight a / (a + p). Source: Arora et al., "A Simple but Tough-to-Beat
+# Baseline for Sentence Embeddings", ICLR 2017.
+SIF_CONSTANT = 1e-3
+# The vector of a token alone counts as this many occurrences: rare tokens stay near it.
+PSEUDO_COUNTS = 2
+# Senses that directions are computed from.
+MAX_ROWS = 20_000
+TOKENS_IN_BATCH = 512
+
+
+def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[str, int]) -> LayerFreeModel:
+    """Make a backbone without layers whose vectors are those that the teacher gives the tokens on average.
+
+    Args:
+        teacher: The teacher. It runs over each token alone.
+        senses: Its dictionary. The mean of a token's senses, weighted by their usage, is the mean of its vectors.
+        sizes: Fields of :class:`LayerFreeConfig`: any of `SIZES`.
+
+    Returns:
+        The backbone, in float32. Context and hidden layer change nothing before training.
+    """
+    config = LayerFreeConfig(
+        vocab_size=senses.config.vocab_size,
+        hidden_size=senses.config.hidden_size,
+        special_token_ids=_surrounding_ids(teacher),
+        **sizes,
+    )
+    model = LayerFreeModel(config)
+
+    # The mean vector and the number of occurrences of each token.
+    table, usage = senses.dequantized().float().cpu(), senses.usage.cpu().float()
+    token = torch.arange(config.vocab_size).repeat_interleave(senses.offsets.cpu().diff())
+    counts = torch.zeros(config.vocab_size).index_add_(0, token, usage)
+    vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, senses.config.layer)
+    vectors.index_add_(0, token, table * usage[:, None])
+    vectors /= (counts + PSEUDO_COUNTS)[:, None]
+    model.token_embeddings.weight.data.copy_(vectors)
+
+    # Frequent tokens weigh less.
+    frequency = (counts + 0.5) / (counts + 0.5).sum()
+    model.token_weights.weight.data.copy_((SIF_CONSTANT / (SIF_CONSTANT + frequency)).log()[:, None])
+
+    if config.context_size:
+        _start_context(model, vectors, counts, table - vectors[token], usage)
+    if config.text_hidden_size:
+        model.text_output.weight.data.zero_()
+        model.text_output.bias.data.zero_()
+    model.eval()
+    return model
+
+
+def _start_context(model: LayerFreeModel, vectors: Tensor, counts: Tensor, rest: Tensor, usage: Tensor) -> None:
+    """Set the first weights of the context: small embeddings by PCA, directions by what the mean vectors leave out.
+
+    Args:
+        model: The backbone to fill.
+        vectors: `[vocab, hidden]`, the mean vectors.
+        counts: `[vocab]`, occurrences of the tokens.
+        rest: `[senses, hidden]`, the senses minus the mean vectors of their tokens.
+        usage: `[senses]`, occurrences of the senses.
+    """
+    config = model.config
+    weights = counts.clamp_min(0.5).sqrt()[:, None]
+    centred = vectors - (vectors * weights**2).sum(0) / (weights**2).sum()
+    directions = _principal_directions(centred * weights / weights.mean(), config.context_embedding_size)
+    small = centred @ directions.T
+    small /= small.std().clamp_min(torch.finfo(small.dtype).tiny)
+    model.context_embeddings.weight.data.zero_()
+    model.context_embeddings.weight.data[:, : len(directions)] = small
+    # The most used senses say most about what differs between contexts.
+    kept = usage.argsort(descending=True, stable=True)[:MAX_ROWS]
+    directions = _principal_directions(rest[kept] * usage[kept].sqrt()[:, None], config.context_size)
+    output = torch.zeros(config.context_size, config.hidden_size)
+    output[: len(directions)] = directions
+    model.context_directions.weight.data.copy_(output.T)
+    for layer in (model.context, model.context_weight):
+        layer.weight.data.zero_()
+    model.context.bias.data.zero_()
+
+
+def _principal_directions(rows: Tensor, number: int) -> Tensor:
+    """Return up to `number` right singular vectors of `[rows, width]`, the largest first, as rows."""
+    vectors: Tensor = torch.linalg.eigh(rows.T @ rows).eigenvectors  # by ascending eigenvalue
+    return vectors.T.flip(0)[:number]
+
+
+@torch.inference_mode()
+def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
+    """Return the vectors that the teacher gives each token alone, between its special tokens, `[vocab, hidden]`.
+
+    Args:
+        teacher: The teacher.
+        vocab_size: Number of tokens. Those that the teacher has no embedding for get zeros.
+        layer: Index of the hidden states.
+    """
+    prefix, suffix = special_token_counts(teacher.tokenizer)
+    around = teacher.tokenizer("a")["input_ids"]
+    before, after = torch.tensor(around[:prefix]), torch.tensor(around[len(around) - suffix :])
+    known = min(vocab_size, len(cast(Tensor, teacher.model.get_input_embeddings().weight)))
+    parts = []
+    bar = tqdm(total=known, desc="Encoding tokens", unit=" tokens", leave=False, disable=known <= TOKENS_IN_BATCH)
+    with bar:
+        for first in range(0, known, TOKENS_IN_BATCH):
+            tokens = torch.arange(first, min(first + TOKENS_IN_BATCH, known))
+            rows = [x.long().expand(len(tokens), -1) for x in (before, after)]
+            input_ids = torch.cat([rows[0], tokens[:, None], rows[1]], dim=1).to(teacher.device)
+            states = teacher.hidden_states(input_ids, torch.ones_like(input_ids), layer)
+            parts.append(states[:, prefix].float().cpu())
+            bar.update(len(tokens))
+    vectors = torch.cat(parts)
+    return F.pad(vectors, (0, 0, 0, vocab_size - known)).clone()
+
+
+def _surrounding_ids(teacher: Teacher) -> list[int]:
+    """Return the ids of the special tokens that the tokenizer puts around a text."""
+    prefix, suffix = special_token_counts(teacher.tokenizer)
+    ids = teacher.tokenizer("a")["input_ids"]
+    return sorted({*ids[:prefix], *ids[len(ids) - suffix :]})
+
+
+def empty_dictionary(senses: SenseEmbeddingModel) -> SenseEmbeddingModel:
+    """Return a dictionary that says where it comes from as the given one does, and has no senses."""
+    config = copy.deepcopy(senses.config)
+    config.num_senses = 0
+    empty = SenseEmbeddingModel(config)
+    empty.tokenizer = senses.tokenizer
+    return empty

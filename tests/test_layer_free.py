@@ -1,0 +1,170 @@
+"""Students without layers: their backbone, what they start from, and how they encode."""
+
+import pytest
+import torch
+from tiny_models import WORDS
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from sensedict_hf import (
+    LayerFreeConfig,
+    LayerFreeModel,
+    SKDStudentConfig,
+    SKDStudentForSequenceClassification,
+    SKDStudentModel,
+    build_sense_dictionary,
+)
+from sensedict_hf.models.layer_free_transfer import encode_tokens
+
+
+@pytest.fixture(params=[{}, {"context_size": 0}, {"text_hidden_size": 0}, {"context_size": 0, "text_hidden_size": 0}])
+def model(request):
+    """A backbone whose weights are all random, so that each part changes the vectors."""
+    sizes = {"context_size": 4, "context_embedding_size": 6, "context_hidden_size": 10, "text_hidden_size": 12}
+    config = LayerFreeConfig(vocab_size=32, hidden_size=16, special_token_ids=[2, 3], **(sizes | request.param))
+    model = LayerFreeModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def senses(bert, texts):
+    return build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
+
+
+@pytest.fixture
+def student(bert, senses):
+    return SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0, context_size=4, text_hidden_size=8)
+
+
+def naive(model, ids):
+    """The vectors of the tokens and of the text, token by token, in float64."""
+    weights = {name: value.double() for name, value in model.state_dict().items()}
+    embeddings = weights["token_embeddings.weight"][ids]
+    logs = weights["token_weights.weight"][ids, 0]
+    own = embeddings
+    if model.config.context_size:
+        small, window = weights["context_embeddings.weight"][ids], model.config.context_window
+        mean = weights["text_mean.weight"] @ small.mean(0)
+        contexts = []
+        for place in range(len(ids)):
+            seen = weights["neighbours.bias"] + mean
+            for offset in range(-window, window + 1):
+                if 0 <= place + offset < len(ids):
+                    seen = seen + weights["neighbours.weight"][:, :, offset + window] @ small[place + offset]
+            inner = F.gelu(seen)
+            contexts.append(weights["context.weight"] @ inner + weights["context.bias"])
+            logs[place] += weights["context_weight.weight"][0] @ inner
+        own = embeddings + torch.stack(contexts) @ weights["context_directions.weight"].T
+    text = (logs.softmax(0)[:, None] * own).sum(0)
+    if model.config.text_hidden_size:
+        inner = F.gelu(weights["text_hidden.weight"] @ text + weights["text_hidden.bias"])
+        text = text + weights["text_output.weight"] @ inner + weights["text_output.bias"]
+    return own, text
+
+
+def test_vectors_are_those_of_the_formula(model):
+    rows = [torch.randint(4, 32, (length,)) for length in (1, 9, 3, 20)]
+    lengths = torch.tensor([len(row) for row in rows])
+    own, texts = model.encode_ragged(torch.cat(rows), lengths, torch.arange(int(lengths.sum())))
+    for row, tokens, text in zip(rows, own.split(lengths.tolist()), texts):
+        expected_tokens, expected_text = naive(model, row)
+        torch.testing.assert_close(tokens.double(), expected_tokens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(text.double(), expected_text, rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_batch_is_its_texts_alone(model):
+    """Special tokens, padding and other texts change nothing; a text without tokens has zeros."""
+    lengths, texts = [12, 7, 1, 0], [torch.randint(4, 32, (length,)) for length in (12, 7, 1, 0)]
+    rows = [torch.cat([torch.tensor([2]), text, torch.tensor([3])]) for text in texts]
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(14) < torch.tensor([length + 2 for length in lengths])[:, None]
+    output = model(input_ids, mask.long())
+    for number, text in enumerate(texts[:3]):
+        alone = model(text[None])
+        torch.testing.assert_close(output.pooler_output[number], alone.pooler_output[0])
+        found = output.last_hidden_state[number, 1 : 1 + len(text)]
+        torch.testing.assert_close(found, alone.last_hidden_state[0])
+    assert output.pooler_output[3].eq(0).all()
+
+
+def test_the_weights_of_frequent_tokens_do_not_overflow(model):
+    model.token_weights.weight.data.fill_(1000.0)
+    vectors = model.encode_ragged(torch.arange(4, 20), torch.tensor([10, 6]))[1]
+    assert vectors.isfinite().all()
+
+
+def test_a_student_starts_with_the_mean_vectors_of_its_teacher(bert, senses, student):
+    alone = encode_tokens(bert, 32)
+    states = bert.hidden_states(torch.tensor([[2, 9, 3]]))
+    torch.testing.assert_close(alone[9], states[0, 1])
+    for token in (9, 31):
+        rows = senses.rows_of(token)
+        usage = senses.usage[rows].float()
+        mean = (senses.senses_of(token) * usage[:, None]).sum(0)
+        expected = (mean + 2 * alone[token]) / (usage.sum() + 2)
+        torch.testing.assert_close(student.get_input_embeddings().weight[token], expected)
+    assert student.backbone.token_weights.weight[4] > student.backbone.token_weights.weight[31]  # the rare one
+    # Context and hidden layer change nothing yet: the vector of a text is a weighted mean.
+    ids = bert.tokenizer("w1 w2 w2", add_special_tokens=False)["input_ids"]
+    weights = student.backbone.token_weights.weight[ids].exp()
+    expected = (student.get_input_embeddings().weight[ids] * weights).sum(0) / weights.sum()
+    torch.testing.assert_close(student.encode("w1 w2 w2"), expected.detach())
+
+
+def test_it_encodes_as_it_pools_and_survives_saving(student, texts, tmp_path):
+    for parameter in student.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = student.tokenizer(texts[:9], padding=True, return_tensors="pt")
+    vectors = student.encode(texts[:9], batch_size=4)
+    torch.testing.assert_close(vectors, student(**batch).pooler_output)
+    torch.testing.assert_close(student.encode((text for text in texts[:9]), batch_size=2), vectors)
+    assert student.encode([]).shape == (0, 16) and student.encode(texts[0]).shape == (16,)
+    assert [words.shape for words in student.encode_words([["w1", "w2"], ["w3"]])] == [(2, 16), (1, 16)]
+    student.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, SKDStudentModel) and isinstance(loaded.backbone, LayerFreeModel)
+    assert torch.equal(loaded.encode(texts[:9], batch_size=4), vectors)
+    # sentence-transformers would pool other tokens.
+    assert not (tmp_path / "modules.json").exists()
+
+
+def test_an_instruction_is_seen_but_not_pooled(student):
+    with_instruction = student.encode([["w1 w2", "w5 w6 w7"]])
+    torch.testing.assert_close(with_instruction, student.encode(["w5 w6 w7"]))
+
+
+def test_long_texts_are_cut_where_the_teacher_cuts_them(student):
+    text = " ".join(WORDS * 4)
+    torch.testing.assert_close(student.encode(text), student.encode(" ".join((WORDS * 4)[:62])))
+
+
+def test_senses_are_kept_when_they_are_used(bert, senses, texts):
+    assert len(SKDStudentModel.from_teacher(bert, senses, 0).senses.table) == 0
+    student = SKDStudentModel.from_teacher(bert, senses, 0, assignment="hard")
+    assert torch.equal(student.senses.table, senses.table)
+    batch = student.tokenizer(texts[:3], padding=True, return_tensors="pt")
+    assert (student(**batch).sense_ids[batch["attention_mask"] == 0] == -1).all()
+    assert student(**batch).sense_ids.max() >= 0
+
+
+def test_a_classifier_reads_the_vector_of_the_text(student, texts, tmp_path):
+    student.save_pretrained(tmp_path)
+    model = SKDStudentForSequenceClassification.from_pretrained(tmp_path, num_labels=3).eval()
+    batch = student.tokenizer(texts[:4], padding=True, return_tensors="pt")
+    expected = model.classifier(student.encode(texts[:4]))
+    torch.testing.assert_close(model(**batch).logits, expected)
+
+
+def test_what_is_refused(bert, senses, student):
+    with pytest.raises(ValueError, match="context_size=-1: it must be at least 0"):
+        SKDStudentModel.from_teacher(bert, senses, 0, context_size=-1)
+    with pytest.raises(ValueError, match="pooling='mean' with a layer_free backbone: choose 'learned'"):
+        SKDStudentModel.from_teacher(bert, senses, 0, pooling="mean")
+    with pytest.raises(ValueError, match="pooling='learned' with a bert backbone"):
+        SKDStudentConfig(pooling="learned")
+    with pytest.raises(ValueError, match="text 1 .* has no tokens"):
+        student.encode(["w1", ""])
+    with pytest.raises(ValueError, match="no setting 'depth'"):
+        SKDStudentModel.from_teacher(bert, senses, 0, depth=3)
