@@ -78,7 +78,8 @@ class Benchmark:
         path = self.step(f"{name}.json", "evaluate", *arguments, "--train", self.train, "--test", self.test)
         scores = json.loads(path.read_text())
         took = self.seconds.get(made or "")
-        self.study.record(title, {output: scores | {"seconds_to_make": took}})
+        values = {key: scores[key] for key in ("few_shot", "few_shot_std", "full")}
+        self.study.record(title, {output: values | {"seconds_to_make": took}})
         few_shot = f"{scores['few_shot']:.3f} ± {scores['few_shot_std']:.3f}"
         print(
             f"| {title} | {output} | {few_shot} | {scores['full']:.3f} | {'' if took is None else f'{took:.0f}'} |",

@@ -13,7 +13,7 @@ training texts. These models are compared with it:
   are the teacher's, reduced by PCA.
 - The students of two layers, fine-tuned on the labels for two more epochs with their heads.
 - The teacher's first two layers, fine-tuned on the labels for as many epochs as those students in both stages.
-- With `--students`: students of all-MiniLM-L6-v2 itself, such as those of `benchmarks.distillation`. They are
+- With `--students`: students of all-MiniLM-L6-v2 itself, such as `benchmarks.distillation` makes. They are
   fine-tuned as all-MiniLM-L6-v2 is.
 
 The head reads a model's own vectors (`raw`), the best sense (`hard`), the mean of the senses weighted by their

@@ -63,7 +63,7 @@ def spread(length: int, number: int) -> np.ndarray:
 
 
 def real_samples(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gather samples from texts, or read those of an earlier run.
+    """Gather samples from texts, or read the samples of an earlier run.
 
     Returns:
         Samples `[n, hidden]`, offsets `[tokens + 1]` and counts `[tokens]`.

@@ -42,8 +42,8 @@ def mntp_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
     Args:
         outputs: Holds `logits`, `[batch, positions, vocabulary]`.
         labels: `[batch, positions]`, the chosen tokens; -100 elsewhere.
-        num_items_in_batch: Number of chosen tokens to divide by, if a step has several batches. Default: those of this
-            batch.
+        num_items_in_batch: Number of chosen tokens to divide by, if a step has several batches. Default: the number in
+            this batch.
     """
     logits, labels = outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
