@@ -14,7 +14,7 @@ import sensedict_cli
 from sensedict_hf import SKDTrainer, SKDTrainingArguments, distill_student
 from sensedict_hf.cli import main, teacher
 from sensedict_hf.distillation.run import HEADS
-from sensedict_hf.evaluation import TASKS
+from sensedict_hf.evaluation_tasks import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
 from sensedict_hf.models.encoding import POOLINGS
 

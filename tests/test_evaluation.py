@@ -18,7 +18,8 @@ from sensedict_hf import (
     evaluate_similarity,
     evaluate_token_classification,
 )
-from sensedict_hf.evaluation import _entities, few_shot_draws, retrieval_task, sense_agreement
+from sensedict_hf.evaluation import _entities, few_shot_draws, sense_agreement
+from sensedict_hf.evaluation_tasks import retrieval_task
 from sensedict_hf.models.encoding import pool
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..data import read_dataset
-from ..evaluation import TASKS, Encode, EncodeWords, EvaluationTask
+from ..evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual

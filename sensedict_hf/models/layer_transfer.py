@@ -114,7 +114,7 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> li
     if not layers or not all(0 <= layer < total for layer in layers):
         raise ValueError(
             f"num_hidden_layers={num_hidden_layers}: {source.name} has layers 0 to {total - 1}; give a number from 1 "
-            f"to {total}, or a list of layers"
+            f"to {total}, or a list of layers from 0 to {total - 1}"
         )
     return layers
 
