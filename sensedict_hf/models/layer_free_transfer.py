@@ -40,7 +40,7 @@ def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[s
     config = LayerFreeConfig(
         vocab_size=senses.config.vocab_size,
         hidden_size=senses.config.hidden_size,
-        special_token_ids=_surrounding_ids(teacher),
+        special_token_ids=surrounding_ids(teacher),
         **sizes,
     )
     model = LayerFreeModel(config)
@@ -129,8 +129,8 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
     return F.pad(vectors, (0, 0, 0, vocab_size - known)).clone()
 
 
-def _surrounding_ids(teacher: Teacher) -> list[int]:
-    """Return the ids of the special tokens that the tokenizer puts around a text."""
+def surrounding_ids(teacher: Teacher) -> list[int]:
+    """Return the ids of the special tokens that the tokenizer puts around a text, in ascending order."""
     prefix, suffix = special_token_counts(teacher.tokenizer)
     ids = teacher.tokenizer("a")["input_ids"]
     return sorted({*ids[:prefix], *ids[len(ids) - suffix :]})
