@@ -262,7 +262,13 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
-    _add(student, "--num-hidden-layers", "N", "start from the first N layers of the teacher", default=2)
+    _add(
+        student,
+        "--num-hidden-layers",
+        "N",
+        "start from the first N layers of the teacher; 0: a student without layers",
+        default=2,
+    )
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
@@ -275,14 +281,20 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     training = sub.add_argument_group("training")
     about = (
         "loss, or several joined by '+': 'sense' (cross-entropy of the senses that the teacher picks), 'mse' (squared "
-        "error of the hidden states), 'sentence' (squared error of the sentence vectors)"
+        "error of the hidden states), 'sentence' (squared error of the sentence vectors) (default: "
+        "sense+mse+sentence; without layers mse+sentence)"
     )
-    _add(training, "--objective", "LOSS", about, default="sense+mse+sentence")
-    _add(training, "--epochs", "N", "passes over the texts", default=2.0, dest="num_train_epochs")
-    _add(training, "--batch-size", "N", "texts per device and step", default=32, dest="per_device_train_batch_size")
+    _add(training, "--objective", "LOSS", about)
+    about = "passes over the texts (default: 2.0; without layers 3.0 to 15.0, more if there are few texts)"
+    _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
+    about = "texts per device and step (default: 32; without layers 256)"
+    _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
     _add(training, "--per-device-eval-batch-size", "N", about, default=32)
-    _add(training, "--learning-rate", "RATE", "highest learning rate", default=1e-3)
+    about = "highest learning rate (default: 0.001; without layers 0.003)"
+    _add(training, "--learning-rate", "RATE", about, type=float)
+    about = "highest learning rate of the vectors of tokens, without layers"
+    _add(training, "--table-learning-rate", "RATE", about, default=2e-2)
     about = "steps until the learning rate is at its highest; below 1: share of all steps"
     _add(training, "--warmup-steps", "N", about, default=0.1)
     about = "divides the scores of the student's senses; its unit is the distortion of the dictionary"
@@ -290,8 +302,10 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
     _add(training, "--label-top-k", "K", about, default=1)
     _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
-    _add(training, "--mse-weight", "W", "weight of 'mse' when it is added to other losses", default=3.0)
-    _add(training, "--sentence-weight", "W", "weight of 'sentence' when it is added to other losses", default=9.0)
+    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers 1.0)"
+    _add(training, "--mse-weight", "W", about, type=float)
+    about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
+    _add(training, "--sentence-weight", "W", about, type=float)
     about = (
         "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
         "most 512)"

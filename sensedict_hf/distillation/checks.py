@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
+from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
 
 
@@ -73,6 +74,46 @@ def check_datasets(
         raise ValueError(
             "several processes cannot share a streamed eval_dataset: pass a dataset with a length, or use one process"
         )
+
+
+def is_encoded(
+    texts: Any,
+    senses: SenseEmbeddingModel,
+    args: SKDTrainingArguments,
+    max_length: int,
+    text_column: str,
+    *,
+    has_teacher: bool,
+) -> bool:
+    """Return whether texts are a dataset from :func:`encode_senses`.
+
+    Args:
+        texts: Texts, or a dataset.
+        senses: The student's dictionary.
+        args: The settings of this run.
+        max_length: Longest row in tokens.
+        text_column: Name of the text column.
+        has_teacher: Whether there is a teacher.
+
+    Raises:
+        ValueError: The dataset cannot be used in this run.
+    """
+    if not isinstance(texts, Dataset) or not has_labels(texts):
+        return False
+    if made_with := label_settings(texts):
+        if args.needs_vectors and not has_teacher:
+            raise ValueError(
+                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'"
+            )
+        check_encoded(texts, made_with, senses, args, max_length)
+        return True
+    if text_column not in texts.features:
+        raise ValueError(
+            "the dataset has labels, but does not tell how they were made, and has no column "
+            f"{text_column!r}: pass texts, or what encode_senses returned (save_to_disk keeps how labels were made, "
+            "other formats and joined datasets do not)"
+        )
+    return False
 
 
 def check_encoded(

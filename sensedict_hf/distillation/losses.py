@@ -1,7 +1,7 @@
 """The objective of sense-based knowledge distillation, as functions of tensors.
 
 Every loss is a sum over positions: the trainer divides it by the number of counted positions in all accumulated
-batches and processes.
+batches and processes. Only students without layers have a loss that is a mean, see :func:`vector_loss`.
 """
 
 from collections.abc import Mapping
@@ -236,3 +236,81 @@ def skd_loss(
     has_senses = senses.offsets[input_ids + 1] > senses.offsets[input_ids]
     covered = (owned & has_senses).sum()
     return loss, Counts(loss.detach(), counted.sum(), owned.sum(), covered, known, right, error)
+
+
+class Errors(NamedTuple):
+    """Sums over the tokens and texts of a batch, for students without layers.
+
+    Attributes:
+        token_error: Squared distances between the vectors of tokens, divided by the teacher's variance.
+        tokens: Number of these tokens.
+        sentence_error: Squared distances between the vectors of texts, divided by the teacher's variance.
+        texts: Number of these texts.
+    """
+
+    token_error: Tensor
+    tokens: Tensor
+    sentence_error: Tensor
+    texts: Tensor
+
+    def stack(self) -> Tensor:
+        """Return the sums as one tensor, `[4]`, float32. Tensors of several batches can be added."""
+        return torch.stack([value.detach().float() for value in self])
+
+
+def vector_errors(
+    tokens: Tensor,
+    teacher_tokens: Tensor,
+    texts: Tensor,
+    teacher_texts: Tensor,
+    token_variance: float,
+    text_variance: float,
+) -> Errors:
+    """Compare the vectors of a student without layers with those of its teacher.
+
+    Args:
+        tokens: `[tokens, hidden]`, the student's vectors of tokens.
+        teacher_tokens: `[tokens, hidden]`, of any dtype.
+        texts: `[texts, hidden]`, the student's vectors of texts.
+        teacher_texts: `[texts, hidden]`.
+        token_variance: Mean squared distance of the teacher's vectors of tokens from their mean.
+        text_variance: The same of its vectors of texts.
+    """
+    return Errors(
+        (tokens.float() - teacher_tokens.float()).square().sum() / token_variance,
+        tokens.new_tensor(len(tokens)),
+        (texts.float() - teacher_texts.float()).square().sum() / text_variance,
+        texts.new_tensor(len(texts)),
+    )
+
+
+def vector_loss(errors: Errors, weights: Mapping[str, float]) -> Tensor:
+    """Add up the mean errors of tokens and texts.
+
+    An error of 1 is that of a student that always returns the mean vector.
+
+    Args:
+        errors: Sums over any number of tokens and texts.
+        weights: Weight of each mean by its name: `mse` for tokens, `sentence` for texts.
+
+    Returns:
+        A float32 scalar.
+    """
+    token_error = errors.token_error / errors.tokens.clamp_min(1)
+    sentence_error = errors.sentence_error / errors.texts.clamp_min(1)
+    return weights.get("mse", 0.0) * token_error + weights.get("sentence", 0.0) * sentence_error
+
+
+def mean_errors(sums: Tensor, weights: Mapping[str, float]) -> dict[str, float]:
+    """Compute what is logged from the sums of :class:`Errors`.
+
+    Args:
+        sums: `[4]`, sums over any number of batches.
+        weights: As in :func:`vector_loss`.
+
+    Returns:
+        `loss`, `token_error` and `sentence_error`.
+    """
+    errors = Errors(*sums.double())
+    each = {"token_error": {"mse": 1.0}, "sentence_error": {"sentence": 1.0}}
+    return {name: float(vector_loss(errors, chosen)) for name, chosen in ({"loss": weights} | each).items()}

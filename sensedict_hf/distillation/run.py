@@ -19,6 +19,7 @@ from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
@@ -84,7 +85,8 @@ def distill_student(
         output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
         args: Settings of the training; its `output_dir` is the folder of the student. Checkpoints are written as its
             `save_strategy` says.
-        num_hidden_layers: Number of first layers of the teacher that the student starts from.
+        num_hidden_layers: Number of first layers of the teacher that the student starts from. 0 makes a student
+            without layers.
         layers: Indices of the teacher's layers that the student starts from instead.
         backbone: Another model that the student starts from instead: a name, a folder, a model or a :class:`Teacher`.
             It must have the dictionary's tokenizer.
@@ -135,6 +137,8 @@ def distill_student(
         loaded = load_teacher(teacher, device=args.device, **options)
         dictionary = senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses)
         other = start.load_backbone(dictionary, options)
+        if start.is_layer_free(other):
+            args = args.for_layer_free()
 
         # Begin, or find what an earlier call has done; the first process decides for all.
         def begin(loaded: Teacher, other: Teacher | None) -> bool:
@@ -145,6 +149,7 @@ def distill_student(
             settings |= {"processes": state.num_processes, **(recorded or {})}
             settings |= {"prompt": loaded.prompt and asdict(loaded.prompt), "teacher_pooling": loaded.pooling}
             settings |= {"teacher_fingerprint": loaded.fingerprint(), "senses_fingerprint": dictionary.fingerprint()}
+            settings |= {"least_steps": args.least_steps} if start.is_layer_free(other) else {}
             settings["backbone_fingerprint"] = other and other.fingerprint()
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
             return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
@@ -236,6 +241,16 @@ class StudentStart:
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
         layers = None if self.layers is None else list(self.layers)
         return record | {"layers": layers, "backbone": _name(self.backbone)}
+
+    def is_layer_free(self, backbone: Teacher | None) -> bool:
+        """Return whether the student has no layers.
+
+        Args:
+            backbone: The loaded backbone, if there is one.
+        """
+        if backbone is not None:
+            return isinstance(backbone.model, LayerFreeModel)
+        return not self.layers and self.num_hidden_layers == 0
 
     def load_backbone(self, senses: SenseEmbeddingModel, options: Mapping[str, Any]) -> Teacher | None:
         """Load the backbone if there is one.

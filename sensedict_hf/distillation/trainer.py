@@ -1,12 +1,10 @@
 """A `Trainer` of transformers that distils a student."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
@@ -22,10 +20,21 @@ from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedM
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import check_datasets, check_encoded, check_float32, each, find_student, refuse_unused
-from .labels import encode_senses, has_labels, label_settings
-from .losses import IGNORED, Counts, means, sense_labels, skd_loss
+from .checks import check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .labels import encode_senses
+from .layer_free import (
+    check_layer_free,
+    collate_ragged,
+    default_epochs,
+    encode_for,
+    is_layer_free,
+    layer_free_loss,
+    make_optimizer,
+)
+from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
+from .modes import sparse_gradients, without_dropout
 from .training_args import SKDTrainingArguments
+from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
 
@@ -34,23 +43,25 @@ class SKDTrainer(Trainer):
     """Distils a student from texts by sense-based knowledge distillation (SKD).
 
     With the objective `sense` the teacher runs once over all texts, before training, and is then freed. With other
-    objectives, and with streamed texts, it runs at every step.
+    objectives, and with streamed texts, it runs at every step. For a student without layers it runs once in any case:
+    its vectors are kept on disk in half precision, `2 * hidden` bytes a token.
 
     What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
     share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
     from the student's vectors to the senses it picks, in units of the dictionary's distortion. The last two are logged
-    in evaluation, and with the objective `sense` also in training.
+    in evaluation, and with the objective `sense` also in training. For a student without layers it is `token_error`
+    and `sentence_error` instead: mean squared distances to the teacher's vectors, in units of their variance.
 
     Args:
         model: The student, also with adapters of PEFT. Of a task model the student inside is trained and saved in
             checkpoints; save the task model with its own `save_pretrained`.
-        args: Settings of the training.
+        args: Settings of the training. Some of its defaults depend on the student.
         teacher: A name, a folder, a model or a :class:`Teacher`. Not needed if the datasets come from
             :func:`encode_senses` and the objective is `sense`.
         train_dataset: Texts: a list, an iterable or a dataset with a text column; or a dataset from
-            :func:`encode_senses`. The teacher's work is kept in `args.output_dir/_encoded`: after an interruption the
-            same call continues with it. A streamed dataset (`datasets.IterableDataset`) is encoded as it comes and
-            needs `args.max_steps`.
+            :func:`encode_senses` (for a student without layers from :func:`encode_vectors`). The teacher's work is
+            kept in `args.output_dir/_encoded`: after an interruption the same call continues with it. A streamed
+            dataset (`datasets.IterableDataset`) is encoded as it comes and needs `args.max_steps`.
         eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
         text_column: Name of the text column.
         kwargs: Further arguments of `Trainer`, such as `callbacks` or `optimizers`.
@@ -74,14 +85,15 @@ class SKDTrainer(Trainer):
     student: SKDStudentModel
     senses: SenseEmbeddingModel
     teacher: Teacher | None
+    _variances: Variances
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: SKDTrainingArguments,
         teacher: str | os.PathLike | PreTrainedModel | Teacher | None = None,
-        train_dataset: Texts | None = None,
-        eval_dataset: Texts | dict[str, Texts] | None = None,
+        train_dataset: Texts | TeacherVectors | None = None,
+        eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",
         **kwargs: Any,
     ):
@@ -93,6 +105,10 @@ class SKDTrainer(Trainer):
         model = cast(PreTrainedModel, model.student) if has_head else model
         self.student = find_student(model)
         self.senses = self.student.senses
+        self.is_layer_free = is_layer_free(self.student)
+        if self.is_layer_free:
+            args = args.for_layer_free()
+            check_layer_free(self.student, args)
         if train_dataset is not None:
             check_float32(model)
         check_datasets(args, train_dataset, eval_dataset)
@@ -111,23 +127,32 @@ class SKDTrainer(Trainer):
         if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-        elif not args.needs_vectors:
+        elif self.is_layer_free or not args.needs_vectors:
             self.teacher = None  # its work is done: free its memory
 
-        # Without the teacher's vectors only positions whose token has senses teach something.
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
-        has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
+        collator: Any = collate_ragged
+        if self.is_layer_free:
+            data = encoded_train if encoded_train is not None else next(iter(each(encoded_eval)))
+            if data is not None:
+                self._variances = data.variances()
+            if encoded_train is not None:
+                args = default_epochs(args, len(encoded_train))
+        else:
+            # Without the teacher's vectors only positions whose token has senses teach something.
+            has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
+            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None)
         super().__init__(
             model,
             args,
             train_dataset=encoded_train,
             eval_dataset=encoded_eval,
-            data_collator=Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None),
+            data_collator=collator,
             processing_class=tokenizer,
             **kwargs,
         )
         # The loss is a sum over positions. Trainer counts the labels of all accumulated batches and processes.
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = not self.is_layer_free
         self.label_names = ["labels"]
         self._sums = self._no_sums()
 
@@ -150,7 +175,8 @@ class SKDTrainer(Trainer):
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
-        with without_dropout(self.student):
+        is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
+        with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
             return super().train(*args, **kwargs)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -166,14 +192,17 @@ class SKDTrainer(Trainer):
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
         check_teacher(self.senses, teacher)
         pooling = self.student.config.pooling
-        if not has_head and teacher.pooling != pooling:
+        if not has_head and not self.is_layer_free and teacher.pooling != pooling:
             logger.warning(
                 f"the student's pooling is {pooling}, the teacher's {teacher.pooling}: the student's is used "
                 "for both; from_teacher and from_backbone take another one as pooling="
             )
 
-    def _encode(self, texts: Texts, args: SKDTrainingArguments, name: str) -> Dataset | IterableDataset:
-        """Encode texts to token ids and senses, in the folder `_encoded/name`; leave encoded datasets as they are."""
+    def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
+        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
+
+        Datasets that are encoded already stay as they are.
+        """
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -188,24 +217,19 @@ class SKDTrainer(Trainer):
             longest = min(longest, self.teacher.max_window)
         max_length = check_max_length(args.max_length, longest)
 
-        # Already encoded.
-        if isinstance(texts, Dataset) and has_labels(texts):
-            if made_with := label_settings(texts):
-                if args.needs_vectors and self.teacher is None:
-                    raise ValueError(
-                        f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose "
-                        "objective='sense'"
-                    )
-                check_encoded(texts, made_with, self.senses, args, args.max_length or longest)
-                return texts
-            if self.text_column not in texts.features:
-                raise ValueError(
-                    "the dataset has labels, but does not tell how they were made, and has no column "
-                    f"{self.text_column!r}: pass texts, or what encode_senses returned (save_to_disk keeps how labels "
-                    "were made, other formats and joined datasets do not)"
-                )
+        in_folder: dict[str, Any] = {
+            "output_dir": os.path.join(str(args.output_dir), "_encoded", name),
+            "text_column": self.text_column,
+            "max_length": max_length,
+            "batch_size": args.per_device_eval_batch_size,
+        }
+        if self.is_layer_free:
+            return encode_for(self.student, self.teacher, texts, **in_folder)
 
-        # Texts.
+        # Texts, unless they are encoded already.
+        has_teacher, longest_row = self.teacher is not None, args.max_length or longest
+        if is_encoded(texts, self.senses, args, longest_row, self.text_column, has_teacher=has_teacher):
+            return texts
         if self.teacher is None:
             raise ValueError(
                 "texts need a teacher that picks their senses: pass teacher=, or datasets from encode_senses (with "
@@ -220,19 +244,24 @@ class SKDTrainer(Trainer):
             self.teacher,
             self.senses.to(self.teacher.device),  # type: ignore[arg-type]
             texts,
-            output_dir=os.path.join(str(args.output_dir), "_encoded", name),
+            **in_folder,
             overwrite=True,
-            text_column=self.text_column,
-            max_length=max_length,
-            batch_size=args.per_device_eval_batch_size,
             top_k=args.label_top_k,
             temperature=args.label_temperature,
             only_tokens=args.needs_vectors,
         )
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Compute the loss, summed over the positions of a batch; add to the sums for the log."""
+        """Compute the loss, summed over the positions of a batch; add to the sums for the log.
+
+        The loss of a student without layers is a mean.
+        """
         args, config = self.args, self.student.config
+        if self.is_layer_free:
+            seed = (args.seed, self.state.global_step) if model.training else None
+            loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            self._sums += errors.stack()
+            return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
@@ -261,6 +290,17 @@ class SKDTrainer(Trainer):
         vectors = teacher.hidden_states(input_ids, mask, self.senses.config.layer)
         return vectors.to(self.args.device).clone()  # autograd refuses tensors made in inference mode
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of `Trainer`, or the own one of students without layers."""
+        if self.is_layer_free and self.optimizer is None:
+            self.optimizer = make_optimizer(self.student, self.args)
+        return super().create_optimizer(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self.is_layer_free:
+            return None  # there is no function for the norm of sparse gradients
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -270,6 +310,8 @@ class SKDTrainer(Trainer):
     ) -> Any:
         """Compute the mean loss over the counted positions, as `Trainer.compute_loss`."""
         loss = self._loss(model, inputs)
+        if self.is_layer_free:
+            return (loss, {}) if return_outputs else loss
         counted = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(counted, device=loss.device).clamp_min(1)  # 0 for a batch without senses
         if num_items_in_batch is not None and self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -333,40 +375,20 @@ class SKDTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer.log` does; with a training loss also the means since the last log."""
-        if "loss" in logs and self._sums[Counts._fields.index("owned")] > 0:
+        if "loss" in logs and self._sums.any():
             logs |= {name: round(value, 4) for name, value in self._means().items() if name != "loss"}
             self._sums = self._no_sums()
         super().log(logs, *args, **kwargs)
 
     def _no_sums(self) -> Tensor:
-        return torch.zeros(len(Counts._fields), device=self.args.device)
+        return torch.zeros(len((Errors if self.is_layer_free else Counts)._fields), device=self.args.device)
 
     def _means(self) -> dict[str, float]:
         """Compute the means over all processes."""
-        return means(cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum")))
+        sums = cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum"))
+        return mean_errors(sums, self.args.loss_weights) if self.is_layer_free else means(sums)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the student's own card instead of that of `Trainer`."""
         if self.is_world_process_zero():
             model_card(self.student.config).save(os.path.join(str(self.args.output_dir), "README.md"))
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Turn a model's dropout off, as distillation has labels enough. Adapters of PEFT keep theirs."""
-    # Dropout is a module, or a number that a module passes on to its attention.
-    places: list[tuple[nn.Module, str]] = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
-            places.append((module, "p"))
-        places += [
-            (module, name) for name, rate in vars(module).items() if "dropout" in name and isinstance(rate, float)
-        ]
-    before = [getattr(module, name) for module, name in places]
-    try:
-        for module, name in places:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        for (module, name), rate in zip(places, before):
-            setattr(module, name, rate)

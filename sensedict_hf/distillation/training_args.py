@@ -1,5 +1,6 @@
 """Settings of distillation."""
 
+import copy
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -18,17 +19,51 @@ REMEMBERED = (
     "sentence_weight",
     "seed",
 )
+# Defaults that depend on the student.
+WITH_LAYERS: dict[str, str | float] = {
+    "objective": "sense+mse+sentence",
+    "mse_weight": 3.0,
+    "sentence_weight": 9.0,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 32,
+    "num_train_epochs": 2.0,
+    "max_grad_norm": 1.0,
+}
+LAYER_FREE: dict[str, str | float] = {
+    "objective": "mse+sentence",
+    "mse_weight": 1.0,
+    "sentence_weight": 3.0,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 256,
+    "num_train_epochs": 3.0,
+    "max_grad_norm": 0.0,
+}
+# Steps of a student without layers if there are few texts and neither epochs nor steps are given.
+LEAST_STEPS = 500
 
 
 @dataclass
 class SKDTrainingArguments(TrainingArguments):
     """`TrainingArguments` of transformers, with the settings of distillation and with defaults that suit it.
 
+    Some defaults depend on the student. A student without layers (`num_hidden_layers=0`) has a cheap step, and learns
+    from vectors of the teacher that are computed once. What you set yourself is never replaced:
+
+    | setting | default | without layers |
+    |---|---|---|
+    | `objective` | `sense+mse+sentence` | `mse+sentence` |
+    | `mse_weight`, `sentence_weight` | 3, 9 | 1, 3 |
+    | `learning_rate` | 1e-3 | 3e-3 |
+    | `per_device_train_batch_size` | 32 | 256 |
+    | `num_train_epochs` | 2 | 3; with few texts as many as are 500 steps, at most 15 |
+    | `max_grad_norm` | 1 | 0 (no clipping) |
+
     Args:
         objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
-            teacher and student pick. `mse` is the squared distance between their hidden states, the usual baseline.
-            `sentence` is the squared distance between their sentence vectors. With `sense` alone the teacher runs
-            once, before training; with the others it runs at every step.
+            teacher and student pick; not for students without layers. `mse` is the squared distance between their
+            hidden states, the usual baseline. `sentence` is the squared distance between their sentence vectors. With
+            `sense` alone the teacher runs once, before training; with the others it runs at every step. For students
+            without layers it runs once in any case.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
@@ -36,6 +71,8 @@ class SKDTrainingArguments(TrainingArguments):
         label_temperature: Temperature of the probabilities in soft labels, in the same unit as `temperature`.
         mse_weight: Weight of `mse` in a sum of losses.
         sentence_weight: Weight of `sentence` in a sum of losses.
+        table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
+            token. `learning_rate` is that of its other weights.
         max_length: Longest input in tokens. Longer texts are cut into overlapping windows. Default: what student and
             teacher take, at most 512.
 
@@ -52,8 +89,9 @@ class SKDTrainingArguments(TrainingArguments):
         0.001
     """
 
+    # None: the default depends on the student, see above.
     objective: str = field(
-        default="sense+mse+sentence",
+        default=None,  # type: ignore[assignment]
         metadata={"help": "losses, joined by +: sense, mse (hidden states), sentence (sentence vectors)"},
     )
     temperature: float = field(
@@ -66,8 +104,17 @@ class SKDTrainingArguments(TrainingArguments):
     label_temperature: float = field(
         default=0.15, metadata={"help": "temperature of soft labels; in units of the dictionary's distortion"}
     )
-    mse_weight: float = field(default=3.0, metadata={"help": "weight of mse in a sum of losses"})
-    sentence_weight: float = field(default=9.0, metadata={"help": "weight of sentence in a sum of losses"})
+    mse_weight: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "weight of mse in a sum of losses"},
+    )
+    sentence_weight: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "weight of sentence in a sum of losses"},
+    )
+    table_learning_rate: float = field(
+        default=2e-2, metadata={"help": "highest learning rate of the tables of a student without layers"}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -77,15 +124,25 @@ class SKDTrainingArguments(TrainingArguments):
     output_dir: str | None = field(
         default=None, metadata={"help": "folder in which the student is saved", "aliases": ["--output"]}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "initial learning rate"})
+    learning_rate: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "initial learning rate"},
+    )
     per_device_train_batch_size: int = field(
-        default=32,
+        default=None,  # type: ignore[assignment]
         metadata={"help": "texts per device and training step", "aliases": ["--batch-size", "--batch_size"]},
     )
     per_device_eval_batch_size: int = field(
         default=32, metadata={"help": "texts per device when evaluating or running the teacher in advance"}
     )
-    num_train_epochs: float = field(default=2.0, metadata={"help": "passes over the texts", "aliases": ["--epochs"]})
+    num_train_epochs: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "passes over the texts", "aliases": ["--epochs"]},
+    )
+    max_grad_norm: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "largest norm of the gradient; 0: it is not clipped"},
+    )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
     # Soft labels are columns that the student's forward does not take; the collator needs them.
     remove_unused_columns: bool = field(
@@ -95,6 +152,12 @@ class SKDTrainingArguments(TrainingArguments):
     ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
 
     def __post_init__(self) -> None:
+        # Settings that were not given have the defaults for students with layers, until the student is known.
+        self._unset = [name for name in WITH_LAYERS if getattr(self, name) is None]
+        self._is_layer_free = False
+        self.least_steps = 0  # the number of epochs is given, or does not depend on the texts
+        for name in self._unset:
+            setattr(self, name, WITH_LAYERS[name])
         super().__post_init__()
         if self.device.type == "cpu":
             # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
@@ -110,7 +173,7 @@ class SKDTrainingArguments(TrainingArguments):
             raise ValueError(f"objective={self.objective!r} names a loss twice: name it once, and give it a weight")
 
         # Numbers.
-        for name in ("temperature", "label_temperature"):
+        for name in ("temperature", "label_temperature", "table_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
         for name in ("mse_weight", "sentence_weight"):
@@ -129,6 +192,26 @@ class SKDTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} has no effect in distillation: for soft labels "
                 "set label_top_k"
             )
+
+    def for_layer_free(self) -> "SKDTrainingArguments":
+        """Return the settings with the defaults for students without layers; what was given stays.
+
+        Example:
+            >>> from sensedict_hf import SKDTrainingArguments
+            >>> args = SKDTrainingArguments("zero-minilm", learning_rate=1e-3).for_layer_free()
+            >>> args.objective, args.per_device_train_batch_size, args.learning_rate
+            ('mse+sentence', 256, 0.001)
+        """
+        if self._is_layer_free:
+            return self
+        args = copy.copy(self)
+        args._is_layer_free = True
+        for name in self._unset:
+            if getattr(self, name) == WITH_LAYERS[name]:  # not set meanwhile
+                setattr(args, name, LAYER_FREE[name])
+        if "num_train_epochs" in self._unset and self.max_steps <= 0:
+            args.least_steps = LEAST_STEPS
+        return args
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -151,4 +234,5 @@ class SKDTrainingArguments(TrainingArguments):
     @property
     def remembered(self) -> dict[str, float]:
         """The settings that the config of a student keeps as `distillation`."""
-        return {name: getattr(self, name) for name in REMEMBERED}
+        names = (*REMEMBERED, "table_learning_rate") if self._is_layer_free else REMEMBERED
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,242 @@
+"""How students without layers are trained: on cached vectors of the teacher, without padding, with Adam on rows.
+
+:class:`SKDTrainer` does the rest, as for other students.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers.training_args import OptimizerNames
+
+from ..data import Texts
+from ..models.modeling_layer_free import LayerFreeModel
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import Teacher
+from .labels import label_settings
+from .losses import Errors, vector_errors, vector_loss
+from .training_args import SKDTrainingArguments
+from .vectors import TeacherVectors, Variances, encode_vectors
+
+# Share of the tokens of a batch that the loss is computed for. Neighbouring tokens tell much the same.
+TOKEN_SHARE = 0.5
+# With few texts, the default number of epochs. More make the student's vectors of new texts worse.
+MOST_EPOCHS = 15.0
+
+
+def is_layer_free(student: SKDStudentModel) -> bool:
+    """Return whether a student has a backbone without layers."""
+    return isinstance(student.backbone, LayerFreeModel)
+
+
+def check_layer_free(student: SKDStudentModel, args: SKDTrainingArguments) -> None:
+    """Raise a ValueError for what does not work with students without layers.
+
+    Args:
+        student: The student.
+        args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
+    """
+    if "sense" in args.terms:
+        raise ValueError(
+            f"objective={args.objective!r}: a student without layers does not learn to pick senses: choose mse, "
+            "sentence or mse+sentence, which is the default"
+        )
+    if student.projection is not None:
+        raise ValueError(
+            f"the backbone has {student.config.text_config.hidden_size} dimensions, the teacher "
+            f"{student.config.hidden_size}: a student without layers must be as wide as its teacher"
+        )
+    if args.world_size > 1:
+        raise ValueError(
+            f"{args.world_size} processes: a student without layers is trained by one process, as a step is short; "
+            "several processes can share the teacher's work with encode_vectors, before the training"
+        )
+    if args.weight_decay:
+        raise ValueError(f"weight_decay={args.weight_decay}: there is none for a student without layers, leave it out")
+    optimizer = OptimizerNames(args.optim).value
+    if not optimizer.startswith("adamw_torch"):
+        raise ValueError(
+            f"optim={optimizer!r}: a student without layers has its own optimizer, leave it out; to use another one, "
+            "pass optimizers= to the trainer"
+        )
+
+
+def encode_for(
+    student: SKDStudentModel, teacher: Teacher | None, texts: Texts | TeacherVectors, **settings: Any
+) -> TeacherVectors:
+    """Compute the teacher's vectors of texts, or check those that are there.
+
+    Args:
+        student: The student.
+        teacher: The teacher. None: the vectors must be there.
+        texts: Texts, or what :func:`encode_vectors` has returned.
+        settings: Arguments of :func:`encode_vectors`.
+
+    Raises:
+        ValueError: The teacher is missing, the texts are a stream, or the vectors were not made for this student.
+    """
+    backbone = cast(LayerFreeModel, student.backbone)
+    senses = student.senses.config
+    if isinstance(texts, TeacherVectors):
+        wanted = {"layer": senses.layer, "tokenizer": senses.tokenizer_fingerprint}
+        for name, value in wanted.items():
+            if texts.settings[name] != value:
+                raise ValueError(
+                    f"the vectors were computed with {name}={texts.settings[name]}, here it is {value}: compute them "
+                    "again"
+                )
+        return texts
+    if isinstance(texts, IterableDataset):
+        raise ValueError(
+            "a student without layers reads its texts more than once, which a stream does not allow: pass a dataset "
+            "with a length"
+        )
+    if isinstance(texts, Dataset) and label_settings(texts):
+        raise ValueError(
+            "a dataset from encode_senses holds no vectors, from which a student without layers learns: pass the "
+            "texts, or what encode_vectors returned"
+        )
+    if teacher is None:
+        raise ValueError("texts need a teacher that computes their vectors: pass teacher=")
+    ids = backbone.config.special_token_ids
+    return encode_vectors(teacher, texts, layer=senses.layer, special_token_ids=ids, overwrite=True, **settings)
+
+
+def default_epochs(args: SKDTrainingArguments, rows: int) -> SKDTrainingArguments:
+    """Set the default number of epochs, which depends on the number of texts.
+
+    Args:
+        args: The settings, which are changed.
+        rows: Number of rows of the training dataset.
+    """
+    if args.least_steps:
+        epochs = args.least_steps * args.train_batch_size * args.gradient_accumulation_steps / rows
+        args.num_train_epochs = min(max(epochs, args.num_train_epochs), MOST_EPOCHS)
+    return args
+
+
+def collate_ragged(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Make a batch of rows of :class:`TeacherVectors`, without padding.
+
+    Returns:
+        `lengths`, `[rows]`; `input_ids`, `[tokens]`, int64; `vectors`, `[tokens, hidden]`, float16; `text_vectors`,
+        `[rows, hidden]`, float32.
+    """
+    return {
+        "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+        "input_ids": torch.cat([row["input_ids"] for row in rows]).long(),
+        "vectors": torch.cat([row["vectors"] for row in rows]),
+        "text_vectors": torch.stack([row["text_vector"] for row in rows]),
+    }
+
+
+def layer_free_loss(
+    backbone: LayerFreeModel,
+    inputs: Mapping[str, Tensor],
+    variances: Variances,
+    weights: Mapping[str, float],
+    seed: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Errors]:
+    """Compute the loss of a batch.
+
+    Args:
+        backbone: The student's backbone.
+        inputs: A batch of :func:`collate_ragged`.
+        variances: Of the teacher's vectors.
+        weights: Weight of the errors of tokens (`mse`) and of texts (`sentence`).
+        seed: In training: decides which half of the tokens is compared. None: all are compared.
+
+    Returns:
+        The mean loss, a float32 scalar, and the sums for the log.
+    """
+    input_ids = inputs["input_ids"]
+    positions = torch.arange(len(input_ids))
+    if seed is not None:
+        # Drawn apart from other random numbers, so that evaluations do not change the training.
+        order = np.random.default_rng([*seed, len(input_ids)]).permutation(len(input_ids))
+        positions = torch.from_numpy(order[: max(1, int(TOKEN_SHARE * len(input_ids)))])
+    positions = positions.to(input_ids.device)
+    tokens, texts = backbone.encode_ragged(input_ids, inputs["lengths"], positions)
+    errors = vector_errors(
+        cast(Tensor, tokens), inputs["vectors"][positions], texts, inputs["text_vectors"], *variances
+    )
+    return vector_loss(errors, weights), errors
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam without weight decay that changes only those rows of tables whose gradient is not zero.
+
+    In groups with `is_table` the averages of the other rows wait too, as in `torch.optim.SparseAdam`. The gradient of
+    a table can be sparse or dense.
+
+    Args:
+        params: Parameters or groups of them. A group can have its own `lr` and `is_table`.
+        lr: Learning rate.
+        betas: Decay of the averages of gradients and of their squares.
+        eps: Added to the root of the latter.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "is_table": False})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Change the parameters.
+
+        Args:
+            closure: Not used; schedulers and scalers of transformers pass none.
+        """
+        for group in self.param_groups:
+            beta, beta_square = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["average"] = torch.zeros_like(parameter)
+                    state["square_average"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                step = int(state["step"])
+                rows, gradient = _changed_rows(parameter.grad) if group["is_table"] else (None, parameter.grad)
+                averages = [state["average"], state["square_average"]]
+                average, square_average = averages if rows is None else [table[rows] for table in averages]
+                average.lerp_(gradient, 1 - beta)
+                square_average.lerp_(gradient.square(), 1 - beta_square)
+                root = (square_average / (1 - beta_square**step)).sqrt_().add_(group["eps"])
+                change = average / root * (-group["lr"] / (1 - beta**step))
+                if rows is None:
+                    parameter.add_(change)
+                else:
+                    averages[0][rows], averages[1][rows] = average, square_average
+                    parameter.index_add_(0, rows, change)
+
+
+def _changed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of a table that have a gradient, `[n]`, and their gradients, `[n, width]`."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+    rows = gradient.any(1).nonzero().squeeze(1)
+    return rows, gradient[rows]
+
+
+def make_optimizer(model: nn.Module, args: SKDTrainingArguments) -> RowAdam:
+    """Make the optimizer: the tables learn at `table_learning_rate`, everything else at `learning_rate`."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if id(parameter) not in tables]},
+        {
+            "params": [parameter for parameter in trained if id(parameter) in tables],
+            "lr": args.table_learning_rate,
+            "is_table": True,
+        },
+    ]
+    betas = (args.adam_beta1, args.adam_beta2)
+    return RowAdam([group for group in groups if group["params"]], args.learning_rate, betas, args.adam_epsilon)

@@ -1,0 +1,46 @@
+"""How the modules of a student work while it is distilled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Turn a model's dropout off, as distillation has labels enough. Adapters of PEFT keep theirs."""
+    # Dropout is a module, or a number that a module passes on to its attention.
+    places: list[tuple[nn.Module, str]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in path:
+            places.append((module, "p"))
+        places += [
+            (module, name) for name, rate in vars(module).items() if "dropout" in name and isinstance(rate, float)
+        ]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for (module, name), rate in zip(places, before):
+            setattr(module, name, rate)
+
+
+@contextmanager
+def sparse_gradients(model: nn.Module, *, is_on: bool) -> Iterator[None]:
+    """Let the embeddings of a model have sparse gradients, of the rows that a batch uses.
+
+    Args:
+        model: The model.
+        is_on: False: nothing is changed.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)] if is_on else []
+    before = [table.sparse for table in tables]
+    try:
+        for table in tables:
+            table.sparse = True
+        yield
+    finally:
+        for table, sparse in zip(tables, before):
+            table.sparse = sparse

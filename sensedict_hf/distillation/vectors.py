@@ -1,0 +1,246 @@
+"""The teacher's vectors of texts, computed once and kept on disk in half precision.
+
+The texts are encoded in parts, each into a file of its own. So several processes can share the work, and an
+interrupted call continues where it stopped.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
+
+from ..building.corpus import open_corpus, read_progress
+from ..building.gathering import chunks
+from ..building.planning import read_corpus
+from ..building.settings import Source
+from ..building.tensor_files import TensorFile, write_tensor_file
+from ..building.windows import TokenizedCorpus
+from ..building.workspace import BuildFolder, broadcast, process_state
+from ..data import Texts
+from ..models.encoding import pad_batch, pool
+from ..models.teachers import Teacher, load_teacher
+from ..models.tokenizers import check_max_length
+
+# Tokens in a part: an interruption loses at most this much of the teacher's work.
+PART_TOKENS = 1 << 17
+# Rows from which variances are computed.
+SAMPLED_ROWS = 4096
+
+
+class Variances(NamedTuple):
+    """Mean squared distances of the teacher's vectors from their mean; the units of the errors of a student.
+
+    Attributes:
+        token: Of the vectors of tokens.
+        text: Of the vectors of texts.
+    """
+
+    token: float
+    text: float
+
+
+class TeacherVectors(Dataset):
+    """The teacher's vectors of texts, memory-mapped. A row is a text, or a window of a longer text.
+
+    A row has `input_ids`, `[tokens]`, int32, without special tokens; `vectors`, `[tokens, hidden]`, float16, of these
+    tokens; and `text_vector`, `[hidden]`, float32, which is pooled over all that the teacher has read.
+
+    Args:
+        path: A folder that :func:`encode_vectors` has finished.
+
+    Attributes:
+        path: The folder.
+        settings: The settings that the vectors were computed with.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.settings: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        self._parts = [TensorFile(part) for part in sorted(self.path.glob("part-*.safetensors"))]
+        self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        part, row = self._parts[number], row - int(self._first_rows[number])
+        begin, end = part["offsets"][row : row + 2].tolist()
+        return {
+            "input_ids": part["input_ids"][begin:end],
+            "vectors": part["vectors"][begin:end],
+            "text_vector": part["text_vectors"][row],
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TeacherVectors, (self.path,)  # processes of a data loader map the files themselves
+
+    def variances(self) -> Variances:
+        """Compute the variances from rows that are spread evenly over the texts."""
+        rows = [self[row] for row in range(0, len(self), -(-len(self) // SAMPLED_ROWS))]
+        texts = torch.stack([row["text_vector"] for row in rows])
+        return Variances(_variance(torch.cat([row["vectors"] for row in rows])), _variance(texts))
+
+
+def _variance(vectors: Tensor) -> float:
+    """Return the mean squared distance of vectors, `[n, hidden]`, from their mean; 1 if they are all the same."""
+    mean = vectors.mean(0, dtype=torch.float64)
+    blocks = vectors.split(1 << 12)
+    variance = float(sum((block.double() - mean).square().sum() for block in blocks)) / len(vectors)
+    return variance if variance > 1e-12 * float(mean.square().sum()) else 1.0
+
+
+def encode_vectors(
+    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    texts: Texts,
+    output_dir: str | os.PathLike,
+    *,
+    layer: int = -1,
+    special_token_ids: Sequence[int] = (),
+    overwrite: bool = False,
+    text_column: str = "text",
+    max_length: int | None = None,
+    batch_size: int = 32,
+) -> TeacherVectors:
+    """Run the teacher once over texts and keep its vectors, for students without layers.
+
+    A token takes `2 * hidden` bytes on disk.
+
+    Args:
+        teacher: A name, a folder, a model or a :class:`Teacher`.
+        texts: A list or iterable of strings, or a dataset with a text column.
+        output_dir: Folder for the vectors. The same call continues after an interruption, and opens the vectors if
+            they are finished. Processes started by `accelerate launch` or `torchrun` share the work.
+        layer: Which hidden states are kept; -1 for the last layer.
+        special_token_ids: Ids of tokens without a part in the student, wherever they occur. What the tokenizer and
+            the teacher's prompt put around a text is left out in any case.
+        overwrite: Whether to replace vectors of other texts or settings in `output_dir`.
+        text_column: Name of the text column.
+        max_length: Longest row in tokens that the teacher reads. A longer text becomes several overlapping rows.
+            Default: what the teacher takes, at most 512.
+        batch_size: Texts in a forward pass.
+
+    Returns:
+        The vectors. Texts without tokens have no row.
+
+    Raises:
+        ValueError: A vector is not finite or too large for float16, no text has tokens, a setting is out of range, or
+            `output_dir` holds something else.
+    """
+    # Load the teacher and describe the work.
+    state = process_state()
+    teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
+    source = Source.of(teacher, max_length=check_max_length(max_length, teacher.max_window))
+    settings = {
+        **source.origin.record(),
+        "vectors": "float16",
+        "layer": layer,
+        "pooling": teacher.pooling,
+        "special_token_ids": sorted(special_token_ids),
+        "batch_size": batch_size,
+    }
+    folder = BuildFolder(Path(output_dir), "dataset", settings, overwrite)
+
+    # Encode what is not there yet.
+    with folder.locked():
+        if broadcast(lambda: read_corpus(folder, source, texts, text_column) is not None):
+            _encode(folder, teacher, settings)
+        state.wait_for_everyone()
+    return TeacherVectors(output_dir)
+
+
+def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> None:
+    """Encode the corpus in `folder/building`, part by part in all processes, and publish the vectors."""
+    # Share out the parts.
+    state, stages = process_state(), folder.stages
+    corpus = open_corpus(stages / "corpus", teacher.tokenizer, None, teacher.prompt)
+    parts = list(chunks(corpus, PART_TOKENS))
+    sizes = [int(corpus.offsets[last] - corpus.offsets[first]) for first, last in parts]
+    folder.ready.mkdir(exist_ok=True)
+    paths = [folder.ready / f"part-{number:05d}.safetensors" for number in range(len(parts))]
+    mine = range(state.process_index, len(parts), state.num_processes)
+
+    # Encode the parts of this process that are not there yet.
+    with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding texts", unit=" tokens", leave=False) as bar:
+        for number in mine:
+            if not paths[number].exists():
+                write_tensor_file(paths[number], _encode_part(teacher, corpus, parts[number], settings))
+            bar.update(sizes[number])
+    state.wait_for_everyone()
+
+    # Publish them.
+    if state.is_main_process:
+        if not any(len(TensorFile(path)["text_vectors"]) for path in paths):
+            raise ValueError("none of the texts has tokens other than special ones: there is nothing to learn from")
+        for partial in folder.ready.glob("*.partial"):
+            partial.unlink()  # an interruption has left it
+        (folder.ready / "state.json").write_text(json.dumps(settings, indent=2) + "\n")
+        folder.publish(read_progress(stages / "corpus").sha256)
+
+
+def _encode_part(
+    teacher: Teacher, corpus: TokenizedCorpus, part: tuple[int, int], settings: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Encode the texts `part[0]:part[1]`: the columns of their rows, see :class:`TeacherVectors`."""
+    # Cut the texts into windows, and choose the positions of each that have a part in the student.
+    windows = corpus.windows(settings["max_length"], *part)
+    shown = [corpus.window_ids(*window) for window in zip(windows.text, windows.start, windows.stop)]
+    kept = []
+    for ids in shown:
+        is_kept = ~np.isin(ids, settings["special_token_ids"])
+        is_kept[: corpus.prefix] = is_kept[len(ids) - corpus.suffix :] = False
+        kept.append(is_kept)
+    rows = np.array([row for row, is_kept in enumerate(kept) if is_kept.any()], dtype=np.int64)
+    lengths = np.array([kept[row].sum() for row in rows], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    # Run the teacher, over windows of similar length together.
+    hidden = teacher.model.config.get_text_config().hidden_size
+    vectors, text_vectors = torch.empty(offsets[-1], hidden, dtype=torch.float16), torch.empty(len(rows), hidden)
+    order = np.argsort([-len(shown[row]) for row in rows], kind="stable")
+    for first in range(0, len(rows), settings["batch_size"]):
+        places = order[first : first + settings["batch_size"]]
+        batch = rows[places]
+        input_ids, mask = pad_batch([shown[row] for row in batch], teacher.pad_token_id)
+        with torch.inference_mode():
+            states = teacher.hidden_states(
+                input_ids.to(teacher.device), mask.to(teacher.device), settings["layer"]
+            ).float()
+            texts = pool(states, mask.to(states.device), teacher.pooling, _pooled(corpus, mask).to(states.device))
+        _check(states, mask, teacher.name, windows.text[batch])
+        text_vectors[torch.from_numpy(places)] = texts.cpu()
+        for place, row, state in zip(places, batch, states.cpu()):
+            vectors[offsets[place] : offsets[place + 1]] = state[: len(kept[row])][torch.from_numpy(kept[row])].half()
+    token_ids = [shown[row][kept[row]] for row in rows]
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([*token_ids, np.empty(0)]).astype(np.int32)),
+        "offsets": torch.from_numpy(offsets),
+        "vectors": vectors,
+        "text_vectors": text_vectors,
+    }
+
+
+def _pooled(corpus: TokenizedCorpus, mask: Tensor) -> Tensor:
+    """Return the positions of a batch that are pooled: all but those of a prompt that is not pooled."""
+    place, (before, after) = torch.arange(mask.shape[1]), corpus.unpooled
+    return (place >= before) & (place < mask.sum(1, keepdim=True) - after)
+
+
+def _check(states: Tensor, mask: Tensor, name: str, texts: np.ndarray) -> None:
+    """Raise a ValueError if a vector, `[rows, positions, hidden]`, does not fit float16; `texts` names the rows."""
+    largest = states.abs().amax(2).cpu().masked_fill(mask == 0, 0).amax(1)
+    bad = torch.where(largest <= torch.finfo(torch.float16).max, 0, 1).nonzero()
+    if len(bad):
+        found = float(largest[bad[0, 0]])
+        raise ValueError(
+            f"{name} yields values up to {found:.3g} for text {texts[bad[0, 0]]}, which float16 cannot hold: load the "
+            "teacher in another dtype"
+        )
