@@ -23,11 +23,12 @@ from sensedict_hf import (
     build_sense_dictionary,
     distill_student,
     encode_senses,
+    encode_vectors,
 )
 from sensedict_hf.distillation import run, vectors
 from sensedict_hf.distillation.layer_free import RowAdam, collate_ragged, default_epochs, layer_free_loss
 from sensedict_hf.distillation.losses import vector_errors, vector_loss
-from sensedict_hf.distillation.vectors import TeacherVectors, encode_vectors
+from sensedict_hf.distillation.vectors import TeacherVectors
 
 SPECIAL_IDS = [0, 2, 3]
 SETTINGS = dict(
@@ -233,7 +234,9 @@ def test_training_lowers_the_errors(bert, senses, texts, tmp_path, objective):
         assert after["eval_loss"] == pytest.approx(expected, rel=1e-5)
     student = trainer.student
     assert student.config.objective == (objective or "mse+sentence")
-    assert student.config.distillation["table_learning_rate"] == 2e-2
+    assert (
+        student.config.distillation["table_learning_rate"] == 2e-2 and "temperature" not in student.config.distillation
+    )
     assert not any(module.sparse for module in student.modules() if isinstance(module, nn.Embedding))
     assert trainer.teacher is None
     student.save_pretrained(tmp_path / "student")
@@ -289,6 +292,15 @@ def test_a_backbone_without_context_and_a_long_text(bert, senses, tmp_path):
     trainer = make_trainer(bert, senses, texts, tmp_path, config=dict(context_size=0, text_hidden_size=0))
     assert len(trainer.train_dataset) > 3
     assert trainer.train().training_loss > 0
+
+
+def test_a_trainer_that_only_evaluates(bert, senses, texts, tmp_path):
+    trained = make_trainer(bert, senses, texts, tmp_path)
+    alone = make_trainer(bert, senses, None, tmp_path, eval_dataset={"a": texts})
+    vectors = alone.eval_dataset["a"]
+    assert alone.evaluate()["eval_a_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
+    bare = SKDTrainer(make_student(bert, senses), SKDTrainingArguments(str(tmp_path), report_to="none"))
+    assert bare.evaluate(vectors)["eval_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
 
 
 def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
