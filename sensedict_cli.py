@@ -262,13 +262,8 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
-    _add(
-        student,
-        "--num-hidden-layers",
-        "N",
-        "start from the first N layers of the teacher; 0: a student without layers",
-        default=2,
-    )
+    about = "start from the first N layers of the teacher; 0: a student without layers"
+    _add(student, "--num-hidden-layers", "N", about, default=2)
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
@@ -285,7 +280,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
         "sense+mse+sentence; without layers mse+sentence)"
     )
     _add(training, "--objective", "LOSS", about)
-    about = "passes over the texts (default: 2.0; without layers 3.0 to 15.0, more if there are few texts)"
+    about = "passes over the texts (default: 2.0; without layers 3.0, or up to 15.0 for few texts)"
     _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
     about = "texts per device and step (default: 32; without layers 256)"
     _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")

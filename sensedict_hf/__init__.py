@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
+    from .distillation.vectors import encode_vectors
     from .evaluation import (
         evaluate_classification,
         evaluate_retrieval,
@@ -55,6 +56,7 @@ _LAZY = {
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
+    "encode_vectors": ".distillation.vectors",
     "evaluate_classification": ".evaluation",
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
@@ -85,6 +87,7 @@ __all__ = [
     "build_sense_dictionary",
     "distill_student",
     "encode_senses",
+    "encode_vectors",
     "evaluate_classification",
     "evaluate_retrieval",
     "evaluate_similarity",

@@ -21,12 +21,14 @@ from sensedict_hf import (
     SKDTrainer,
     SKDTrainingArguments,
     build_sense_dictionary,
+    distill_student,
     encode_senses,
+    encode_vectors,
 )
-from sensedict_hf.distillation import vectors
+from sensedict_hf.distillation import run, vectors
 from sensedict_hf.distillation.layer_free import RowAdam, collate_ragged, default_epochs, layer_free_loss
 from sensedict_hf.distillation.losses import vector_errors, vector_loss
-from sensedict_hf.distillation.vectors import TeacherVectors, encode_vectors
+from sensedict_hf.distillation.vectors import TeacherVectors
 
 SPECIAL_IDS = [0, 2, 3]
 SETTINGS = dict(
@@ -117,12 +119,12 @@ def test_an_interrupted_pass_goes_on(bert, texts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(vectors, "_encode_part", count_and_kill)
 
-    def run():
+    def work():
         torch.set_num_threads(1)
         encode_vectors(bert, texts, tmp_path / "killed")
 
     for expected in (-signal.SIGKILL, 0):
-        process = multiprocessing.get_context("fork").Process(target=run)
+        process = multiprocessing.get_context("fork").Process(target=work)
         process.start()
         process.join(120)
         assert process.exitcode == expected
@@ -232,7 +234,9 @@ def test_training_lowers_the_errors(bert, senses, texts, tmp_path, objective):
         assert after["eval_loss"] == pytest.approx(expected, rel=1e-5)
     student = trainer.student
     assert student.config.objective == (objective or "mse+sentence")
-    assert student.config.distillation["table_learning_rate"] == 2e-2
+    assert (
+        student.config.distillation["table_learning_rate"] == 2e-2 and "temperature" not in student.config.distillation
+    )
     assert not any(module.sparse for module in student.modules() if isinstance(module, nn.Embedding))
     assert trainer.teacher is None
     student.save_pretrained(tmp_path / "student")
@@ -290,6 +294,15 @@ def test_a_backbone_without_context_and_a_long_text(bert, senses, tmp_path):
     assert trainer.train().training_loss > 0
 
 
+def test_a_trainer_that_only_evaluates(bert, senses, texts, tmp_path):
+    trained = make_trainer(bert, senses, texts, tmp_path)
+    alone = make_trainer(bert, senses, None, tmp_path, eval_dataset={"a": texts})
+    vectors = alone.eval_dataset["a"]
+    assert alone.evaluate()["eval_a_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
+    bare = SKDTrainer(make_student(bert, senses), SKDTrainingArguments(str(tmp_path), report_to="none"))
+    assert bare.evaluate(vectors)["eval_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
+
+
 def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
     given = dict(report_to="none", save_strategy="no")
     trainer = make_trainer(bert, senses, texts, tmp_path)
@@ -311,6 +324,33 @@ def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
     for rows, epochs in [(60, 500 / 60), (300, 3), (10, 15)]:
         own = SKDTrainingArguments(str(tmp_path), per_device_train_batch_size=1, **given)
         assert default_epochs(own.for_layer_free(), rows).num_train_epochs == pytest.approx(epochs)
+
+
+def test_an_interrupted_call_continues(bert, senses, texts, tmp_path, monkeypatch):
+    """In a folder, as for other students; the state knows the defaults of students without layers."""
+    monkeypatch.setattr(run.StudentStart, "make", lambda *_: make_student(bert, senses))
+
+    def distill(folder, **settings):
+        given = SETTINGS | dict(save_strategy="steps", save_steps=5) | settings
+        args = SKDTrainingArguments(str(tmp_path / folder), use_cpu=True, **given)
+        return distill_student(bert, senses, texts, args=args, num_hidden_layers=0)
+
+    straight = distill("straight")
+    step = SKDTrainer.training_step
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+
+        def fail(self, *arguments):
+            if self.state.global_step == 8:
+                raise OSError("the machine is gone")
+            return step(self, *arguments)
+
+        patch.setattr(SKDTrainer, "training_step", fail)
+        distill("stopped")
+    with pytest.raises(ValueError, match="learning_rate was 0.003, is 0.001"):
+        distill("stopped", learning_rate=1e-3)
+    monkeypatch.setattr(vectors, "_encode_part", None)  # the teacher's work is done
+    assert same_weights(straight, distill("stopped"))
+    assert not (tmp_path / "stopped" / "_encoded").exists()
 
 
 def test_what_is_refused(bert, senses, texts, tmp_path):

@@ -3,6 +3,7 @@
 :class:`SKDTrainer` does the rest, as for other students.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -207,14 +208,14 @@ class RowAdam(torch.optim.Optimizer):
                 averages = [state["average"], state["square_average"]]
                 average, square_average = averages if rows is None else [table[rows] for table in averages]
                 average.lerp_(gradient, 1 - beta)
-                square_average.lerp_(gradient.square(), 1 - beta_square)
-                root = (square_average / (1 - beta_square**step)).sqrt_().add_(group["eps"])
-                change = average / root * (-group["lr"] / (1 - beta**step))
+                square_average.mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
+                root = square_average.sqrt().div_(math.sqrt(1 - beta_square**step)).add_(group["eps"])
+                rate = group["lr"] / (1 - beta**step)
                 if rows is None:
-                    parameter.add_(change)
+                    parameter.addcdiv_(average, root, value=-rate)
                 else:
                     averages[0][rows], averages[1][rows] = average, square_average
-                    parameter.index_add_(0, rows, change)
+                    parameter.index_add_(0, rows, average.div_(root), alpha=-rate)
 
 
 def _changed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class SKDTrainer(Trainer):
     student: SKDStudentModel
     senses: SenseEmbeddingModel
     teacher: Teacher | None
-    _variances: Variances
+    _variances: Variances | None = None  # of the teacher's vectors of the training texts
 
     def __init__(
         self,
@@ -133,9 +133,6 @@ class SKDTrainer(Trainer):
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
         collator: Any = collate_ragged
         if self.is_layer_free:
-            data = encoded_train if encoded_train is not None else next(iter(each(encoded_eval)))
-            if data is not None:
-                self._variances = data.variances()
             if encoded_train is not None:
                 args = default_epochs(args, len(encoded_train))
         else:
@@ -224,7 +221,9 @@ class SKDTrainer(Trainer):
             "batch_size": args.per_device_eval_batch_size,
         }
         if self.is_layer_free:
-            return encode_for(self.student, self.teacher, texts, **in_folder)
+            data = encode_for(self.student, self.teacher, texts, **in_folder)
+            self._variances = self._variances or data.variances()  # the training texts come first
+            return data
 
         # Texts, unless they are encoded already.
         has_teacher, longest_row = self.teacher is not None, args.max_length or longest
@@ -257,7 +256,7 @@ class SKDTrainer(Trainer):
         The loss of a student without layers is a mean.
         """
         args, config = self.args, self.student.config
-        if self.is_layer_free:
+        if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
             self._sums += errors.stack()

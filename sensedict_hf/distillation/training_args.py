@@ -19,6 +19,7 @@ REMEMBERED = (
     "sentence_weight",
     "seed",
 )
+SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature")
 # Defaults that depend on the student.
 WITH_LAYERS: dict[str, str | float] = {
     "objective": "sense+mse+sentence",
@@ -234,5 +235,6 @@ class SKDTrainingArguments(TrainingArguments):
     @property
     def remembered(self) -> dict[str, float]:
         """The settings that the config of a student keeps as `distillation`."""
-        names = (*REMEMBERED, "table_learning_rate") if self._is_layer_free else REMEMBERED
-        return {name: getattr(self, name) for name in names}
+        names = [*REMEMBERED, "table_learning_rate"]
+        unused = SENSE_SETTINGS if self._is_layer_free else ("table_learning_rate",)
+        return {name: getattr(self, name) for name in names if name not in unused}

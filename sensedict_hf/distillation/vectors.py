@@ -134,6 +134,12 @@ def encode_vectors(
     Raises:
         ValueError: A vector is not finite or too large for float16, no text has tokens, a setting is out of range, or
             `output_dir` holds something else.
+
+    Example:
+        >>> from sensedict_hf import encode_vectors
+        >>> vectors = encode_vectors(teacher, texts[:4], "vectors")
+        >>> len(vectors), vectors[0]["text_vector"].shape
+        (4, torch.Size([384]))
     """
     # Load the teacher and describe the work.
     state = process_state()
