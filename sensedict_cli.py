@@ -280,7 +280,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
         "sense+mse+sentence; without layers mse+sentence)"
     )
     _add(training, "--objective", "LOSS", about)
-    about = "passes over the texts (default: 2.0; without layers 3.0, or up to 15.0 for few texts)"
+    about = "passes over the texts (default: 2.0; without layers 3.0, or up to 10.0 for few texts)"
     _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
     about = "texts per device and step (default: 32; without layers 256)"
     _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")

@@ -312,7 +312,7 @@ def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
     own = SKDTrainer(student, args, bert, texts).args
     assert (own.objective, own.loss_weights) == ("mse+sentence", {"mse": 1.0, "sentence": 3.0})
     assert (own.learning_rate, own.table_learning_rate, own.max_grad_norm) == (3e-3, 2e-2, 0)
-    assert (own.per_device_train_batch_size, own.num_train_epochs, own.max_steps) == (256, 15, -1)
+    assert (own.per_device_train_batch_size, own.num_train_epochs, own.max_steps) == (256, 10, -1)
     assert args.per_device_train_batch_size == 32 and args.max_steps == -1  # the given ones stay
     optimizer = SKDTrainer(student, args, bert, texts).create_optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [3e-3, 2e-2]
@@ -320,8 +320,8 @@ def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
     chosen = dict(learning_rate=1e-3, num_train_epochs=2.0, sentence_weight=9.0, table_learning_rate=1e-3)
     own = SKDTrainer(student, SKDTrainingArguments(str(tmp_path), **chosen, **given), bert, texts).args
     assert {name: getattr(own, name) for name in chosen} == chosen and own.max_steps == -1
-    # 500 steps are 3 to 15 passes over the texts.
-    for rows, epochs in [(60, 500 / 60), (300, 3), (10, 15)]:
+    # With a batch of 1: 200 steps are 3 to 10 passes over the texts.
+    for rows, epochs in [(60, 3), (50, 4), (10, 10)]:
         own = SKDTrainingArguments(str(tmp_path), per_device_train_batch_size=1, **given)
         assert default_epochs(own.for_layer_free(), rows).num_train_epochs == pytest.approx(epochs)
 

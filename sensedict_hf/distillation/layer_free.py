@@ -24,8 +24,8 @@ from .vectors import TeacherVectors, Variances, encode_vectors
 
 # Share of the tokens of a batch that the loss is computed for. Neighbouring tokens tell much the same.
 TOKEN_SHARE = 0.5
-# With few texts, the default number of epochs. More make the student's vectors of new texts worse.
-MOST_EPOCHS = 15.0
+# The most epochs by default, with few texts. More make the student's vectors of new texts worse.
+MOST_EPOCHS = 10.0
 
 
 def is_layer_free(student: SKDStudentModel) -> bool:

@@ -40,7 +40,7 @@ LAYER_FREE: dict[str, str | float] = {
     "max_grad_norm": 0.0,
 }
 # Steps of a student without layers if there are few texts and neither epochs nor steps are given.
-LEAST_STEPS = 500
+LEAST_STEPS = 200
 
 
 @dataclass
@@ -56,7 +56,7 @@ class SKDTrainingArguments(TrainingArguments):
     | `mse_weight`, `sentence_weight` | 3, 9 | 1, 3 |
     | `learning_rate` | 1e-3 | 3e-3 |
     | `per_device_train_batch_size` | 32 | 256 |
-    | `num_train_epochs` | 2 | 3; with few texts as many as are 500 steps, at most 15 |
+    | `num_train_epochs` | 2 | 3; with few texts as many as are 200 steps, at most 10 |
     | `max_grad_norm` | 1 | 0 (no clipping) |
 
     Args:
