@@ -25,7 +25,7 @@ from sensedict_hf import (
     encode_senses,
     encode_vectors,
 )
-from sensedict_hf.distillation import run, vectors
+from sensedict_hf.distillation import vectors
 from sensedict_hf.distillation.layer_free import RowAdam, collate_ragged, default_epochs, layer_free_loss
 from sensedict_hf.distillation.losses import vector_errors, vector_loss
 from sensedict_hf.distillation.vectors import TeacherVectors
@@ -46,7 +46,7 @@ def make_student(bert, senses, **config):
     sizes = dict(context_size=4, context_embedding_size=6, context_hidden_size=8, text_hidden_size=12) | config
     config = LayerFreeConfig(vocab_size=32, hidden_size=16, special_token_ids=SPECIAL_IDS, **sizes)
     student = SKDStudentModel(
-        SKDStudentConfig(text_config=config, sense_config=senses.config, assignment="none", pooling=bert.pooling)
+        SKDStudentConfig(text_config=config, sense_config=senses.config, assignment="none", pooling="learned")
     )
     student.senses.load_state_dict(senses.state_dict())
     student.tokenizer = bert.tokenizer
@@ -321,14 +321,13 @@ def test_defaults_depend_on_the_student(bert, senses, texts, tmp_path):
     own = SKDTrainer(student, SKDTrainingArguments(str(tmp_path), **chosen, **given), bert, texts).args
     assert {name: getattr(own, name) for name in chosen} == chosen and own.max_steps == -1
     # With a batch of 1: 200 steps are 3 to 10 passes over the texts.
-    for rows, epochs in [(60, 3), (50, 4), (10, 10)]:
+    for rows, epochs in [(80, 3), (50, 4), (10, 10)]:
         own = SKDTrainingArguments(str(tmp_path), per_device_train_batch_size=1, **given)
         assert default_epochs(own.for_layer_free(), rows).num_train_epochs == pytest.approx(epochs)
 
 
 def test_an_interrupted_call_continues(bert, senses, texts, tmp_path, monkeypatch):
     """In a folder, as for other students; the state knows the defaults of students without layers."""
-    monkeypatch.setattr(run.StudentStart, "make", lambda *_: make_student(bert, senses))
 
     def distill(folder, **settings):
         given = SETTINGS | dict(save_strategy="steps", save_steps=5) | settings
