@@ -9,7 +9,7 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 import sensedict_hf
-from sensedict_cli import make_parser
+from sensedict_cli.options import make_parser
 
 project = "sensedict_hf"
 author = "The sensedict_hf authors"

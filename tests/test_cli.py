@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
 
-import sensedict_cli
+from sensedict_cli import options as cli_options
+from sensedict_cli import rename_options
 from sensedict_hf import SKDTrainer, SKDTrainingArguments, distill_student
 from sensedict_hf.cli import main, teacher
 from sensedict_hf.distillation.run import HEADS
@@ -361,7 +362,7 @@ def printed(capsys, *arguments):
 
 
 def parsed(*arguments):
-    return sensedict_cli.make_parser().parse_args(sensedict_cli.rename_options(arguments))
+    return cli_options.make_parser().parse_args(rename_options(arguments))
 
 
 def test_help_completion_and_version_need_no_torch():
@@ -404,15 +405,15 @@ def test_all_options_of_the_trainer_are_shown_on_request(capsys):
 
 
 def test_choices_and_defaults_are_those_of_the_package():
-    assert sensedict_cli.ASSIGNMENTS == configuration.ASSIGNMENTS
-    assert sensedict_cli.SIMILARITIES == configuration.SIMILARITIES
-    assert {*sensedict_cli.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
-    assert sensedict_cli.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
-    assert sensedict_cli.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
-    assert sensedict_cli.POOLINGS == POOLINGS
-    assert sensedict_cli.TASKS == tuple(TASKS)
-    assert sensedict_cli.HEADS == tuple(HEADS)
-    assert all(hasattr(torch, name) for name in sensedict_cli.TEACHER_DTYPES)
+    assert cli_options.ASSIGNMENTS == configuration.ASSIGNMENTS
+    assert cli_options.SIMILARITIES == configuration.SIMILARITIES
+    assert {*cli_options.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
+    assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
+    assert cli_options.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
+    assert cli_options.POOLINGS == POOLINGS
+    assert cli_options.TASKS == tuple(TASKS)
+    assert cli_options.HEADS == tuple(HEADS)
+    assert all(hasattr(torch, name) for name in cli_options.TEACHER_DTYPES)
 
     options = vars(parsed("distill", *NEEDED["distill"]))
     declared = {name: parameter.default for name, parameter in signature(distill_student).parameters.items()}

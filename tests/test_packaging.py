@@ -44,7 +44,7 @@ def test_installation_brings_what_is_imported():
     core, demo = required(config["options"]["install_requires"]), required(config["options.extras_require"]["demo"])
     distributions = packages_distributions()
     package = ROOT / "sensedict_hf"
-    for path in [*package.rglob("*.py"), *ROOT.glob("sensedict_*.py")]:
+    for path in [*package.rglob("*.py"), *(ROOT / "sensedict_cli").glob("*.py")]:
         wanted = {distributions[module][0].lower().replace("_", "-") for module in imported(path)}
         name = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
         assert wanted <= (core | demo if name in OPTIONAL else core), name

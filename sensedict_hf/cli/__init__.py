@@ -1,4 +1,4 @@
-"""The code of the `sensedict` subcommands. Their options are declared in the top-level module `sensedict_cli`."""
+"""The code of the `sensedict` subcommands. Their options are declared in the package `sensedict_cli`."""
 
 from sensedict_cli import main
 

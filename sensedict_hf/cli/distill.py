@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser
 
-from sensedict_cli import SUBCOMMANDS
+from sensedict_cli.options import SUBCOMMANDS
 
 from ..data import read_dataset
 from ..distillation.run import distill_student

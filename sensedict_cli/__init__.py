@@ -1,0 +1,99 @@
+"""The `sensedict` command: it reads the command line, and calls the function that runs a subcommand.
+
+It is not part of the package `sensedict_hf`, because importing any part of that imports torch. Help, version and shell
+completion need only what is here. The code of a subcommand is imported when it runs.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from .options import make_parser
+
+# The module in sensedict_hf.cli that has the function of a subcommand.
+MODULES = {"distill": "distill", "evaluate": "evaluate"}
+MODULES |= dict.fromkeys(("build", "convert", "inspect", "merge"), "dictionaries")
+
+# Other accepted names of options, which help does not show: old names, and names in transformers.
+OTHER_NAMES = {
+    ("build", "--num-senses"): "--senses-per-token",
+    ("distill", "--num-train-epochs"): "--epochs",
+    ("distill", "--output-dir"): "--output",
+    ("distill", "--per-device-train-batch-size"): "--batch-size",
+}
+# --name or --name=value. A longer text that starts with -- is a value.
+OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
+
+# Options that name a model or a dictionary: a folder, or a name on the Hub.
+SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `sensedict` command.
+
+    Args:
+        arguments: The command line without the program's name. Default: `sys.argv[1:]`.
+
+    Returns:
+        The exit status: 0, or 2 after an error in the input, which is printed in one line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sensedict_hf").setLevel(logging.INFO)
+    try:
+        if given[:1] == ["distill"] and Path(*given[1:2]).suffix in (".yaml", ".yml", ".json"):
+            from sensedict_hf.cli.distill import read_argument_file
+
+            given[1:2] = read_argument_file(given[1])
+        parser = make_parser()
+        options, others = parser.parse_known_args(rename_options(given))
+        if options.command == "distill":
+            options.trainer_arguments = others  # parsed by transformers when the command runs
+        elif others:
+            help_command = f"'sensedict {options.command} --help'"
+            parser.error(f"unrecognized arguments: {' '.join(others)}; {help_command} lists the options")
+        run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"sensedict {given[0]}: {describe_error(error, options)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe_error(error: Exception, options: argparse.Namespace) -> str:
+    """Put the message of an error in one line, and name the models that are no folders if transformers found none."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is None:  # errors of the system have a number
+        given = [getattr(options, name, None) or [] for name in SOURCES]
+        names = [name for value in given for name in ([value] if isinstance(value, str) else value)]
+        missing = [name for name in names if not Path(name).exists()]
+        if missing:
+            message += f" (there is no folder {' or '.join(missing)} here)"
+    return message
+
+
+def run(options: argparse.Namespace) -> None:
+    """Import the code of the chosen subcommand and call it."""
+    if options.command == "demo":
+        from sensedict_hf.demo import run_demo
+
+        run_demo(Path(options.output), seed=options.seed)
+    else:
+        module = import_module(f"sensedict_hf.cli.{MODULES[options.command]}")
+        getattr(module, options.command)(options)
+
+
+def rename_options(arguments: Sequence[str]) -> list[str]:
+    """Spell options with hyphens instead of underscores, and replace other names by the ones that help shows."""
+    renamed = list(arguments)
+    options_end = renamed.index("--") if "--" in renamed else len(renamed)
+    for place, argument in enumerate(renamed[:options_end]):
+        found = OPTION.match(argument)
+        if found:
+            name = found[0].replace("_", "-")
+            renamed[place] = OTHER_NAMES.get((renamed[0], name), name) + argument[found.end() :]
+    return renamed
