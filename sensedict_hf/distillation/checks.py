@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data import Texts
@@ -151,3 +151,22 @@ def check_encoded(
             f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "
             f"args.max_length allow: encode the texts again with max_length={max_length}"
         )
+
+
+class SameSenses(TrainerCallback):
+    """Checks that a checkpoint has not changed the dictionary when training begins.
+
+    Args:
+        senses: The dictionary before the checkpoint is loaded.
+    """
+
+    def __init__(self, senses: SenseEmbeddingModel):
+        self.senses, self.fingerprint = senses, senses.fingerprint()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Raise a ValueError if the dictionary is another one than before."""
+        if self.senses.fingerprint() != self.fingerprint:
+            raise ValueError(
+                "the checkpoint is of a student with another dictionary: make the student with that dictionary, or "
+                "train without resume_from_checkpoint"
+            )

@@ -20,7 +20,7 @@ from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedM
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -173,17 +173,13 @@ class SKDTrainer(Trainer):
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
-        with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-            return super().train(*args, **kwargs)
-
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        senses = self.senses.fingerprint()
-        super()._load_from_checkpoint(*args, **kwargs)
-        if self.senses.fingerprint() != senses:
-            raise ValueError(
-                "the checkpoint is of a student with another dictionary: make the student with that dictionary, or "
-                "train without resume_from_checkpoint"
-            )
+        check = SameSenses(self.senses)
+        self.add_callback(check)
+        try:
+            with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
+                return super().train(*args, **kwargs)
+        finally:
+            self.remove_callback(check)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
