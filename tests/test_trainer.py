@@ -597,3 +597,10 @@ def test_what_adapters_do_not_keep(bert, senses, texts, tmp_path, caplog, monkey
     expected = adapted.get_base_model().encode(texts)
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "merged").encode(texts), expected)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, float("nan")])
+def test_a_training_without_steps_is_refused(epochs, tmp_path):
+    with pytest.raises(ValueError, match="num_train_epochs=.* must be above 0, or give max_steps"):
+        SKDTrainingArguments(str(tmp_path), num_train_epochs=epochs)
+    SKDTrainingArguments(str(tmp_path), num_train_epochs=epochs, max_steps=1)

@@ -184,6 +184,11 @@ class SKDTrainingArguments(TrainingArguments):
                 )
         if self.label_top_k < 1:
             raise ValueError(f"label_top_k={self.label_top_k}: it must be at least 1")
+        if self.max_steps <= 0 and not (self.num_train_epochs or 0) > 0:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs}: it must be above 0, or give max_steps; else the student "
+                "would be saved untrained"
+            )
 
         # Settings of transformers that do not work here.
         if self.remove_unused_columns:
