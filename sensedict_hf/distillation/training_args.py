@@ -50,14 +50,12 @@ class SKDTrainingArguments(TrainingArguments):
     Some defaults depend on the student. A student without layers (`num_hidden_layers=0`) has a cheap step, and learns
     from vectors of the teacher that are computed once. What you set yourself is never replaced:
 
-    | setting | default | without layers |
-    |---|---|---|
-    | `objective` | `sense+mse+sentence` | `mse+sentence` |
-    | `mse_weight`, `sentence_weight` | 3, 9 | 1, 3 |
-    | `learning_rate` | 1e-3 | 3e-3 |
-    | `per_device_train_batch_size` | 32 | 256 |
-    | `num_train_epochs` | 2 | 3; with few texts as many as are 200 steps, at most 10 |
-    | `max_grad_norm` | 1 | 0 (no clipping) |
+    - `objective`: `sense+mse+sentence`; without layers `mse+sentence`.
+    - `mse_weight` and `sentence_weight`: 3 and 9; without layers 1 and 3.
+    - `learning_rate`: 1e-3; without layers 3e-3.
+    - `per_device_train_batch_size`: 32; without layers 256.
+    - `num_train_epochs`: 2; without layers 3, but with few texts as many as are 200 steps, at most 10.
+    - `max_grad_norm`: 1; without layers 0, which is no clipping.
 
     Args:
         objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that

@@ -23,7 +23,7 @@ from .configuration_layer_free import LayerFreeConfig
 
 
 class LayerFreeModel(PreTrainedModel):
-    """A backbone without transformer layers, for students at a hundred times the speed of their teacher.
+    """A backbone without transformer layers, for students that are many times as fast as their teacher.
 
     Args:
         config: Configuration of the model. The weights are random: make a student with
