@@ -87,7 +87,7 @@ def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):
         ValueError, match="the senses are 8 wide, tiny-bert is 16: the dictionary was built from narrow"
     ):
         SKDStudentModel.from_teacher(bert, senses)
-    for layers in (0, 5, [], [1, 4], [-1]):
+    for layers in (5, [], [1, 4], [-1]):
         with pytest.raises(ValueError, match="tiny-bert has layers 0 to 3"):
             SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), layers)
 
