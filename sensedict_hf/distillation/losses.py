@@ -266,7 +266,7 @@ def vector_errors(
     token_variance: float,
     text_variance: float,
 ) -> Errors:
-    """Compare the vectors of a student without layers with those of its teacher.
+    """Compare the vectors of a student without layers with its teacher's.
 
     Args:
         tokens: `[tokens, hidden]`, the student's vectors of tokens.

@@ -34,7 +34,7 @@ class RunFolder:
     path: Path
 
     def begin(self, settings: dict[str, Any], overwrite: bool) -> bool:
-        """Record the settings of a run, or compare them with those of the run in the folder.
+        """Record the settings of a run, or compare them with what an earlier call recorded.
 
         Args:
             settings: Everything that decides the weights, as JSON values.
