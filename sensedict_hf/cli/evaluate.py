@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -47,8 +48,14 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output:  # a folder that cannot be made should not be found out after the work
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(options)
+    asking = load_query_encoder(options)
     begin = time.perf_counter()
-    vectors = task.encode(encoder.encode, encoder.encode_words)
+    if asking is None:
+        vectors = task.encode(encoder.encode, encoder.encode_words)
+    else:
+        queries, documents = task.inputs
+        vectors = [np.asarray(asking.encode(queries)), np.asarray(encoder.encode(documents))]
+        check_widths(options, vectors)
     speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
     scores = task.metric(*vectors)
 
@@ -61,11 +68,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if encoder.residual and output != "none":
         output += f", residual {encoder.residual:g}"
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
-    cells = {"model": options.model, "output": output.replace("none", "raw"), **cells, **costs}
+    name = f"{options.query_model} on {options.model}" if asking else options.model
+    cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
 
     if options.output:
         used = {"task": options.task, "model": options.model, "senses": options.senses}
+        used |= {"query_model": options.query_model} if asking else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
@@ -136,6 +145,31 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     if options.assignment or options.residual is not None:
         raise ValueError(f"{options.model} has no senses: --assignment and --residual need --senses")
     return Encoder(teacher.model, *encoders)
+
+
+def load_query_encoder(options: argparse.Namespace) -> Encoder | None:
+    """Load the model that encodes the queries; None if the model of the documents does.
+
+    Raises:
+        ValueError: The task has no queries, or the model is not there.
+    """
+    if options.query_model is None:
+        return None
+    if options.task != "retrieval":
+        raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
+    given = {"model": options.query_model, "device": options.device, "batch_size": options.batch_size}
+    unset = dict.fromkeys(vars(options)) | {"trust_remote_code": False}
+    return load_encoder(argparse.Namespace(**unset | given))
+
+
+def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:
+    """Raise a ValueError if queries and documents cannot be compared."""
+    queries, documents = (each.shape[1] for each in vectors)
+    if queries != documents:
+        raise ValueError(
+            f"--query-model {options.query_model} returns {queries} dimensions, --model {options.model} returns "
+            f"{documents}: queries are compared with documents only in one space: choose a student of that model"
+        )
 
 
 def parameters(model: nn.Module) -> int:
