@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
+from sensedict_hf.cli import main
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
 from sensedict_hf.retrieval.encoding import encode_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
@@ -250,3 +251,34 @@ def test_best_documents():
     scores = np.array([1, 3, 2, 3, 0, 3], dtype=np.float32)
     assert best_documents(scores, 2).tolist() == [1, 3]
     assert best_documents(scores, 6).tolist() == [1, 3, 5, 2, 0, 4]
+
+
+def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
+    senses.save_pretrained(tmp_path / "senses")
+    rows = [json.dumps({"name": f"d{number}", "text": text}) for number, text in enumerate(texts)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
+
+    def run(*arguments):
+        status = main(["index", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    build = ["build", "--model", teacher_folder, "--senses", tmp_path / "senses", "--texts", tmp_path / "texts.jsonl"]
+    build += ["--output", tmp_path / "index", "--device", "cpu"]
+    status, _, err = run(*build, "--id-column", "number")
+    assert status == 2 and "no column 'number'" in err
+    status, out, _ = run(*build, "--id-column", "name")
+    assert status == 0 and "60 texts" in out
+    status, _, err = run(*build)
+    assert status == 2 and "holds an index already" in err
+
+    expected, scores = SenseIndex.load(tmp_path / "index").search(QUERIES, top_k=3)
+    search = ["search", tmp_path / "index"]
+    status, out, _ = run(*search, "--queries", tmp_path / "queries.txt", "--json", "--top-k", 3)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row["ids"] for row in found] == expected and [row["query"] for row in found] == QUERIES
+    np.testing.assert_allclose([row["scores"] for row in found], scores, atol=1e-4)
+    status, out, _ = run(*search, QUERIES[0], "--explain")
+    assert status == 0 and out.splitlines()[0] == f"{scores[0, 0]:.4f}\t{expected[0][0]}" and "w20 -> w" in out
+    for wrong in [[], ["w1", "--queries", tmp_path / "queries.txt"], ["w1", "--json", "--explain"]]:
+        assert run(*search, *wrong)[0] == 2

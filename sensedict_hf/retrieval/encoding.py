@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..data import iterate_texts
+from ..models.checkpoints import read_json
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
@@ -81,21 +82,25 @@ def encode_queries(encoder: TokenEncoder, queries: Iterable[str]) -> Iterator[tu
         first += len(chunk)
 
 
-def load_encoder(model: Model) -> Teacher | SKDStudentModel:
+def load_encoder(model: Model, device: torch.device | str | None = None) -> Teacher | SKDStudentModel:
     """Return a teacher or a student.
 
     Args:
         model: One of them, or a model of transformers, or a name or folder.
+        device: Device of a model that is loaded. Default: a GPU if there is one.
 
     Raises:
         ValueError: See :func:`load_teacher`.
     """
     if isinstance(model, (Teacher, SKDStudentModel)):
         return model
-    if not isinstance(model, PreTrainedModel) and AutoConfig.from_pretrained(model).model_type == "skd_student":
-        student = AutoModel.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, PreTrainedModel):
+        return load_teacher(model)
+    if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
+        student: SKDStudentModel = AutoModel.from_pretrained(model)
+        student.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return student
-    return load_teacher(model)
+    return load_teacher(model, device=device)
 
 
 def source_of(model: Teacher | SKDStudentModel) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sized
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ class SenseIndex:
 
         # Encode in chunks, with a copy of the own rows that replaces them at the end.
         own_rows, parts = self._own_rows.copy(), [self._documents]
-        new_ids, seen = cast(list[Any], list(self.ids)), set(self.ids)
+        new_ids, seen = list[Any](self.ids), set(self.ids)
         reader = iterate_texts(documents, text_column)
         with tqdm(
             total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64
