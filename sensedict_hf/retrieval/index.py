@@ -121,7 +121,7 @@ class SenseIndex:
         Example:
             >>> from sensedict_hf import SenseIndex
             >>> index = SenseIndex.build(student, senses, ["River bank.", "Savings bank."], ids=["river", "money"])
-            >>> index.search("a bank for money", top_k=1, model=teacher)[0]
+            >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
             ['money']
         """
         nothing = DocumentRows.join([], senses.config.num_senses)
@@ -225,7 +225,7 @@ class SenseIndex:
         model: Model | None = None,
         prompt_name: str | None = None,
         batch_size: int = 32,
-    ) -> tuple[list[str] | list[int] | list[list[str]] | list[list[int]], NDArray[np.float32]]:
+    ) -> tuple[list[Any], NDArray[np.float32]]:
         """Find the documents with the largest scores. All documents are scored.
 
         Args:
