@@ -252,6 +252,31 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     _add_teacher(sub)
 
 
+def _add_index(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    about = "build an index of texts, which are kept as senses"
+    usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
+    build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
+    _add(build, "--model", "MODEL", "what encodes the texts: the dictionary's teacher or a student", required=True)
+    _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
+    _add_texts(build, "texts to search: " + FILES, required=True)
+    _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
+    _add(build, "--output", "DIR", "new folder for the index", required=True)
+    _add_device(build.add_argument_group("running the model"))
+    about = "find the texts that answer a question best"
+    usage = "%(prog)s DIR [QUESTION] [options]"
+    search = actions.add_parser("search", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
+    _add(search, "index", "DIR", "folder of the index")
+    _add(search, "question", "QUESTION", "what to search for", nargs="?")
+    _add(search, "--queries", "FILE", "search for these texts instead: " + FILES, nargs="+")
+    _add(search, "--text-column", "NAME", "column of the texts in a dataset", default="text")
+    _add(search, "--model", "MODEL", "what encodes the queries (default: the model that the index was built with)")
+    _add(search, "--top-k", "K", "texts to find for each query", default=10)
+    _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
+    _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
+    _add_device(search.add_argument_group("running the model"))
+
+
 def _add_demo(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--output", "DIR", "folder for the results, dictionary, student and picture", default="demo")
     _add(sub, "--seed", "N", "seed of all random numbers", default=0)
@@ -319,6 +344,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_evaluate,
         "--model MODEL [--task TASK] --train FILE... --test FILE... [options]",
         "score the embeddings of a model on a task, without fine-tuning it",
+    ),
+    "index": (
+        _add_index,
+        "ACTION [options]",
+        "search texts that are kept as senses: build an index, or search one",
     ),
     "demo": (
         _add_demo,

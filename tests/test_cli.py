@@ -43,6 +43,7 @@ NEEDED = {
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
+    "index": ["search", "d", "question"],
     "demo": [],
 }
 
