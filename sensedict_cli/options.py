@@ -170,7 +170,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
-    about = "start from N layers of the teacher, spread evenly from the first to the last; 0: a student without layers"
+    about = "start from N layers of the teacher, the first ones and the last; 0: a student without layers"
     _add(student, "--num-hidden-layers", "N", about, default=2)
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")

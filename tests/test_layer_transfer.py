@@ -164,6 +164,7 @@ def test_weights_that_cannot_be_copied_are_refused(bert, texts):
         (2, -1, [0, 3]),
         (3, -1, [0, 1, 3]),
         (4, -1, [0, 1, 2, 3]),
+        (3, 3, [0, 1, 2]),
         (2, 3, [0, 2]),  # the third layer makes the hidden states 3
         (2, -2, [0, 2]),
         (2, 1, [0, 1]),
@@ -171,7 +172,7 @@ def test_weights_that_cannot_be_copied_are_refused(bert, texts):
         ([3, 1], -1, [3, 1]),
     ],
 )
-def test_layers_are_spread_up_to_the_one_that_makes_the_vectors(bert, number, layer, expected):
+def test_a_number_keeps_the_layer_that_makes_the_vectors(bert, number, layer, expected):
     assert choose_layers(number, bert, layer) == expected
 
 

@@ -100,8 +100,9 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     """Return the indices of the layers to keep.
 
     Args:
-        num_hidden_layers: How many layers to keep, spread evenly from the first to the last, or the indices of the
-            layers to keep. The last layer belongs to the choice, as it makes the vectors that the student learns.
+        num_hidden_layers: How many layers to keep, or the indices of the layers to keep. A number keeps the first
+            layers and, from two on, the last one instead of the last of these: it makes the vectors that the student
+            learns. A single layer is the first.
         source: The model that the layers are taken from.
         layer: Index of the hidden states that the dictionary was built from. The layer that makes them counts as the
             last one.
@@ -117,7 +118,7 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
         layers = list(number)
     elif 0 < number <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
-        layers = [place * last // max(1, number - 1) for place in range(number)]
+        layers = [0] if number == 1 else [*range(number - 1), last]
     else:
         layers = []
     if not layers or not all(0 <= index < total for index in layers):
