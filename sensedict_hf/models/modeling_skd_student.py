@@ -132,8 +132,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 :class:`Teacher`.
             senses: The sense dictionary, which is copied into the student.
             num_hidden_layers: How many of the teacher's layers to keep, the first ones and the last, or the indices of
-                the layers to keep. 0 makes a student without layers: a :class:`LayerFreeModel` that
-                starts with the teacher's mean vector of each token.
+                the layers to keep. 0 makes a student without layers: a :class:`LayerFreeModel` that starts with the
+                teacher's mean vector of each token.
             config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`. For a student
                 without layers also the sizes in :class:`LayerFreeConfig`, such as `text_hidden_size`; it keeps the
                 dictionary only with `assignment="hard"` or `"soft"`.

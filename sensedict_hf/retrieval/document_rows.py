@@ -84,15 +84,13 @@ class DocumentRows:
     def scores(self, cosines: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the score of every document: the sum over the tokens of a query of their largest cosine.
 
-        A look-up and `maximum.reduceat` in blocks of documents took 0.18 s for 100,000 documents of 77 rows and a
-        query of 16 tokens; torch took 0.26 s by `embedding_bag` and 0.42 s by `segment_reduce`.
-
         Args:
             cosines: The cosine of each row with each token of the query, `[rows, query tokens]`.
 
         Returns:
             `[documents]`.
         """
+        # numpy's reduceat over blocks that stay in the cache is faster than torch's embedding_bag and segment_reduce.
         scores = np.empty(len(self), dtype=np.float32)
         step = max(1, BLOCK_ELEMENTS // cosines.shape[1])
         # Where blocks of about `step` entries begin; every block has at least one document.

@@ -1,4 +1,4 @@
-"""The sense index: documents are lists of senses, queries are vectors, and scores are those of late interaction."""
+"""The sense index: search by late interaction, over documents that are kept as senses."""
 
 import os
 from collections.abc import Iterable, Sized
@@ -349,7 +349,6 @@ class SenseIndex:
                 )
         else:
             self.senses.save_pretrained(folder / "senses")
-        is_named = not self.ids or isinstance(self.ids[0], int)
         rows, own_rows = self._documents, self._own_rows
         tensors = {
             "rows": torch.from_numpy(np.ascontiguousarray(rows.rows)),
@@ -362,7 +361,7 @@ class SenseIndex:
             "num_documents": len(self),
             "num_entries": len(rows.rows),
             "num_own_rows": len(own_rows),
-            "ids": "integers" if is_named else "strings",
+            "ids": "strings" if self.ids and isinstance(self.ids[0], str) else "integers",
             "model": self._model if isinstance(self._model, str) else source_of(self._model),
             "senses_fingerprint": fingerprint,
             "sensedict_version": version("sensedict_hf"),

@@ -83,7 +83,7 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
         hidden_size: Width of the senses.
 
     Raises:
-        ValueError: The file is missing or does not fit the manifest.
+        ValueError: The file is missing, does not fit the manifest, or has a number outside its range.
     """
     path = folder / manifest["documents"]
     try:
@@ -110,6 +110,11 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
         raise ValueError(f"{path} does not fit {folder / 'config.json'}: build the index again")
     if not bool((offsets.diff() > 0).all()):
         raise ValueError(f"{path} has documents without tokens: build the index again")
+    rows = tensors["rows"].numpy()
+    if len(rows) and not 0 <= rows.min() <= rows.max() < num_senses + own:
+        raise ValueError(f"{path} has rows outside the table, which has {num_senses + own}: build the index again")
+    if not bool(tensors["own_vectors"].isfinite().all()):
+        raise ValueError(f"{path} has rows with values that are not finite: build the index again")
     return tensors
 
 
@@ -129,7 +134,7 @@ def write_index(folder: Path, manifest: dict[str, Any], tensors: dict[str, Tenso
     partial = folder / "config.json.partial"
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, folder / "config.json")
-    for old in folder.glob("documents-*.safetensors"):
+    for old in folder.glob("documents-*"):
         if old.name != name:
             old.unlink()
 
@@ -149,7 +154,9 @@ def check_target(folder: Path) -> None:
         return
     config = folder / "config.json"
     is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
-    is_unfinished = not config.exists() and {path.name for path in folder.iterdir()} == {"senses"}
+    # A first save that was interrupted has left these.
+    is_ours = [path.name == "senses" or path.name.startswith("documents-") for path in folder.iterdir()]
+    is_unfinished = not config.exists() and all(is_ours)
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
 

@@ -1,7 +1,6 @@
 """The vectors of the tokens of texts, from a teacher or a student.
 
-The special tokens and the prompt that a model reads around a text get no vectors. A long text is cut into windows that
-overlap by a quarter. A token in an overlap takes its vector from the window in which it is farther from the edge.
+The special tokens and the prompt that a model reads around a text get no vectors. A long text is cut into windows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher, check_teacher
 from ..models.tokenizers import check_max_length, model_max_length, special_token_counts
-
-SMALLEST_WIDTH = 4  # tokens of a text in a window; fewer give no context
+from ..models.windows import SMALLEST_WIDTH, cut_windows
 
 
 class TokenBatch(NamedTuple):
@@ -33,15 +31,6 @@ class TokenBatch(NamedTuple):
     texts: Tensor
     token_ids: Tensor
     vectors: Tensor
-
-
-class _Window(NamedTuple):
-    """A part of a text: its number, the token ids that the model reads, and the places that get their vectors here."""
-
-    text: int
-    input_ids: list[int]
-    begin: int
-    end: int
 
 
 class TokenEncoder:
@@ -113,21 +102,33 @@ class TokenEncoder:
 
         Args:
             rows: The token ids of each text, from :meth:`tokenize`.
+
+        Raises:
+            ValueError: A vector is not finite.
         """
-        windows = [window for number, row in enumerate(rows) for window in self._cut(number, list(row))]
-        windows.sort(key=lambda window: -len(window.input_ids))
-        for first in range(0, len(windows), self.batch_size):
-            batch = windows[first : first + self.batch_size]
-            input_ids, mask = pad_batch([window.input_ids for window in batch], self.pad_token_id)
+        windows = cut_windows(np.array([len(row) for row in rows], dtype=np.int64), self.width)
+        order = np.argsort(windows.start - windows.stop, kind="stable")  # the longest first
+        for first in range(0, len(order), self.batch_size):
+            # Run the model.
+            batch = order[first : first + self.batch_size]
+            texts, start, _, own_start, own_stop = (
+                torch.from_numpy(column[batch])[:, None] for column in vars(windows).values()
+            )
+            shown = zip(windows.text[batch], windows.start[batch], windows.stop[batch])
+            ids = [[*self.before, *rows[text][begin:end], *self.after] for text, begin, end in shown]
+            input_ids, mask = pad_batch(ids, self.pad_token_id)
             with torch.inference_mode():
                 vectors = self._forward(input_ids.to(self.device), mask.to(self.device)).float()
-            # The places that take their vectors from these windows.
-            texts, begin, end = (
-                torch.tensor(column)[:, None] for column in zip(*((w.text, w.begin, w.end) for w in batch))
-            )
-            place = torch.arange(input_ids.shape[1])
-            owned = (place >= begin) & (place < end)
-            yield TokenBatch(texts.expand_as(owned)[owned], input_ids[owned], vectors[owned.to(vectors.device)])
+            # Keep the tokens that take their vectors from these windows.
+            place = torch.arange(input_ids.shape[1]) - len(self.before) + start
+            owned = (place >= own_start) & (place < own_stop)
+            kept = vectors[owned.to(vectors.device)]
+            if not kept.isfinite().all():
+                raise ValueError(
+                    "the model yields vectors with values that are not finite: load it in another dtype, such as "
+                    "float32"
+                )
+            yield TokenBatch(texts.expand_as(owned)[owned], input_ids[owned], kept)
 
     def _forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Return the vectors of a batch, `[batch, positions, hidden]`; of a student its own, before the senses."""
@@ -136,24 +137,6 @@ class TokenEncoder:
         output = self.model(input_ids, mask, assignment="none", return_dict=True)
         own: Tensor = output.student_hidden_state
         return own
-
-    def _cut(self, number: int, row: list[int]) -> list[_Window]:
-        """Cut a text into windows, each with the prompt and the special tokens around it."""
-        overlap = self.width // 4 if len(row) > self.width else 0
-        starts = np.arange(0, max(1, len(row) - overlap), self.width - overlap)
-        starts = np.minimum(starts, max(0, len(row) - self.width))  # the last window ends with the text
-        middles = (starts[1:] + starts[:-1] + self.width + 1) // 2
-        begins, ends = np.append(0, middles), np.append(middles, len(row))
-        prefix = len(self.before)
-        return [
-            _Window(
-                number,
-                [*self.before, *row[start : start + self.width], *self.after],
-                prefix + begin - start,
-                prefix + end - start,
-            )
-            for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist())
-        ]
 
 
 def check_model(model: Teacher | SKDStudentModel, senses: SenseEmbeddingModel) -> None:
