@@ -44,7 +44,7 @@ class RowAdam(torch.optim.AdamW):
                     self._step_table(table, table.grad, group)
 
     def _step_table(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Change the rows of a table. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1."""
+        """Change the rows of a table. Source: "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1."""
         state = self.state[table]
         if not state:
             state["step"] = torch.tensor(0.0)
