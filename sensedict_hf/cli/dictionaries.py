@@ -56,6 +56,7 @@ def build(options: argparse.Namespace) -> None:
         sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
         prompt_senses=options.prompt_senses,
+        trust_remote_code=options.trust_remote_code,
     )
     if state.is_main_process:
         config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
@@ -70,8 +71,10 @@ def build(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Store a dictionary, or a student's dictionary, in another dtype."""
-    converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
-    before = load_senses(options.senses)
+    converted = _rewrite(
+        [options.senses], options.output, options.trust_remote_code, lambda senses: senses[0].to_dtype(options.dtype)
+    )
+    before = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
@@ -80,19 +83,28 @@ def convert(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Merge several dictionaries, or make one dictionary or one student smaller."""
-    merged = _rewrite(options.senses, options.output, lambda senses: merge_sense_dictionaries(senses, options.budget))
+    merged = _rewrite(
+        options.senses,
+        options.output,
+        options.trust_remote_code,
+        lambda senses: merge_sense_dictionaries(senses, options.budget),
+    )
     config = merged.config
     print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
 
 
 def _rewrite(
-    sources: Sequence[str], output: str, change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel]
+    sources: Sequence[str],
+    output: str,
+    trust_remote_code: bool,
+    change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel],
 ) -> SenseEmbeddingModel:
     """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
 
     Args:
         sources: Folders of dictionaries or students.
         output: A new or empty folder.
+        trust_remote_code: Whether to run code from the sources.
         change: Makes one dictionary from the loaded ones.
 
     Returns:
@@ -103,8 +115,8 @@ def _rewrite(
     """
     if os.path.isdir(output) and os.listdir(output):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
-    senses = change([load_senses(path) for path in sources])
-    model = senses if len(sources) > 1 else _load_whole(sources[0])
+    senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
+    model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
     if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
@@ -113,16 +125,18 @@ def _rewrite(
     return senses
 
 
-def _load_whole(source: str) -> SensePreTrainedModel:
+def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     """Load a dictionary, or a student with its head if it has one."""
-    senses = load_senses(source)
-    config = AutoConfig.from_pretrained(source)
+    senses = load_senses(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if config.model_type == "sense_embedding":
         return senses
     # AutoModel would drop the head. The config names the class with the head.
     heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
     student: SensePreTrainedModel
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(source)
+    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(
+        source, trust_remote_code=trust_remote_code
+    )
     return student
 
 
@@ -137,7 +151,7 @@ def verify(options: argparse.Namespace) -> None:
         documents = len(SenseIndex.load(folder))
         print(f"an index of {documents:,} texts, with this dictionary:")
         folder /= "senses"
-    model = _load_whole(str(folder))
+    model = _load_whole(str(folder), options.trust_remote_code)
     numbers = 0
     for name, tensor in model.state_dict().items():
         numbers += tensor.shape.numel()
@@ -156,7 +170,7 @@ def verify(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
-    senses = load_senses(options.senses)
+    senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     occurrences = None
     looked_at = " in the texts"
     if options.texts:

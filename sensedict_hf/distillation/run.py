@@ -98,7 +98,7 @@ def distill_student(
         eval_texts: Texts to evaluate on, when `args.eval_strategy` says.
         text_column: Name of the text column.
         teacher_options: Arguments of :func:`load_teacher` for a teacher that is a name or a folder. `bidirectional`
-            and `trust_remote_code` hold for the backbone too.
+            and `trust_remote_code` hold for the backbone too, `trust_remote_code` for everything that is loaded.
         overwrite: Whether to replace another student or another unfinished run in the folder.
         recorded: Further settings to record in the folder, as JSON values: a later call with others is refused. Record
             the origin of streamed texts here, as they have no digest.
@@ -127,15 +127,18 @@ def distill_student(
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
+    trust = bool(options.get("trust_remote_code"))
     start = StudentStart(num_hidden_layers, layers, backbone, head, assignment, residual)
     start.check(options)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
     with locked(folder.path):
         # Load the models.
-        classifier = HEADS[head].load_classifier(teacher) if head else None  # type: ignore[arg-type]
+        classifier = HEADS[head].load_classifier(teacher, trust) if head else None  # type: ignore[arg-type]
         loaded = load_teacher(teacher, device=args.device, **options)
-        dictionary = senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses)
+        dictionary = (
+            senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses, trust_remote_code=trust)
+        )
         other = start.load_backbone(dictionary, options)
         if start.is_layer_free(other):
             args = args.for_layer_free()
@@ -156,7 +159,7 @@ def distill_student(
 
         if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
-            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
+            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
 
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)

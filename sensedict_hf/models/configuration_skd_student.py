@@ -82,6 +82,10 @@ class SKDStudentConfig(PreTrainedConfig):
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
+            if text_config.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"unknown model_type {text_config.get('model_type')!r} in text_config: upgrade transformers"
+                )
             text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)

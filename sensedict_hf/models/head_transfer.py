@@ -44,13 +44,14 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
     Args:
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
+        trust_remote_code: Whether to run code from the folder or repository.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -65,7 +66,9 @@ def load_classifier(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
     model: PreTrainedModel
-    model, info = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    model, info = auto_class.from_pretrained(
+        classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+    )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(

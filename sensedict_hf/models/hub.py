@@ -107,6 +107,7 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
         config = cls._read_config(source, kwargs)
@@ -138,7 +139,7 @@ class SensePreTrainedModel(PreTrainedModel):
         for part in model._parts():
             if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)

@@ -81,8 +81,14 @@ def student_config(
         A config for a student in float32.
 
     Raises:
-        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed, or the code of the
+            backbone is not that of transformers.
     """
+    if type(text_config).__module__.startswith("transformers_modules."):
+        raise ValueError(
+            f"{type(text_config).__name__} comes with code of its own, which a student would not have: make the "
+            "student from another model, by SKDStudentModel.from_backbone"
+        )
     text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.

@@ -109,7 +109,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 "learned; pass assignment='soft' too"
             )
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.text_config)
+        self.backbone = AutoModel.from_config(config.text_config, trust_remote_code=False)
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # it would read the vectors before the senses
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
