@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
-from ..models.arguments import check_flag, check_integer
+from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -177,6 +177,9 @@ def build_sense_dictionary(
     if max_length is not None:
         max_length = check_integer("max_length", max_length, 1)
     truncation, overwrite = check_flag("truncation", truncation), check_flag("overwrite", overwrite)
+    for name, path in (("output_dir", output_dir), ("update", update)):
+        if path is not None:
+            check_path(name, path)
     state = process_state()
     if output_dir is None and (settings.keep_samples or state.num_processes > 1):
         reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -14,6 +15,8 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
+
+TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
 
 
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
@@ -55,6 +58,27 @@ def check_float32(model: nn.Module) -> None:
                 f"weights to be trained are {parameter.dtype}: load the student with dtype=torch.float32; to compute "
                 "in half precision, set args.bf16"
             )
+
+
+def check_finite_states(student: Tensor, teacher: Tensor | None, mask: Tensor, step: int) -> None:
+    """Raise a ValueError if vectors of a batch, `[batch, positions, hidden]`, are NaN or infinite where it has tokens.
+
+    Args:
+        student: The student's vectors.
+        teacher: The teacher's, if there is one.
+        mask: `[batch, positions]`, 0 for padding.
+        step: Number of steps that are done.
+    """
+    if teacher is not None and not teacher[mask.bool()].isfinite().all():
+        raise ValueError(f"step {step + 1}: the teacher yields NaN or infinite vectors: load it in another dtype")
+    if not student[mask.bool()].isfinite().all():
+        raise ValueError(f"step {step + 1}: the student yields NaN or infinite vectors: {TOO_FAST}")
+
+
+def check_finite_loss(loss: Tensor, step: int) -> None:
+    """Raise a ValueError if a loss is NaN or infinite, which `Trainer` would log as 0."""
+    if not loss.isfinite():
+        raise ValueError(f"step {step + 1}: the loss is {float(loss)}: {TOO_FAST}")
 
 
 def each(datasets: Any) -> list[Any]:
@@ -144,8 +168,13 @@ def check_encoded(
             )
 
     # Rows are read in chunks: the dataset may be larger than the memory.
-    parts = dataset.with_format("arrow").iter(10_000)
-    longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+    longest = 0
+    for part in dataset.with_format("arrow").iter(10_000):
+        longest = max(longest, compute.max(compute.list_value_length(part["input_ids"])).as_py())
+        for column in part["probabilities"].chunks if "probabilities" in part.column_names else ():
+            probabilities = column.flatten().to_numpy(zero_copy_only=False)
+            if not (np.isfinite(probabilities) & (probabilities >= 0)).all():
+                raise ValueError("the dataset has probabilities that are negative or not finite: encode it again")
     if longest > max_length:
         raise ValueError(
             f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "

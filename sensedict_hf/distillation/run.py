@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
+from ..models.arguments import check_integer, check_path
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -122,7 +123,8 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        args = SKDTrainingArguments(os.fspath(output_dir or ""))
+        check_path("output_dir", output_dir)
+        args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
     # The trainer changes its settings: work on a copy, so that the same call can be repeated.
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
@@ -230,6 +232,7 @@ class StudentStart:
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
         if self.head is not None and self.head not in HEADS:
@@ -242,7 +245,8 @@ class StudentStart:
     def record(self) -> dict[str, Any]:
         """Return what the state tells of this."""
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
-        layers = None if self.layers is None else list(self.layers)
+        record["num_hidden_layers"] = int(self.num_hidden_layers)  # numpy's integers are no JSON
+        layers = None if self.layers is None else [int(layer) for layer in self.layers]
         return record | {"layers": layers, "backbone": _name(self.backbone)}
 
     def is_layer_free(self, backbone: Teacher | None) -> bool:

@@ -20,7 +20,17 @@ from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedM
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenizers import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import (
+    SameSenses,
+    check_datasets,
+    check_finite_loss,
+    check_finite_states,
+    check_float32,
+    each,
+    find_student,
+    is_encoded,
+    refuse_unused,
+)
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -192,10 +202,7 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
-
-        Datasets that are encoded already stay as they are.
-        """
+        """Encode texts, unless they are, to token ids and senses or the teacher's vectors in `_encoded/name`."""
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -255,12 +262,14 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            check_finite_loss(loss, self.state.global_step)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        check_finite_states(student, teacher, inputs["attention_mask"], self.state.global_step)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -275,6 +284,7 @@ class SKDTrainer(Trainer):
             pooling=config.pooling,
             has_prompt=bool(config.prompt or (self.teacher and self.teacher.prompt)),
         )
+        check_finite_loss(loss, self.state.global_step)
         self._sums += counts.stack()
         return loss
 

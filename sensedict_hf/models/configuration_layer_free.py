@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .arguments import check_integer
+
 
 class LayerFreeConfig(PreTrainedConfig):
     """Configuration of a :class:`LayerFreeModel`.
@@ -62,6 +64,5 @@ class LayerFreeConfig(PreTrainedConfig):
             ("context_hidden_size", 1),
             ("text_hidden_size", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {least}")
+            setattr(self, name, check_integer(name, getattr(self, name), least))
         super().__init__(**kwargs)

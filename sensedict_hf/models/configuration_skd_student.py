@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .arguments import check_flag, check_integer, check_number
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
 
@@ -130,6 +131,10 @@ class SKDStudentConfig(PreTrainedConfig):
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        check_number("classifier_dropout", self.classifier_dropout, least=0, most=1)
+        for name in ("include_prompt", "freeze_head"):
+            check_flag(name, getattr(self, name))
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(

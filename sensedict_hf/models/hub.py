@@ -3,14 +3,14 @@
 import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -206,7 +206,7 @@ class SensePreTrainedModel(PreTrainedModel):
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is True.
+            ValueError: `push_to_hub` is True, a weight is NaN or infinite, or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
@@ -217,6 +217,8 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        if is_main_process:
+            self._check_numbers(kwargs.get("state_dict"))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             # The manifest of a build would describe files that have just been replaced.
@@ -226,6 +228,21 @@ class SensePreTrainedModel(PreTrainedModel):
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
             model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+
+    def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
+
+        Args:
+            state_dict: The tensors to save. None: all.
+        """
+        for part in self._parts():
+            part._check_structure()
+        for name, tensor in (state_dict or self.state_dict()).items():
+            if not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{name} is NaN or infinite, so the model is not saved: train it with a lower learning rate, or "
+                    "make it again"
+                )
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -1,7 +1,7 @@
 """What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .arguments import check_integer
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -119,10 +120,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total, number = source.model.config.num_hidden_layers, num_hidden_layers
-    if not isinstance(number, int):
-        layers = list(number)
-    elif 0 < number <= total:
+    total = source.model.config.num_hidden_layers
+    if isinstance(num_hidden_layers, Iterable):
+        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:
