@@ -42,8 +42,8 @@ logger = logging.get_logger(__name__)
 class SKDTrainer(Trainer):
     """Distils a student from texts by sense-based knowledge distillation (SKD).
 
-    With the objective `sense`, or with `args.cache_vectors`, the teacher runs once over all texts, before training, and
-    is then freed. With other objectives, and with streamed texts, it runs at every step. For a student without layers
+    With the objective `sense`, or `args.cache_vectors`, the teacher runs once over all texts, before training, and is
+    then freed. With other objectives, and with streamed texts, it runs at every step. For a student without layers
     it runs once in any case, and its vectors are cached.
 
     What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
