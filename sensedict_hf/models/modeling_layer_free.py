@@ -19,7 +19,34 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_layer_free import LayerFreeConfig
+from .configuration_layer_free import LayerFreeConfig, check_table_dtype
+from .sense_lookup import store_senses
+
+
+class Int8Table(nn.Module):
+    """A table whose rows are stored in int8, with a scale for each row. Only rows that are looked up become floats.
+
+    Args:
+        rows: Number of rows.
+        width: Width of the rows.
+
+    Attributes:
+        weight: `[rows, width]`, int8.
+        scales: `[rows]`, float32: row `i` stands for `weight[i] * scales[i]`.
+    """
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = rows, width
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(rows))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up rows: ids of any shape, `[...] -> [..., width]`, in the dtype of the scales."""
+        return F.embedding(ids, self.weight) * self.scales[ids][..., None]
 
 
 class LayerFreeModel(PreTrainedModel):
@@ -32,7 +59,8 @@ class LayerFreeModel(PreTrainedModel):
     Attributes:
         token_embeddings: The vectors of tokens without context, `[vocab, hidden]`.
         token_weights: Logarithms of the tokens' weights in the mean of a text, `[vocab, 1]`.
-        context_embeddings: The embeddings in which neighbours are seen, `[vocab, context_embedding_size]`.
+        context_embeddings: The embeddings in which neighbours are seen, `[vocab, context_embedding_size]`. This table
+            and `token_embeddings` are in int8 with `config.table_dtype="int8"`.
 
     Example:
         >>> import torch
@@ -53,10 +81,11 @@ class LayerFreeModel(PreTrainedModel):
     def __init__(self, config: LayerFreeConfig):
         super().__init__(config)
         width, inner = config.hidden_size, config.context_hidden_size
-        self.token_embeddings = nn.Embedding(config.vocab_size, width)
+        table = Int8Table if config.table_dtype == "int8" else nn.Embedding
+        self.token_embeddings = table(config.vocab_size, width)
         self.token_weights = nn.Embedding(config.vocab_size, 1)
         if config.context_size:
-            self.context_embeddings = nn.Embedding(config.vocab_size, config.context_embedding_size)
+            self.context_embeddings = table(config.vocab_size, config.context_embedding_size)
             size = 2 * config.context_window + 1
             self.neighbours = nn.Conv1d(config.context_embedding_size, inner, size, padding=config.context_window)
             self.text_mean = nn.Linear(config.context_embedding_size, inner, bias=False)
@@ -77,6 +106,40 @@ class LayerFreeModel(PreTrainedModel):
         raise ValueError(
             "the token embeddings of a layer-free model cannot be replaced: make a model for the new tokens"
         )
+
+    def convert_tables(self, table_dtype: str) -> None:
+        """Store the tables of vectors in another dtype.
+
+        Rows in int8 have 127 steps up to their largest absolute value. Tables in int8 are constant: a training does
+        not change them.
+
+        Args:
+            table_dtype: `float32`, or `int8` with a scale for each row.
+
+        Raises:
+            ValueError: The dtype is unknown.
+
+        Example:
+            >>> from sensedict_hf import LayerFreeConfig, LayerFreeModel
+            >>> model = LayerFreeModel(LayerFreeConfig(vocab_size=100, hidden_size=16))
+            >>> model.convert_tables("int8")
+            >>> model.token_embeddings.weight.dtype
+            torch.int8
+        """
+        check_table_dtype(table_dtype)
+        if table_dtype == self.config.table_dtype:
+            return
+        for name in ("token_embeddings", "context_embeddings"):
+            if (old := getattr(self, name, None)) is None:
+                continue
+            if table_dtype == "int8":
+                new = Int8Table(old.num_embeddings, old.embedding_dim)
+                new.weight, new.scales = cast(tuple[Tensor, Tensor], store_senses(old.weight.detach(), torch.int8))
+            else:
+                rows = old(torch.arange(old.num_embeddings, device=old.weight.device))
+                new = nn.Embedding.from_pretrained(rows, freeze=False)
+            setattr(self, name, new.train(self.training))
+        self.config.table_dtype = table_dtype
 
     def encode_ragged(
         self, input_ids: Tensor, lengths: Tensor, positions: Tensor | None = None
