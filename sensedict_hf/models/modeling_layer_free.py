@@ -81,7 +81,7 @@ class LayerFreeModel(PreTrainedModel):
     def __init__(self, config: LayerFreeConfig):
         super().__init__(config)
         width, inner = config.hidden_size, config.context_hidden_size
-        table = Int8Table if config.table_dtype == "int8" else nn.Embedding
+        table: type[Int8Table | nn.Embedding] = Int8Table if config.table_dtype == "int8" else nn.Embedding
         self.token_embeddings = table(config.vocab_size, width)
         self.token_weights = nn.Embedding(config.vocab_size, 1)
         if config.context_size:
