@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
-    from .distillation.vectors import encode_vectors
+    from .distillation.vectors import TeacherVectors, encode_vectors
     from .evaluation import (
         evaluate_classification,
         evaluate_retrieval,
@@ -55,6 +55,7 @@ _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
     "SenseIndex": ".retrieval.index",
+    "TeacherVectors": ".distillation.vectors",
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
@@ -85,6 +86,7 @@ __all__ = [
     "SenseEmbeddingModel",
     "SenseIndex",
     "Teacher",
+    "TeacherVectors",
     "__version__",
     "attach_senses",
     "build_sense_dictionary",
