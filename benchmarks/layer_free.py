@@ -9,8 +9,7 @@
 - Students differ in size: tables alone, with a hidden layer on the vector of a text, with context. The default one is
   also scored with its tables in int8.
 - `unseen`: each task is scored with another student, which has not read the texts of this task.
-- General text is paragraphs of Wikipedia articles, in four quarters, and WikiText. `general text` alone has no texts of
-  tasks.
+- General text is paragraphs of Wikipedia, in four quarters, and WikiText. `general text` alone has no texts of tasks.
 - Speed is measured on the test texts of uci_sentiment with one thread, tokenization included. The models take turns,
   and the best of five rounds counts. It is given as a multiple of the teacher's.
 - `MB` is the size of the file of weights, as it is saved: model2vec in float16, others in float32 or int8.

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import WORDS
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from sensedict_hf import (
@@ -92,6 +93,27 @@ def test_a_padded_batch_is_its_texts_alone(model):
         found = output.last_hidden_state[number, 1 : 1 + len(text)]
         torch.testing.assert_close(found, alone.last_hidden_state[0])
     assert output.pooler_output[3].eq(0).all()
+
+
+def test_a_long_text_takes_memory_for_its_ids(model):
+    """No tensor has a row of full width for each token."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            if isinstance(output, torch.Tensor):
+                self.numel = max(self.numel, output.numel())
+            return output
+
+    ids, vectors = torch.randint(4, 32, (100_000,)), []
+    for table_dtype in ("float32", "int8"):
+        model.convert_tables(table_dtype)
+        with torch.inference_mode(), Largest() as largest:
+            vectors.append(model.encode_ragged(ids, torch.tensor([100_000]))[1])
+        assert 100_000 <= largest.numel < 100_000 * model.config.hidden_size
+    torch.testing.assert_close(*vectors, rtol=0.05, atol=0.05)
 
 
 def test_the_weights_of_frequent_tokens_do_not_overflow(model):

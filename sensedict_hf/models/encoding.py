@@ -278,10 +278,14 @@ class RaggedEncoder(BatchEncoder):
         """Return the token ids of each text that count, without the special tokens around them."""
         if self.prompt is None and all(isinstance(text, str) for text in texts):
             # The longest row of other models includes special tokens, so that texts are cut at the same place.
-            longest = self.max_length - len(self.special_token_ids)
-            options = {"add_special_tokens": False, "truncation": True, "max_length": max(1, longest)}
-            encoding = self.tokenizer(texts, **options, return_attention_mask=False, return_token_type_ids=False)
-            return list(encoding["input_ids"])
+            longest = max(1, self.max_length - len(self.special_token_ids))
+            if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is None:
+                cut = {"truncation": True, "max_length": longest}
+                return list(self.tokenizer(texts, add_special_tokens=False, **cut)["input_ids"])
+            # A fifth faster than through `tokenizer`, as nobody asks for the characters of each token.
+            backend.no_padding()
+            backend.enable_truncation(longest, direction=self.tokenizer.truncation_side)
+            return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
         prompted = (self.prompt or Prompt()).tokenize(self.tokenizer, texts, self.max_length)
         return [row.input_ids[row.begin : row.end] for row in prompted]
 
