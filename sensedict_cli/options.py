@@ -139,7 +139,14 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(
+        sub,
+        "--dtype",
+        "",
+        "new dtype of senses; of a student without layers also of its tables",
+        choices=SENSES_DTYPES,
+        default="float16",
+    )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
 
 
@@ -324,7 +331,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "convert": (
         _add_convert,
         "DIR [--dtype DTYPE] --output DIR",
-        "store a dictionary, or a student's dictionary, in another dtype",
+        "store a dictionary, a student's dictionary, or a student without layers in another dtype",
     ),
     "merge": (
         _add_merge,

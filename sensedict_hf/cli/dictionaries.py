@@ -4,8 +4,9 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import cast
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
@@ -13,8 +14,10 @@ from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import SKDStudentModel
 from .teacher import TeacherArguments
 
 
@@ -62,13 +65,31 @@ def build(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Store a dictionary, or a student's dictionary, in another dtype."""
+    """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
+    config = AutoConfig.from_pretrained(options.senses)
+    if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
+        _convert_tables(options)
+        return
     converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
     before = load_senses(options.senses)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
     )
+
+
+def _convert_tables(options: argparse.Namespace) -> None:
+    """Store the tables and the dictionary of a student without layers in another dtype."""
+    _check_is_new(options.output)
+    student = _load_student(options.senses)
+    model = cast(SKDStudentModel, student.base_model)
+    backbone = cast(LayerFreeModel, model.backbone)
+    before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
+    backbone.convert_tables(options.dtype)
+    model.replace_senses(model.senses.to_dtype(options.dtype))
+    student.save_pretrained(options.output)
+    after = megabytes(backbone) + megabytes(model.senses)
+    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB in {options.dtype}: {options.output}")
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -94,19 +115,30 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    if os.path.isdir(output) and os.listdir(output):
-        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+    _check_is_new(output)
     senses = change([load_senses(path) for path in sources])
     config = AutoConfig.from_pretrained(sources[0])
     if len(sources) > 1 or config.model_type == "sense_embedding":
         senses.save_pretrained(output)
         return senses
-    # AutoModel would drop the head of a student that has one. Its config names the class with the head.
-    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
-    student.base_model.replace_senses(senses)
+    student = _load_student(sources[0])
+    cast(SKDStudentModel, student.base_model).replace_senses(senses)
     student.save_pretrained(output)
     return senses
+
+
+def _check_is_new(output: str) -> None:
+    """Raise a ValueError if a folder for a result is not empty."""
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+
+
+def _load_student(path: str) -> PreTrainedModel:
+    """Load a student with its head, if it has one, which AutoModel would drop."""
+    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
+    config = AutoConfig.from_pretrained(path)  # names the class with the head
+    student: PreTrainedModel = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(path)
+    return student
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -137,6 +169,6 @@ def inspect(options: argparse.Namespace) -> None:
             print(f"    {context}")
 
 
-def megabytes(senses: SenseEmbeddingModel) -> float:
-    """Return the size of a dictionary's tensors in MB."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6
+def megabytes(model: PreTrainedModel) -> float:
+    """Return the size of a model's parameters and buffers in MB."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6

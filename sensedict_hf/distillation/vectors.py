@@ -54,17 +54,33 @@ class TeacherVectors(Dataset):
     tokens; and `text_vector`, `[hidden]`, float32, which is pooled over all that the teacher has read.
 
     Args:
-        path: A folder that :func:`encode_vectors` has finished.
+        paths: Folders that :func:`encode_vectors` has finished, with the same settings. Their rows follow each other.
 
     Attributes:
-        path: The folder.
+        paths: The folders.
         settings: The settings that the vectors were computed with.
+
+    Raises:
+        ValueError: The folders have other settings than the first one.
+
+    Example:
+        >>> from sensedict_hf import TeacherVectors, encode_vectors
+        >>> parts = [encode_vectors(teacher, texts[:4], "vectors"), encode_vectors(teacher, texts[4:9], "more")]
+        >>> len(TeacherVectors("vectors", "more"))
+        9
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.settings: dict[str, Any] = read_object(self.path / "state.json")
-        self._parts = [TensorFile(part) for part in sorted(self.path.glob("part-*.safetensors"))]
+    def __init__(self, *paths: str | os.PathLike):
+        self.paths = [Path(path) for path in paths]
+        every: list[dict[str, Any]] = [read_object(path / "state.json") for path in self.paths]
+        self.settings = every[0]
+        for path, settings in zip(self.paths, every):
+            if differing := [name for name in settings if settings[name] != self.settings.get(name)]:
+                raise ValueError(
+                    f"{path} holds vectors with other settings than {self.paths[0]}: {', '.join(differing)}; compute "
+                    "them with the same settings"
+                )
+        self._parts = [TensorFile(part) for path in self.paths for part in sorted(path.glob("part-*.safetensors"))]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
     def __len__(self) -> int:
@@ -81,7 +97,7 @@ class TeacherVectors(Dataset):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TeacherVectors, (self.path,)  # processes of a data loader map the files themselves
+        return TeacherVectors, tuple(self.paths)  # processes of a data loader map the files themselves
 
     def variances(self) -> Variances:
         """Compute the variances from rows that are spread evenly over the texts."""

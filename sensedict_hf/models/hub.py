@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .encoding import LEARNED
 from .model_card import model_card
 from .placement import place_model, requested_devices
 
@@ -237,23 +238,31 @@ class SensePreTrainedModel(PreTrainedModel):
 def write_sentence_transformers(
     folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
 ) -> None:
-    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
+    """Write the files with which sentence-transformers encodes texts to the same vectors as `encode`.
+
+    For students without layers it must be version 5.4 or later: older ones raise an error. For others any will do.
 
     Args:
         folder: The folder of a saved student.
         hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
+        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`; `learned` if the model computes the vectors itself.
         max_seq_length: Longer texts are truncated to this number of tokens.
     """
-    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-    modules = [
+    transformer: dict[str, Any] = {"max_seq_length": max_seq_length, "do_lower_case": False}
+    files: dict[str, Any] = {"sentence_bert_config.json": transformer}
+    kinds = {"Transformer": ""}
+    if pooling == LEARNED:
+        # The vector of a text is an output of the model, so there is no module that pools.
+        transformer["modality_config"] = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+        transformer["module_output_name"] = "sentence_embedding"
+    else:
+        modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
+        files["1_Pooling/config.json"] = {"word_embedding_dimension": hidden_size, **modes}
+        kinds["Pooling"] = "1_Pooling"
+        Path(folder, "1_Pooling").mkdir(exist_ok=True)
+    files["modules.json"] = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+        for number, (kind, path) in enumerate(kinds.items())
     ]
-    Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    for name, content in {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
-    }.items():
+    for name, content in files.items():
         Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -303,7 +303,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             'SKDStudentModel'
         """
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and self.config.prompt is None and self.config.pooling != LEARNED:
+        if is_main_process and self.config.prompt is None:
             write_sentence_transformers(
                 save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length
             )
