@@ -271,8 +271,9 @@ def check_half(states: Tensor, mask: Tensor, name: str, texts: Sequence[Any] | n
     largest = states.abs().amax(2).cpu().masked_fill(mask == 0, 0).amax(1)
     bad = torch.where(largest <= torch.finfo(torch.float16).max, 0, 1).nonzero()
     if len(bad):
-        found = float(largest[bad[0, 0]])
+        row = int(bad[0, 0])
+        found = float(largest[row])
         raise ValueError(
-            f"{name} yields values up to {found:.3g} for text {texts[bad[0, 0]]}, which float16 cannot hold: load the "
+            f"{name} yields values up to {found:.3g} for text {texts[row]}, which float16 cannot hold: load the "
             "teacher in another dtype"
         )
