@@ -158,6 +158,10 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
 
 
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+
+
 def _add_distill(sub: argparse.ArgumentParser) -> None:
     # transformers parses all other options when the command runs, see sensedict_hf/cli/distill.py.
     sub.epilog = (
@@ -337,6 +341,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "verify": (
+        _add_verify,
+        "DIR",
+        "check everything in the folder of a dictionary, a student or an index",
     ),
     "inspect": (
         _add_inspect,
