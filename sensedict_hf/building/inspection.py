@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, check_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan

@@ -38,7 +38,7 @@ from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .batches import window_rows
 
 logger = logging.get_logger(__name__)

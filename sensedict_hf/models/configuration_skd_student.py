@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
 
@@ -82,7 +83,10 @@ class SKDStudentConfig(PreTrainedConfig):
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
-            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+            kind = text_config["model_type"]
+            # Where the code of a saved folder runs, only the classes of transformers are registered.
+            config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
+            text_config = config_class(**text_config)
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
@@ -109,6 +113,10 @@ class SKDStudentConfig(PreTrainedConfig):
         self.attention_implementation = attention_implementation
         self.check()
         super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
 
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
@@ -146,6 +154,7 @@ class SKDStudentConfig(PreTrainedConfig):
             384
         """
         fields: dict[str, Any] = super().to_dict()
+        fields["sense_config"].pop("auto_map", None)  # the code that is loaded is the student's
         if not fields.get("prompts"):
             fields.pop("prompts", None)
         if fields.get("include_prompt"):

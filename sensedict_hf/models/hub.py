@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
 
@@ -74,6 +75,10 @@ class SensePreTrainedModel(PreTrainedModel):
         return []
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: transformers would save its own choice of code files, see :meth:`save_pretrained`."""
+
+    @classmethod
     def from_pretrained(  # type: ignore[override]
         cls: type[Model],
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -129,7 +134,7 @@ class SensePreTrainedModel(PreTrainedModel):
         for part in model._parts():
             if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
@@ -157,16 +162,19 @@ class SensePreTrainedModel(PreTrainedModel):
         *,
         license: str | None = None,
         card_name: str | None = None,
+        with_code: bool = True,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, as in transformers, with its tokenizer and a model card.
+        """Save the model, as in transformers, with its tokenizer, its code and a model card.
 
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             card_name: The repository that the example in the card loads. None: a placeholder.
+            with_code: Whether to save the code of the model, too, so that it loads without this package, with
+                `trust_remote_code=True`. If not, loading it needs the package.
             push_to_hub: Must be False: the folder would be uploaded before it is complete.
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
@@ -182,15 +190,17 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            write_code(save_directory, self.config.model_type, with_code)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+            model_card(self.config, card_name, license, with_code).save(f"{os.fspath(save_directory)}/README.md")
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -203,6 +213,7 @@ class SensePreTrainedModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         license: str | None = None,
+        with_code: bool = True,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -215,6 +226,7 @@ class SensePreTrainedModel(PreTrainedModel):
             create_pr: Whether to open a pull request instead of committing to the branch.
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
+            with_code: Whether to upload the code of the model, too.
 
         Returns:
             The commit.
@@ -227,7 +239,9 @@ class SensePreTrainedModel(PreTrainedModel):
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
+            self.save_pretrained(
+                folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
+            )
             message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr

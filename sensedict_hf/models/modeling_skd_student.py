@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
@@ -22,6 +22,7 @@ from .layer_transfer import (
     keep_layer_weights,
     keep_layers,
     load_weights,
+    make_backbone,
     refuse_quantized,
     student_config,
 )
@@ -109,9 +110,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 "learned; pass assignment='soft' too"
             )
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.text_config)
-        if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # it would read the vectors before the senses
+        self.backbone = make_backbone(config.text_config)
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
         self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
         self.senses = SenseEmbeddingModel(config.sense_config)

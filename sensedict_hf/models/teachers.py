@@ -21,7 +21,7 @@ from .loading import load_model, load_tokenizer, merge_adapter, move_model, take
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenizers import model_max_length
+from .tokenization import model_max_length
 
 logger = logging.get_logger(__name__)
 
