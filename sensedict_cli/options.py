@@ -175,6 +175,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    _add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
     about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"

@@ -231,12 +231,12 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     """
     is_main_process = PartialState().is_main_process
     manifest = BuildFolder(folder).manifest(check=is_main_process)
-    if manifest is None or "samples.safetensors" not in manifest["files"]:
+    if manifest is None or "samples.safetensors" not in manifest.files:
         raise ValueError(
             f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated"
         )
     if is_main_process:
-        records = manifest["settings"], {**settings.record(), **source.origin.record()}
+        records = manifest.settings, {**settings.record(), **source.origin.record()}
         changed = differences(*({name: record.get(name) for name in SAME_SAMPLES} for record in records))
         if changed:
             raise ValueError(
@@ -245,8 +245,8 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     return Earlier(
         samples=TensorFile(folder / "samples.safetensors"),
         num_texts=SenseEmbeddingConfig.from_pretrained(folder).num_texts or 0,
-        sha256=manifest["files"]["samples.safetensors"]["sha256"],
-        generation=manifest["settings"]["generation"],
+        sha256=manifest.files["samples.safetensors"]["sha256"],
+        generation=check_integer("generation", manifest.settings.get("generation"), 0),
     )
 
 

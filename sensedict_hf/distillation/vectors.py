@@ -4,7 +4,6 @@ The texts are encoded in parts, each into a file of its own. So several processe
 interrupted call continues where it stopped.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
 from ..models.encoding import pad_batch, pool
+from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 
@@ -63,7 +63,7 @@ class TeacherVectors(Dataset):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.settings: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        self.settings: dict[str, Any] = read_object(self.path / "state.json")
         self._parts = [TensorFile(part) for part in sorted(self.path.glob("part-*.safetensors"))]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
@@ -188,7 +188,7 @@ def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> 
             raise ValueError("none of the texts has tokens other than special ones: there is nothing to learn from")
         for partial in folder.ready.glob("*.partial"):
             partial.unlink()  # an interruption has left it
-        (folder.ready / "state.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_object(folder.ready / "state.json", settings)
         folder.publish(read_progress(stages / "corpus").sha256)
 
 

@@ -268,7 +268,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(
                 f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's "
                 f"(fingerprint {self.tokenizer_fingerprint}, {self.vocab_size} tokens): token ids would mean other "
-                "words; build the dictionary with this tokenizer"
+                "words; build the dictionary with this tokenizer, or give a student's backbone the dictionary's by "
+                "adopt_tokenizer"
             )
 
     def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
