@@ -32,6 +32,9 @@ class SKDStudentConfig(PreTrainedConfig):
         prompts: Named prompts, as in sentence-transformers, such as `{"query": "query: "}`. Saved only if there are
             any.
         include_prompt: Whether the tokens of a named prompt are pooled with the text. Saved only if they are not.
+        sentence_head: What `encode` does with a pooled vector, as in sentence-transformers: a list of steps such as
+            `{"kind": "normalize"}`, see :func:`make_sentence_head`. Saved only if there are any.
+        similarity_fn_name: How sentence-transformers compares vectors, such as `cosine`. Saved only if it is known.
         teacher_layers: Indices of the teacher's layers that the student was made from. None: it has another backbone.
         objective: Losses that the student was distilled with, joined by `+`, such as `sense+mse`. None before
             distillation.
@@ -67,6 +70,8 @@ class SKDStudentConfig(PreTrainedConfig):
         prompt: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
         include_prompt: bool = True,
+        sentence_head: list[dict[str, Any]] | None = None,
+        similarity_fn_name: str | None = None,
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
         distillation: dict[str, Any] | None = None,
@@ -104,6 +109,8 @@ class SKDStudentConfig(PreTrainedConfig):
         self.prompt = prompt
         self.prompts = prompts
         self.include_prompt = include_prompt
+        self.sentence_head = sentence_head
+        self.similarity_fn_name = similarity_fn_name
         self.teacher_layers = teacher_layers
         self.objective = objective
         self.distillation = distillation
@@ -144,7 +151,7 @@ class SKDStudentConfig(PreTrainedConfig):
             check_pooling(self.pooling)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set.
+        """Return the fields as they are saved. What sentence-transformers alone has is left out if not set.
 
         Returns:
             The fields, with the configs inside as dictionaries.
@@ -155,8 +162,9 @@ class SKDStudentConfig(PreTrainedConfig):
         """
         fields: dict[str, Any] = super().to_dict()
         fields["sense_config"].pop("auto_map", None)  # the code that is loaded is the student's
-        if not fields.get("prompts"):
-            fields.pop("prompts", None)
+        for name in ("prompts", "sentence_head", "similarity_fn_name"):
+            if not fields.get(name):
+                fields.pop(name, None)
         if fields.get("include_prompt"):
             del fields["include_prompt"]
         return fields

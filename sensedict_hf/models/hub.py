@@ -1,6 +1,5 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +25,6 @@ DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Arguments of `from_pretrained` that say where tensors go.
 PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
-
-# Names of the poolings in the settings of sentence-transformers, which all its versions read.
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "mean": "mean_tokens",
-    "weighted_mean": "weightedmean_tokens",
-    "cls": "cls_token",
-    "last": "lasttoken",
-    "max": "max_tokens",
-}
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -168,6 +158,10 @@ class SensePreTrainedModel(PreTrainedModel):
     ) -> None:
         """Save the model, as in transformers, with its tokenizer, its code and a model card.
 
+        In the folder of a student there are also the files with which sentence-transformers encodes texts to the same
+        vectors. With a template around the text, or LLM2Vec's prompt, that library would pool otherwise: there the
+        files make it raise an error.
+
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
@@ -183,8 +177,8 @@ class SensePreTrainedModel(PreTrainedModel):
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
-            >>> sorted(os.listdir("senses"))[:3]
-            ['README.md', 'config.json', 'model.safetensors']
+            >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
+            True
         """
         if push_to_hub:
             raise ValueError(
@@ -194,6 +188,7 @@ class SensePreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_code(save_directory, self.config.model_type, with_code)
+            self._write_other_files(save_directory)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
@@ -201,6 +196,9 @@ class SensePreTrainedModel(PreTrainedModel):
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
             model_card(self.config, card_name, license, with_code).save(f"{os.fspath(save_directory)}/README.md")
+
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        """Write what other libraries read in the folder of a model."""
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -246,28 +244,3 @@ class SensePreTrainedModel(PreTrainedModel):
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
             )
-
-
-def write_sentence_transformers(
-    folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
-) -> None:
-    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
-
-    Args:
-        folder: The folder of a saved student.
-        hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: Longer texts are truncated to this number of tokens.
-    """
-    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
-    ]
-    Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    for name, content in {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
-    }.items():
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -66,6 +66,8 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "prompt": None if source.prompt is None else asdict(source.prompt),
         "prompts": source.prompts or None,
         "include_prompt": source.include_prompt,
+        "sentence_head": source.sentence_head_steps or None,
+        "similarity_fn_name": source.similarity_fn_name,
     }
 
 
