@@ -39,7 +39,7 @@ from ..data import Texts
 from ..models.encoding import pad_batch
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .batches import window_rows
 from .vectors import check_half
 

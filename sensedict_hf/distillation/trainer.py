@@ -18,7 +18,7 @@ from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length, model_max_length
+from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
 from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses

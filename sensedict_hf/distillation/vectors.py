@@ -27,7 +27,7 @@ from ..data import Texts
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 
 # Tokens in a part: an interruption loses at most this much of the teacher's work.
 PART_TOKENS = 1 << 17

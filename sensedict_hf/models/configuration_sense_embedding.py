@@ -150,6 +150,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
+
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
 

@@ -12,7 +12,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenizers import special_token_counts
+from .tokenization import special_token_counts
 
 # Fields of the backbone's config that a user may choose.
 SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
