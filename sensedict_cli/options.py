@@ -139,7 +139,14 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(
+        sub,
+        "--dtype",
+        "",
+        "new dtype of senses; of a student without layers also of its tables",
+        choices=SENSES_DTYPES,
+        default="float16",
+    )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
     _add_trust(sub)
 
@@ -182,6 +189,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    _add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
     about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
@@ -334,7 +342,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "convert": (
         _add_convert,
         "DIR [--dtype DTYPE] --output DIR",
-        "store a dictionary, or a student's dictionary, in another dtype",
+        "store a dictionary, a student's dictionary, or a student without layers in another dtype",
     ),
     "merge": (
         _add_merge,

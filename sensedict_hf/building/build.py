@@ -20,10 +20,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Texts
 from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.folder_code import auto_map, write_code
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
@@ -333,7 +334,9 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         sensedict_version=origin.versions["sensedict_hf"],
     )
     config.dtype = dtype if dtype.is_floating_point else torch.float32  # an int8 table has the dtype of its scales
+    config.auto_map = auto_map(config.model_type)
     config.save_pretrained(ready)
+    write_code(ready, config.model_type)
     source.tokenizer.save_pretrained(ready)
     model_card(config).save(ready / "README.md")
 

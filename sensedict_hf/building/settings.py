@@ -11,7 +11,7 @@ from ..models.arguments import check_choice, check_flag, check_integer
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.teachers import Teacher
-from ..models.tokenizers import check_offsets
+from ..models.tokenization import check_offsets
 
 METHODS = ("budget", "senses_per_token", "mcl")
 # Files keep the former name of senses_per_token, so that old builds are recognised.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
@@ -17,6 +17,7 @@ from ..building.workspace import process_state
 from ..data import read_dataset
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel
@@ -70,15 +71,32 @@ def build(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Store a dictionary, or a student's dictionary, in another dtype."""
-    converted = _rewrite(
-        [options.senses], options.output, options.trust_remote_code, lambda senses: senses[0].to_dtype(options.dtype)
-    )
-    before = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
+    """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
+    trust = options.trust_remote_code
+    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
+    if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
+        _convert_tables(options)
+        return
+    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
     )
+
+
+def _convert_tables(options: argparse.Namespace) -> None:
+    """Store the tables and the dictionary of a student without layers in another dtype."""
+    _check_is_new(options.output)
+    student = _load_whole(options.senses, options.trust_remote_code)
+    model = cast(SKDStudentModel, student.base_model)
+    backbone = cast(LayerFreeModel, model.backbone)
+    before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
+    backbone.convert_tables(options.dtype)
+    model.replace_senses(model.senses.to_dtype(options.dtype))
+    student.save_pretrained(options.output)
+    after = megabytes(backbone) + megabytes(model.senses)
+    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB in {options.dtype}: {options.output}")
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -113,8 +131,7 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    if os.path.isdir(output) and os.listdir(output):
-        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+    _check_is_new(output)
     senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
     model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
     if isinstance(model, SenseEmbeddingModel):
@@ -123,6 +140,12 @@ def _rewrite(
     cast(SKDStudentModel, model.base_model).replace_senses(senses)
     model.save_pretrained(output)
     return senses
+
+
+def _check_is_new(output: str) -> None:
+    """Raise a ValueError if a folder for a result is not empty."""
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
 
 
 def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
@@ -196,6 +219,6 @@ def inspect(options: argparse.Namespace) -> None:
             print(f"    {context}")
 
 
-def megabytes(senses: SenseEmbeddingModel) -> float:
-    """Return the size of a dictionary's tensors in MB."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6
+def megabytes(model: PreTrainedModel) -> float:
+    """Return the size of a model's parameters and buffers in MB."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6

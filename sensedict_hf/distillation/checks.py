@@ -17,6 +17,11 @@ from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
 
 TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
+NOT_FINITE = {
+    "teacher": "the teacher yields NaN or infinite vectors: load it in another dtype",
+    "student": f"the student yields NaN or infinite vectors: {TOO_FAST}",
+    "loss": f"the loss is NaN or infinite: {TOO_FAST}",
+}
 
 
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
@@ -50,7 +55,7 @@ def refuse_unused(kwargs: dict[str, Any]) -> None:
             )
 
 
-def check_float32(model: nn.Module) -> None:
+def check_dtypes(model: nn.Module) -> None:
     """Raise a ValueError if weights to be trained are in half precision, which loses small updates."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -60,25 +65,17 @@ def check_float32(model: nn.Module) -> None:
             )
 
 
-def check_finite_states(student: Tensor, teacher: Tensor | None, mask: Tensor, step: int) -> None:
-    """Raise a ValueError if vectors of a batch, `[batch, positions, hidden]`, are NaN or infinite where it has tokens.
+def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) -> None:
+    """Raise a ValueError if a number is NaN or infinite. `Trainer` would log such a loss as 0.
 
     Args:
-        student: The student's vectors.
-        teacher: The teacher's, if there is one.
-        mask: `[batch, positions]`, 0 for padding.
         step: Number of steps that are done.
+        mask: `[batch, positions]`, 0 for padding, which may be anything.
+        tensors: The vectors of `teacher` or `student`, `[batch, positions, hidden]`, or the `loss`.
     """
-    if teacher is not None and not teacher[mask.bool()].isfinite().all():
-        raise ValueError(f"step {step + 1}: the teacher yields NaN or infinite vectors: load it in another dtype")
-    if not student[mask.bool()].isfinite().all():
-        raise ValueError(f"step {step + 1}: the student yields NaN or infinite vectors: {TOO_FAST}")
-
-
-def check_finite_loss(loss: Tensor, step: int) -> None:
-    """Raise a ValueError if a loss is NaN or infinite, which `Trainer` would log as 0."""
-    if not loss.isfinite():
-        raise ValueError(f"step {step + 1}: the loss is {float(loss)}: {TOO_FAST}")
+    for name, tensor in tensors.items():
+        if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
+            raise ValueError(f"step {step + 1}: {NOT_FINITE[name]}")
 
 
 def each(datasets: Any) -> list[Any]:
@@ -125,9 +122,10 @@ def is_encoded(
     if not isinstance(texts, Dataset) or not has_labels(texts):
         return False
     if made_with := label_settings(texts):
-        if args.needs_vectors and not has_teacher:
+        if args.needs_vectors and not has_teacher and "vectors" not in texts.features:
             raise ValueError(
-                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'"
+                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, encode the texts with "
+                "keep_vectors=True, or choose objective='sense'"
             )
         check_encoded(texts, made_with, senses, args, max_length)
         return True
@@ -161,6 +159,8 @@ def check_encoded(
         wanted |= {"senses": senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
         if args.label_top_k > 1:
             wanted["temperature"] = args.label_temperature
+    elif "vectors" in dataset.features:
+        wanted["senses"] = senses.fingerprint()  # of the same teacher, and the same layer
     for name, value in wanted.items():
         if made_with[name] != value:
             raise ValueError(

@@ -45,6 +45,9 @@ class Checkpoint:
         prompt: What the model reads around each text.
         prompts: Named prompts of sentence-transformers: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
+        sentence_head: The modules after the pooling, as in :func:`make_sentence_head`.
+        sentence_head_folders: The folder of each of these modules.
+        similarity_fn_name: How sentence-transformers compares vectors. None: the files do not say.
     """
 
     base: str
@@ -57,6 +60,9 @@ class Checkpoint:
     prompt: Prompt | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     include_prompt: bool = True
+    sentence_head: list[dict[str, Any]] = field(default_factory=list)
+    sentence_head_folders: list[str] = field(default_factory=list)
+    similarity_fn_name: str | None = None
 
 
 def read_checkpoint(
@@ -161,7 +167,10 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
         elif kind == "Transformer":
             settings = read_json(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
             found.max_seq_length = settings.get("max_seq_length")
-        elif kind != "Normalize":
+        elif step := _read_step(kind, read_json(source, f"{path}/config.json", revision) or {}):
+            found.sentence_head.append(step)
+            found.sentence_head_folders.append(path)
+        else:
             logger.warning(
                 f"the sentence vectors of {source} also go through {module['type']} in sentence-transformers; "
                 "`encode` leaves this out"
@@ -170,9 +179,26 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
     settings = read_json(source, "config_sentence_transformers.json", revision) or {}
     found.prompts |= settings.get("prompts") or {}
     found.include_prompt = include_prompt
+    found.similarity_fn_name = settings.get("similarity_fn_name")
+    if settings.get("truncate_dim"):
+        found.sentence_head.append({"kind": "truncate", "dim": settings["truncate_dim"]})
+        found.sentence_head_folders.append("")
     prompt = found.prompts.get(settings.get("default_prompt_name") or "")
     if prompt:
         found.prompt = Prompt(prompt + "{text}", pooled="all" if include_prompt else "text")
+
+
+def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one."""
+    if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        return None
+    if kind == "Normalize":
+        return {"kind": "normalize"}
+    if kind != "Dense" or settings.get("use_residual"):
+        return None
+    activation = settings.get("activation_function", "Tanh").rsplit(".", 1)[-1]
+    sizes = {name: settings[name] for name in ("in_features", "out_features")}
+    return {"kind": "dense", **sizes, "bias": settings.get("bias", True), "activation": activation}
 
 
 def _is_llm2vec(config: dict[str, Any]) -> bool:

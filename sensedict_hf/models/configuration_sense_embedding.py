@@ -150,6 +150,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
+
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
 
@@ -262,7 +266,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(
                 f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's "
                 f"(fingerprint {self.tokenizer_fingerprint}, {self.vocab_size} tokens): token ids would mean other "
-                "words; build the dictionary with this tokenizer"
+                "words; build the dictionary with this tokenizer, or give a student's backbone the dictionary's by "
+                "adopt_tokenizer"
             )
 
     def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

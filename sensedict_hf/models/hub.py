@@ -1,7 +1,6 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
 from .saved_tensors import find_misfits, is_head, read_headers
@@ -29,15 +29,6 @@ PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buff
 
 # Other arguments of `from_pretrained` that are no fields of a config.
 MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
-
-# Names of the poolings in the settings of sentence-transformers, which all its versions read.
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "mean": "mean_tokens",
-    "weighted_mean": "weightedmean_tokens",
-    "cls": "cls_token",
-    "last": "lasttoken",
-    "max": "max_tokens",
-}
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -76,6 +67,10 @@ class SensePreTrainedModel(PreTrainedModel):
     def _host_tensors(self) -> list[str]:
         """Return the names of the module's own tensors that stay in host memory when the model is moved."""
         return []
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: transformers would save its own choice of code files, see :meth:`save_pretrained`."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -192,16 +187,23 @@ class SensePreTrainedModel(PreTrainedModel):
         *,
         license: str | None = None,
         card_name: str | None = None,
+        with_code: bool = True,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, as in transformers, with its tokenizer and a model card.
+        """Save the model, as in transformers, with its tokenizer, its code and a model card.
+
+        In the folder of a student there are also the files with which sentence-transformers encodes texts to the same
+        vectors. With a template around the text, or LLM2Vec's prompt, that library would pool otherwise: there the
+        files make it raise an error.
 
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             card_name: The repository that the example in the card loads. None: a placeholder.
+            with_code: Whether to save the code of the model, too, so that it loads without this package, with
+                `trust_remote_code=True`. If not, loading it needs the package.
             push_to_hub: Must be False: the folder would be uploaded before it is complete.
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
@@ -210,8 +212,8 @@ class SensePreTrainedModel(PreTrainedModel):
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
-            >>> sorted(os.listdir("senses"))[:3]
-            ['README.md', 'config.json', 'model.safetensors']
+            >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
+            True
         """
         if push_to_hub:
             raise ValueError(
@@ -219,15 +221,21 @@ class SensePreTrainedModel(PreTrainedModel):
             )
         if is_main_process:
             self._check_numbers(kwargs.get("state_dict"))
+        self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            write_code(save_directory, self.config.model_type, with_code)
+            self._write_other_files(save_directory)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+            model_card(self.config, card_name, license, with_code).save(f"{os.fspath(save_directory)}/README.md")
+
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        """Write what other libraries read in the folder of a model."""
 
     def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
         """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
@@ -255,6 +263,7 @@ class SensePreTrainedModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         license: str | None = None,
+        with_code: bool = True,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -267,6 +276,7 @@ class SensePreTrainedModel(PreTrainedModel):
             create_pr: Whether to open a pull request instead of committing to the branch.
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
+            with_code: Whether to upload the code of the model, too.
 
         Returns:
             The commit.
@@ -279,7 +289,9 @@ class SensePreTrainedModel(PreTrainedModel):
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
+            self.save_pretrained(
+                folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
+            )
             message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
@@ -292,28 +304,3 @@ def _disagreement(source: str, names: Sequence[str]) -> ValueError:
         f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
         "dtype, and none can be made up; load it with its own config, or make it again"
     )
-
-
-def write_sentence_transformers(
-    folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
-) -> None:
-    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
-
-    Args:
-        folder: The folder of a saved student.
-        hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: Longer texts are truncated to this number of tokens.
-    """
-    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
-    ]
-    Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    for name, content in {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
-    }.items():
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

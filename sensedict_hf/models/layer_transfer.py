@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .arguments import check_integer
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
+from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
 
@@ -65,6 +67,8 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "prompt": None if source.prompt is None else asdict(source.prompt),
         "prompts": source.prompts or None,
         "include_prompt": source.include_prompt,
+        "sentence_head": source.sentence_head_steps or None,
+        "similarity_fn_name": source.similarity_fn_name,
     }
 
 
@@ -190,6 +194,21 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
             if old == int(number):
                 weights[f"{prefix}{new}.{rest}"] = value
     return weights
+
+
+def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
+    """Make the backbone of a student, with random weights and without a pooler.
+
+    Args:
+        config: Config of the backbone.
+    """
+    # Where the code of a saved folder runs, AutoModel does not know this class.
+    if isinstance(config, LayerFreeConfig):
+        return LayerFreeModel(config)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # it would read the vectors before the senses
+    return backbone
 
 
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, 
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
 from .sense_lookup import RaggedSenses, assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
-from .tokenizers import find_token
+from .tokenization import find_token
 from .validation import check_finite, check_structure
 
 
