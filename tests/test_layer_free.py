@@ -239,7 +239,7 @@ def test_a_classifier_reads_the_vector_of_the_text(student, texts, tmp_path):
 
 
 def test_what_is_refused(bert, senses, student):
-    with pytest.raises(ValueError, match="context_size=-1: it must be at least 0"):
+    with pytest.raises(ValueError, match="context_size=-1: give an integer of at least 0"):
         SKDStudentModel.from_teacher(bert, senses, 0, context_size=-1)
     with pytest.raises(ValueError, match="pooling='mean' with a layer_free backbone: choose 'learned'"):
         SKDStudentModel.from_teacher(bert, senses, 0, pooling="mean")
