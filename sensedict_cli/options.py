@@ -158,6 +158,10 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
 
 
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+
+
 def _add_distill(sub: argparse.ArgumentParser) -> None:
     # transformers parses all other options when the command runs, see sensedict_hf/cli/distill.py.
     sub.epilog = (
@@ -182,6 +186,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    _add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
     about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
@@ -336,6 +341,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "verify": (
+        _add_verify,
+        "DIR",
+        "check everything in the folder of a dictionary, a student or an index",
     ),
     "inspect": (
         _add_inspect,

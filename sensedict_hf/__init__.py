@@ -20,6 +20,7 @@ from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDS
 from .models.modeling_skd_student import SKDStudentModel
 from .models.prompts import Prompt
 from .models.teachers import Teacher, load_teacher
+from .models.vocabulary_transfer import adopt_tokenizer
 
 if TYPE_CHECKING:
     from .building.build import build_sense_dictionary
@@ -88,6 +89,7 @@ __all__ = [
     "Teacher",
     "TeacherVectors",
     "__version__",
+    "adopt_tokenizer",
     "attach_senses",
     "build_sense_dictionary",
     "distill_student",

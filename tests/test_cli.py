@@ -40,6 +40,7 @@ NEEDED = {
     "build": ["--teacher", "m", "--texts", "t", "--output", "o"],
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
+    "verify": ["d"],
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],

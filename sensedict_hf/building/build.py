@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
+from ..models.arguments import check_flag, check_integer
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -28,7 +29,7 @@ from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
 from .planning import plan_build, total_senses
 from .sampling import open_plan
-from .settings import BuildSettings, Source, check_flag, check_integer
+from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
 from .workspace import BuildFolder, broadcast, differences, process_state
 
@@ -230,12 +231,12 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     """
     is_main_process = PartialState().is_main_process
     manifest = BuildFolder(folder).manifest(check=is_main_process)
-    if manifest is None or "samples.safetensors" not in manifest["files"]:
+    if manifest is None or "samples.safetensors" not in manifest.files:
         raise ValueError(
             f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated"
         )
     if is_main_process:
-        records = manifest["settings"], {**settings.record(), **source.origin.record()}
+        records = manifest.settings, {**settings.record(), **source.origin.record()}
         changed = differences(*({name: record.get(name) for name in SAME_SAMPLES} for record in records))
         if changed:
             raise ValueError(
@@ -244,8 +245,8 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     return Earlier(
         samples=TensorFile(folder / "samples.safetensors"),
         num_texts=SenseEmbeddingConfig.from_pretrained(folder).num_texts or 0,
-        sha256=manifest["files"]["samples.safetensors"]["sha256"],
-        generation=manifest["settings"]["generation"],
+        sha256=manifest.files["samples.safetensors"]["sha256"],
+        generation=check_integer("generation", manifest.settings.get("generation"), 0),
     )
 
 

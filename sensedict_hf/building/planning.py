@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
-from .corpus import CorpusChangedError, corpus_digest, tokenize_corpus
+from .corpus import corpus_digest, tokenize_corpus
+from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
 from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
@@ -66,7 +67,7 @@ def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: 
             prompt=source.teacher.prompt,
         )
 
-    # Tokenize; with overwrite, start again if the texts have changed.
+    # Tokenize; with overwrite, start again if the texts have changed or were damaged.
     folder.begin()
     try:
         corpus = tokenize()

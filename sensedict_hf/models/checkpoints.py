@@ -1,6 +1,5 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .files import read_json_file
 from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
@@ -216,7 +216,10 @@ def read_json(source: str, name: str, revision: str | None = None) -> Any:
         source: Name of the repository, or the folder.
         name: Path of the file inside it.
         revision: Revision of the repository.
+
+    Raises:
+        ValueError: The file is broken.
     """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    return read_json_file(Path(path)) if path else None
