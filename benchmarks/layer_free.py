@@ -200,6 +200,7 @@ def trained_baseline(sources: Sources, title: str, names: Sequence[str], teacher
                 if name == "model2vec"
                 else train_static_embedding(start, some, targets, rate, sources.folder / f"{name}-run")
             ),
+            sources.folder / f"{name}-rates.json",
         )
         model.save_pretrained(str(folder))
     if name == "model2vec":

@@ -4,6 +4,7 @@ Both begin with model2vec's distilled vectors in the teacher's width. The learni
 of the rows, with a training on the others; then it is trained on all rows.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sensedict_hf import TeacherVectors
 
 from .distillation.tasks import best_learning_rate
+from .studies import write_json
 
 if TYPE_CHECKING:
     from model2vec import StaticModel
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 3
 BATCH_SIZE = 256
-RATES = {"model2vec": (5e-3, 1e-2, 2e-2), "StaticEmbedding": (1e-2, 2e-2, 4e-2)}
+RATES = {"model2vec": (2.5e-3, 5e-3, 1e-2), "StaticEmbedding": (1e-2, 2e-2, 4e-2)}
 Texts = list[str]
 
 
@@ -89,19 +91,24 @@ def search_and_train(
     texts: Texts,
     vectors: Tensor,
     train: Callable[[Texts, Tensor, float], "StaticModel | SentenceTransformer"],
+    file: Path,
 ) -> "StaticModel | SentenceTransformer":
-    """Search the learning rate by the mean cosine with the teacher on held-out rows, then train on all rows."""
+    """Search the learning rate by the mean cosine with the teacher on held-out rows, then train on all rows.
+
+    The scores are kept in a JSON file.
+    """
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
     held, rest = order[: len(order) // 10], order[len(order) // 10 :]
-    scores: dict[float, float] = {}
 
     def held_out(rate: float) -> float:
-        if rate not in scores:
+        scores: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        if f"{rate:g}" not in scores:
             model = train([texts[row] for row in rest], vectors[rest], rate)
             found = torch.as_tensor(model.encode([texts[row] for row in held]))
-            scores[rate] = float(F.cosine_similarity(found, vectors[held]).mean())
-            print(f"{name}, learning rate {rate:g}: cosine {scores[rate]:.4f}", flush=True)
-        return scores[rate]
+            scores[f"{rate:g}"] = float(F.cosine_similarity(found, vectors[held]).mean())
+            print(f"{name}, learning rate {rate:g}: cosine {scores[f'{rate:g}']:.4f}", flush=True)
+            write_json(file, scores)
+        return scores[f"{rate:g}"]
 
     return train(texts, vectors, best_learning_rate(RATES[name], held_out))
 
