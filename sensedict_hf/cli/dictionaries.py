@@ -40,6 +40,7 @@ def build(options: argparse.Namespace) -> None:
         max_samples_per_token=options.max_samples_per_token,
         similarity=options.similarity,
         layer=options.layer,
+        key=options.key,
         max_length=options.max_length,
         truncation=options.truncation,
         batch_size=options.batch_size,

@@ -138,7 +138,9 @@ class SKDTrainer(Trainer):
         else:
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None)
+            collator = Collator(
+                padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled=self.teacher is None
+            )
         super().__init__(
             model,
             args,

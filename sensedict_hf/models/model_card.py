@@ -121,6 +121,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
         "teacher": config.base_model_name_or_path,
         "revision": config.base_model_revision,
         "layer": config.layer,
+        "senses of": "the next token" if config.key == "next" else None,
         "attention": config.attention,
         "senses": f"{config.num_senses:,} of width {config.hidden_size}, {config.senses_dtype}",
         "senses learned": "yes" if config.learn_senses else None,
