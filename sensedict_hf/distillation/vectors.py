@@ -221,7 +221,7 @@ def _encode_part(
                 input_ids.to(teacher.device), mask.to(teacher.device), settings["layer"]
             ).float()
             texts = pool(states, mask.to(states.device), teacher.pooling, _pooled(corpus, mask).to(states.device))
-        _check(states, mask, teacher.name, windows.text[batch])
+        check_half(states, mask, teacher.name, windows.text[batch])
         text_vectors[torch.from_numpy(places)] = texts.cpu()
         for place, row, state in zip(places, batch, states.cpu()):
             vectors[offsets[place] : offsets[place + 1]] = state[: len(kept[row])][torch.from_numpy(kept[row])].half()
@@ -240,8 +240,18 @@ def _pooled(corpus: TokenizedCorpus, mask: Tensor) -> Tensor:
     return (place >= before) & (place < mask.sum(1, keepdim=True) - after)
 
 
-def _check(states: Tensor, mask: Tensor, name: str, texts: np.ndarray) -> None:
-    """Raise a ValueError if a vector, `[rows, positions, hidden]`, does not fit float16; `texts` names the rows."""
+def check_half(states: Tensor, mask: Tensor, name: str, texts: Sequence[Any] | np.ndarray) -> None:
+    """Check that vectors can be kept in half precision.
+
+    Args:
+        states: `[rows, positions, hidden]`.
+        mask: `[rows, positions]`, 0 for padding.
+        name: The teacher's name.
+        texts: The number or the beginning of the text of each row.
+
+    Raises:
+        ValueError: A vector is not finite, or too large for float16.
+    """
     largest = states.abs().amax(2).cpu().masked_fill(mask == 0, 0).amax(1)
     bad = torch.where(largest <= torch.finfo(torch.float16).max, 0, 1).nonzero()
     if len(bad):
