@@ -14,6 +14,7 @@ from ..building.workspace import process_state
 from ..data import read_dataset
 from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .teacher import TeacherArguments
 
@@ -103,7 +104,8 @@ def _rewrite(
         senses.save_pretrained(output)
         return senses
     # AutoModel would drop the head of a student that has one. Its config names the class with the head.
-    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
+    classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
+    heads = {head.__name__: head for head in classes}
     student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
     student.base_model.replace_senses(senses)
     student.save_pretrained(output)
