@@ -10,6 +10,7 @@ import shtab
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
 HEADS = ("sequence_classification", "token_classification")
+KEYS = ("input", "next")
 METHODS = ("budget", "senses_per_token", "mcl")
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 SAMPLE_DTYPES = ("float16", "float32")
@@ -121,6 +122,8 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
     about = "the nearest sense of a vector has the smallest distance (l2), largest cosine or largest dot product"
     _add(vectors, "--similarity", "", about, choices=SIMILARITIES, default="l2")
     _add(vectors, "--layer", "N", "layer of the hidden states; 0: token embeddings, -1: last layer", default=-1)
+    about = "token that a hidden state belongs to: its own (input) or the one it predicts (next; causal teachers)"
+    _add(vectors, "--key", "", about, choices=KEYS, default="input")
     about = "occurrences of a token to look at, drawn at random; fewer need less disk and time"
     _add(vectors, "--max-samples-per-token", "N", about, default=1000)
     about = "dtype of the sampled vectors on disk during the build"

@@ -472,6 +472,7 @@ def test_all_options_of_the_trainer_are_shown_on_request(capsys):
 
 def test_choices_and_defaults_are_those_of_the_package():
     assert cli_options.ASSIGNMENTS == configuration.ASSIGNMENTS
+    assert cli_options.KEYS == configuration.KEYS
     assert cli_options.SIMILARITIES == configuration.SIMILARITIES
     assert {*cli_options.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
     assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)

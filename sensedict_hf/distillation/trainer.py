@@ -140,7 +140,7 @@ class SKDTrainer(Trainer):
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
             is_labelled = self.teacher is None and not args.needs_vectors
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled)
+            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
         super().__init__(
             model,
             args,

@@ -5,7 +5,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
@@ -28,7 +33,9 @@ ENCODER_HEADS = {
 
 
 # The Auto class of a task.
-AutoClassifier: TypeAlias = type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+AutoClassifier: TypeAlias = (
+    type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+)
 
 
 class ClassifierHead(NamedTuple):

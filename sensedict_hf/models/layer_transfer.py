@@ -14,7 +14,7 @@ from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .teachers import Teacher
+from .teachers import Teacher, check_predicts
 
 
 def refuse_quantized(source: Teacher) -> None:
@@ -33,16 +33,19 @@ def refuse_quantized(source: Teacher) -> None:
         )
 
 
-def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses.
+def check_backbone(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token that has senses, and is causal if states predict.
 
     Args:
         senses: The sense dictionary.
         backbone: The model that is to read the dictionary's tokens.
 
     Raises:
-        ValueError: A token with senses has no embedding.
+        ValueError: A token with senses has no embedding, or the senses are of the next token and the backbone is not
+            causal.
     """
+    if senses.config.key == "next":
+        check_predicts(backbone)
     count = backbone.model.get_input_embeddings().num_embeddings
     if (senses.offsets[count:].diff() > 0).any():
         raise ValueError(

@@ -16,7 +16,7 @@ from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
-    check_embeddings,
+    check_backbone,
     choose_layers,
     encoding_settings,
     keep_layer_weights,
@@ -221,7 +221,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         backbone = load_teacher(backbone)
         refuse_quantized(backbone)
         senses.config.check_tokenizer(backbone.tokenizer)
-        check_embeddings(senses, backbone)
+        check_backbone(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
         settings = encoding_settings(backbone)
         if senses.config.prompt:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import make_attend
+from .attention import make_attend, probe_attention
 from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
@@ -335,6 +335,23 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def check_predicts(model: Teacher) -> None:
+    """Check that the states of a model can belong to the next token, as `key="next"` has it.
+
+    Args:
+        model: A teacher, or the backbone of a student.
+
+    Raises:
+        ValueError: Its states may have seen the next token, because it is not causal.
+    """
+    attention = model.attention or probe_attention(model.model)
+    if attention != "causal":
+        raise ValueError(
+            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
+            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
+        )
 
 
 def _refuse(what: str, **arguments: Any) -> None:
