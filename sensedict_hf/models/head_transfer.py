@@ -71,8 +71,9 @@ def load_classifier(
         raise ValueError(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
+    loaded: Any = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
     model: PreTrainedModel
-    model, info = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(

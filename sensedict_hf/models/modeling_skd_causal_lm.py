@@ -129,11 +129,12 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings."""
-        return cast(nn.Module, self.student.get_input_embeddings())
+        return self.student.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
