@@ -6,17 +6,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
 
-# File name endings, and the names of their readers in `datasets`.
-FILE_FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+from .data_files import FILE_FORMATS, read_files
+
 # What functions of this package accept as texts: strings, or rows with a column of strings.
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
@@ -29,7 +21,9 @@ def read_dataset(
     Args:
         source: One or more files ending in `.jsonl`, `.json`, `.csv`, `.parquet`, `.arrow` or `.txt`, all of the same
             kind; or a folder written by `Dataset.save_to_disk`; or the name of a dataset on the Hub. A `.txt` file has
-            one text a line, which becomes the column `text`; blank lines are skipped.
+            one text a line, which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and
+            strings of a `.json` file stay strings as they were written, also `NA` and `2024-01-01`. Files may differ
+            in their columns; those that all of them have are kept.
         split: Split of a dataset on the Hub. Files and folders are read as a whole.
         streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
 
@@ -74,16 +68,7 @@ def read_dataset(
     kinds = {FILE_FORMATS[Path(path).suffix] for path in paths}
     if len(kinds) > 1:
         raise ValueError(f"the files are of different kinds ({', '.join(sorted(kinds))}): convert them to one kind")
-    if not any(Path(path).stat().st_size for path in paths):
-        raise ValueError(f"{', '.join(paths)} is empty: give files that hold texts")
-    kind = kinds.pop()
-    try:
-        dataset = load_dataset(
-            kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming
-        )
-    except DatasetGenerationError as error:
-        raise ValueError(f"cannot read {', '.join(paths)} as {kind}: {error.__cause__ or error}") from error
-    return dataset.filter(lambda row: bool(row["text"].strip())) if kind == "text" else dataset
+    return read_files([os.fspath(path) for path in paths], streaming=streaming)
 
 
 def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
