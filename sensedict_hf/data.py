@@ -8,6 +8,7 @@ from typing import TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from .data_files import FILE_FORMATS, read_files
+from .models.prompts import check_unicode
 
 # What functions of this package accept as texts: strings, or rows with a column of strings.
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
@@ -102,4 +103,5 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
             row = row[text_column]
         if not isinstance(row, str):
             raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string: remove or convert it")
+        check_unicode(row, f"text {number}")
         yield row

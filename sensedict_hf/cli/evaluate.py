@@ -62,12 +62,11 @@ def evaluate(options: argparse.Namespace) -> None:
         output += f", residual {encoder.residual:g}"
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
     cells = {"model": options.model, "output": output.replace("none", "raw"), **cells, **costs}
-    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
-
-    if options.output:
+    if options.output:  # written first: printing may fail
         used = {"task": options.task, "model": options.model, "senses": options.senses}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:

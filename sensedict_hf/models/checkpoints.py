@@ -154,7 +154,8 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
             modes = read_json(source, f"{path}/config.json", revision) or {}
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
-                active = [modes["pooling_mode"]]
+                mode = modes["pooling_mode"]
+                active = mode if isinstance(mode, list) else [mode]
             names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
             include_prompt = modes.get("include_prompt", True)

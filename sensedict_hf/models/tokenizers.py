@@ -26,7 +26,8 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
         tokenizer: The tokenizer of the model.
         config: Config of the model. None: only the tokenizer counts.
     """
-    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or int(1e9)]
+    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or 0]
+    limits = [limit if limit > 0 else int(1e9) for limit in limits]  # XLNet says -1 where there is no limit
     if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
         limits[1] -= 2
     return min(limits)
