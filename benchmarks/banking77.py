@@ -135,7 +135,7 @@ def main() -> None:
         name = f"{objective}-{epochs}-{options.learning_rate:g}"
         distill = ("distill", "--teacher", options.teacher, "--senses", tables["float16"], "--texts", benchmark.train)
         settings = ("--objective", objective, "--epochs", epochs, "--learning-rate", options.learning_rate)
-        student = benchmark.step(name, *distill, *settings, "--seed", 0, "--num-hidden-layers", 2)
+        student = benchmark.step(name, *distill, *settings, "--seed", 0, "--layers", 0, 1)
         title = f"student, 2 layers, {title}, {epochs} epochs"
         for output in outputs:
             benchmark.row(title, output, f"{name}-{output}", "--model", student, *OUTPUTS[output], made=name)

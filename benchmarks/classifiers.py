@@ -260,7 +260,7 @@ class Benchmark:
             return self.choose(f"{classifier.name}-{name}", run, fine_tuning=False)
 
         def cut() -> PreTrainedModel:
-            return SKDStudentForSequenceClassification.from_teacher(classifier, senses, num_hidden_layers=2)
+            return SKDStudentForSequenceClassification.from_teacher(classifier, senses, num_hidden_layers=[0, 1])
 
         def narrow() -> PreTrainedModel:
             student = SKDStudentModel.from_backbone(narrow_backbone(AutoModel.from_pretrained(classifier)), senses)
@@ -272,7 +272,7 @@ class Benchmark:
             tuned(f"{path.name}-tuned", FINE_TUNING_EPOCHS, path, freeze_head=False) for path in (skd, mse)
         )
         cut_epochs = DISTILLATION_EPOCHS + FINE_TUNING_EPOCHS
-        cut_tuned = tuned(f"{classifier.name}-cut-tuned", cut_epochs, classifier, num_hidden_layers=2)
+        cut_tuned = tuned(f"{classifier.name}-cut-tuned", cut_epochs, classifier, num_hidden_layers=[0, 1])
 
         # The rows of the table.
         teacher = load(classifier)

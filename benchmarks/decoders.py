@@ -150,7 +150,7 @@ class Benchmark:
         partial = folder.with_name(folder.name + ".partial")
         set_seed(0)
         senses = self.senses(kind, teacher, dev)
-        student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=self.options.layers)
+        student = SKDStudentModel.from_teacher(teacher, senses, list(range(self.options.layers)))
         if objective != "cut":
             args = SKDTrainingArguments(
                 str(partial),

@@ -40,14 +40,18 @@ os.environ["COLUMNS"] = "90"
 
 
 class CommandHelp(Directive):
-    """`{command-help} NAME`: what `sensedict NAME --help` prints, read from the parser itself."""
+    """`{command-help} NAME [ACTION]`: what `sensedict NAME ACTION --help` prints, read from the parser itself."""
 
     required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        actions = make_parser()._actions
-        commands = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
-        text = commands[self.arguments[0]].format_help()
+        parser = make_parser()
+        for name in self.arguments:
+            actions = parser._actions
+            commands = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+            parser = commands[name]
+        text = parser.format_help()
         return [nodes.literal_block(text, text, language="text")]
 
 

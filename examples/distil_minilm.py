@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     senses = build_sense_dictionary(teacher, texts, budget=options.budget)
     print(f"{senses.config.num_senses:,} senses, mean squared distortion {senses.config.distortion:.3g}")
 
-    # 2. The student: the teacher's first layers. They learn to pick the senses that the teacher picks.
+    # 2. The student: some of the teacher's layers. They learn to pick the senses that the teacher picks.
     student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=options.num_hidden_layers)
     args = SKDTrainingArguments(options.output, num_train_epochs=options.epochs, save_strategy="no", report_to="none")
     SKDTrainer(student, args, teacher=teacher, train_dataset=texts).train()

@@ -170,7 +170,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
-    about = "start from the first N layers of the teacher; 0: a student without layers"
+    about = "start from N layers of the teacher, the first ones and the last; 0: a student without layers"
     _add(student, "--num-hidden-layers", "N", about, default=2)
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
@@ -221,6 +221,8 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
     about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
+    about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
+    _add(sub, "--query-model", "MODEL", about)
     _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
     _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
@@ -248,6 +250,31 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--teacher", "MODEL", about)
     _add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
     _add_teacher(sub)
+
+
+def _add_index(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    about = "build an index of texts, which are kept as senses"
+    usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
+    build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
+    _add(build, "--model", "MODEL", "what encodes the texts: the dictionary's teacher or a student", required=True)
+    _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
+    _add_texts(build, "texts to search: " + FILES, required=True)
+    _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
+    _add(build, "--output", "DIR", "new folder for the index", required=True)
+    _add_device(build.add_argument_group("running the model"))
+    about = "find the texts that answer a question best"
+    usage = "%(prog)s DIR [QUESTION] [options]"
+    search = actions.add_parser("search", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
+    _add(search, "index", "DIR", "folder of the index")
+    _add(search, "question", "QUESTION", "what to search for", nargs="?")
+    _add(search, "--queries", "FILE", "search for these texts instead: " + FILES, nargs="+")
+    _add(search, "--text-column", "NAME", "column of the texts in a dataset", default="text")
+    _add(search, "--model", "MODEL", "what encodes the queries (default: the model that the index was built with)")
+    _add(search, "--top-k", "K", "texts to find for each query", default=10)
+    _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
+    _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
+    _add_device(search.add_argument_group("running the model"))
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -317,6 +344,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_evaluate,
         "--model MODEL [--task TASK] --train FILE... --test FILE... [options]",
         "score the embeddings of a model on a task, without fine-tuning it",
+    ),
+    "index": (
+        _add_index,
+        "ACTION [options]",
+        "search texts that are kept as senses: build an index, or search one",
     ),
     "demo": (
         _add_demo,

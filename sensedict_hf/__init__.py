@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         evaluate_similarity,
         evaluate_token_classification,
     )
+    from .retrieval.index import SenseIndex
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenCla
 _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
+    "SenseIndex": ".retrieval.index",
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
@@ -81,6 +83,7 @@ __all__ = [
     "SKDTrainingArguments",
     "SenseEmbeddingConfig",
     "SenseEmbeddingModel",
+    "SenseIndex",
     "Teacher",
     "__version__",
     "attach_senses",

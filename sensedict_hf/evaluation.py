@@ -190,16 +190,25 @@ def evaluate_retrieval(
             f"{num_queries} query embeddings but {len(relevant)} lists of relevant documents: give one of each for "
             "every query"
         )
-    is_relevant = np.zeros((num_queries, num_documents), dtype=bool)
     for query, documents in enumerate(relevant):
         if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
             given = f"query {query} has the relevant documents {list(documents)}"
             raise ValueError(f"{given}: name one or more of 0 to {num_documents - 1}")
-        is_relevant[query, documents] = True
     cosines = _normalized(query_embeddings) @ _normalized(corpus_embeddings).T
-    ranking = np.argsort(-cosines, axis=1, kind="stable")[:, :10]
-    hits = np.take_along_axis(is_relevant, ranking, axis=1)
-    num_relevant = is_relevant.sum(axis=1)
+    return score_ranking(np.argsort(-cosines, axis=1, kind="stable")[:, :10], relevant)
+
+
+def score_ranking(ranking: ArrayLike, relevant: Sequence[Sequence[int]]) -> RetrievalScores:
+    """Score the best documents of each query, as :func:`evaluate_retrieval` does.
+
+    Args:
+        ranking: Row numbers of the ten best documents of each query, best first, `[queries, 10]`; all documents if
+            there are fewer.
+        relevant: For each query, the row numbers of its relevant documents, at least one.
+    """
+    ranked = np.asarray(ranking)
+    hits = np.array([np.isin(found, documents) for found, documents in zip(ranked, relevant)])
+    num_relevant = np.array([len(set(documents)) for documents in relevant])
     gains = 1 / np.log2(np.arange(2, 12))
     ideal = np.cumsum(gains)[np.minimum(num_relevant, 10) - 1]
     return RetrievalScores(

@@ -8,13 +8,29 @@ from inspect import signature
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification
+from tiny_models import SIZES
+from transformers import (
+    AutoModel,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForTokenClassification,
+    BertModel,
+)
 
 from sensedict_cli import options as cli_options
 from sensedict_cli import rename_options
-from sensedict_hf import SKDTrainer, SKDTrainingArguments, distill_student
+from sensedict_hf import (
+    SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
+    build_sense_dictionary,
+    distill_student,
+    load_teacher,
+)
 from sensedict_hf.cli import main, teacher
 from sensedict_hf.distillation.run import HEADS
+from sensedict_hf.evaluation import evaluate_retrieval
 from sensedict_hf.evaluation_tasks import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
 from sensedict_hf.models.encoding import POOLINGS
@@ -27,6 +43,7 @@ NEEDED = {
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
+    "index": ["search", "d", "question"],
     "demo": [],
 }
 
@@ -344,6 +361,37 @@ def test_tasks(capsys, teacher_folder, tmp_path, task, files, scores):
     assert set(scores) < set(written) and written["task"] == task
     if task != "similarity":
         assert [written[name] for name in scores] == [1, 1, 1]
+
+
+def test_queries_by_another_model(capsys, teacher_folder, bert, tokenizer, texts, tmp_path):
+    """The documents keep the vectors of --model; only those of the queries change."""
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"id": i, "text": t}) for i, t in enumerate(texts)))
+    rows = [json.dumps({"text": text, "relevant": [number]}) for number, text in enumerate(texts[:20])]
+    (tmp_path / "queries.jsonl").write_text("\n".join(rows))
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    student.save_pretrained(tmp_path / "student")
+    files = ["--corpus", tmp_path / "corpus.jsonl", "--queries", tmp_path / "queries.jsonl"]
+    command = ["evaluate", "--task", "retrieval", "--model", teacher_folder, *files]
+    status, out, _ = run(capsys, *command, "--query-model", tmp_path / "student", "--output", tmp_path / "scores.json")
+    assert status == 0 and f"{tmp_path / 'student'} on {teacher_folder}" in out
+    written = json.loads((tmp_path / "scores.json").read_text())
+    expected = evaluate_retrieval(
+        student.encode(texts[:20]).numpy(),
+        load_teacher(teacher_folder).encode(texts).numpy(),
+        [[number] for number in range(20)],
+    )
+    assert {name: written[name] for name in expected} == pytest.approx(expected)
+    assert written["query_model"] == str(tmp_path / "student")
+
+    BertModel(BertConfig(**SIZES | {"hidden_size": 8}, max_position_embeddings=64)).save_pretrained(
+        tmp_path / "narrow"
+    )
+    tokenizer.save_pretrained(tmp_path / "narrow")
+    status, _, err = run(capsys, *command, "--query-model", tmp_path / "narrow")
+    assert status == 2 and "in one space" in err
+    status, _, err = run(capsys, "evaluate", "--model", teacher_folder, "--query-model", tmp_path / "student")
+    assert status == 2
 
 
 def test_inspect_errors(capsys, files, teacher_folder, tmp_path):

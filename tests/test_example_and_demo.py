@@ -86,4 +86,5 @@ def test_demo(tmp_path, monkeypatch, capsys):
         "all-MiniLM-L6-v2"
     )
     assert AutoModel.from_pretrained(tmp_path / "senses").config.num_senses > 1000
-    assert "| student, SKD |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| student, SKD |" in printed and "objective sense+mse+sentence\n" in printed

@@ -21,6 +21,7 @@ from sensedict_hf import (
     load_teacher,
 )
 from sensedict_hf.models.attention import probe_attention
+from sensedict_hf.models.layer_transfer import choose_layers
 
 
 @pytest.fixture
@@ -154,3 +155,28 @@ def test_weights_that_cannot_be_copied_are_refused(bert, texts):
     for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
         with pytest.raises(ValueError, match="the weights of tiny-bert are quantized"):
             make(bert, senses)
+
+
+@pytest.mark.parametrize(
+    ("number", "layer", "expected"),
+    [
+        (1, -1, [0]),
+        (2, -1, [0, 3]),
+        (3, -1, [0, 1, 3]),
+        (4, -1, [0, 1, 2, 3]),
+        (3, 3, [0, 1, 2]),
+        (2, 3, [0, 2]),  # the third layer makes the hidden states 3
+        (2, -2, [0, 2]),
+        (2, 1, [0, 1]),
+        (2, 0, [0, 1]),  # the embeddings: no layer makes them
+        ([3, 1], -1, [3, 1]),
+    ],
+)
+def test_a_number_keeps_the_layer_that_makes_the_vectors(bert, number, layer, expected):
+    assert choose_layers(number, bert, layer) == expected
+
+
+@pytest.mark.parametrize("number", [-1, 5, 10**9, [], [4], [-1]])
+def test_layers_that_are_not_there(bert, number):
+    with pytest.raises(ValueError, match="has layers 0 to 3"):
+        choose_layers(number, bert)

@@ -82,7 +82,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="2 or 6 epochs")
     text = "learning rates to begin the search with; a single one is used without a search"
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help=text)
-    parser.add_argument("--layers", nargs="+", type=int, default=[2], help="numbers of layers of the students")
+    text = "the teacher's layers that students start from: 2 means the first two, 0+5 the first and the sixth"
+    parser.add_argument("--layers", nargs="+", default=["2"], metavar="LAYERS", help=text)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts instead")
     parser.add_argument("--jobs", type=int, default=1, help="students that are trained at once")
@@ -121,12 +122,12 @@ def print_students(comparison: Comparison, columns: str) -> list[str]:
     """Print all students, and means over seeds; return the titles of those without scores."""
     missing, by_seed = [], defaultdict(list)
     for (layers, seed), runs in groupby(comparison.runs(), key=lambda run: run[:2]):
-        print(f"\nStudents of {layers} layers, seed {seed}, by budget and learning rate:\n\n{columns}")
+        print(f"\nStudents with layers {layers}, seed {seed}, by budget and learning rate:\n\n{columns}")
         for _, _, budget, key in runs:
             try:
                 learning_rate, scores = comparison.run(key, budget, seed, layers)
             except TimeoutError:
-                missing.append(f"{METHODS[key].title} ({layers} layers, {budget}, seed {seed})")
+                missing.append(f"{METHODS[key].title} (layers {layers}, {budget}, seed {seed})")
                 continue
             title = METHODS[key].title + ("" if key == "cut" else f", {budget}, {learning_rate:g}")
             by_seed[title, layers].append(scores)

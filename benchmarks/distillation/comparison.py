@@ -49,6 +49,11 @@ def scope(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else {SEARCHED: "searched", NAMES: "all", SMALL: "small"}[tuple(names)]
 
 
+def layer_indices(layers: str) -> list[int]:
+    """Return the teacher's layers that a student starts from: `2` means the first two, `0+5` means these two."""
+    return [int(layer) for layer in layers.split("+")] if "+" in layers else list(range(int(layers)))
+
+
 class Comparison:
     """The steps of the comparison. Each leaves a file, a folder or scores in the study, and is not done again.
 
@@ -148,7 +153,7 @@ class Comparison:
         budget: str,
         learning_rate: float,
         seed: int,
-        layers: int,
+        layers: str,
         dev: bool,
         **changed: Any,
     ) -> SKDStudentModel:
@@ -160,7 +165,7 @@ class Comparison:
             budget: `short` or `long`.
             learning_rate: The highest learning rate.
             seed: Seed of the order of the texts.
-            layers: Number of layers.
+            layers: The teacher's layers that it starts from, see :func:`layer_indices`.
             dev: Whether to leave out texts for scores.
             changed: Changed settings of :class:`SKDTrainingArguments`.
         """
@@ -175,7 +180,7 @@ class Comparison:
         senses = self.senses(names, dev, method.similarity)
         unfinished = folder.with_name(folder.name + ".partial")
         set_seed(seed)
-        student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layers)
+        student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
         if key != "cut":
             dataset, rows_of, vectors = self.rows
             settings = method.settings | changed
@@ -245,7 +250,7 @@ class Comparison:
         )
 
     def held_out(
-        self, title: str, name: str, key: str, learning_rate: float, layers: int, **changed: Any
+        self, title: str, name: str, key: str, learning_rate: float, layers: str, **changed: Any
     ) -> dict[str, float]:
         """Score a student of the searched tasks on held-out texts, unless the study has its scores.
 
@@ -254,7 +259,7 @@ class Comparison:
             name: Key of the student in this entry.
             key: The method.
             learning_rate: The highest learning rate.
-            layers: Number of layers.
+            layers: The teacher's layers that it starts from.
             changed: Changed settings of :class:`SKDTrainingArguments`.
 
         Returns:
@@ -267,18 +272,18 @@ class Comparison:
             self.study.record(title, {name: means})
         return self.recorded(title)[name]
 
-    def compare_settings(self, layers: int) -> None:
+    def compare_settings(self, layers: str) -> None:
         """Print the scores of SKD on held-out texts, with one setting changed at a time."""
         learning_rate = self.search("skd", layers)
         title = f"skd-{layers}-settings-{learning_rate:g}"
-        print(f"\nSKD on held-out texts, {layers} layers, short, {learning_rate:g}:\n")
+        print(f"\nSKD on held-out texts, layers {layers}, short, {learning_rate:g}:\n")
         print(f"| changed | {' | '.join(OUTPUTS)} |\n|{'---|' * 5}")
         for changed in ({}, *SETTINGS):
             name = ", ".join(f"{key}={value}" for key, value in changed.items()) or "nothing"
             scores = self.held_out(title, name, "skd", learning_rate, layers, **changed)
             print(f"| {name} | {' | '.join(f'{scores[way]:.4f}' for way in OUTPUTS)} |", flush=True)
 
-    def search(self, key: str, layers: int) -> float:
+    def search(self, key: str, layers: str) -> float:
         """Return the learning rate whose student has the best mean score on held-out training texts."""
         if key == "cut" or len(self.options.learning_rates) == 1:
             return self.options.learning_rates[0]
@@ -289,7 +294,7 @@ class Comparison:
 
         return best_learning_rate(self.options.learning_rates, held_out)
 
-    def runs(self) -> list[tuple[int, int, str, str]]:
+    def runs(self) -> list[tuple[str, int, str, str]]:
         """Return layers, seed, budget and method of all students, in the order of the tables; of `cut` only one."""
         options = self.options
         first = options.budgets[0], options.seeds[0]
@@ -300,7 +305,7 @@ class Comparison:
             if key != "cut" or (budget, seed) == first
         ]
 
-    def missing(self) -> list[tuple[str, str, int, int]]:
+    def missing(self) -> list[tuple[str, str, int, str]]:
         """Return the arguments of :meth:`run` for students without scores, the longest training first."""
         missing, end, self.options.end = [], self.options.end, -np.inf
         for layers, seed, budget, key in sorted(self.runs(), key=lambda run: -EPOCHS[run[2]]):
@@ -327,7 +332,7 @@ class Comparison:
             _ = self.rows  # this writes the teacher's vectors, which the jobs read
             run_jobs(partial(Comparison, self.options), steps, self.options.jobs)
 
-    def run(self, key: str, budget: str, seed: int, layers: int) -> tuple[float, dict[str, dict[str, Any]]]:
+    def run(self, key: str, budget: str, seed: int, layers: str) -> tuple[float, dict[str, dict[str, Any]]]:
         """Train and score a method, unless that is done; return its learning rate and its scores on all tasks."""
         learning_rate = self.search(key, layers)
         title = f"{key}-{layers}" if key == "cut" else f"{key}-{layers}-{budget}-{learning_rate:g}-{seed}"

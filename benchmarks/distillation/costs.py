@@ -9,7 +9,7 @@ import torch
 
 from sensedict_hf import SKDStudentModel
 
-from .comparison import Comparison
+from .comparison import Comparison, layer_indices
 from .tasks import distill_model2vec, model2vec_encoders
 
 ROUNDS = 3
@@ -30,10 +30,10 @@ def print_costs(comparison: Comparison) -> None:
     }
     parameters = {"teacher": teacher.model.num_parameters(), "model2vec": static.embedding.size}
     for layers in options.layers:
-        student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=layers).eval()
+        student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=layer_indices(layers)).eval()
         student.config.residual = 0.5
         for output, assignment in {"raw": "none", "hard": "hard", "half": "soft"}.items():
-            name = f"{layers} layers, {output}"
+            name = f"layers {layers}, {output}"
             encoders[name] = partial(student.encode, assignment=assignment, show_progress_bar=False)
             parameters[name] = student.num_parameters()
 

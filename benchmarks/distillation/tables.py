@@ -46,7 +46,7 @@ def print_row(title: str, output: str, scores: dict[str, dict[str, Any]]) -> Non
     print(f"| {title} | {output} | {' | '.join(cells)} |", flush=True)
 
 
-def print_seeds(title: str, layers: int, runs: list[dict[str, dict[str, Any]]]) -> None:
+def print_seeds(title: str, layers: str, runs: list[dict[str, dict[str, Any]]]) -> None:
     """Print means over seeds, and the standard deviation of the average over all tasks."""
     for output in OUTPUTS:
         each = np.array([averages(output, scores) for scores in runs])

@@ -22,34 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..models.windows import SMALLEST_WIDTH, Windows, cut_windows
 from .alignment import ranges
-
-SMALLEST_WIDTH = 4  # tokens of a text in a window; fewer give no context
-
-
-@dataclass
-class Windows:
-    """Windows of texts; all arrays are `[windows]`.
-
-    A window shows the content tokens `start:stop` of a text and the special tokens around them. It owns the places
-    `own_start:own_stop` of the text. `start` and `stop` do not count special tokens, `own_start` and `own_stop` do.
-
-    Attributes:
-        text: Index of the text.
-        start: First content token that the window shows.
-        stop: End of the content tokens that the window shows.
-        own_start: First place that the window owns.
-        own_stop: End of the places that the window owns.
-    """
-
-    text: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    own_start: np.ndarray
-    own_stop: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.text)
 
 
 @dataclass
@@ -146,7 +120,7 @@ class TokenizedCorpus:
             last: Index after the last text. None: to the end of the corpus.
 
         Returns:
-            The windows, in the order of the texts.
+            The windows, in the order of the texts. What they own is counted with special tokens.
 
         Raises:
             ValueError: The special tokens leave too few tokens for the text.
@@ -158,21 +132,15 @@ class TokenizedCorpus:
                 f"max_length={max_length} leaves {max(0, width)} tokens for a text, next to {specials} special ones: "
                 f"choose {specials + SMALLEST_WIDTH} or more, or a shorter prompt"
             )
-        stride = width - width // 4
         lengths = np.diff(self.offsets[first : len(self) + 1 if last is None else last + 1])
-        content = lengths - specials
-        pieces = 1 + np.maximum(0, -(-(content - width) // stride))
-        text = np.repeat(np.arange(len(lengths)), pieces)
-        number = np.arange(len(text)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        is_first, is_last = number == 0, number == pieces[text] - 1
-        # The last window ends with the text; its overlap may be larger.
-        start = np.where(is_last, np.maximum(content[text] - width, 0), number * stride)
-        stop = np.minimum(start + width, content[text])
-        # The middle of an overlap divides the ownership.
-        border = (start[1:] + stop[:-1] + 1) // 2 + self.prefix
-        own_start = np.where(is_first, 0, np.concatenate([[0], border]))
-        own_stop = np.where(is_last, lengths[text], np.concatenate([border, [0]]))
-        return Windows(text + first, start, stop, own_start, own_stop)
+        windows = cut_windows(lengths - specials, width)
+        text, own_start, own_stop = windows.text, windows.own_start, windows.own_stop
+        # The first window of a text owns the special tokens before it, the last one those after it.
+        is_last = own_stop == (lengths - specials)[text]
+        windows.own_start = np.where(own_start == 0, 0, own_start + self.prefix)
+        windows.own_stop = np.where(is_last, lengths[text], own_stop + self.prefix)
+        windows.text = text + first
+        return windows
 
     def window_positions(self, text: int, start: int, stop: int) -> np.ndarray:
         """Return the positions that a window shows, special tokens included.

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -19,6 +20,7 @@ from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
 from ..models.loading import load_senses
 from ..models.teachers import check_teacher
+from ..retrieval.encoding import load_encoder as load_text_encoder
 from .teacher import TeacherArguments, check_device
 
 
@@ -47,8 +49,14 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output:  # a folder that cannot be made should not be found out after the work
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(options)
+    encode_queries = load_query_encoder(options)
     begin = time.perf_counter()
-    vectors = task.encode(encoder.encode, encoder.encode_words)
+    if encode_queries is None:
+        vectors = task.encode(encoder.encode, encoder.encode_words)
+    else:
+        queries, documents = task.inputs
+        vectors = [np.asarray(encode_queries(queries)), np.asarray(encoder.encode(documents))]
+        check_widths(options, vectors)
     speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
     scores = task.metric(*vectors)
 
@@ -61,9 +69,11 @@ def evaluate(options: argparse.Namespace) -> None:
     if encoder.residual and output != "none":
         output += f", residual {encoder.residual:g}"
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
-    cells = {"model": options.model, "output": output.replace("none", "raw"), **cells, **costs}
+    name = f"{options.query_model} on {options.model}" if encode_queries else options.model
+    cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
     if options.output:  # written first: printing may fail
         used = {"task": options.task, "model": options.model, "senses": options.senses}
+        used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
@@ -135,6 +145,30 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     if options.assignment or options.residual is not None:
         raise ValueError(f"{options.model} has no senses: --assignment and --residual need --senses")
     return Encoder(teacher.model, *encoders)
+
+
+def load_query_encoder(options: argparse.Namespace) -> Encode | None:
+    """Return the function that encodes the queries, if another model than that of the documents does.
+
+    Raises:
+        ValueError: The task has no queries, or the model is not there.
+    """
+    if options.query_model is None:
+        return None
+    if options.task != "retrieval":
+        raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
+    model = load_text_encoder(options.query_model, check_device(options.device))
+    return partial(model.encode, batch_size=options.batch_size)
+
+
+def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:
+    """Raise a ValueError if queries and documents cannot be compared."""
+    queries, documents = (each.shape[1] for each in vectors)
+    if queries != documents:
+        raise ValueError(
+            f"--query-model {options.query_model} returns {queries} dimensions, --model {options.model} returns "
+            f"{documents}: queries are compared with documents only in one space: choose a student of that model"
+        )
 
 
 def parameters(model: nn.Module) -> int:

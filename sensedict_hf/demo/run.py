@@ -17,7 +17,7 @@ from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, plot_senses, report_senses
 from ..distillation.labels import encode_senses
 from ..distillation.trainer import SKDTrainer
-from ..distillation.training_args import SKDTrainingArguments
+from ..distillation.training_args import WITH_LAYERS, SKDTrainingArguments
 from ..evaluation import SenseAgreement, evaluate_classification, sense_agreement
 from ..models.attaching import attach_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -29,6 +29,7 @@ TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 WORDS_SHOWN = ("bark", "mint", "bank")  # their senses are printed with contexts
 WORDS_DRAWN = ("bark", "mint")  # their senses are in the picture
 EPOCHS = 8
+OBJECTIVE = str(WITH_LAYERS["objective"])  # the default
 
 
 def run(output: Path, seed: int) -> dict[str, dict[str, float]]:
@@ -56,13 +57,13 @@ def run(output: Path, seed: int) -> dict[str, dict[str, float]]:
 
     # Two students: one learns senses too, the other one is the usual baseline.
     students = {}
-    for number, objective in enumerate((SKDTrainingArguments.objective, "mse"), start=2):
+    for number, objective in enumerate((OBJECTIVE, "mse"), start=2):
         print(
             f"\n{number}. A student with 2 of {teacher.model.config.num_hidden_layers} layers, objective {objective}",
             flush=True,
         )
         students[objective] = distill(teacher, senses, texts, objective, output, seed)
-    skd = students[SKDTrainingArguments.objective]
+    skd = students[OBJECTIVE]
 
     # A saved student works alone.
     skd.save_pretrained(output / "student")

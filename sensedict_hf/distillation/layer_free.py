@@ -1,16 +1,15 @@
-"""How students without layers are trained: on cached vectors of the teacher, without padding, with Adam on rows.
+"""How students without layers are trained: on cached vectors of the teacher, without padding.
 
 :class:`SKDTrainer` does the rest, as for other students.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.training_args import OptimizerNames
 
 from ..data import Texts
@@ -165,79 +164,3 @@ def layer_free_loss(
         cast(Tensor, tokens), inputs["vectors"][positions], texts, inputs["text_vectors"], *variances
     )
     return vector_loss(errors, weights), errors
-
-
-class RowAdam(torch.optim.Optimizer):
-    """Adam without weight decay that changes only those rows of tables whose gradient is not zero.
-
-    In groups with `is_table` the averages of the other rows wait too, as in `torch.optim.SparseAdam`. The gradient of
-    a table can be sparse or dense.
-
-    Args:
-        params: Parameters or groups of them. A group can have its own `lr` and `is_table`.
-        lr: Learning rate.
-        betas: Decay of the averages of gradients and of their squares.
-        eps: Added to the root of the latter.
-    """
-
-    def __init__(
-        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "is_table": False})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Change the parameters.
-
-        Args:
-            closure: Not used; schedulers and scalers of transformers pass none.
-        """
-        for group in self.param_groups:
-            beta, beta_square = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.tensor(0.0)
-                    state["average"] = torch.zeros_like(parameter)
-                    state["square_average"] = torch.zeros_like(parameter)
-                state["step"] += 1
-                step = int(state["step"])
-                rows, gradient = _changed_rows(parameter.grad) if group["is_table"] else (None, parameter.grad)
-                averages = [state["average"], state["square_average"]]
-                average, square_average = averages if rows is None else [table[rows] for table in averages]
-                average.lerp_(gradient, 1 - beta)
-                square_average.mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
-                root = square_average.sqrt().div_(math.sqrt(1 - beta_square**step)).add_(group["eps"])
-                rate = group["lr"] / (1 - beta**step)
-                if rows is None:
-                    parameter.addcdiv_(average, root, value=-rate)
-                else:
-                    averages[0][rows], averages[1][rows] = average, square_average
-                    parameter.index_add_(0, rows, average.div_(root), alpha=-rate)
-
-
-def _changed_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of a table that have a gradient, `[n]`, and their gradients, `[n, width]`."""
-    if gradient.is_sparse:
-        gradient = gradient.coalesce()
-        return gradient.indices()[0], gradient.values()
-    rows = gradient.any(1).nonzero().squeeze(1)
-    return rows, gradient[rows]
-
-
-def make_optimizer(model: nn.Module, args: SKDTrainingArguments) -> RowAdam:
-    """Make the optimizer: the tables learn at `table_learning_rate`, everything else at `learning_rate`."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trained if id(parameter) not in tables]},
-        {
-            "params": [parameter for parameter in trained if id(parameter) in tables],
-            "lr": args.table_learning_rate,
-            "is_table": True,
-        },
-    ]
-    betas = (args.adam_beta1, args.adam_beta2)
-    return RowAdam([group for group in groups if group["params"]], args.learning_rate, betas, args.adam_epsilon)

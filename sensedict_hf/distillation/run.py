@@ -85,8 +85,8 @@ def distill_student(
         output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
         args: Settings of the training; its `output_dir` is the folder of the student. Checkpoints are written as its
             `save_strategy` says.
-        num_hidden_layers: Number of first layers of the teacher that the student starts from. 0 makes a student
-            without layers.
+        num_hidden_layers: Number of layers of the teacher that the student starts from: the first ones and the last.
+            0 makes a student without layers.
         layers: Indices of the teacher's layers that the student starts from instead.
         backbone: Another model that the student starts from instead: a name, a folder, a model or a :class:`Teacher`.
             It must have the dictionary's tokenizer.
@@ -210,7 +210,7 @@ class StudentStart:
     """What a student starts from and what it returns; the arguments of :func:`distill_student`.
 
     Attributes:
-        num_hidden_layers: Number of first layers of the teacher.
+        num_hidden_layers: Number of layers of the teacher.
         layers: Or indices of the teacher's layers.
         backbone: Or another model.
         head: Kind of the head that is copied from a fine-tuned teacher.

@@ -29,10 +29,10 @@ from .layer_free import (
     encode_for,
     is_layer_free,
     layer_free_loss,
-    make_optimizer,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
 from .modes import sparse_gradients, without_dropout
+from .optimizer import make_optimizer
 from .training_args import SKDTrainingArguments
 from .vectors import TeacherVectors, Variances
 

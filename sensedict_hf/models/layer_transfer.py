@@ -96,12 +96,16 @@ def student_config(
     return SKDStudentConfig(text_config=text_config, sense_config=sense_config, **settings)
 
 
-def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> list[int]:
+def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer: int = -1) -> list[int]:
     """Return the indices of the layers to keep.
 
     Args:
-        num_hidden_layers: How many of the first layers to keep, or the indices of the layers to keep.
+        num_hidden_layers: How many layers to keep, or the indices of the layers to keep. A number keeps the first
+            layers and, from two on, the last one instead of the last of these: it makes the vectors that the student
+            learns. A single layer is the first.
         source: The model that the layers are taken from.
+        layer: Index of the hidden states that the dictionary was built from. The layer that makes them counts as the
+            last one.
 
     Returns:
         Indices of layers, counted from 0.
@@ -109,9 +113,15 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher) -> li
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total = source.model.config.num_hidden_layers
-    layers = list(range(num_hidden_layers)) if isinstance(num_hidden_layers, int) else list(num_hidden_layers)
-    if not layers or not all(0 <= layer < total for layer in layers):
+    total, number = source.model.config.num_hidden_layers, num_hidden_layers
+    if not isinstance(number, int):
+        layers = list(number)
+    elif 0 < number <= total:
+        last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
+        layers = [0] if number == 1 else [*range(number - 1), last]
+    else:
+        layers = []
+    if not layers or not all(0 <= index < total for index in layers):
         raise ValueError(
             f"num_hidden_layers={num_hidden_layers}: {source.name} has layers 0 to {total - 1}; give a number from 1 "
             f"to {total}, or a list of layers from 0 to {total - 1}"

@@ -71,7 +71,8 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             classifier: The fine-tuned model, such as a BERT for sequence classification: a name, a path or a loaded
                 model.
             senses: A sense dictionary built from this model. It is copied into the student.
-            num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
+            num_hidden_layers: How many of the teacher's layers to keep, the first ones and the last, or the indices of
+                the layers to keep.
             config: Other fields of :class:`SKDStudentConfig`. Labels and pooling are those of the teacher's head.
 
         Returns:

@@ -131,9 +131,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             teacher: The model that the dictionary was built from: a name, a path, a loaded model or a
                 :class:`Teacher`.
             senses: The sense dictionary, which is copied into the student.
-            num_hidden_layers: How many of the teacher's first layers to keep, or the indices of the layers to keep.
-                0 makes a student without layers: a :class:`LayerFreeModel` that starts with the teacher's mean vector
-                of each token.
+            num_hidden_layers: How many of the teacher's layers to keep, the first ones and the last, or the indices of
+                the layers to keep. 0 makes a student without layers: a :class:`LayerFreeModel` that starts with the
+                teacher's mean vector of each token.
             config: Other fields of :class:`SKDStudentConfig`, such as `assignment` or `residual`. For a student
                 without layers also the sizes in :class:`LayerFreeConfig`, such as `text_hidden_size`; it keeps the
                 dictionary only with `assignment="hard"` or `"soft"`.
@@ -158,7 +158,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         if num_hidden_layers == 0:
             return cls._without_layers(teacher, senses, config)
         refuse_quantized(teacher)
-        layers = choose_layers(num_hidden_layers, teacher)
+        layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))

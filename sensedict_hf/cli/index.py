@@ -1,0 +1,81 @@
+"""The subcommand `index`: build a sense index of texts, and search it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..data import iterate_texts, read_dataset
+from ..models.loading import load_senses
+from ..retrieval.encoding import load_encoder
+from ..retrieval.index import SenseIndex
+from ..retrieval.index_files import check_target
+from .teacher import check_device
+
+
+def index(options: argparse.Namespace) -> None:
+    """Build an index or search one."""
+    if options.action == "build":
+        build(options)
+    else:
+        search(options)
+
+
+def build(options: argparse.Namespace) -> None:
+    """Build an index, save it and print its size.
+
+    Raises:
+        ValueError: The output folder holds something already, or a column is missing.
+    """
+    output = Path(options.output)
+    check_target(output)
+    if (output / "config.json").exists():
+        raise ValueError(f"{output} holds an index already: give a new folder, or remove it first")
+    texts = read_dataset(options.texts)
+    for column in (options.text_column, options.id_column):
+        if column and column not in texts.column_names:
+            raise ValueError(f"there is no column {column!r}, only {', '.join(texts.column_names)}: name one of these")
+    made = SenseIndex.build(
+        load_encoder(options.model, check_device(options.device)),
+        load_senses(options.senses),
+        texts,
+        texts[options.id_column] if options.id_column else None,
+        text_column=options.text_column,
+        batch_size=options.batch_size,
+    )
+    made.save(output)
+    print(
+        f"{len(made):,} texts in {made.nbytes / 1e6:.1f} MB, and a table of {made.num_rows:,} rows: saved in {output}"
+    )
+    if made.num_own_rows:
+        print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
+
+
+def search(options: argparse.Namespace) -> None:
+    """Search an index for a question or for the texts of a file, and print what was found.
+
+    Raises:
+        ValueError: Neither or both are given, or `--explain` comes with `--json`.
+    """
+    if (options.question is None) == (not options.queries):
+        raise ValueError("give either a question or --queries")
+    if options.json and options.explain:
+        raise ValueError("--explain prints no JSON: leave out --json")
+    device = check_device(options.device)
+    loaded = SenseIndex.load(options.index, options.model and load_encoder(options.model, device))
+    if options.queries:
+        queries = list(iterate_texts(read_dataset(options.queries), options.text_column))
+    else:
+        queries = [options.question]
+    found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
+    for query, ids, values in zip(queries, found, scores.tolist()):
+        if options.json:
+            rounded = [round(value, 5) for value in values]
+            print(json.dumps({"query": query, "ids": ids, "scores": rounded}, ensure_ascii=False))
+            continue
+        if options.queries:
+            print(f"# {query}")
+        for name, value in zip(ids, values):
+            print(f"{value:.4f}\t{name}")
+        if options.explain:
+            for match in loaded.explain(query, ids[0]):
+                print(f"    {match.query_token} -> {match.document_token} (sense {match.sense_id}) {match.cosine:.3f}")

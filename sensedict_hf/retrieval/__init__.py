@@ -1,0 +1,1 @@
+"""The sense index: documents kept as senses, and searched by late interaction."""

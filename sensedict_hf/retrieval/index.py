@@ -1,0 +1,397 @@
+"""The sense index: search by late interaction, over documents that are kept as senses."""
+
+import os
+from collections.abc import Iterable, Sized
+from importlib.metadata import version
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.utils import logging
+from transformers.utils.logging import tqdm
+
+from ..data import Texts, iterate_texts
+from ..models.loading import load_senses
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import Teacher
+from .document_rows import DocumentRows, best_documents
+from .encoding import CHUNK, Model, encode_documents, encode_queries, load_encoder, source_of
+from .explaining import Match, tokens_of_rows
+from .index_files import check_ids, check_target, pack_ids, read_documents, read_manifest, unpack_ids, write_index
+from .own_rows import OwnRows
+from .token_vectors import TokenEncoder
+
+logger = logging.get_logger(__name__)
+
+
+class SenseIndex:
+    """Search documents by late interaction, at about two bytes a token. Make one with :meth:`build` or :meth:`load`.
+
+    A document is the list of the senses of its tokens, as row numbers of one table. A query keeps the vectors of its
+    tokens. The score of a document is the sum, over the tokens of the query, of the largest cosine with a token of the
+    document (MaxSim, Khattab and Zaharia, "ColBERT", SIGIR 2020). A token of a document can only be a row of the
+    table, so one product of query and table has all cosines, and scoring a document is looking them up.
+
+    Special tokens and the prompt of the model are in neither documents nor queries.
+
+    Attributes:
+        senses: The dictionary.
+        ids: The ids of the documents, in the order in which they were added.
+
+    Example:
+        >>> from sensedict_hf import SenseIndex
+        >>> index = SenseIndex.build(teacher, senses, texts[:50])
+        >>> len(index)
+        50
+        >>> ids, scores = index.search(texts[7], top_k=3)
+        >>> ids[0], scores.shape
+        (7, (3,))
+    """
+
+    def __init__(
+        self,
+        senses: SenseEmbeddingModel,
+        own_rows: OwnRows,
+        documents: DocumentRows,
+        ids: list[str] | list[int],
+        model: Teacher | SKDStudentModel | str,
+    ) -> None:
+        self.senses, self.ids = senses, ids
+        self._own_rows, self._documents, self._model = own_rows, documents, model
+        self._units: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __repr__(self) -> str:
+        return f"SenseIndex({len(self):,} documents, {self.num_rows:,} rows, {self.nbytes / 1e6:.1f} MB)"
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of the table: all senses of the dictionary, and one for each token that has none."""
+        return self.senses.config.num_senses + len(self._own_rows)
+
+    @property
+    def num_own_rows(self) -> int:
+        """How many tokens without senses have got a row of their own."""
+        return len(self._own_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the documents in bytes, without the table, which does not grow with them."""
+        return self._documents.rows.nbytes + self._documents.offsets.nbytes
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        senses: SenseEmbeddingModel,
+        documents: Texts,
+        ids: Iterable[str] | Iterable[int] | None = None,
+        *,
+        text_column: str = "text",
+        batch_size: int = 32,
+    ) -> "SenseIndex":
+        """Build an index.
+
+        A document that the model cannot read as a whole is cut into windows. A token that the dictionary has no senses
+        for gets a row of its own: the mean of its vectors.
+
+        Args:
+            model: What encodes the documents: the teacher of the dictionary or a student, as a model, name or folder.
+            senses: The dictionary. It may have been built from other texts than the documents.
+            documents: A list or iterable of strings, or a dataset with a text column. They are read in batches.
+            ids: Strings or integers, one for each document and all different. Default: 0, 1, 2 ...
+            text_column: Name of the text column of a dataset.
+            batch_size: Windows in a forward pass.
+
+        Returns:
+            The index, in memory.
+
+        Raises:
+            ValueError: The dictionary is of another model, a document is no string or has no tokens, or the ids are
+                not unique, of two kinds, or not as many as the documents.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(student, senses, ["River bank.", "Savings bank."], ids=["river", "money"])
+            >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
+            ['money']
+        """
+        nothing = DocumentRows.join([], senses.config.num_senses)
+        index = cls(senses, OwnRows(senses.config.hidden_size), nothing, [], load_encoder(model))
+        index.add(documents, ids, text_column=text_column, batch_size=batch_size)
+        return index
+
+    def add(
+        self,
+        documents: Texts,
+        ids: Iterable[str] | Iterable[int] | None = None,
+        *,
+        model: Model | None = None,
+        text_column: str = "text",
+        batch_size: int = 32,
+    ) -> None:
+        """Add documents. After an error the index is as it was before.
+
+        Args:
+            documents: As in :meth:`build`.
+            ids: As in :meth:`build`; they must also differ from the ids in the index. Default: the integers that
+                follow the largest one.
+            model: What encodes the documents. Default: the model that the index was built with.
+            text_column: Name of the text column of a dataset.
+            batch_size: Windows in a forward pass.
+
+        Raises:
+            ValueError: As in :meth:`build`.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, texts[:5])
+            >>> index.add(texts[5:8])
+            >>> index.ids
+            [0, 1, 2, 3, 4, 5, 6, 7]
+        """
+        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size)
+        if ids is None and self.ids and isinstance(self.ids[0], str):
+            raise ValueError("the ids of the index are strings: give ids= for the new documents too")
+        size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
+        if isinstance(ids, Sized) and size is not None and len(ids) != size:
+            raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
+        largest = max(self.ids, default=-1) if ids is None else -1
+        given = iter(ids) if ids is not None else count(int(largest) + 1)
+
+        # Encode in chunks, with a copy of the own rows that replaces them at the end.
+        own_rows, parts = self._own_rows.copy(), [self._documents]
+        new_ids, seen = list[Any](self.ids), set(self.ids)
+        reader = iterate_texts(documents, text_column)
+        with tqdm(
+            total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64
+        ) as progress:
+            while chunk := list(islice(reader, CHUNK)):
+                chosen = list(islice(given, len(chunk)))
+                check_ids(chosen, new_ids[:1], seen, len(chunk))
+                new_ids += chosen
+                parts.append(
+                    encode_documents(encoder, self.senses, own_rows, chunk, len(new_ids) - len(self.ids) - len(chunk))
+                )
+                progress.update(len(chunk))
+        if ids is not None and next(given, None) is not None:
+            raise ValueError(
+                f"there are more ids than the {len(new_ids) - len(self.ids)} documents: give one for each"
+            )
+        added = len(own_rows) - len(self._own_rows)
+        self._own_rows, self.ids, self._units = own_rows, new_ids, None
+        self._documents = DocumentRows.join(parts, self.num_rows)
+        if added:
+            logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
+
+    def remove(self, ids: Iterable[str] | Iterable[int]) -> None:
+        """Remove documents.
+
+        Args:
+            ids: Their ids.
+
+        Raises:
+            ValueError: The index has no document with one of the ids.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, texts[:5])
+            >>> index.remove([1, 3])
+            >>> index.ids
+            [0, 2, 4]
+        """
+        if isinstance(ids, str):
+            raise ValueError(f"ids is one string ({ids!r:.40}): pass a list")
+        unwanted: set[str | int] = set(ids)
+        if unknown := unwanted - set(self.ids):
+            raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
+        is_kept = np.array([name not in unwanted for name in self.ids], dtype=bool)
+        self._documents = self._documents.keep(is_kept)
+        self.ids = [name for name in self.ids if name not in unwanted]  # type: ignore[assignment]  # of one kind
+
+    def search(
+        self,
+        queries: str | Iterable[str],
+        top_k: int = 10,
+        *,
+        model: Model | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+    ) -> tuple[list[Any], NDArray[np.float32]]:
+        """Find the documents with the largest scores. All documents are scored.
+
+        Args:
+            queries: One text or many.
+            top_k: How many documents to return for each query; all if the index has fewer.
+            model: What encodes the queries: the teacher of the dictionary or a student. Default: the model that the
+                index was built with.
+            prompt_name: Name of the prompt of the model for queries.
+            batch_size: Queries in a forward pass.
+
+        Returns:
+            The ids, best first, and their scores, float32. For one text a list of ids and `[top_k]`, for many a list
+            of such lists and `[queries, top_k]`. Of equal scores the document that was added earlier comes first.
+
+        Raises:
+            ValueError: A query is no string or has no tokens, the index is empty, or `top_k` is below 1.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, texts[:50])
+            >>> ids, scores = index.search([texts[3], texts[4]], top_k=2)
+            >>> [best[0] for best in ids], scores.shape
+            ([3, 4], (2, 2))
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: it must be at least 1")
+        if not len(self):
+            raise ValueError("the index has no documents: add some first")
+        top_k = min(top_k, len(self))
+        ids, scores = [], []
+        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
+        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
+            found = self._documents.scores(self._cosines(vectors))
+            best = best_documents(found, top_k)
+            ids.append([self.ids[number] for number in best.tolist()])
+            scores.append(found[best])
+        if isinstance(queries, str):
+            return ids[0], scores[0]
+        return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
+
+    def explain(
+        self, query: str, document: str | int, *, model: Model | None = None, prompt_name: str | None = None
+    ) -> list[Match]:
+        """Return what each token of a query matched in a document. The cosines sum up to the score.
+
+        Args:
+            query: The query.
+            document: The id of the document.
+            model: As in :meth:`search`.
+            prompt_name: As in :meth:`search`.
+
+        Raises:
+            ValueError: The query has no tokens, or the index has no such document.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, ["The bank of the river.", "Money in the bank."])
+            >>> for match in index.explain("river bank", 0):
+            ...     print(match.query_token, match.document_token)
+            river river
+            bank bank
+        """
+        if document not in self.ids:
+            raise ValueError(f"the index has no document {document!r}: check the id")
+        encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
+        tokens, vectors = next(encode_queries(encoder, [query]))
+        rows = self._documents.of_document(self.ids.index(document)).astype(np.int64)  # type: ignore[arg-type]
+        cosines = self._cosines(vectors)[rows]
+        best = torch.from_numpy(rows[cosines.argmax(axis=0)])
+
+        found, sense_ids = tokens_of_rows(best, self.senses, self._own_rows)
+        convert = encoder.tokenizer.convert_ids_to_tokens
+        columns = convert(tokens.tolist()), convert(found.tolist()), sense_ids.tolist(), cosines.max(axis=0).tolist()
+        return [Match(*match) for match in zip(*columns)]
+
+    def _cosines(self, vectors: Tensor) -> NDArray[np.float32]:
+        """Return the cosine of every row with every vector of a query, `[rows, tokens]`."""
+        if self._units is None:
+            own = self._own_rows.vectors.to(torch.float32)
+            self._units = F.normalize(torch.cat([self.senses.dequantized().float().cpu(), own]), dim=-1)
+        cosines: NDArray[np.float32] = (self._units @ F.normalize(vectors, dim=-1).T).numpy()
+        return cosines
+
+    def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
+        """Return a model to encode with; by default the one that the index was built with, which is loaded once."""
+        if model is not None:
+            return load_encoder(model)
+        if isinstance(self._model, str):
+            if not self._model:
+                raise ValueError("the index does not know where its model came from: pass it as model=")
+            try:
+                self._model = load_encoder(self._model)
+            except OSError as error:
+                raise ValueError(
+                    f"the index was built with the model {self._model}, which is not there: pass it as model="
+                ) from error
+        return self._model
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save the index with its dictionary. The model is not saved, only its name.
+
+        Args:
+            folder: A new folder, or that of an index, which is replaced. An interruption leaves the old index whole.
+
+        Raises:
+            ValueError: The folder holds something else, or an index of another dictionary.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> SenseIndex.build(teacher, senses, texts[:5]).save("index")
+            >>> len(SenseIndex.load("index", model=teacher))
+            5
+        """
+        folder = Path(folder)
+        check_target(folder)
+        fingerprint = self.senses.fingerprint()
+        if (folder / "config.json").is_file():
+            if read_manifest(folder)["senses_fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{folder} holds an index of another dictionary: give a new folder, or remove it first"
+                )
+        else:
+            self.senses.save_pretrained(folder / "senses")
+        rows, own_rows = self._documents, self._own_rows
+        tensors = {
+            "rows": torch.from_numpy(np.ascontiguousarray(rows.rows)),
+            "offsets": torch.from_numpy(rows.offsets),
+            "own_tokens": own_rows.tokens,
+            "own_vectors": own_rows.vectors.to(torch.float32),
+            **pack_ids(self.ids),
+        }
+        manifest = {
+            "num_documents": len(self),
+            "num_entries": len(rows.rows),
+            "num_own_rows": len(own_rows),
+            "ids": "strings" if self.ids and isinstance(self.ids[0], str) else "integers",
+            "model": self._model if isinstance(self._model, str) else source_of(self._model),
+            "senses_fingerprint": fingerprint,
+            "sensedict_version": version("sensedict_hf"),
+        }
+        write_index(folder, manifest, tensors)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: Model | None = None) -> "SenseIndex":
+        """Load an index. Its documents stay mapped from the file.
+
+        Args:
+            folder: The folder of the index.
+            model: What encodes queries. Default: the model that the index was built with, loaded when it is needed.
+
+        Raises:
+            ValueError: The folder holds no finished index, or one that was changed.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> SenseIndex.build(teacher, senses, texts[:5], ids=list("abcde")).save("letters")
+            >>> SenseIndex.load("letters", model=teacher).search(texts[2], top_k=1)[0]
+            ['c']
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        senses = load_senses(folder / "senses")
+        if senses.fingerprint() != manifest["senses_fingerprint"]:
+            raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
+        tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
+        documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
+        own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
+        found = manifest["model"] if model is None else load_encoder(model)
+        return cls(senses, own_rows, documents, unpack_ids(tensors), found)

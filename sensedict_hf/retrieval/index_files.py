@@ -1,0 +1,211 @@
+"""The folder of a sense index: how it is written, checked and read.
+
+    config.json                      what the index is, and which of the other files belong to it; written last
+    documents-DIGEST.safetensors     rows, offsets and ids of the documents, and the rows that the index has added
+    senses/                          the dictionary, with its tokenizer
+
+A new version of the documents gets a new name. So an interruption leaves the old index as it was.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..models.fingerprints import digest_tensors
+from .document_rows import rows_dtype
+
+KIND = "sense_index"
+FORMAT = 1
+# The fields of config.json.
+FIELDS = {
+    "kind": str,
+    "format": int,
+    "documents": str,
+    "num_documents": int,
+    "num_entries": int,
+    "num_own_rows": int,
+    "ids": str,
+    "model": str,
+    "senses_fingerprint": str,
+    "sensedict_version": str,
+}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check the manifest of an index.
+
+    Args:
+        folder: The folder of the index.
+
+    Raises:
+        ValueError: The folder holds no finished index, or the manifest was changed.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no finished sense index (there is no config.json): build or save it again")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): build the index again") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise ValueError(f"{folder} holds something else than a sense index: give the folder of one")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"the index in {folder} has format {manifest.get('format')}, this version reads {FORMAT}: use the version "
+            "of sensedict_hf that wrote it, or build the index again"
+        )
+    wrong = sorted(name for name, kind in FIELDS.items() if type(manifest.get(name)) is not kind)
+    wrong += sorted(manifest.keys() - FIELDS.keys())
+    if wrong:
+        raise ValueError(f"{path} is damaged (wrong fields: {', '.join(wrong)}): build the index again")
+    if Path(manifest["documents"]).name != manifest["documents"]:
+        raise ValueError(f"{path} names a file outside of its folder: build the index again")
+    return manifest
+
+
+def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, hidden_size: int) -> dict[str, Tensor]:
+    """Open the documents of an index as memory-mapped tensors, and check their shapes.
+
+    Args:
+        folder: The folder of the index.
+        manifest: Its manifest.
+        num_senses: Senses of its dictionary.
+        hidden_size: Width of the senses.
+
+    Raises:
+        ValueError: The file is missing, does not fit the manifest, or has a number outside its range.
+    """
+    path = folder / manifest["documents"]
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path} ({error}): build the index again") from error
+    documents, own = manifest["num_documents"], manifest["num_own_rows"]
+    short = rows_dtype(num_senses + own) is np.uint16
+    expected = {
+        "rows": (torch.uint16 if short else torch.int32, (manifest["num_entries"],)),
+        "offsets": (torch.int64, (documents + 1,)),
+        "own_tokens": (torch.int64, (own,)),
+        "own_vectors": (torch.float32, (own, hidden_size)),
+    }
+    if manifest["ids"] == "integers":
+        expected["ids"] = (torch.int64, (documents,))
+    else:
+        expected["id_ends"] = (torch.int64, (documents,))
+        expected["id_bytes"] = (torch.uint8, (int(tensors["id_ends"][-1]) if len(tensors.get("id_ends", ())) else 0,))
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    offsets = tensors.get("offsets")
+    if found != expected or offsets is None or offsets[0] != 0 or offsets[-1] != manifest["num_entries"]:
+        raise ValueError(f"{path} does not fit {folder / 'config.json'}: build the index again")
+    if not bool((offsets.diff() > 0).all()):
+        raise ValueError(f"{path} has documents without tokens: build the index again")
+    rows = tensors["rows"].numpy()
+    if len(rows) and not 0 <= rows.min() <= rows.max() < num_senses + own:
+        raise ValueError(f"{path} has rows outside the table, which has {num_senses + own}: build the index again")
+    if not bool(tensors["own_vectors"].isfinite().all()):
+        raise ValueError(f"{path} has rows with values that are not finite: build the index again")
+    return tensors
+
+
+def write_index(folder: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write documents and manifest, the manifest last.
+
+    Args:
+        folder: The folder of the index, where the dictionary is already.
+        manifest: All fields but `kind`, `format` and `documents`.
+        tensors: The documents.
+    """
+    name = f"documents-{digest_tensors(KIND, tensors)}.safetensors"
+    partial = folder / f"{name}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / name)
+    text = json.dumps({"kind": KIND, "format": FORMAT, "documents": name, **manifest}, indent=2)
+    partial = folder / "config.json.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, folder / "config.json")
+    for old in folder.glob("documents-*"):
+        if old.name != name:
+            old.unlink()
+
+
+def check_target(folder: Path) -> None:
+    """Check that an index may be saved in a folder: it is new or empty, or holds an index.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    config = folder / "config.json"
+    is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
+    # A first save that was interrupted has left these.
+    is_ours = [path.name == "senses" or path.name.startswith("documents-") for path in folder.iterdir()]
+    is_unfinished = not config.exists() and all(is_ours)
+    if not is_index and not is_unfinished:
+        raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
+
+
+def pack_ids(ids: Sequence[str] | Sequence[int]) -> dict[str, Tensor]:
+    """Return ids as tensors.
+
+    Args:
+        ids: Strings or integers.
+    """
+    if not ids or not isinstance(ids[0], str):
+        return {"ids": torch.tensor(ids, dtype=torch.int64)}
+    encoded = [str(name).encode() for name in ids]
+    ends = torch.tensor([len(name) for name in encoded]).cumsum(0)
+    return {"id_bytes": torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()), "id_ends": ends}
+
+
+def unpack_ids(tensors: Mapping[str, Tensor]) -> list[str] | list[int]:
+    """Return the ids in tensors from :func:`pack_ids`.
+
+    Args:
+        tensors: The tensors.
+    """
+    if "ids" in tensors:
+        numbers: list[int] = tensors["ids"].tolist()
+        return numbers
+    ends: NDArray[np.int64] = tensors["id_ends"].numpy()
+    text, begins = tensors["id_bytes"].numpy().tobytes(), np.append(0, ends[:-1])
+    return [text[begin:end].decode() for begin, end in zip(begins.tolist(), ends.tolist())]
+
+
+def check_ids(ids: Sequence[object], others: Sequence[object], seen: set[object], size: int) -> None:
+    """Check the ids of some documents, and add them to those that were seen.
+
+    Args:
+        ids: The ids.
+        others: Ids that are in the index already; the first one tells their kind.
+        seen: All ids that are in the index or were checked before.
+        size: Number of documents.
+
+    Raises:
+        ValueError: They are too few, of two kinds, or not unique.
+    """
+    if len(ids) < size:
+        raise ValueError("there are fewer ids than documents: give one for each")
+    kind = str if isinstance(next(chain(others, ids), 0), str) else int
+    for name in ids:
+        if type(name) is not kind:
+            raise ValueError(f"id {name!r} is a {type(name).__name__}: ids are all strings or all integers")
+        if name in seen:
+            raise ValueError(f"id {name!r} is given twice: ids must differ")
+        seen.add(name)

@@ -1,0 +1,324 @@
+"""The sense index, against late interaction on the replaced vectors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
+from sensedict_hf.cli import main
+from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
+from sensedict_hf.retrieval.encoding import encode_queries
+from sensedict_hf.retrieval.token_vectors import TokenEncoder
+
+QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
+
+
+@pytest.fixture
+def senses(bert, texts):
+    return build_sense_dictionary(bert, texts, budget=60)
+
+
+@pytest.fixture
+def index(bert, senses, texts):
+    return SenseIndex.build(bert, senses, texts)
+
+
+def late_interaction(model, senses, documents, queries):
+    """The scores by definition, with one vector a token: `[queries, documents]`."""
+    encoder = TokenEncoder(model, senses)
+    replaced = []
+    for tokens, vectors in encode_queries(encoder, documents):
+        output = senses(tokens[None], vectors[None], assignment="hard")
+        replaced.append(F.normalize(output.hidden_states[0].float(), dim=-1))
+    scores = [
+        [float((F.normalize(vectors, dim=-1) @ document.T).amax(1).sum()) for document in replaced]
+        for _, vectors in encode_queries(encoder, queries)
+    ]
+    return np.array(scores)
+
+
+def test_scores_are_those_of_late_interaction(bert, senses, index, texts):
+    expected = late_interaction(bert, senses, texts, QUERIES)
+    ids, scores = index.search(QUERIES, top_k=len(texts))
+    assert scores.dtype == np.float32 and index.num_own_rows == 0
+    for best, found, reference in zip(ids, scores, expected):
+        assert sorted(best) == list(range(len(texts)))
+        np.testing.assert_allclose(found, reference[best], atol=1e-5)
+        assert (np.diff(found) <= 0).all()
+
+
+def test_special_tokens_are_left_out(bert, senses):
+    encoder = TokenEncoder(bert, senses)
+    tokens, vectors = next(encode_queries(encoder, ["w5 w6"]))
+    assert tokens.tolist() == bert.tokenizer("w5 w6", add_special_tokens=False)["input_ids"]
+    full = bert.last_hidden_state(torch.tensor([bert.tokenizer("w5 w6")["input_ids"]]))[0, 1:-1]
+    torch.testing.assert_close(vectors, full)
+
+
+def test_one_query_and_ties(bert, senses):
+    index = SenseIndex.build(bert, senses, ["w1 w2", "w25", "w1 w2", "w25", "w25"], ids=["e", "d", "c", "b", "a"])
+    ids, scores = index.search("w25", top_k=3)
+    assert ids == ["d", "b", "a"] and scores.shape == (3,) and scores[0] == scores[2]
+    assert index.search(["w25"], top_k=2)[0] == [["d", "b"]]
+    assert index.search("w25", top_k=50)[1].shape == (5,)
+    assert index.search([])[1].shape == (0, 5)
+
+
+def test_tokens_without_senses_get_rows(bert, texts):
+    few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
+    index = SenseIndex.build(bert, few, texts)
+    assert index.num_own_rows == 25 and index.num_rows == few.config.num_senses + 25
+    before = index.search(QUERIES, top_k=60)
+    match = index.explain("w27", index.search("w27", top_k=1)[0][0])[0]
+    assert match.document_token == "w27" and match.sense_id == -1 and match.cosine > 0.5
+    # Rows that are there do not change when documents are added.
+    index.add(["w27 w27 w26"])
+    index.remove([60])
+    for one, other in zip(index.search(QUERIES, top_k=60)[1], before[1]):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_long_documents_are_cut_into_windows(bert, senses):
+    words = [f"w{number % 28}" for number in range(150)]
+    encoder = TokenEncoder(bert, senses)
+    (row,) = encoder.tokenize([" ".join(words)])
+    assert sum(len(batch.token_ids) for batch in encoder.batches([row])) == 150  # every token once
+    (tokens, _), *_ = encode_queries(encoder, [" ".join(words)])
+    assert sorted(tokens.tolist()) == sorted(row)
+    index = SenseIndex.build(bert, senses, [" ".join(words[:140]) + " w9", "w1"])
+    assert index.explain("w9", 0)[0].cosine > 0
+
+
+def test_explain(index, texts):
+    ids, scores = index.search(QUERIES[0], top_k=1)
+    matches = index.explain(QUERIES[0], ids[0])
+    assert [match.query_token for match in matches] == QUERIES[0].split()
+    assert sum(match.cosine for match in matches) == pytest.approx(float(scores[0]), abs=1e-5)
+    for match in matches:
+        assert match.document_token in texts[ids[0]].split()
+        assert 0 <= match.sense_id < len(index.senses.senses_of(match.document_token))
+
+
+def test_add_and_remove(bert, senses, index, texts):
+    grown = SenseIndex.build(bert, senses, texts[:20])
+    grown.add(iter(texts[20:]))
+    assert grown.ids == list(range(60)) and (grown.search(QUERIES)[1] == index.search(QUERIES)[1]).all()
+    grown.remove(range(0, 60, 2))
+    odd = SenseIndex.build(bert, senses, texts[1::2], ids=range(1, 60, 2))
+    assert grown.search(QUERIES)[0] == odd.search(QUERIES)[0]
+    assert grown.nbytes == odd.nbytes < index.nbytes
+    with pytest.raises(ValueError, match="999"):
+        grown.remove([999])
+    grown.remove(list(grown.ids))
+    with pytest.raises(ValueError, match="no documents"):
+        grown.search("w1")
+
+
+def test_a_failed_add_changes_nothing(index):
+    before = index.search(QUERIES)[1]
+    for documents, ids, message in [
+        (["w1", ""], None, "document 1 .* no tokens"),
+        (["w1", 3], None, "not a string"),
+        ("w1", None, "one string"),
+        (["w1", "w2"], [70, 70], "twice"),
+        (["w1"], [5], "twice"),
+        (["w1"], ["a"], "all strings or all integers"),
+        (["w1"], [True], "bool"),
+        (["w1", "w2"], [70], "1 ids for 2"),
+        (["w1", "w2"], iter([70]), "fewer ids"),
+        (["w1"], iter([70, 71]), "more ids"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            index.add(documents, ids)
+        assert len(index) == len(index.ids) == 60
+    assert (index.search(QUERIES)[1] == before).all()
+
+
+def test_bad_queries(index):
+    for arguments, message in [(("w1", 0), "top_k=0"), (("",), "no tokens"), (([3],), "not a string")]:
+        with pytest.raises(ValueError, match=message):
+            index.search(*arguments)
+    with pytest.raises(ValueError, match="no document"):
+        index.explain("w1", 60)
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_saved_and_loaded(bert, senses, texts, tmp_path, kind):
+    index = SenseIndex.build(bert, senses, texts, ids=[kind(number) for number in range(60)])
+    index.save(tmp_path / "index")
+    loaded = SenseIndex.load(tmp_path / "index", model=bert)
+    assert loaded.ids == index.ids and loaded.search(QUERIES)[0] == index.search(QUERIES)[0]
+    assert (loaded.search(QUERIES)[1] == index.search(QUERIES)[1]).all()
+    # A changed index replaces the saved one, also while its file is mapped.
+    loaded.remove(loaded.ids[:30])
+    loaded.save(tmp_path / "index")
+    assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 30 == len(loaded)
+    assert len(list((tmp_path / "index").glob("documents-*"))) == 1
+    with pytest.raises(ValueError, match="does not know where its model"):
+        SenseIndex.load(tmp_path / "index").search("w1")
+
+
+def test_the_model_is_found_by_its_name(teacher_folder, senses, bert, texts, tmp_path):
+    SenseIndex.build(teacher_folder, senses, texts).save(tmp_path / "index")
+    loaded = SenseIndex.load(tmp_path / "index")
+    assert loaded.search(QUERIES)[0] == SenseIndex.build(bert, senses, texts).search(QUERIES)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "model"),
+        ("format", 2),
+        ("num_documents", 59),
+        ("num_documents", "60"),
+        ("num_entries", 3),
+        ("num_own_rows", 1),
+        ("ids", "strings"),
+        ("documents", "../documents.safetensors"),
+        ("documents", "other.safetensors"),
+        ("senses_fingerprint", "0"),
+        ("unknown", 1),
+    ],
+)
+def test_a_changed_manifest_is_refused(index, tmp_path, name, value):
+    index.save(tmp_path / "index")
+    path = tmp_path / "index" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match="index"):
+        SenseIndex.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("rows", lambda rows: rows.to(torch.int32).clamp_min(60).to(rows.dtype), "rows outside the table"),
+        ("offsets", lambda offsets: offsets.index_fill(0, torch.tensor([1]), 0), "documents without tokens"),
+        ("own_vectors", lambda vectors: torch.full_like(vectors, float("nan")), "not finite"),
+    ],
+)
+def test_changed_documents_are_refused(bert, texts, tmp_path, name, change, message):
+    few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
+    SenseIndex.build(bert, few, texts).save(tmp_path / "index")
+    (path,) = (tmp_path / "index").glob("documents-*")
+    tensors = load_file(path)
+    save_file(tensors | {name: change(tensors[name].clone())}, path)
+    with pytest.raises(ValueError, match=message):
+        SenseIndex.load(tmp_path / "index")
+
+
+def test_a_first_save_that_was_interrupted_can_be_repeated(index, bert, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            index.save(tmp_path / "index")
+    assert list((tmp_path / "index").glob("*.partial"))
+    index.save(tmp_path / "index")
+    assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 60
+    assert not list((tmp_path / "index").glob("*.partial"))
+
+
+def test_vectors_that_are_not_finite_are_refused(bert, senses, texts):
+    bert.model.encoder.layer[-1].output.LayerNorm.bias.data[0] = float("nan")
+    encoder = TokenEncoder(bert, senses)
+    with pytest.raises(ValueError, match="not finite"):
+        next(encoder.batches(encoder.tokenize(texts)))
+
+
+def test_folders_of_something_else(index, senses, tmp_path):
+    senses.save_pretrained(tmp_path / "senses")
+    with pytest.raises(ValueError, match="not empty"):
+        index.save(tmp_path / "senses")
+    with pytest.raises(ValueError, match="something else"):
+        SenseIndex.load(tmp_path / "senses")
+    with pytest.raises(ValueError, match="no finished sense index"):
+        SenseIndex.load(tmp_path / "nothing")
+
+
+def test_an_interrupted_save_leaves_the_old_index(index, bert, tmp_path, monkeypatch):
+    index.save(tmp_path / "index")
+    index.add(["w1"])
+
+    def fail(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        index.save(tmp_path / "index")
+    assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 60
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_students_encode_documents_and_queries(bert, senses, texts, layers):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=layers)
+    index = SenseIndex.build(student, senses, texts)
+    expected = late_interaction(student, senses, texts, QUERIES)
+    np.testing.assert_allclose(index.search(QUERIES)[1][:, 0], expected.max(axis=1), atol=1e-5)
+    by_teacher = index.search(QUERIES, model=bert)[1]
+    assert by_teacher.shape == (3, 10) and not np.allclose(by_teacher, index.search(QUERIES)[1])
+
+
+def test_a_dictionary_of_another_model_is_refused(bert, senses, texts):
+    other = build_sense_dictionary(bert, texts, budget=60, layer=1)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    with pytest.raises(ValueError, match="layer differs"):
+        SenseIndex.build(student, other, texts)
+    senses.config.tokenizer_fingerprint = "0"
+    with pytest.raises(ValueError, match="tokenizer"):
+        SenseIndex.build(bert, senses, texts)
+
+
+def test_blocks_and_wide_rows(monkeypatch):
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 9, 40)
+    documents, rows = np.repeat(np.arange(40), sizes), generator.integers(0, 70_000, sizes.sum())
+    lists = DocumentRows.join([DocumentRows.of(documents, rows, 40)], 70_000)
+    assert lists.rows.dtype == rows_dtype(70_000) == np.int32 and rows_dtype(65_536) == np.uint16
+    cosines = generator.normal(size=(70_000, 3)).astype(np.float32)
+    expected = [cosines[rows[documents == number]].max(axis=0).sum() for number in range(40)]
+    for elements in (1, 30, 1 << 20):
+        monkeypatch.setattr("sensedict_hf.retrieval.document_rows.BLOCK_ELEMENTS", elements)
+        np.testing.assert_allclose(lists.scores(cosines), expected, rtol=1e-6)
+
+
+def test_best_documents():
+    scores = np.array([1, 3, 2, 3, 0, 3], dtype=np.float32)
+    assert best_documents(scores, 2).tolist() == [1, 3]
+    assert best_documents(scores, 6).tolist() == [1, 3, 5, 2, 0, 4]
+
+
+def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
+    senses.save_pretrained(tmp_path / "senses")
+    rows = [json.dumps({"name": f"d{number}", "text": text}) for number, text in enumerate(texts)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
+
+    def run(*arguments):
+        status = main(["index", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    build = ["build", "--model", teacher_folder, "--senses", tmp_path / "senses", "--texts", tmp_path / "texts.jsonl"]
+    build += ["--output", tmp_path / "index", "--device", "cpu"]
+    status, _, err = run(*build, "--id-column", "number")
+    assert status == 2 and "no column 'number'" in err
+    status, out, _ = run(*build, "--id-column", "name")
+    assert status == 0 and "60 texts" in out
+    status, _, err = run(*build)
+    assert status == 2 and "holds an index already" in err
+
+    expected, scores = SenseIndex.load(tmp_path / "index").search(QUERIES, top_k=3)
+    search = ["search", tmp_path / "index"]
+    status, out, _ = run(*search, "--queries", tmp_path / "queries.txt", "--json", "--top-k", 3)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row["ids"] for row in found] == expected and [row["query"] for row in found] == QUERIES
+    np.testing.assert_allclose([row["scores"] for row in found], scores, atol=1e-4)
+    status, out, _ = run(*search, QUERIES[0], "--explain")
+    assert status == 0 and out.splitlines()[0] == f"{scores[0, 0]:.4f}\t{expected[0][0]}" and "w20 -> w" in out
+    for wrong in [[], ["w1", "--queries", tmp_path / "queries.txt"], ["w1", "--json", "--explain"]]:
+        assert run(*search, *wrong)[0] == 2
