@@ -1,8 +1,11 @@
 """Reading rows from files: the file that is named, and strings as they were written."""
 
 import csv
+import glob
 import json
+import os
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +30,56 @@ ROWS = 1000
 LONGEST_CELL = 2**31 - 1
 
 
-def read_files(paths: list[str], *, streaming: bool) -> Dataset | IterableDataset:
-    """Read files of one kind as a dataset.
-
-    The files may differ in their columns: those that all of them have are kept.
+def find_files(name: str) -> list[str]:
+    """Find the files that a name means.
 
     Args:
-        paths: The files. Each name is taken as it is, whatever signs it holds.
-        streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
+        name: A file, whatever signs its name holds. Or, if there is no such file, a folder with files of texts, or a
+            pattern such as `texts/*.jsonl`, with `**` for folders inside folders.
 
     Returns:
-        The rows; an `IterableDataset` with `streaming`.
+        The files, sorted by name.
 
     Raises:
-        ValueError: A file is broken, or there are no rows.
+        ValueError: There is no such file, or none of a kind that can be read.
+    """
+    kinds = ", ".join(FILE_FORMATS)
+    if Path(name).is_file():
+        if Path(name).suffix not in FILE_FORMATS:
+            raise ValueError(f"cannot read {name}: give files ending in {kinds}")
+        return [name]
+    if not Path(name).is_dir() and not glob.has_magic(name):
+        raise ValueError(f"there is no file or folder {name}: check the path")
+    pattern = os.path.join(glob.escape(name), "*") if Path(name).is_dir() else name
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).suffix in FILE_FORMATS)
+    if not found:
+        raise ValueError(f"{name} has no files ending in {kinds}: check the path")
+    logger.info(f"{name}: {len(found)} files")
+    return found
+
+
+def read_files(paths: list[str], *, streaming: bool) -> Dataset | IterableDataset:
+    """Read files as a dataset.
+
+    Args:
+        paths: The files, of one kind.
+        streaming: Read rows as they are needed, with all the columns that their file has.
+
+    Returns:
+        The rows, with the columns that all files have; an `IterableDataset` with `streaming`.
+
+    Raises:
+        ValueError: A file is broken, there are no rows, or the files have no column in common.
     """
     if next(iterate_rows(paths), None) is None:
         raise ValueError(f"{', '.join(paths)} is empty: give files that hold texts")
     if streaming:
         return IterableDataset.from_generator(iterate_rows, gen_kwargs={"paths": paths})
     # The cache of `datasets` goes by the arguments, so they say which state of the files was read.
-    states = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
+    states = tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
     features = find_features(paths)
-    return Dataset.from_generator(
-        _iterate_known, features=features, gen_kwargs={"states": (*states,), "names": (*features,)}
-    )
+    arguments = {"states": states, "names": tuple(features)}
+    return Dataset.from_generator(_iterate_columns, features=features, gen_kwargs=arguments)
 
 
 def iterate_rows(paths: list[str]) -> Iterator[dict[str, Any]]:
@@ -66,17 +94,17 @@ def iterate_rows(paths: list[str]) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: A file is broken; its name and the place in it are in the message.
     """
+    readers = {"text": _read_lines, "csv": _read_csv, "json": _read_json}
     for path in paths:
         kind = FILE_FORMATS[Path(path).suffix]
         try:
-            if kind in ("parquet", "arrow"):
-                for batch in _iterate_batches(path, kind):
-                    yield from batch.to_pylist()
+            if kind in readers:
+                yield from readers[kind](path)
             else:
-                yield from {"text": _read_lines, "csv": _read_csv, "json": _read_json}[kind](path)
+                yield from chain.from_iterable(batch.to_pylist() for batch in _iterate_batches(path, kind))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 in {_find_broken_line(path)}: convert the file to UTF-8") from error
-        except (csv.Error, pa.ArrowInvalid, OSError) as error:
+        except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:
             raise ValueError(f"cannot read {path} as {kind}: {error}") from error
 
 
@@ -92,68 +120,48 @@ def find_features(paths: list[str]) -> Features:
     Raises:
         ValueError: A file is broken, or the files have no column in common.
     """
-    found: dict[str, pa.DataType | None] = {}
-    names: list[str] | None = None
+    types: dict[str, set[pa.DataType | None]] = {}
+    common: list[str] | None = None
     for path in paths:
         own: dict[str, None] = {}
-        for types in _iterate_types(path):
-            own |= dict.fromkeys(types)
-            for name, kind in types.items():
-                found[name] = _unify(found[name], kind) if name in found else kind
+        for name, kind in _iterate_types(path):
+            own[name] = None
+            types.setdefault(name, set()).add(kind)
         if own:  # a file without rows has no columns
-            names = [*own] if names is None else [name for name in names if name in own]
-    kept = {name: found[name] for name in names or () if found[name] is not None}
-    mixed = [name for name in names or () if found[name] is None]
-    if mixed:
-        logger.warning(f"{', '.join(paths)}: left out {', '.join(mixed)}, whose values are of different types")
-    if not kept:
-        raise ValueError(
-            f"{', '.join(paths)} have no column in common whose values are of one type: read them one by one"
-        )
-    return Features.from_arrow_schema(pa.schema(kept))
+            common = [name for name in (own if common is None else common) if name in own]
+
+    found = {}
+    for name in common or ():
+        try:
+            schemas = [pa.schema({name: kind}) for kind in types[name]]
+            found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError):
+            logger.warning(f"{', '.join(paths)}: left out {name}, whose values are of different types")
+    if not found:
+        raise ValueError(f"{', '.join(paths)} have no column in common with values of one type: read them one by one")
+    return Features.from_arrow_schema(pa.schema(found))
 
 
-def _iterate_known(states: tuple[tuple[str, int, int], ...], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _iterate_columns(states: tuple[tuple[str, int, int], ...], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the rows of files with these columns only."""
     for row in iterate_rows([path for path, *_ in states]):
         yield {name: row.get(name) for name in names}
 
 
-def _iterate_types(path: str) -> Iterator[dict[str, pa.DataType | None]]:
-    """Yield the type of each column in some rows at a time. None: the values are of different types."""
-    if FILE_FORMATS[Path(path).suffix] in ("parquet", "arrow"):
-        for batch in _iterate_batches(path, FILE_FORMATS[Path(path).suffix]):
-            yield {field.name: field.type for field in batch.schema}
+def _iterate_types(path: str) -> Iterator[tuple[str, pa.DataType | None]]:
+    """Yield names of columns and the types of their values. None: the values are of different types."""
+    kind = FILE_FORMATS[Path(path).suffix]
+    if kind in ("parquet", "arrow"):
+        for batch in _iterate_batches(path, kind):
+            yield from zip(batch.schema.names, batch.schema.types)
         return
-    rows: list[dict[str, Any]] = []
-    for row in iterate_rows([path]):
-        rows.append(row)
-        if len(rows) == ROWS:
-            yield _types_of(rows)
-            rows = []
-    yield _types_of(rows)
-
-
-def _types_of(rows: list[dict[str, Any]]) -> dict[str, pa.DataType | None]:
-    """Return the type of each column in some rows."""
-    types: dict[str, pa.DataType | None] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        try:
-            types[name] = pa.infer_type([row.get(name) for row in rows])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            types[name] = None
-    return types
-
-
-def _unify(first: pa.DataType | None, second: pa.DataType | None) -> pa.DataType | None:
-    """Return a type that holds the values of two others, or None."""
-    if first is None or second is None:
-        return None
-    try:
-        schemas = [pa.schema({"column": kind}) for kind in (first, second)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
+    rows = iterate_rows([path])
+    while chunk := list(islice(rows, ROWS)):
+        for name in dict.fromkeys(chain.from_iterable(chunk)):
+            try:
+                yield name, pa.array([row.get(name) for row in chunk]).type
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+                yield name, None
 
 
 def _iterate_batches(path: str, kind: str) -> Iterator[pa.RecordBatch]:
@@ -187,14 +195,13 @@ def _read_csv(path: str) -> Iterator[dict[str, str]]:
         try:
             header = next(reader, [])
             if len(set(header)) < len(header):
-                raise csv.Error(f"two columns have the same name: {', '.join(header)}")
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise csv.Error(f"{len(cells)} cells, but the file has {len(header)} columns")
-                if cells:
-                    yield dict(zip(header, cells))
+                raise ValueError(f"two columns have the same name: {', '.join(header)}")
+            for cells in filter(None, reader):
+                if len(cells) != len(header):
+                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the header has {len(header)}")
+                yield dict(zip(header, cells))
         except csv.Error as error:
-            raise csv.Error(f"line {reader.line_num}: {error}") from error
+            raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
 def _read_json(path: str) -> Iterator[dict[str, Any]]:
@@ -202,8 +209,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8-sig") as file:
         is_list = next((line.lstrip()[0] for line in file if line.strip()), "") == "["
         file.seek(0)
-        rows = enumerate(json.loads(file.read())) if is_list else enumerate(file, 1)
-        for number, row in rows:
+        for number, row in enumerate(json.load(file) if is_list else file, 1):
             place = f"{'row' if is_list else 'line'} {number}"
             if not is_list:
                 if not row.strip():
@@ -211,19 +217,14 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
                 try:
                     row = json.loads(row)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"cannot read {path} as json: {place}: {error}") from error
+                    raise ValueError(f"{place}: {error.msg} at character {error.colno}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}: {place} is {type(row).__name__}, not an object: write one object a line")
-            _check_unicode(row, f"{path}, {place}")
+                raise ValueError(f"{place} is {type(row).__name__}, not an object: write one object a line")
+            try:
+                json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{place} has a lone surrogate, half of a sign: remove or repair it") from error
             yield row
-
-
-def _check_unicode(row: dict[str, Any], where: str) -> None:
-    """Raise a ValueError if a value has a lone surrogate, half of a sign that was cut in two."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: a value has a lone surrogate, half of a sign: remove or repair it") from error
 
 
 def _find_broken_line(path: str) -> str:

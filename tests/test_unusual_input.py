@@ -1,6 +1,5 @@
 """Texts, files and terminals that are not as usual."""
 
-
 import pytest
 
 from sensedict_hf.data import iterate_texts
