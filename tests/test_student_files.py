@@ -23,7 +23,6 @@ from sensedict_hf import (
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
-from sensedict_hf.models.prompts import Prompt
 
 
 def test_round_trip(teacher, texts, tmp_path):
@@ -129,17 +128,6 @@ def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
     texts = [*texts[:5], " ".join(WORDS)]  # one that is cut
     assert model.max_seq_length == 16 and model.get_embedding_dimension() == 16
     torch.testing.assert_close(torch.from_numpy(model.encode(texts)), student.encode(texts), rtol=1e-4, atol=1e-5)
-
-
-def test_sentence_transformers_is_told_nothing_of_a_prompt_it_would_pool(bert, texts, tmp_path):
-    bert.prompt = Prompt(instruction="w1 w2")
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, senses_per_token=2)).save_pretrained(
-        tmp_path
-    )
-    assert (
-        not (tmp_path / "modules.json").exists()
-        and "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
-    )
 
 
 def test_named_prompts_are_saved_if_there_are_some(bert, texts, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .model_card import model_card
 from .placement import place_model, requested_devices
+from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
 
@@ -235,25 +236,84 @@ class SensePreTrainedModel(PreTrainedModel):
 
 
 def write_sentence_transformers(
-    folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
+    folder: str | os.PathLike[str],
+    hidden_size: int,
+    pooling: str,
+    max_seq_length: int,
+    prompt: Prompt | None = None,
+    prompts: Mapping[str, str] | None = None,
+    include_prompt: bool = True,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
+
+    If that library has no form for the prompt, the files make it fail.
 
     Args:
         folder: The folder of a saved student.
         hidden_size: Width of the vectors.
         pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
         max_seq_length: Longer texts are truncated to this number of tokens.
+        prompt: What `encode` puts around every text.
+        prompts: Named prompts: strings to put before a text.
+        include_prompt: Whether the tokens of a named prompt are pooled with the text.
+        tokenizer: The student's tokenizer. It counts if there are prompts that are not pooled.
     """
     modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
+    names, default, has_form = dict(prompts or {}), None, True
+    if prompt is not None:
+        include_prompt = prompt.pooled == "all" if not names else include_prompt
+        default = _add_prompt(prompt, names, include_prompt)
+        has_form = default is not None
+    if not include_prompt and any(names.values()):
+        # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
+        has_form &= pooling not in ("cls", "weighted_mean")
+        has_form &= tokenizer is None or all(_ends_with_a_token(text, tokenizer) for text in names.values())
+    kinds = [("", "sentence_transformers.models.Transformer"), ("1_Pooling", "sentence_transformers.models.Pooling")]
+    if not has_form:
+        kinds = [("", "sensedict_hf.SKDStudentModel")]  # no module of sentence-transformers: it says so, and stops
     modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+        {"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(kinds)
     ]
     Path(folder, "1_Pooling").mkdir(exist_ok=True)
     for name, content in {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
+        "config_sentence_transformers.json": {"prompts": names, "default_prompt_name": default},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": hidden_size,
+            **modes,
+            "include_prompt": include_prompt,
+        },
     }.items():
         Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _add_prompt(prompt: Prompt, names: dict[str, str], include_prompt: bool) -> str | None:
+    """Add a prompt to named prompts in the form of sentence-transformers, a string before the text.
+
+    Args:
+        prompt: The prompt.
+        names: The named prompts, which are changed.
+        include_prompt: Whether the tokens of all named prompts are pooled with the text.
+
+    Returns:
+        The name of the prompt. None: there is no such form.
+    """
+    head, _, tail = prompt.parts("")
+    has_form = prompt.pooled == ("all" if include_prompt else "text") and not tail and prompt.max_text_length is None
+    if not head or not has_form:
+        return None
+    for name, text in names.items():
+        if text == head:
+            return name
+    for name in ("default", "query", "document"):  # the methods encode_query and encode_document read the last two
+        names.setdefault(name, head)
+    return "default" if names["default"] == head else None
+
+
+def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether no token covers the end of a prompt and the beginning of the text after it."""
+    ids = tokenizer(prompt)["input_ids"]
+    length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
+    return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin

@@ -7,12 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
+
+# Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
+# senses, and the number of layers decides the size of ESM's head for contacts.
+HEADS = ("pooler", "contact_head")
+
+
+class NoHead(nn.Module):
+    """Stands where an architecture has a head that it calls in any case."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Return nothing."""
 
 
 def refuse_quantized(source: Teacher) -> None:
@@ -185,8 +196,21 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
     return weights
 
 
+def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
+    """Make the backbone of a student, with random weights and without heads.
+
+    Args:
+        config: Config of the backbone.
+    """
+    backbone = AutoModel.from_config(config)
+    for name in HEADS:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, NoHead())
+    return backbone
+
+
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
-    """Load a state dict into a model. A pooler, which students do not have, is left out.
+    """Load a state dict into a model. Heads, which students do not have, are left out.
 
     Args:
         model: The model to fill.
@@ -196,7 +220,7 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     Raises:
         ValueError: Weights are missing, or there is no place for some.
     """
-    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(

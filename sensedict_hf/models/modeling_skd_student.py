@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import probe_attention
@@ -22,6 +22,7 @@ from .layer_transfer import (
     keep_layer_weights,
     keep_layers,
     load_weights,
+    make_backbone,
     refuse_quantized,
     student_config,
 )
@@ -30,6 +31,7 @@ from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
+from .tokenizers import complete_tokenizer
 
 
 @dataclass
@@ -109,9 +111,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 "learned; pass assignment='soft' too"
             )
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.text_config)
-        if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # it would read the vectors before the senses
+        self.backbone = make_backbone(config.text_config)
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
         self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
         self.senses = SenseEmbeddingModel(config.sense_config)
@@ -181,7 +181,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         student = cls(student_config(backbone.config, kept.config, settings))
         student.backbone.load_state_dict(backbone.state_dict())
         student.senses.load_state_dict(kept.state_dict())
-        student.tokenizer = teacher.tokenizer
+        student.tokenizer = complete_tokenizer(teacher.tokenizer, student.backbone)
         student.to(teacher.device)  # type: ignore[arg-type]  # as in _follow
         return student
 
@@ -239,7 +239,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Raises:
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
-        self.tokenizer = source.tokenizer
+        self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         if source.attention is None or probe_attention(self.backbone) == source.attention:
             return
@@ -288,8 +288,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     ) -> None:
         """Save the student, its dictionary, its tokenizer and a model card.
 
-        The files with which sentence-transformers encodes texts to the same vectors are saved too, but not for a
-        student with a prompt, because sentence-transformers would pool the tokens of the prompt too.
+        The files with which sentence-transformers encodes texts to the same vectors are saved too. Where it cannot,
+        because of a template that goes on after the text, say, it is made to fail.
 
         Args:
             save_directory: The folder to write to.
@@ -303,10 +303,12 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             'SKDStudentModel'
         """
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and self.config.prompt is None and self.config.pooling != LEARNED:
-            write_sentence_transformers(
-                save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length
-            )
+        if is_main_process and self.config.pooling != LEARNED:
+            config = self.config
+            options: dict[str, Any] = {"prompts": config.prompts, "include_prompt": config.include_prompt}
+            options |= {"prompt": Prompt(**config.prompt)} if config.prompt else {}
+            sizes = config.hidden_size, config.pooling, config.max_seq_length
+            write_sentence_transformers(save_directory, *sizes, tokenizer=self._tokenizer, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.
