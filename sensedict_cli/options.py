@@ -24,7 +24,8 @@ COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECT
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
     "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
-    "or a folder written by Dataset.save_to_disk; or the name of a dataset on the Hub"
+    "folders of such files, or quoted patterns; or a folder written by Dataset.save_to_disk; or the name of a dataset "
+    "on the Hub"
 )
 
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from sensedict_hf import (
+    Prompt,
     SKDStudentConfig,
     SKDStudentModel,
     build_sense_dictionary,
@@ -23,7 +24,6 @@ from sensedict_hf import (
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
-from sensedict_hf.models.prompts import Prompt
 
 
 def test_round_trip(teacher, texts, tmp_path):

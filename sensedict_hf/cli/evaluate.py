@@ -71,13 +71,12 @@ def evaluate(options: argparse.Namespace) -> None:
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
     name = f"{options.query_model} on {options.model}" if encode_queries else options.model
     cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
-    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
-
-    if options.output:
+    if options.output:  # written first: printing may fail
         used = {"task": options.task, "model": options.model, "senses": options.senses}
         used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .prompts import Prompt, Prompted, check_texts
+from .prompts import Prompt, Prompted, check_texts, check_unicode
 from .tokenization import check_offsets
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -315,6 +315,7 @@ def _check_sentences(sentences: Sequence[Any], first: int) -> None:
         for word in sentence:
             if not isinstance(word, str):
                 raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")
+            check_unicode(word, f"a word of sentence {number}")
 
 
 def _find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:

@@ -16,6 +16,17 @@ from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher, check_predicts
 
+# Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
+# senses, and the number of layers decides the size of ESM's head for contacts.
+HEADS = ("pooler", "contact_head")
+
+
+class NoHead(nn.Module):
+    """Stands where an architecture has a head that it calls in any case."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Return nothing."""
+
 
 def refuse_quantized(source: Teacher) -> None:
     """Check that the weights of a model can be copied.
@@ -193,7 +204,7 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
 
 
 def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
-    """Make the backbone of a student, with random weights and without a pooler.
+    """Make the backbone of a student, with random weights and without heads.
 
     Args:
         config: Config of the backbone.
@@ -202,13 +213,14 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     if isinstance(config, LayerFreeConfig):
         return LayerFreeModel(config)
     backbone = AutoModel.from_config(config)
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # it would read the vectors before the senses
+    for name in HEADS:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, NoHead())
     return backbone
 
 
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
-    """Load a state dict into a model. A pooler, which students do not have, is left out.
+    """Load a state dict into a model. Heads, which students do not have, are left out.
 
     Args:
         model: The model to fill.
@@ -218,7 +230,7 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     Raises:
         ValueError: Weights are missing, or there is no place for some.
     """
-    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(

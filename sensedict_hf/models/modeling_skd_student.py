@@ -33,6 +33,7 @@ from .sentence_files import write_sentence_transformers
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
+from .tokenization import complete_tokenizer
 
 
 @dataclass
@@ -241,7 +242,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Raises:
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
-        self.tokenizer = source.tokenizer
+        self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
         if self.sentence_head is not None and source.sentence_head is not None:
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
@@ -292,7 +293,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.config.sense_config = config
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
-        write_sentence_transformers(folder, self.config, self.sentence_head)
+        write_sentence_transformers(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

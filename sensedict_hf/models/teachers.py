@@ -21,7 +21,7 @@ from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapt
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenization import model_max_length
+from .tokenization import lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -210,7 +210,8 @@ def load_teacher(
     Raises:
         ImportError: There is an adapter, and PEFT is not installed.
         ValueError: The checkpoint lacks weights, an adapter does not fit, the model is an encoder-decoder or does not
-            attend as asked, or there is no tokenizer.
+            attend as asked, there is no tokenizer, or its files name something for sentence-transformers that is not
+            supported here.
 
     Example:
         >>> load_teacher(teacher.model, tokenizer=teacher.tokenizer, pooling="cls").pooling
@@ -261,6 +262,8 @@ def load_teacher(
     # How it encodes texts.
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
+        if checkpoint.lower_case:
+            lower_case(tokenizer)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
