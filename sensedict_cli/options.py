@@ -152,6 +152,7 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
         default="float16",
     )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
@@ -160,10 +161,12 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "senses in total, given to the tokens that need them most"
     _add(sub, "--budget", "N", about, type=int, required=True)
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_verify(sub: argparse.ArgumentParser) -> None:
     _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+    _add_trust(sub)
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -320,8 +323,12 @@ def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
     about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
     _add(group, "--quantization-config", "JSON", about)
-    _add_flag(group, "--trust-remote-code", "run Python code from the model's repository")
+    _add_trust(group)
     return group
+
+
+def _add_trust(container: argparse._ActionsContainer) -> None:
+    _add_flag(container, "--trust-remote-code", "run Python code from the folders and repositories that are loaded")
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:

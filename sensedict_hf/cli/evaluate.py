@@ -119,13 +119,14 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        if options.senses or TeacherArguments.of(options) != TeacherArguments():
+        trust = options.trust_remote_code
+        if options.senses or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=trust):
             raise ValueError(
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
         device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        student = AutoModel.from_pretrained(options.model).to(device)
+        student = AutoModel.from_pretrained(options.model, trust_remote_code=trust).to(device)
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
@@ -136,7 +137,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
     if options.senses:
-        senses = load_senses(options.senses)
+        senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
         check_teacher(senses, teacher)
         assignment = options.assignment or senses.config.assignment
         residual = senses.config.residual if options.residual is None else options.residual

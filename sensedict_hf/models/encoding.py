@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from .arguments import check_integer
 from .prompts import Prompt, Prompted, check_texts, check_unicode
 from .tokenization import check_offsets
 
@@ -19,7 +20,7 @@ POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 # A backbone without layers computes the vector of a text itself, with weights that it has learned.
 LEARNED = "learned"
 # How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
-CHUNK = 16_384
+CHUNK = 4096
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,8 +131,7 @@ class BatchEncoder:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
         """Return one vector per text, `[texts, hidden]`, float32 on the CPU.
@@ -248,8 +248,7 @@ class RaggedEncoder(BatchEncoder):
     special_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         check_texts(texts, first)

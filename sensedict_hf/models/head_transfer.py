@@ -51,13 +51,14 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
     Args:
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
+        trust_remote_code: Whether to run code from the folder or repository.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -71,7 +72,9 @@ def load_classifier(
         raise ValueError(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
-    loaded: Any = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    loaded: Any = auto_class.from_pretrained(
+        classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+    )
     model: PreTrainedModel
     model, info = loaded
     if info["missing_keys"]:

@@ -1,7 +1,7 @@
 """What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .arguments import check_integer
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
@@ -99,8 +100,14 @@ def student_config(
         A config for a student in float32.
 
     Raises:
-        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed, or the code of the
+            backbone is not that of transformers.
     """
+    if type(text_config).__module__.startswith("transformers_modules."):
+        raise ValueError(
+            f"{type(text_config).__name__} comes with code of its own, which a student would not have: make the "
+            "student from another model, by SKDStudentModel.from_backbone"
+        )
     text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
@@ -131,10 +138,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total, number = source.model.config.num_hidden_layers, num_hidden_layers
-    if not isinstance(number, int):
-        layers = list(number)
-    elif 0 < number <= total:
+    total = source.model.config.num_hidden_layers
+    if isinstance(num_hidden_layers, Iterable):
+        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:
@@ -212,7 +219,7 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     # Where the code of a saved folder runs, AutoModel does not know this class.
     if isinstance(config, LayerFreeConfig):
         return LayerFreeModel(config)
-    backbone = AutoModel.from_config(config)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
     for name in HEADS:
         if getattr(backbone, name, None) is not None:
             setattr(backbone, name, NoHead())

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
@@ -159,7 +160,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if num_hidden_layers == 0:
+        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
         refuse_quantized(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
