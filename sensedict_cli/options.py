@@ -139,7 +139,14 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(
+        sub,
+        "--dtype",
+        "",
+        "new dtype of senses; of a student without layers also of its tables",
+        choices=SENSES_DTYPES,
+        default="float16",
+    )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
 
 
@@ -149,6 +156,10 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "senses in total, given to the tokens that need them most"
     _add(sub, "--budget", "N", about, type=int, required=True)
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+
+
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -324,12 +335,17 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "convert": (
         _add_convert,
         "DIR [--dtype DTYPE] --output DIR",
-        "store a dictionary, or a student's dictionary, in another dtype",
+        "store a dictionary, a student's dictionary, or a student without layers in another dtype",
     ),
     "merge": (
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "verify": (
+        _add_verify,
+        "DIR",
+        "check everything in the folder of a dictionary, a student or an index",
     ),
     "inspect": (
         _add_inspect,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
-    from .distillation.vectors import encode_vectors
+    from .distillation.vectors import TeacherVectors, encode_vectors
     from .evaluation import (
         evaluate_classification,
         evaluate_retrieval,
@@ -56,6 +56,7 @@ _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
     "SenseIndex": ".retrieval.index",
+    "TeacherVectors": ".distillation.vectors",
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
@@ -86,6 +87,7 @@ __all__ = [
     "SenseEmbeddingModel",
     "SenseIndex",
     "Teacher",
+    "TeacherVectors",
     "__version__",
     "adopt_tokenizer",
     "attach_senses",

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
+from ..models.arguments import check_flag, check_integer
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.folder_code import auto_map, write_code
 from ..models.model_card import model_card
@@ -29,7 +30,7 @@ from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
 from .planning import plan_build, total_senses
 from .sampling import open_plan
-from .settings import BuildSettings, Source, check_flag, check_integer
+from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
 from .workspace import BuildFolder, broadcast, differences, process_state
 

@@ -110,7 +110,7 @@ class Collator:
         Returns:
             `input_ids`, `attention_mask`, `labels` (-100: not counted) and `owned` (False: padding, or the position
             belongs to another row), all `[rows, longest]`. With soft labels also `sense_ids` and `probabilities`,
-            `[rows, longest, top_k]`.
+            `[rows, longest, top_k]`; with the teacher's vectors also `vectors`, `[rows, longest, hidden]`, float32.
         """
         input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
         labels = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
@@ -119,7 +119,10 @@ class Collator:
         if self.has_senses is not None:
             known = self.has_senses[input_ids]
             batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
-        for name, filling in (("sense_ids", -1), ("probabilities", 0)) if "sense_ids" in rows[0] else ():
-            values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
-            batch[name] = pad_sequence(values, True, filling)
+        for name, filling in (("sense_ids", -1), ("probabilities", 0), ("vectors", 0)):
+            if name in rows[0]:
+                values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
+                batch[name] = pad_sequence(values, True, filling)
+        if "vectors" in batch:
+            batch["vectors"] = batch["vectors"].float()
         return batch

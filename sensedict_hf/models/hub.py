@@ -1,11 +1,13 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,17 +16,19 @@ from transformers.utils import logging
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
+from .saved_tensors import find_misfits, is_head, read_headers
 
 logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="SensePreTrainedModel")
 
-# Tensors that a checkpoint must hold: random values would be useless.
-DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 # Arguments of `from_pretrained` that say where files are.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Arguments of `from_pretrained` that say where tensors go.
 PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
+
+# Other arguments of `from_pretrained` that are no fields of a config.
+MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -76,7 +80,7 @@ class SensePreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a model as transformers does, but refuse a checkpoint whose senses do not fit its config.
+        """Load a model as transformers does, but refuse a checkpoint that does not fit its config.
 
         Args:
             pretrained_model_name_or_path: A folder or a repository of the Hub.
@@ -89,7 +93,8 @@ class SensePreTrainedModel(PreTrainedModel):
             The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
-            ValueError: Tensors of the dictionary are missing, unexpected or of another size.
+            ValueError: There are no safetensors files, tensors are missing or of another size than the config says,
+                or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses")
@@ -97,11 +102,18 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("use_safetensors must be True: files of other kinds can run code")
+        config = cls._read_config(source, kwargs)
+        has_new_head = cls._has_new_head(config, source)
+        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+        if not is_quantized:  # a quantizer changes sizes and names
+            cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
         placement = None
-        if devices is not None and cls._keeps_tables_in_host_memory(source, kwargs):
+        if devices is not None and config.sense_device is not None and not is_quantized:
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
@@ -109,15 +121,12 @@ class SensePreTrainedModel(PreTrainedModel):
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
-        # Missing senses would be random.
-        differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
-        if wrong:
-            raise ValueError(
-                f"{source} and its config do not agree on {', '.join(sorted(wrong))}: tensors of the dictionary are "
-                "missing, unexpected or of another size, and senses cannot be initialized; load it with its own "
-                "config, or build the dictionary again"
-            )
+        # Missing weights would be random.
+        missing = [name for name in sorted(info["missing_keys"]) if not (has_new_head and is_head(model, name))]
+        if missing:
+            raise _disagreement(source, missing)
+        for part in model._parts():
+            part._check_structure()
 
         if placement is not None:
             place_model(model, host_tensors=model._all_host_tensors(), **placement)
@@ -131,15 +140,40 @@ class SensePreTrainedModel(PreTrainedModel):
         return loaded if output_loading_info else model
 
     @classmethod
-    def _keeps_tables_in_host_memory(cls, source: str, kwargs: dict[str, Any]) -> bool:
-        """Return whether the config asks for tables in host memory, so that the model must be loaded there first."""
+    def _read_config(cls, source: str, kwargs: dict[str, Any]) -> Any:
+        """Read the config of a model, with the fields that are given to `from_pretrained`."""
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
-            options = {name: kwargs[name] for name in (*HUB_OPTIONS, "sense_device") if name in kwargs}
+            skipped = (*MODEL_OPTIONS, *PLACEMENT_OPTIONS)
+            options = {name: value for name, value in kwargs.items() if name not in skipped}
             config_class: Any = cls.config_class
             config = config_class.from_pretrained(config or source, **options)
-        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-        return config.sense_device is not None and not is_quantized  # a quantizer must see the devices itself
+        return copy.deepcopy(config)
+
+    @classmethod
+    def _check_files(cls, config: Any, source: str, has_new_head: bool, kwargs: dict[str, Any]) -> None:
+        """Raise a ValueError if the files of a model do not fit its config, before anything of its size is made."""
+        headers = read_headers(
+            source, {name: kwargs[name] for name in (*HUB_OPTIONS, "variant") if kwargs.get(name) is not None}
+        )
+        layers = getattr(config, "num_hidden_layers", 0)
+        if layers > len(headers):
+            raise _disagreement(source, [f"num_hidden_layers ({layers})"])
+        learn_senses = getattr(config, "sense_config", config).learn_senses
+        with torch.device("meta"):
+            model = cls(config)
+        ignored = kwargs.get("ignore_mismatched_sizes") and not getattr(config, "freeze_head", False)
+        wrong = find_misfits(model, headers, learn_senses=learn_senses, ignore_head=has_new_head or bool(ignored))
+        if wrong:
+            raise _disagreement(source, wrong)
+
+    @classmethod
+    def _has_new_head(cls, config: Any, source: str) -> bool:
+        """Return whether the head of this class may be missing in a checkpoint."""
+        return False
+
+    def _check_structure(self) -> None:
+        """Raise a ValueError if tensors of the module itself do not fit together."""
 
     def _all_host_tensors(self) -> list[tuple[nn.Module, str]]:
         """Return the modules and names of all tensors that stay in host memory."""
@@ -244,3 +278,11 @@ class SensePreTrainedModel(PreTrainedModel):
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
             )
+
+
+def _disagreement(source: str, names: Sequence[str]) -> ValueError:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ValueError(
+        f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
+        "dtype, and none can be made up; load it with its own config, or make it again"
+    )

@@ -149,6 +149,7 @@ def _student_rows(config: Any, has_head: bool) -> dict[str, Any]:
         "assignment": config.default_assignment,
         "residual": config.default_residual,
         "objective": config.objective,
+        "tables": getattr(config.text_config, "table_dtype", None),
     }
     settings = dict(config.distillation or {})
     if settings:  # steps and epochs exclude each other: leave out the one that was not used
