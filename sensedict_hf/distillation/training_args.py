@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 OBJECTIVES = ("sense", "mse", "sentence")
 # Settings that a student's config keeps, so that its model card tells how it was distilled.
@@ -165,6 +166,7 @@ class SKDTrainingArguments(TrainingArguments):
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
         super().__post_init__()
+        self.hub_strategy = HubStrategy.END  # unfinished students are not uploaded
         if self.device.type == "cpu":
             # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
             self.dataloader_pin_memory = False
