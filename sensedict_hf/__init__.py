@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .retrieval.index import SenseIndex
+    from .retrieval.router import save_router
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ _LAZY = {
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "save_router": ".retrieval.router",
 }
 
 __all__ = [
@@ -115,6 +117,7 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "save_router",
 ]
 
 

@@ -187,8 +187,6 @@ def distill_student(
 
 def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:
     """Raise a ValueError for settings of the training that do not work here."""
-    if args.push_to_hub:
-        raise ValueError("push_to_hub would upload unfinished students: call push_to_hub of the finished one")
     if args.resume_from_checkpoint:
         raise ValueError(
             "resume_from_checkpoint is found in the output folder: leave it out, and repeat the same call or command"

@@ -31,9 +31,10 @@ from .layer_free import (
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, without_dropout
+from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
 from .training_args import SKDTrainingArguments
+from .uploading import push_student
 from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
@@ -157,7 +158,7 @@ class SKDTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings.
+        settings. With `args.push_to_hub` the trained student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -166,11 +167,7 @@ class SKDTrainer(Trainer):
         Raises:
             ValueError: The checkpoint to resume from belongs to a student with another dictionary.
         """
-        if hasattr(self.model, "peft_config"):
-            logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what the student returns "
-                "after distillation: merge the adapters into the student before you save it, or save its config too"
-            )
+        warn_of_adapters(self.model)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
@@ -179,9 +176,16 @@ class SKDTrainer(Trainer):
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload the student with its card, see :func:`push_student`."""
+        return push_student(self, commit_message, **kwargs)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""

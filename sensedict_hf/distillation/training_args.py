@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..models.arguments import check_integer, check_number, check_path
 
@@ -170,6 +171,7 @@ class SKDTrainingArguments(TrainingArguments):
             setattr(self, name, WITH_LAYERS[name])
         self._check_numbers()
         super().__post_init__()
+        self.hub_strategy = HubStrategy.END  # unfinished students are not uploaded
         if self.device.type == "cpu":
             # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
             self.dataloader_pin_memory = False

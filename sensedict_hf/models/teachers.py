@@ -288,10 +288,21 @@ def load_teacher(
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
+    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+
     Args:
         name: The repository, or the path of the folder.
+
+    Example:
+        >>> origin_of("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
     """
-    return Path(name).resolve().name if os.path.isdir(name) else name
+    if not os.path.isdir(name):
+        return name
+    path = Path(name).resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.parent.name if path.name == "model" else path.name
 
 
 def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
