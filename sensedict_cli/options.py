@@ -233,11 +233,13 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
+    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
     about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
+    about = "for retrieval: a sense index to search, instead of --model and --corpus"
+    _add(sub, "--index", "DIR", about)
     _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
     _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)

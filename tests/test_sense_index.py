@@ -454,3 +454,25 @@ def test_index_and_model_move_together(teacher_folder, senses, texts, tmp_path):
     shutil.rmtree(tmp_path / "after" / "model")
     with pytest.raises(ValueError, match="not there: pass it as model="):
         SenseIndex.load(tmp_path / "after" / "index").search("w1")
+
+
+def test_an_index_is_evaluated(bert, senses, teacher_folder, texts, tmp_path, capsys):
+    index = SenseIndex.build(teacher_folder, senses, texts, ids=[f"d{number}" for number in range(60)])
+    index.save(tmp_path / "index")
+    queries = tmp_path / "queries.jsonl"
+    found = index.search(QUERIES, top_k=10)[0]
+    # The best document of one query, the second of another, and one that is not found.
+    relevant = [[found[0][0]], [found[1][1]], [next(name for name in index.ids if name not in found[2])]]
+    rows = [{"text": text, "relevant": names} for text, names in zip(QUERIES, relevant)]
+    queries.write_text("\n".join(map(json.dumps, rows)))
+    command = ["evaluate", "--task", "retrieval", "--index", str(tmp_path / "index"), "--queries", str(queries)]
+    command += ["--device", "cpu", "--query-model", str(teacher_folder), "--output", str(tmp_path / "scores.json")]
+    assert main(command) == 0
+    ndcg = (1 + 1 / np.log2(3)) / 3
+    assert f"| 60 | {ndcg:.4f} | {1 / 3:.4f} | {2 / 3:.4f} |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text())["ndcg_at_10"] == pytest.approx(ndcg)
+    for extra in (["--model", str(teacher_folder)], ["--corpus", str(queries)], ["--task", "similarity"]):
+        assert main([*command, *extra]) == 2 and "--index needs --task retrieval" in capsys.readouterr().err
+    queries.write_text(json.dumps({"text": "w1", "relevant": ["x"]}))
+    assert main(command) == 2 and "no document 'x'" in capsys.readouterr().err
+    assert main(["evaluate", "--test", str(queries)]) == 2 and "give --model" in capsys.readouterr().err
