@@ -151,18 +151,18 @@ class Comparison:
         if others is not None and "senses of other texts" not in self.study.read(self.name):
             other = fit_dictionary(others, self.like, None)
             self.index(other, self.documents, {"senses of other texts": self.queries})
-        centres = default.config.num_senses
+        return default
+
+    def run_kmeans(self, centres: int) -> None:
+        """Score the nearest of as many centres as there are senses, for all tokens together."""
         title = "k-means"
-        if (
-            title not in self.study.read(self.name)
-            and centres <= MOST_CENTRES
-            and baselines.available(lambda: __import__("faiss"))
-        ):
+        if title in self.study.read(self.name) or centres > MOST_CENTRES:
+            return
+        if baselines.available(lambda: __import__("faiss")):
             found, near = baselines.kmeans(self.documents.unit(), centres, ROUNDS)
             coded = F.normalize(found, dim=-1)[near]
             scores = baselines.late_interaction(self.queries, coded, self.documents.offsets)
             self.record(title, lambda: baselines.ranking(scores), rows=centres)
-        return default
 
     def run_student(self, title: str, student: SKDStudentModel, senses: SenseEmbeddingModel) -> None:
         """Score a student: in a sense index, as a single vector, and with the teacher's documents."""
@@ -222,6 +222,7 @@ def main() -> None:
         senses = one.run_indexes(None if part in one.texts.parts else passages)
         for title, student in students.items():
             one.run_student(title, student, senses)
+        one.run_kmeans(senses.config.num_senses)
 
 
 if __name__ == "__main__":
