@@ -63,6 +63,21 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _AnyOrder(argparse.ArgumentParser):
+    """Takes an optional positional argument also after options, as in `search DIR --top-k 3 QUESTION`."""
+
+    _is_inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_inside:  # called by the method below
+            return super().parse_known_args(args, namespace)
+        self._is_inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
+
+
 class _HelpAll(argparse.Action):
     """Prints the help of `distill` with the options that transformers adds, which needs torch."""
 
@@ -237,11 +252,13 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
+    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
     about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
+    about = "for retrieval: a sense index to search, instead of --model and --corpus"
+    _add(sub, "--index", "DIR", about)
     _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
     _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
@@ -272,7 +289,9 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_index(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    actions = sub.add_subparsers(
+        dest="action", required=True, metavar="ACTION", title="actions", parser_class=_AnyOrder
+    )
     about = "build an index of texts, which are kept as senses"
     usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
     build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
@@ -280,7 +299,8 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
     _add_texts(build, "texts to search: " + FILES, required=True)
     _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
-    _add(build, "--output", "DIR", "new folder for the index", required=True)
+    about = "new folder for the index; the same command continues an interrupted build there"
+    _add(build, "--output", "DIR", about, required=True)
     _add_device(build.add_argument_group("running the model"))
     about = "find the texts that answer a question best"
     usage = "%(prog)s DIR [QUESTION] [options]"
@@ -294,6 +314,10 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
     _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
     _add_device(search.add_argument_group("running the model"))
+    about = "join indexes of different texts that have the same dictionary"
+    merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    _add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
+    _add(merge, "--output", "DIR", "new folder for the index", required=True)
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -376,7 +400,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "index": (
         _add_index,
         "ACTION [options]",
-        "search texts that are kept as senses: build an index, or search one",
+        "search texts that are kept as senses: build an index, search one, or merge several",
     ),
     "demo": (
         _add_demo,
