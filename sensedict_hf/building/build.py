@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Texts
 from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.files import reading
 from ..models.folder_code import auto_map, write_code
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -200,7 +201,8 @@ def build_sense_dictionary(
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        with reading(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(
         teacher, tokenizer=tokenizer if is_nameless else None, device=device, trust_remote_code=trust_remote_code
