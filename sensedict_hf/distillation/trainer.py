@@ -18,9 +18,9 @@ from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length, model_max_length
+from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -31,9 +31,10 @@ from .layer_free import (
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, without_dropout
+from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
 from .training_args import SKDTrainingArguments
+from .uploading import push_student
 from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
@@ -110,7 +111,7 @@ class SKDTrainer(Trainer):
             args = args.for_layer_free()
             check_layer_free(self.student, args)
         if train_dataset is not None:
-            check_float32(model)
+            check_dtypes(model)
         check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
@@ -140,7 +141,7 @@ class SKDTrainer(Trainer):
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
             is_labelled = self.teacher is None and not args.needs_vectors
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled)
+            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
         super().__init__(
             model,
             args,
@@ -157,7 +158,7 @@ class SKDTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings.
+        settings. With `args.push_to_hub` the trained student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -166,11 +167,7 @@ class SKDTrainer(Trainer):
         Raises:
             ValueError: The checkpoint to resume from belongs to a student with another dictionary.
         """
-        if hasattr(self.model, "peft_config"):
-            logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what the student returns "
-                "after distillation: merge the adapters into the student before you save it, or save its config too"
-            )
+        warn_of_adapters(self.model)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
@@ -179,9 +176,16 @@ class SKDTrainer(Trainer):
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload the student with its card, see :func:`push_student`."""
+        return push_student(self, commit_message, **kwargs)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
@@ -194,10 +198,7 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
-
-        Datasets that are encoded already stay as they are.
-        """
+        """Encode texts, unless they are, to token ids and senses or the teacher's vectors in `_encoded/name`."""
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -260,12 +261,14 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -280,6 +283,7 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
+        check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 

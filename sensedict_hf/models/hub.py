@@ -1,20 +1,20 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
 import copy
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .encoding import LEARNED
+from .files import reading
+from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
 from .saved_tensors import find_misfits, is_head, read_headers
@@ -30,15 +30,6 @@ PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buff
 
 # Other arguments of `from_pretrained` that are no fields of a config.
 MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
-
-# Names of the poolings in the settings of sentence-transformers, which all its versions read.
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "mean": "mean_tokens",
-    "weighted_mean": "weightedmean_tokens",
-    "cls": "cls_token",
-    "last": "lasttoken",
-    "max": "max_tokens",
-}
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -62,7 +53,8 @@ class SensePreTrainedModel(PreTrainedModel):
                     f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`"
                 )
             source, options = self._tokenizer_source
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with reading(source):
+                self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
         return self._tokenizer
 
     @tokenizer.setter
@@ -77,6 +69,10 @@ class SensePreTrainedModel(PreTrainedModel):
     def _host_tensors(self) -> list[str]:
         """Return the names of the module's own tensors that stay in host memory when the model is moved."""
         return []
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: transformers would save its own choice of code files, see :meth:`save_pretrained`."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -108,13 +104,16 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
-        config = cls._read_config(source, kwargs)
+        with reading(source):
+            config = cls._read_config(source, kwargs)
         has_new_head = cls._has_new_head(config, source)
         is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
         if not is_quantized:  # a quantizer changes sizes and names
-            cls._check_files(config, source, has_new_head, kwargs)
+            with reading(source):
+                cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
@@ -123,7 +122,8 @@ class SensePreTrainedModel(PreTrainedModel):
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
-        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        with reading(source):
+            loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
@@ -139,7 +139,7 @@ class SensePreTrainedModel(PreTrainedModel):
         for part in model._parts():
             if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
@@ -192,40 +192,73 @@ class SensePreTrainedModel(PreTrainedModel):
         *,
         license: str | None = None,
         card_name: str | None = None,
+        with_code: bool = True,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, as in transformers, with its tokenizer and a model card.
+        """Save the model, as in transformers, with its tokenizer, its code and a model card.
+
+        In the folder of a student there are also the files with which sentence-transformers encodes texts to the same
+        vectors. With a template around the text, or LLM2Vec's prompt, that library would pool otherwise: there the
+        files make it raise an error.
 
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             card_name: The repository that the example in the card loads. None: a placeholder.
+            with_code: Whether to save the code of the model, too, so that it loads without this package, with
+                `trust_remote_code=True`. If not, loading it needs the package.
             push_to_hub: Must be False: the folder would be uploaded before it is complete.
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is True.
+            ValueError: `push_to_hub` is True, a weight is NaN or infinite, or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
-            >>> sorted(os.listdir("senses"))[:3]
-            ['README.md', 'config.json', 'model.safetensors']
+            >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
+            True
         """
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        if is_main_process:
+            self._check_numbers(kwargs.get("state_dict"))
+        self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            write_code(save_directory, self.config.model_type, with_code)
+            self._write_other_files(save_directory)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+            card = model_card(self.config, card_name, license, with_code)
+            data: Any = card.data
+            data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
+            card.save(f"{os.fspath(save_directory)}/README.md")
+
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        """Write what other libraries read in the folder of a model."""
+
+    def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
+
+        Args:
+            state_dict: The tensors to save. None: all.
+        """
+        for part in self._parts():
+            part._check_structure()
+        for name, tensor in (state_dict or self.state_dict()).items():
+            if not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{name} is NaN or infinite, so the model is not saved: train it with a lower learning rate, or "
+                    "make it again"
+                )
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -238,6 +271,9 @@ class SensePreTrainedModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         license: str | None = None,
+        with_code: bool = True,
+        commit_description: str | None = None,
+        tags: str | list[str] | None = None,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -250,6 +286,9 @@ class SensePreTrainedModel(PreTrainedModel):
             create_pr: Whether to open a pull request instead of committing to the branch.
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
+            with_code: Whether to upload the code of the model, too.
+            commit_description: What the commit says below its message.
+            tags: Tags in the card, with those that `add_model_tags` has added.
 
         Returns:
             The commit.
@@ -257,15 +296,23 @@ class SensePreTrainedModel(PreTrainedModel):
         Example:
             >>> senses.push_to_hub("me/minilm-senses", license="mit")  # doctest: +SKIP
         """
+        if tags:
+            self.add_model_tags(tags)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
-            message = commit_message or f"Upload {type(self).__name__}"
+            self.save_pretrained(
+                folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
+            )
             return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
             )
 
 
@@ -275,36 +322,3 @@ def _disagreement(source: str, names: Sequence[str]) -> ValueError:
         f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
         "dtype, and none can be made up; load it with its own config, or make it again"
     )
-
-
-def write_sentence_transformers(
-    folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
-) -> None:
-    """Write the files with which sentence-transformers encodes texts to the same vectors as `encode`.
-
-    For students without layers it must be version 5.4 or later: older ones raise an error. For others any will do.
-
-    Args:
-        folder: The folder of a saved student.
-        hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`; `learned` if the model computes the vectors itself.
-        max_seq_length: Longer texts are truncated to this number of tokens.
-    """
-    transformer: dict[str, Any] = {"max_seq_length": max_seq_length, "do_lower_case": False}
-    files: dict[str, Any] = {"sentence_bert_config.json": transformer}
-    kinds = {"Transformer": ""}
-    if pooling == LEARNED:
-        # The vector of a text is an output of the model, so there is no module that pools.
-        transformer["modality_config"] = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
-        transformer["module_output_name"] = "sentence_embedding"
-    else:
-        modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-        files["1_Pooling/config.json"] = {"word_embedding_dimension": hidden_size, **modes}
-        kinds["Pooling"] = "1_Pooling"
-        Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    files["modules.json"] = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, path) in enumerate(kinds.items())
-    ]
-    for name, content in files.items():
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_layer_free import LayerFreeConfig, check_table_dtype
+from .arguments import check_choice
+from .configuration_layer_free import TABLE_DTYPES, LayerFreeConfig
 from .sense_lookup import store_senses
 
 # Rows of an int8 table that become floats at a time. They fit into the cache of a core.
@@ -139,7 +140,7 @@ class LayerFreeModel(PreTrainedModel):
             >>> model.token_embeddings.weight.dtype
             torch.int8
         """
-        check_table_dtype(table_dtype)
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
         if table_dtype == self.config.table_dtype:
             return
         for name in ("token_embeddings", "context_embeddings"):
