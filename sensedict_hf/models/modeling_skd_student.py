@@ -17,13 +17,13 @@ from .hub import SensePreTrainedModel, write_sentence_transformers
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
     check_embeddings,
+    check_weights,
     choose_layers,
     encoding_settings,
     keep_layer_weights,
     keep_layers,
     load_weights,
     make_backbone,
-    refuse_quantized,
     student_config,
 )
 from .modeling_layer_free import LayerFreeModel
@@ -157,12 +157,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         check_teacher(senses, teacher)
         if num_hidden_layers == 0:
             return cls._without_layers(teacher, senses, config)
-        refuse_quantized(teacher)
+        check_weights(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
+        weights = keep_layer_weights(teacher.model, layers)
         student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))
-        load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
+        load_weights(student.backbone, weights, teacher.model)
         student.senses.load_state_dict(senses.state_dict())
         student._follow(teacher)
         return student
@@ -217,7 +218,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
-        refuse_quantized(backbone)
+        check_weights(backbone)
         senses.config.check_tokenizer(backbone.tokenizer)
         check_embeddings(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
@@ -288,8 +289,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     ) -> None:
         """Save the student, its dictionary, its tokenizer and a model card.
 
-        The files with which sentence-transformers encodes texts to the same vectors are saved too. Where it cannot,
-        because of a template that goes on after the text, say, it is made to fail.
+        The files with which sentence-transformers encodes texts to the same vectors, or fails, are saved too.
 
         Args:
             save_directory: The folder to write to.
@@ -305,10 +305,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and self.config.pooling != LEARNED:
             config = self.config
+            prompt = Prompt(**config.prompt) if config.prompt else None
             options: dict[str, Any] = {"prompts": config.prompts, "include_prompt": config.include_prompt}
-            options |= {"prompt": Prompt(**config.prompt)} if config.prompt else {}
             sizes = config.hidden_size, config.pooling, config.max_seq_length
-            write_sentence_transformers(save_directory, *sizes, tokenizer=self._tokenizer, **options)
+            write_sentence_transformers(save_directory, *sizes, prompt, tokenizer=self._tokenizer, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -21,7 +21,7 @@ from .loading import load_model, load_tokenizer, merge_adapter, move_model, take
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenizers import lower_case, model_max_length
+from .tokenizers import count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -353,14 +353,16 @@ def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]
     """Check that a model can be a teacher, with these adapters.
 
     Raises:
-        ValueError: It is a dictionary, a student, an encoder-decoder, or quantized and there are several adapters.
+        ValueError: It is a dictionary, a student or an encoder-decoder, it reads no token ids, or it is quantized and
+            there are several adapters.
     """
     if model.config.model_type in ("sense_embedding", "skd_student"):
         kind = type(model).__name__
         raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
-    if model.config.is_encoder_decoder:
+    if has_decoder(model):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
         )
+    count_embeddings(model)
     if len(adapters) > 1 and getattr(model, "is_quantized", False):
         raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")
