@@ -50,9 +50,8 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
                 f"the vectors of the student are {widths[0]} wide, those of the teacher {widths[1]}: give the teacher "
                 "that the student was made from"
             )
-        router = Router.for_query_document(
-            query_modules=list(queries.children()), document_modules=list(documents.children())
-        )
+        query_modules: list[Any] = list(queries.children())
+        router = Router.for_query_document(query_modules=query_modules, document_modules=list(documents.children()))
         whole = SentenceTransformer(
             modules=[router],
             device=str(student.device),
