@@ -49,6 +49,14 @@ from .distillation.tasks import (
     model2vec_encoders,
     read_columns,
 )
+from .static_baselines import (
+    distill_wide,
+    read_rows,
+    search_and_train,
+    sentence_transformer_encoders,
+    train_model2vec,
+    train_static_embedding,
+)
 from .studies import Study, results_file, study_parser
 
 MAX_LENGTH = 128
@@ -100,6 +108,9 @@ RECIPES = {
     "+ general text": Recipe(general=5),
     "unseen + general text": Recipe(general=5, unseen=True),
 }
+
+BASELINES = {"model2vec, trained": "model2vec", "StaticEmbedding, trained": "StaticEmbedding"}
+ALL = [*RECIPES, *BASELINES]
 
 
 class Sources:
@@ -171,6 +182,32 @@ def train(sources: Sources, names: Sequence[str], recipe: Recipe, folder: Path, 
     return student
 
 
+def trained_baseline(sources: Sources, title: str, names: Sequence[str], teacher: str) -> Encoders:
+    """Return a baseline that is trained on the texts of all tasks, which is kept in a folder."""
+    from model2vec import StaticModel
+    from sentence_transformers import SentenceTransformer
+
+    folder, name = sources.folder / title, BASELINES[title]
+    if not folder.exists():
+        texts, vectors = read_rows(sources.vectors(names), sources.teacher.tokenizer)
+        start = distill_wide(teacher)
+        model = search_and_train(
+            name,
+            texts,
+            vectors,
+            lambda some, targets, rate: (
+                train_model2vec(start, some, targets, rate)
+                if name == "model2vec"
+                else train_static_embedding(start, some, targets, rate, sources.folder / f"{name}-run")
+            ),
+            sources.folder / f"{name}-rates.json",
+        )
+        model.save_pretrained(str(folder))
+    if name == "model2vec":
+        return model2vec_encoders(StaticModel.from_pretrained(folder))
+    return sentence_transformer_encoders(SentenceTransformer(str(folder), device="cpu"))
+
+
 def main() -> None:
     parser = study_parser("layer_free", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
@@ -178,7 +215,7 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder of the teacher")
     parser.add_argument("--seed", type=int, default=0, help="seed of the trainings")
     parser.add_argument("--dev", action="store_true", help="score on texts for development, not on test files")
-    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="students to train")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="models to train")
     parser.add_argument("--no-speed", action="store_true", help="do not measure speeds")
     options = parser.parse_args()
     names = DEV_NAMES if options.dev else NAMES
@@ -196,6 +233,10 @@ def main() -> None:
         "model2vec": lambda task: model2vec_encoders(static),
     }
     files = {"teacher": Path(options.teacher), "model2vec": options.output / "model2vec"}
+    for title in BASELINES:
+        models[title] = lambda task, title=title: trained_baseline(sources, title, names, options.teacher)
+        files[title] = output / title
+    models = {title: make for title, make in models.items() if title in ("teacher", "model2vec", *options.only)}
 
     def folder_of(title: str, task: str) -> Path:
         # Recipes with the same training share a folder.
@@ -209,7 +250,7 @@ def main() -> None:
         student = train(sources, recipe.sources(names, task), recipe, folder_of(title, task), options.seed)
         return student.encode, student.encode_words
 
-    for title in options.only:
+    for title in [title for title in options.only if title in RECIPES]:
         models[title] = lambda task, title=title: encoders_of(title, task)
         folder = folder_of(title, names[0])
         is_float = RECIPES[title].table_dtype == "float32"

@@ -7,7 +7,13 @@ evaluate are imported on first use, so loading a saved model stays light.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .models.attaching import AttachedSenses, attach_senses
 from .models.configuration_layer_free import LayerFreeConfig
@@ -16,6 +22,7 @@ from .models.configuration_skd_student import SKDStudentConfig
 from .models.loading import load_senses
 from .models.modeling_layer_free import LayerFreeModel
 from .models.modeling_sense_embedding import SenseEmbeddingModel
+from .models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .models.modeling_skd_student import SKDStudentModel
 from .models.prompts import Prompt
@@ -49,6 +56,7 @@ AutoConfig.register(LayerFreeConfig.model_type, LayerFreeConfig, exist_ok=True)
 AutoModel.register(LayerFreeConfig, LayerFreeModel, exist_ok=True)
 AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
+AutoModelForCausalLM.register(SKDStudentConfig, SKDStudentForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenClassification, exist_ok=True)
 
@@ -80,6 +88,7 @@ __all__ = [
     "LayerFreeModel",
     "Prompt",
     "SKDStudentConfig",
+    "SKDStudentForCausalLM",
     "SKDStudentForSequenceClassification",
     "SKDStudentForTokenClassification",
     "SKDStudentModel",

@@ -235,7 +235,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
     ("arguments", "message"),
     [
         (["build", "--budget", 5, "--texts", "TRAIN"], "budget=5 is below one sense for each"),
-        (["build", "--texts", "none.jsonl"], "there is no file none.jsonl"),
+        (["build", "--texts", "none.jsonl"], "there is no file or folder none.jsonl"),
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
@@ -472,6 +472,7 @@ def test_all_options_of_the_trainer_are_shown_on_request(capsys):
 
 def test_choices_and_defaults_are_those_of_the_package():
     assert cli_options.ASSIGNMENTS == configuration.ASSIGNMENTS
+    assert cli_options.KEYS == configuration.KEYS
     assert cli_options.SIMILARITIES == configuration.SIMILARITIES
     assert {*cli_options.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
     assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)

@@ -95,6 +95,34 @@ def test_a_padded_batch_is_its_texts_alone(model):
     assert output.pooler_output[3].eq(0).all()
 
 
+def test_onnx_runs_it_for_any_batch_and_length(student, texts, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class TextVectors(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = student
+
+        def forward(self, input_ids, attention_mask):
+            return self.student(input_ids, attention_mask).pooler_output
+
+    randomize(student)
+    for table_dtype in ("float32", "int8"):
+        student.backbone.convert_tables(table_dtype)
+        batch = student.tokenizer(texts[:3], padding=True, return_tensors="pt")
+        inputs = (batch["input_ids"], batch["attention_mask"])
+        axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+        path = tmp_path / f"{table_dtype}.onnx"
+        names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["vectors"]}
+        torch.onnx.export(TextVectors().eval(), inputs, path, dynamic_shapes=(axes, axes), verbose=False, **names)
+        session = onnxruntime.InferenceSession(path)
+        for some in (texts[:1], ["w1 [SEP] w2", *texts[3:9]]):
+            batch = student.tokenizer(some, padding=True, return_tensors="np")
+            found = session.run(None, {name: batch[name] for name in names["input_names"]})[0]
+            torch.testing.assert_close(torch.from_numpy(found), student.encode(some), rtol=1e-4, atol=1e-4)
+
+
 def test_a_long_text_takes_memory_for_its_ids(model):
     """No tensor has a row of full width for each token."""
 

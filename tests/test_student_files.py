@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from sensedict_hf import (
+    Prompt,
     SKDStudentConfig,
     SKDStudentModel,
     SKDTrainer,
@@ -26,7 +27,6 @@ from sensedict_hf import (
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
-from sensedict_hf.models.prompts import Prompt
 from sensedict_hf.models.teachers import origin_of
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -14,6 +15,13 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
+
+TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
+NOT_FINITE = {
+    "teacher": "yields NaN or infinite vectors: load it in another dtype",
+    "student": f"yields NaN or infinite vectors: {TOO_FAST}",
+    "loss": f"is NaN or infinite: {TOO_FAST}",
+}
 
 
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
@@ -57,12 +65,26 @@ def check_float32(model: nn.Module) -> None:
             )
 
 
+def check_finite(step: int, mask: Tensor | None = None, **values: Tensor | None) -> None:
+    """Raise a ValueError if a loss or vectors are NaN or infinite. `Trainer` would log such a loss as 0.
+
+    Args:
+        step: Number of steps that are done.
+        mask: `[batch, positions]`, 0 for padding, which is not checked.
+        values: A `loss`, or `teacher` and `student` with their vectors, `[batch, positions, hidden]`. None: there are
+            none.
+    """
+    for name, tensor in values.items():
+        if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
+            raise ValueError(f"step {step + 1}: the {name} {NOT_FINITE[name]}")
+
+
 def each(datasets: Any) -> list[Any]:
     """Return the datasets of a dictionary, or the only one that is given."""
     return [*datasets.values()] if isinstance(datasets, dict) else [datasets]
 
 
-def check_datasets(
+def check_data(
     args: SKDTrainingArguments, train_dataset: Texts | None, eval_dataset: Texts | dict[str, Texts] | None
 ) -> None:
     """Raise a ValueError if the texts to evaluate on are missing, or if a stream cannot be used."""
@@ -147,8 +169,13 @@ def check_encoded(
             )
 
     # Rows are read in chunks: the dataset may be larger than the memory.
-    parts = dataset.with_format("arrow").iter(10_000)
-    longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+    longest = 0
+    for part in dataset.with_format("arrow").iter(10_000):
+        longest = max(longest, compute.max(compute.list_value_length(part["input_ids"])).as_py())
+        for column in part["probabilities"].chunks if "probabilities" in part.column_names else ():
+            probabilities = column.flatten().to_numpy(zero_copy_only=False)
+            if not (np.isfinite(probabilities) & (probabilities >= 0)).all():
+                raise ValueError("the dataset has probabilities that are negative or not finite: encode it again")
     if longest > max_length:
         raise ValueError(
             f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
+from ..models.arguments import check_integer, check_path
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -101,7 +102,7 @@ def distill_student(
         eval_texts: Texts to evaluate on, when `args.eval_strategy` says.
         text_column: Name of the text column.
         teacher_options: Arguments of :func:`load_teacher` for a teacher that is a name or a folder. `bidirectional`
-            and `trust_remote_code` hold for the backbone too.
+            and `trust_remote_code` hold for the backbone too, `trust_remote_code` for everything that is loaded.
         overwrite: Whether to replace another student or another unfinished run in the folder.
         recorded: Further settings to record in the folder, as JSON values: a later call with others is refused. Record
             the origin of streamed texts here, as they have no digest.
@@ -125,20 +126,24 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        args = SKDTrainingArguments(os.fspath(output_dir or ""))
+        check_path("output_dir", output_dir)
+        args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
     # The trainer changes its settings: work on a copy, so that the same call can be repeated.
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
+    trust = bool(options.get("trust_remote_code"))
     start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
     start.check(options)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
     with locked(folder.path):
         # Load the models.
-        classifier = HEADS[head].load_classifier(teacher) if head else None  # type: ignore[arg-type]
+        classifier = HEADS[head].load_classifier(teacher, trust) if head else None  # type: ignore[arg-type]
         loaded = load_teacher(teacher, device=args.device, **options)
-        dictionary = senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses)
+        dictionary = (
+            senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses, trust_remote_code=trust)
+        )
         other = start.load_backbone(dictionary, options)
         if start.is_layer_free(other):
             args = args.for_layer_free()
@@ -159,7 +164,7 @@ def distill_student(
 
         if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
-            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
+            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
 
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)
@@ -230,6 +235,7 @@ class StudentStart:
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
         if self.adopt_tokenizer and self.backbone is None:
@@ -244,7 +250,8 @@ class StudentStart:
     def record(self) -> dict[str, Any]:
         """Return what the state tells of this."""
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
-        layers = None if self.layers is None else list(self.layers)
+        record["num_hidden_layers"] = int(self.num_hidden_layers)  # numpy's integers are no JSON
+        layers = None if self.layers is None else [int(layer) for layer in self.layers]
         record |= {"layers": layers, "backbone": _name(self.backbone)}
         return record | ({"adopt_tokenizer": True} if self.adopt_tokenizer else {})
 

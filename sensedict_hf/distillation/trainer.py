@@ -20,7 +20,7 @@ from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedM
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import SameSenses, check_data, check_finite, check_float32, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -112,7 +112,7 @@ class SKDTrainer(Trainer):
             check_layer_free(self.student, args)
         if train_dataset is not None:
             check_float32(model)
-        check_datasets(args, train_dataset, eval_dataset)
+        check_data(args, train_dataset, eval_dataset)
         self.text_column = text_column
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
@@ -141,7 +141,7 @@ class SKDTrainer(Trainer):
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
             is_labelled = self.teacher is None and not args.needs_vectors
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled)
+            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
         super().__init__(
             model,
             args,
@@ -198,10 +198,7 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
-
-        Datasets that are encoded already stay as they are.
-        """
+        """Encode texts, unless they are, to token ids and senses or the teacher's vectors in `_encoded/name`."""
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -264,12 +261,14 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            check_finite(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        check_finite(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -284,6 +283,7 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
+        check_finite(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .arguments import check_flag, check_integer, check_number
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
@@ -88,10 +89,14 @@ class SKDStudentConfig(PreTrainedConfig):
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
-            kind = text_config["model_type"]
-            # Where the code of a saved folder runs, only the classes of transformers are registered.
-            config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
-            text_config = config_class(**text_config)
+            kind = str(text_config.get("model_type"))
+            if kind == LayerFreeConfig.model_type:
+                # Where the code of a saved folder runs, only the classes of transformers are registered.
+                text_config = LayerFreeConfig(**text_config)
+            elif kind in CONFIG_MAPPING:
+                text_config = CONFIG_MAPPING[kind](**text_config)
+            else:
+                raise ValueError(f"unknown model_type {kind!r} in text_config: upgrade transformers")
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
@@ -141,6 +146,10 @@ class SKDStudentConfig(PreTrainedConfig):
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        check_number("classifier_dropout", self.classifier_dropout, least=0, most=1)
+        for name in ("include_prompt", "freeze_head"):
+            check_flag(name, getattr(self, name))
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(

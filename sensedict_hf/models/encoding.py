@@ -12,14 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .prompts import Prompt, Prompted, check_texts
+from .arguments import check_integer
+from .prompts import Prompt, Prompted, check_texts, check_unicode
 from .tokenization import check_offsets
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 # A backbone without layers computes the vector of a text itself, with weights that it has learned.
 LEARNED = "learned"
 # How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
-CHUNK = 16_384
+CHUNK = 4096
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -130,8 +131,7 @@ class BatchEncoder:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
         """Return one vector per text, `[texts, hidden]`, float32 on the CPU.
@@ -248,8 +248,7 @@ class RaggedEncoder(BatchEncoder):
     special_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         check_texts(texts, first)
@@ -315,6 +314,7 @@ def _check_sentences(sentences: Sequence[Any], first: int) -> None:
         for word in sentence:
             if not isinstance(word, str):
                 raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")
+            check_unicode(word, f"a word of sentence {number}")
 
 
 def _find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:

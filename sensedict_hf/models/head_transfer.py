@@ -5,7 +5,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
@@ -28,7 +33,9 @@ ENCODER_HEADS = {
 
 
 # The Auto class of a task.
-AutoClassifier: TypeAlias = type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+AutoClassifier: TypeAlias = (
+    type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+)
 
 
 class ClassifierHead(NamedTuple):
@@ -44,13 +51,14 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
     Args:
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
+        trust_remote_code: Whether to run code from the folder or repository.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -64,8 +72,11 @@ def load_classifier(
         raise ValueError(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
+    loaded: Any = auto_class.from_pretrained(
+        classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+    )
     model: PreTrainedModel
-    model, info = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(

@@ -2,14 +2,14 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -102,6 +102,7 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
         config = cls._read_config(source, kwargs)
@@ -207,7 +208,7 @@ class SensePreTrainedModel(PreTrainedModel):
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is True.
+            ValueError: `push_to_hub` is True, a weight is NaN or infinite, or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
@@ -218,6 +219,8 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        if is_main_process:
+            self._check_numbers(kwargs.get("state_dict"))
         self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -236,6 +239,21 @@ class SensePreTrainedModel(PreTrainedModel):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
+
+    def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
+
+        Args:
+            state_dict: The tensors to save. None: all.
+        """
+        for part in self._parts():
+            part._check_structure()
+        for name, tensor in (state_dict or self.state_dict()).items():
+            if not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{name} is NaN or infinite, so the model is not saved: train it with a lower learning rate, or "
+                    "make it again"
+                )
 
     def push_to_hub(  # type: ignore[override]
         self,

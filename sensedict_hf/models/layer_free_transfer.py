@@ -36,7 +36,15 @@ def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[s
 
     Returns:
         The backbone, in float32. Context and hidden layer change nothing before training.
+
+    Raises:
+        ValueError: The senses are of the next token.
     """
+    if senses.config.key == "next":
+        raise ValueError(
+            "a student without layers cannot predict the next token, which the senses are of: keep a layer, by "
+            "num_hidden_layers=1, or build a dictionary with key='input'"
+        )
     config = LayerFreeConfig(
         vocab_size=senses.config.vocab_size,
         hidden_size=senses.config.hidden_size,

@@ -220,12 +220,13 @@ def _import_peft() -> Any:
     return peft
 
 
-def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
+def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> SenseEmbeddingModel:
     """Load a sense dictionary, or the dictionary inside a student.
 
     Args:
         path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
             without a head.
+        trust_remote_code: Whether to run code from the folder or repository, such as that of its tokenizer.
 
     Returns:
         The dictionary, in evaluation mode.
@@ -245,10 +246,10 @@ def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
             f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
             "again"
         )
-    kind = AutoConfig.from_pretrained(path).model_type
+    kind = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     if kind not in ("sense_embedding", "skd_student"):
         raise ValueError(
             f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
         )
-    model = AutoModel.from_pretrained(path)
+    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
     return cast(SenseEmbeddingModel, model.senses if kind == "skd_student" else model)

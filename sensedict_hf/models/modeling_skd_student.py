@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
-    check_embeddings,
+    check_backbone,
     choose_layers,
     encoding_settings,
     keep_layer_weights,
@@ -33,6 +34,7 @@ from .sentence_files import write_sentence_transformers
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
+from .tokenization import complete_tokenizer
 
 
 @dataclass
@@ -158,7 +160,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if num_hidden_layers == 0:
+        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
         refuse_quantized(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
@@ -221,7 +223,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         backbone = load_teacher(backbone)
         refuse_quantized(backbone)
         senses.config.check_tokenizer(backbone.tokenizer)
-        check_embeddings(senses, backbone)
+        check_backbone(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
         settings = encoding_settings(backbone)
         if senses.config.prompt:
@@ -241,7 +243,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Raises:
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
-        self.tokenizer = source.tokenizer
+        self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
         if self.sentence_head is not None and source.sentence_head is not None:
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
@@ -292,7 +294,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.config.sense_config = config
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
-        write_sentence_transformers(folder, self.config, self.sentence_head)
+        write_sentence_transformers(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
@@ -26,7 +27,10 @@ REFUSAL = "sensedict_hf.this_student_has_a_prompt_for_which_only_its_own_encode_
 
 
 def write_sentence_transformers(
-    folder: str | os.PathLike[str], config: SKDStudentConfig, head: nn.Sequential | None = None
+    folder: str | os.PathLike[str],
+    config: SKDStudentConfig,
+    head: nn.Sequential | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write the files of sentence-transformers into the folder of a saved student.
 
@@ -37,6 +41,7 @@ def write_sentence_transformers(
         folder: The folder.
         config: Config of the student.
         head: The modules after the pooling. None: there are none.
+        tokenizer: The student's tokenizer. It counts if there are prompts that are not pooled.
     """
     # Its own modules, in their order: the student, the pooling, and what the teacher does with a pooled vector.
     transformer: dict[str, Any] = {"max_seq_length": config.max_seq_length, "do_lower_case": False}
@@ -62,12 +67,19 @@ def write_sentence_transformers(
     types = [f"sentence_transformers.models.{kind}" for kind, _ in modules]
     prompts, (default, pools_default) = dict(config.prompts or {}), _default_prompt(config)
     pools_prompts = config.include_prompt if prompts else pools_default
-    if default is None or (default and pools_default != pools_prompts):
-        types[-1] = REFUSAL
-    elif default:
+    has_form = default is not None and (not default or pools_default == pools_prompts)
+    if default and has_form:
         names = [name for name, prompt in prompts.items() if prompt == default]
         name = names[0] if names else DEFAULT_PROMPT
         settings["default_prompt_name"], prompts[name] = name, default
+        for method in ("query", "document"):  # encode_query and encode_document read these
+            prompts.setdefault(method, default)
+    if not pools_prompts and any(prompts.values()):
+        # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
+        has_form &= config.pooling not in ("cls", "weighted_mean")
+        has_form &= tokenizer is None or all(_ends_with_a_token(prompt, tokenizer) for prompt in prompts.values())
+    if not has_form:
+        types[-1] = REFUSAL
     settings["prompts"] = prompts
 
     # The files.
@@ -100,6 +112,13 @@ def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:
     if prompt.tail or prompt.max_text_length is not None or prompt.pooled == "text_and_tail":
         return None, True
     return prompt.parts("")[0], prompt.pooled == "all"
+
+
+def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether no token covers the end of a prompt and the beginning of the text after it."""
+    ids = tokenizer(prompt)["input_ids"]
+    length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
+    return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
 
 
 def _write_dense(folder: Path, step: dict[str, Any], module: nn.Module) -> None:

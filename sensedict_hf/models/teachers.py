@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import make_attend
+from .attention import make_attend, probe_attention
 from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
@@ -21,7 +21,7 @@ from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapt
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenization import model_max_length
+from .tokenization import lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -210,7 +210,8 @@ def load_teacher(
     Raises:
         ImportError: There is an adapter, and PEFT is not installed.
         ValueError: The checkpoint lacks weights, an adapter does not fit, the model is an encoder-decoder or does not
-            attend as asked, or there is no tokenizer.
+            attend as asked, there is no tokenizer, or its files name something for sentence-transformers that is not
+            supported here.
 
     Example:
         >>> load_teacher(teacher.model, tokenizer=teacher.tokenizer, pooling="cls").pooling
@@ -261,6 +262,8 @@ def load_teacher(
     # How it encodes texts.
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
+        if checkpoint.lower_case:
+            lower_case(tokenizer)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
@@ -346,6 +349,23 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def check_predicts(model: Teacher) -> None:
+    """Check that the states of a model can belong to the next token, as `key="next"` has it.
+
+    Args:
+        model: A teacher, or the backbone of a student.
+
+    Raises:
+        ValueError: Its states may have seen the next token, because it is not causal.
+    """
+    attention = model.attention or probe_attention(model.model)
+    if attention != "causal":
+        raise ValueError(
+            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
+            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
+        )
 
 
 def _refuse(what: str, **arguments: Any) -> None:

@@ -74,7 +74,7 @@ class TextEncoder:
         If the model has modules after its pooling, as in sentence-transformers, the vectors have gone through them.
 
         Texts that are longer than the model's `max_seq_length` are truncated. A list is sorted by length as a whole.
-        Any other iterable, such as a generator, is read and sorted in chunks of 16,384 texts, so that it may be larger
+        Any other iterable, such as a generator, is read and sorted in chunks of 4,096 texts, so that it may be larger
         than memory.
 
         Args:

@@ -50,8 +50,8 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
                 f"the vectors of the student are {widths[0]} wide, those of the teacher {widths[1]}: give the teacher "
                 "that the student was made from"
             )
-        query_modules: list[Any] = list(queries.children())
-        router = Router.for_query_document(query_modules=query_modules, document_modules=list(documents.children()))
+        modules: list[Any] = [list(model.children()) for model in (queries, documents)]
+        router = Router.for_query_document(query_modules=modules[0], document_modules=modules[1])
         whole = SentenceTransformer(
             modules=[router],
             device=str(student.device),

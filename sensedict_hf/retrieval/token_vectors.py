@@ -147,8 +147,14 @@ def check_model(model: Teacher | SKDStudentModel, senses: SenseEmbeddingModel) -
         senses: The dictionary.
 
     Raises:
-        ValueError: Teacher, layer, width or tokenizer of the dictionary are other ones.
+        ValueError: Teacher, layer, width or tokenizer of the dictionary are other ones, or its senses are of the next
+            token.
     """
+    if senses.config.key == "next":
+        raise ValueError(
+            "the senses are of the next token, which the last token of a document or query does not have: build a "
+            "dictionary with key='input' for an index"
+        )
     senses.config.check_tokenizer(model.tokenizer)
     if isinstance(model, Teacher):
         senses.config.check_takes_teacher_tokens()
