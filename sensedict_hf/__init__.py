@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .retrieval.index import SenseIndex
+    from .retrieval.sparse import fill_collection, search_collection, sparse_queries
 
 __version__ = "0.1.0"
 
@@ -63,11 +64,14 @@ _LAZY = {
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "fill_collection": ".retrieval.sparse",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "search_collection": ".retrieval.sparse",
+    "sparse_queries": ".retrieval.sparse",
 }
 
 __all__ = [
@@ -95,6 +99,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "fill_collection",
     "find_occurrences",
     "load_senses",
     "load_teacher",
@@ -102,6 +107,8 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "search_collection",
+    "sparse_queries",
 ]
 
 
