@@ -12,6 +12,8 @@ from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
 from sensedict_hf.cli import main
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
 from sensedict_hf.retrieval.encoding import encode_queries
+from sensedict_hf.retrieval.inverted_lists import InvertedLists
+from sensedict_hf.retrieval.searching import Searcher, by_row
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
 QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
@@ -322,3 +324,49 @@ def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
     assert status == 0 and out.splitlines()[0] == f"{scores[0, 0]:.4f}\t{expected[0][0]}" and "w20 -> w" in out
     for wrong in [[], ["w1", "--queries", tmp_path / "queries.txt"], ["w1", "--json", "--explain"]]:
         assert run(*search, *wrong)[0] == 2
+
+
+def made_up(sizes, num_rows, generator):
+    """Documents whose rows are as uneven as words: some are in half of the documents, most in a few."""
+    weights = 1 / np.arange(1, num_rows + 1)
+    rows = generator.choice(num_rows, sizes.sum(), p=weights / weights.sum())
+    return DocumentRows.of(np.repeat(np.arange(len(sizes)), sizes), rows, len(sizes))
+
+
+@pytest.mark.parametrize("top_k", [1, 10, 600])
+def test_the_lists_find_what_scoring_all_documents_finds(monkeypatch, top_k):
+    generator = np.random.default_rng(0)
+    documents = made_up(generator.integers(1, 7, 70_000), 300, generator)  # more than a block, and many ties
+    table = torch.from_numpy(generator.normal(size=(300, 8)).astype(np.float32))
+    queries = [torch.from_numpy(generator.normal(size=(size, 8)).astype(np.float32)) for size in (1, 2, 5, 40)]
+    searcher = Searcher(table, documents)
+    found = list(searcher.search(queries, top_k))
+    assert searcher.lists_nbytes > 2 * len(documents.rows)
+    monkeypatch.setattr("sensedict_hf.retrieval.searching.SCANNED", 100_000)
+    searcher = Searcher(table, documents)
+    for (numbers, scores), (expected, all_scores) in zip(found, searcher.search(queries, top_k)):
+        assert numbers.tolist() == expected.tolist() and len(numbers) == top_k
+        np.testing.assert_allclose(scores, all_scores, atol=1e-5)
+    assert searcher.lists_nbytes == 0
+
+
+def test_bounds_are_not_below_the_scores():
+    generator = np.random.default_rng(1)
+    documents = made_up(generator.integers(1, 9, 3000), 500, generator)
+    cosines = torch.from_numpy(generator.uniform(-1, 1, (6, 500)).astype(np.float32))
+    bounds, common = InvertedLists(documents, 500).bounds(cosines)
+    scores = documents.scores(by_row(cosines))
+    assert (bounds + common >= scores - 1e-5).all()
+    # They tell documents apart: most cannot be the best.
+    assert (bounds + common < scores.max()).mean() > 0.7
+
+
+def test_a_large_index_is_searched_by_its_lists(index, monkeypatch):
+    expected = index.search(QUERIES, top_k=3)
+    for name, value in [("SCANNED", 0), ("CANDIDATES", 5)]:
+        monkeypatch.setattr(f"sensedict_hf.retrieval.searching.{name}", value)
+    found = index.search(QUERIES, top_k=3)
+    assert found[0] == expected[0] and index._searcher.lists_nbytes
+    # The lists follow the documents.
+    index.remove([found[0][0][0]])
+    assert index.search(QUERIES[0], top_k=2)[0] == expected[0][0][1:]

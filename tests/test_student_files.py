@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from sensedict_hf import (
+    Prompt,
     SKDStudentConfig,
     SKDStudentModel,
     build_sense_dictionary,
@@ -128,6 +129,13 @@ def test_sentence_transformers_encodes_alike(bert, texts, tmp_path, pooling):
     texts = [*texts[:5], " ".join(WORDS)]  # one that is cut
     assert model.max_seq_length == 16 and model.get_embedding_dimension() == 16
     torch.testing.assert_close(torch.from_numpy(model.encode(texts)), student.encode(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_the_card_shows_the_prompt(bert, texts, tmp_path):
+    bert.prompt = Prompt(instruction="w1 w2")
+    senses = build_sense_dictionary(bert, texts, senses_per_token=2)
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
+    assert "| prompt: instruction | 'w1 w2' |" in (tmp_path / "README.md").read_text()
 
 
 def test_named_prompts_are_saved_if_there_are_some(bert, texts, tmp_path):

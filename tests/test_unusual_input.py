@@ -21,7 +21,7 @@ from transformers import (
 from sensedict_hf import SKDStudentModel, attach_senses, build_sense_dictionary, load_teacher
 from sensedict_hf.data import iterate_texts
 from sensedict_hf.models.prompts import check_texts
-from sensedict_hf.models.tokenizers import model_max_length
+from sensedict_hf.models.tokenization import model_max_length
 
 
 @pytest.mark.parametrize("text", ["half \ud83d of it", "\udcff", ["read", "w \ud83d"]])

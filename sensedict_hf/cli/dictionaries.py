@@ -1,20 +1,29 @@
-"""The subcommands that make, change and show dictionaries: build, convert, merge and inspect."""
+"""The subcommands that make, change, check and show dictionaries: build, convert, merge, verify and inspect."""
 
 import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
+from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
+from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.validation import check_finite
+from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments
 
 
@@ -40,6 +49,7 @@ def build(options: argparse.Namespace) -> None:
         max_samples_per_token=options.max_samples_per_token,
         similarity=options.similarity,
         layer=options.layer,
+        key=options.key,
         max_length=options.max_length,
         truncation=options.truncation,
         batch_size=options.batch_size,
@@ -62,13 +72,31 @@ def build(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Store a dictionary, or a student's dictionary, in another dtype."""
+    """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
+    config = AutoConfig.from_pretrained(options.senses)
+    if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
+        _convert_tables(options)
+        return
     converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
     before = load_senses(options.senses)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
     )
+
+
+def _convert_tables(options: argparse.Namespace) -> None:
+    """Store the tables and the dictionary of a student without layers in another dtype."""
+    _check_is_new(options.output)
+    student = _load_whole(options.senses)
+    model = cast(SKDStudentModel, student.base_model)
+    backbone = cast(LayerFreeModel, model.backbone)
+    before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
+    backbone.convert_tables(options.dtype)
+    model.replace_senses(model.senses.to_dtype(options.dtype))
+    student.save_pretrained(options.output)
+    after = megabytes(backbone) + megabytes(model.senses)
+    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB in {options.dtype}: {options.output}")
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -94,19 +122,63 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    if os.path.isdir(output) and os.listdir(output):
-        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+    _check_is_new(output)
     senses = change([load_senses(path) for path in sources])
-    config = AutoConfig.from_pretrained(sources[0])
-    if len(sources) > 1 or config.model_type == "sense_embedding":
+    model = senses if len(sources) > 1 else _load_whole(sources[0])
+    if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
-    # AutoModel would drop the head of a student that has one. Its config names the class with the head.
-    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
-    student.base_model.replace_senses(senses)
-    student.save_pretrained(output)
+    cast(SKDStudentModel, model.base_model).replace_senses(senses)
+    model.save_pretrained(output)
     return senses
+
+
+def _check_is_new(output: str) -> None:
+    """Raise a ValueError if a folder for a result is not empty."""
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+
+
+def _load_whole(source: str) -> SensePreTrainedModel:
+    """Load a dictionary, or a student with its head if it has one."""
+    senses = load_senses(source)
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type == "sense_embedding":
+        return senses
+    # AutoModel would drop the head. The config names the class with the head.
+    classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
+    heads = {head.__name__: head for head in classes}
+    student: SensePreTrainedModel
+    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(source)
+    return student
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check all numbers in a folder, its tokenizer and its manifest, and print what was checked.
+
+    Raises:
+        ValueError: Something is not valid.
+    """
+    folder = Path(options.folder)
+    if (folder / "senses").is_dir():
+        documents = len(SenseIndex.load(folder))
+        print(f"an index of {documents:,} texts, with this dictionary:")
+        folder /= "senses"
+    model = _load_whole(str(folder))
+    numbers = 0
+    for name, tensor in model.state_dict().items():
+        numbers += tensor.shape.numel()
+        try:
+            check_finite(tensor)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {name}: {error}") from error
+    senses = next(part for part in model.modules() if isinstance(part, SenseEmbeddingModel))
+    senses.config.check_tokenizer(model.tokenizer)
+    manifest = read_manifest(folder)
+    if manifest and (changed := manifest.changed_file(folder)):
+        raise ValueError(f"{changed} is not the file that the build has written")
+    files = f", {len(manifest.files)} files as the manifest tells" if manifest else ""
+    print(f"{type(model).__name__}: {numbers:,} finite numbers, the tokenizer that it was made for{files}: {folder}")
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -137,6 +209,6 @@ def inspect(options: argparse.Namespace) -> None:
             print(f"    {context}")
 
 
-def megabytes(senses: SenseEmbeddingModel) -> float:
-    """Return the size of a dictionary's tensors in MB."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6
+def megabytes(model: PreTrainedModel) -> float:
+    """Return the size of a model's parameters and buffers in MB."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6

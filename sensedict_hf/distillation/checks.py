@@ -101,9 +101,10 @@ def is_encoded(
     if not isinstance(texts, Dataset) or not has_labels(texts):
         return False
     if made_with := label_settings(texts):
-        if args.needs_vectors and not has_teacher:
+        if args.needs_vectors and not has_teacher and "vectors" not in texts.features:
             raise ValueError(
-                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, or choose objective='sense'"
+                f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, encode the texts with "
+                "keep_vectors=True, or choose objective='sense'"
             )
         check_encoded(texts, made_with, senses, args, max_length)
         return True
@@ -137,6 +138,8 @@ def check_encoded(
         wanted |= {"senses": senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
         if args.label_top_k > 1:
             wanted["temperature"] = args.label_temperature
+    elif "vectors" in dataset.features:
+        wanted["senses"] = senses.fingerprint()  # of the same teacher, and the same layer
     for name, value in wanted.items():
         if made_with[name] != value:
             raise ValueError(

@@ -24,6 +24,7 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
+from ..models.vocabulary_transfer import adopt_tokenizer
 from .run_folder import RunFolder
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -61,6 +62,7 @@ def distill_student(
     num_hidden_layers: int = 2,
     layers: Sequence[int] | None = None,
     backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+    adopt_tokenizer: bool = False,
     head: str | None = None,
     assignment: str | None = None,
     residual: float | None = None,
@@ -90,6 +92,7 @@ def distill_student(
         layers: Indices of the teacher's layers that the student starts from instead.
         backbone: Another model that the student starts from instead: a name, a folder, a model or a :class:`Teacher`.
             It must have the dictionary's tokenizer.
+        adopt_tokenizer: Whether the backbone gets the dictionary's tokenizer, see :func:`adopt_tokenizer`.
         head: `sequence_classification` or `token_classification` copies the head of a fine-tuned teacher to the
             student and freezes it.
         assignment: What the student returns: `hard`, `soft` or `none`. Default: by the objective, see
@@ -127,7 +130,7 @@ def distill_student(
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
-    start = StudentStart(num_hidden_layers, layers, backbone, head, assignment, residual)
+    start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
     start.check(options)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
@@ -213,6 +216,7 @@ class StudentStart:
         num_hidden_layers: Number of layers of the teacher.
         layers: Or indices of the teacher's layers.
         backbone: Or another model.
+        adopt_tokenizer: Whether that model gets the dictionary's tokenizer.
         head: Kind of the head that is copied from a fine-tuned teacher.
         assignment: What the student returns.
         residual: Share of the student's own vectors in that.
@@ -221,6 +225,7 @@ class StudentStart:
     num_hidden_layers: int = 2
     layers: Sequence[int] | None = None
     backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None
+    adopt_tokenizer: bool = False
     head: str | None = None
     assignment: str | None = None
     residual: float | None = None
@@ -229,6 +234,8 @@ class StudentStart:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
+        if self.adopt_tokenizer and self.backbone is None:
+            raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
         if self.head is not None and self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}: choose {' or '.join(HEADS)}")
         if self.head is not None and options.get("adapters"):
@@ -240,7 +247,8 @@ class StudentStart:
         """Return what the state tells of this."""
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
         layers = None if self.layers is None else list(self.layers)
-        return record | {"layers": layers, "backbone": _name(self.backbone)}
+        record |= {"layers": layers, "backbone": _name(self.backbone)}
+        return record | ({"adopt_tokenizer": True} if self.adopt_tokenizer else {})
 
     def is_layer_free(self, backbone: Teacher | None) -> bool:
         """Return whether the student has no layers.
@@ -265,7 +273,8 @@ class StudentStart:
             return load_teacher(self.backbone, tokenizer=senses.tokenizer)
         is_named, names = isinstance(self.backbone, (str, os.PathLike)), ("bidirectional", "trust_remote_code")
         shared = {name: options[name] for name in names if is_named and name in options}
-        return load_teacher(self.backbone, **shared)
+        loaded = load_teacher(self.backbone, **shared)
+        return adopt_tokenizer(loaded, senses.tokenizer) if self.adopt_tokenizer else loaded
 
     def make(
         self,

@@ -18,7 +18,7 @@ from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length, model_max_length
+from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
 from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
@@ -42,9 +42,9 @@ logger = logging.get_logger(__name__)
 class SKDTrainer(Trainer):
     """Distils a student from texts by sense-based knowledge distillation (SKD).
 
-    With the objective `sense` the teacher runs once over all texts, before training, and is then freed. With other
-    objectives, and with streamed texts, it runs at every step. For a student without layers it runs once in any case:
-    its vectors are kept on disk in half precision, `2 * hidden` bytes a token.
+    With the objective `sense`, or `args.cache_vectors`, the teacher runs once over all texts, before training, and is
+    then freed. With other objectives, and with streamed texts, it runs at every step. For a student without layers
+    it runs once in any case, and its vectors are cached.
 
     What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
     share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
@@ -116,6 +116,7 @@ class SKDTrainer(Trainer):
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
             self._check_teacher(self.teacher, has_head)
+        self._has_prompt = bool(self.student.config.prompt or (self.teacher and self.teacher.prompt))
 
         # Turn texts into token ids and, with the objective `sense`, into the teacher's senses.
         encoded_train = None if train_dataset is None else self._encode(train_dataset, args, "train")
@@ -127,7 +128,7 @@ class SKDTrainer(Trainer):
         if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-        elif self.is_layer_free or not args.needs_vectors:
+        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors:
             self.teacher = None  # its work is done: free its memory
 
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
@@ -138,7 +139,8 @@ class SKDTrainer(Trainer):
         else:
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None)
+            is_labelled = self.teacher is None and not args.needs_vectors
+            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
         super().__init__(
             model,
             args,
@@ -231,6 +233,8 @@ class SKDTrainer(Trainer):
                 "objective='sense' the teacher is freed once the texts are encoded)"
             )
         if is_streamed:
+            if args.keeps_vectors:
+                raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
             tokenizer, prompt = self.teacher.tokenizer, self.teacher.prompt
             return stream_windows(
                 texts, tokenizer, max_length, self.text_column, prompt, is_shared=args.world_size > 1
@@ -244,6 +248,7 @@ class SKDTrainer(Trainer):
             top_k=args.label_top_k,
             temperature=args.label_temperature,
             only_tokens=args.needs_vectors,
+            keep_vectors=args.keeps_vectors,
         )
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -251,7 +256,7 @@ class SKDTrainer(Trainer):
 
         The loss of a student without layers is a mean.
         """
-        args, config = self.args, self.student.config
+        args = self.args
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
@@ -260,7 +265,7 @@ class SKDTrainer(Trainer):
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
-        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -272,8 +277,8 @@ class SKDTrainer(Trainer):
             labels=labels,
             temperature=args.temperature,
             teacher=teacher,
-            pooling=config.pooling,
-            has_prompt=bool(config.prompt or (self.teacher and self.teacher.prompt)),
+            pooling=self.student.config.pooling,
+            has_prompt=self._has_prompt,
         )
         self._sums += counts.stack()
         return loss

@@ -61,8 +61,8 @@ class SKDTrainingArguments(TrainingArguments):
         objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
             teacher and student pick; not for students without layers. `mse` is the squared distance between their
             hidden states, the usual baseline. `sentence` is the squared distance between their sentence vectors. With
-            `sense` alone the teacher runs once, before training; with the others it runs at every step. For students
-            without layers it runs once in any case.
+            `sense` alone the teacher runs once, before training; with the others it runs at every step, unless
+            `cache_vectors` is set. For students without layers it runs once in any case.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
@@ -72,6 +72,9 @@ class SKDTrainingArguments(TrainingArguments):
         sentence_weight: Weight of `sentence` in a sum of losses.
         table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
             token. `learning_rate` is that of its other weights.
+        cache_vectors: Whether the teacher runs once, before training, and its vectors are kept on disk in half
+            precision: `2 * hidden` bytes a token. It pays from two epochs on, and with a large teacher. Not for
+            streamed texts.
         max_length: Longest input in tokens. Longer texts are cut into overlapping windows. Default: what student and
             teacher take, at most 512.
 
@@ -113,6 +116,10 @@ class SKDTrainingArguments(TrainingArguments):
     )
     table_learning_rate: float = field(
         default=2e-2, metadata={"help": "highest learning rate of the tables of a student without layers"}
+    )
+    cache_vectors: bool = field(
+        default=False,
+        metadata={"help": "run the teacher once and keep its vectors on disk, 2 * hidden bytes a token"},
     )
     max_length: int | None = field(
         default=None,
@@ -234,6 +241,11 @@ class SKDTrainingArguments(TrainingArguments):
     def needs_vectors(self) -> bool:
         """Whether the loss needs the teacher's vectors, and not only the senses that it picks."""
         return self.terms != ("sense",)
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether the teacher's vectors are read from disk."""
+        return self.cache_vectors and self.needs_vectors
 
     @property
     def remembered(self) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .files import read_json_file
 from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
@@ -53,6 +53,9 @@ class Checkpoint:
         prompt: What the model reads around each text.
         prompts: Named prompts of sentence-transformers: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
+        sentence_head: The modules after the pooling, as in :func:`make_sentence_head`.
+        sentence_head_folders: The folder of each of these modules.
+        similarity_fn_name: How sentence-transformers compares vectors. None: the files do not say.
         lower_case: Whether texts are lower-cased whatever the tokenizer does.
     """
 
@@ -66,6 +69,9 @@ class Checkpoint:
     prompt: Prompt | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     include_prompt: bool = True
+    sentence_head: list[dict[str, Any]] = field(default_factory=list)
+    sentence_head_folders: list[str] = field(default_factory=list)
+    similarity_fn_name: str | None = None
     lower_case: bool = False
 
 
@@ -181,10 +187,17 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
             found.max_seq_length = settings.get("max_seq_length")
             found.lower_case = bool(settings.get("do_lower_case"))
             not_read += [name for name, value in settings.items() if OTHER_SETTINGS.fullmatch(name) and _counts(value)]
-        elif kind != "Normalize":
+        elif step := _read_step(kind, read_json(source, f"{path}/config.json", revision) or {}):
+            found.sentence_head.append(step)
+            found.sentence_head_folders.append(path)
+        else:
             not_read.append(module["type"])
     general = read_json(source, "config_sentence_transformers.json", revision) or {}
     found.prompts |= general.get("prompts") or {}
+    found.similarity_fn_name = general.get("similarity_fn_name")
+    if general.get("truncate_dim"):
+        found.sentence_head.append({"kind": "truncate", "dim": general["truncate_dim"]})
+        found.sentence_head_folders.append("")
     if not found.include_prompt and found.pooling in ("cls", "weighted_mean") and any(found.prompts.values()):
         not_read.append(f"pooling {found.pooling} without the prompt")
     if not_read:
@@ -207,6 +220,19 @@ def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str |
 def _counts(value: Any) -> bool:
     """Return whether a setting of sentence-transformers may change the vectors."""
     return bool(value.keys() - HARMLESS_ARGUMENTS) if isinstance(value, dict) else bool(value)
+
+
+def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one."""
+    if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        return None
+    if kind == "Normalize":
+        return {"kind": "normalize"}
+    if kind != "Dense" or settings.get("use_residual") or not {"in_features", "out_features"} <= settings.keys():
+        return None
+    activation = settings.get("activation_function", "Tanh").rsplit(".", 1)[-1]
+    sizes = {name: settings[name] for name in ("in_features", "out_features")}
+    return {"kind": "dense", **sizes, "bias": settings.get("bias", True), "activation": activation}
 
 
 def _is_llm2vec(config: dict[str, Any]) -> bool:
@@ -250,7 +276,10 @@ def read_json(source: str, name: str, revision: str | None = None) -> Any:
         source: Name of the repository, or the folder.
         name: Path of the file inside it.
         revision: Revision of the repository.
+
+    Raises:
+        ValueError: The file is broken.
     """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    return read_json_file(Path(path)) if path else None

@@ -1,40 +1,34 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
-import json
+import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
-from .prompts import Prompt
+from .saved_tensors import find_misfits, is_head, read_headers
 
 logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="SensePreTrainedModel")
 
-# Tensors that a checkpoint must hold: random values would be useless.
-DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 # Arguments of `from_pretrained` that say where files are.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Arguments of `from_pretrained` that say where tensors go.
 PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
 
-# Names of the poolings in the settings of sentence-transformers, which all its versions read.
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "mean": "mean_tokens",
-    "weighted_mean": "weightedmean_tokens",
-    "cls": "cls_token",
-    "last": "lasttoken",
-    "max": "max_tokens",
-}
+# Other arguments of `from_pretrained` that are no fields of a config.
+MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -75,6 +69,10 @@ class SensePreTrainedModel(PreTrainedModel):
         return []
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: transformers would save its own choice of code files, see :meth:`save_pretrained`."""
+
+    @classmethod
     def from_pretrained(  # type: ignore[override]
         cls: type[Model],
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -82,7 +80,7 @@ class SensePreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a model as transformers does, but refuse a checkpoint whose senses do not fit its config.
+        """Load a model as transformers does, but refuse a checkpoint that does not fit its config.
 
         Args:
             pretrained_model_name_or_path: A folder or a repository of the Hub.
@@ -95,7 +93,8 @@ class SensePreTrainedModel(PreTrainedModel):
             The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
-            ValueError: Tensors of the dictionary are missing, unexpected or of another size.
+            ValueError: There are no safetensors files, tensors are missing or of another size than the config says,
+                or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses")
@@ -103,11 +102,18 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("use_safetensors must be True: files of other kinds can run code")
+        config = cls._read_config(source, kwargs)
+        has_new_head = cls._has_new_head(config, source)
+        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+        if not is_quantized:  # a quantizer changes sizes and names
+            cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
         placement = None
-        if devices is not None and cls._keeps_tables_in_host_memory(source, kwargs):
+        if devices is not None and config.sense_device is not None and not is_quantized:
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
@@ -115,37 +121,59 @@ class SensePreTrainedModel(PreTrainedModel):
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
-        # Missing senses would be random.
-        differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
-        if wrong:
-            raise ValueError(
-                f"{source} and its config do not agree on {', '.join(sorted(wrong))}: tensors of the dictionary are "
-                "missing, unexpected or of another size, and senses cannot be initialized; load it with its own "
-                "config, or build the dictionary again"
-            )
+        # Missing weights would be random.
+        missing = [name for name in sorted(info["missing_keys"]) if not (has_new_head and is_head(model, name))]
+        if missing:
+            raise _disagreement(source, missing)
+        for part in model._parts():
+            part._check_structure()
 
         if placement is not None:
             place_model(model, host_tensors=model._all_host_tensors(), **placement)
         for part in model._parts():
             if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
         return loaded if output_loading_info else model
 
     @classmethod
-    def _keeps_tables_in_host_memory(cls, source: str, kwargs: dict[str, Any]) -> bool:
-        """Return whether the config asks for tables in host memory, so that the model must be loaded there first."""
+    def _read_config(cls, source: str, kwargs: dict[str, Any]) -> Any:
+        """Read the config of a model, with the fields that are given to `from_pretrained`."""
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
-            options = {name: kwargs[name] for name in (*HUB_OPTIONS, "sense_device") if name in kwargs}
+            skipped = (*MODEL_OPTIONS, *PLACEMENT_OPTIONS)
+            options = {name: value for name, value in kwargs.items() if name not in skipped}
             config_class: Any = cls.config_class
             config = config_class.from_pretrained(config or source, **options)
-        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-        return config.sense_device is not None and not is_quantized  # a quantizer must see the devices itself
+        return copy.deepcopy(config)
+
+    @classmethod
+    def _check_files(cls, config: Any, source: str, has_new_head: bool, kwargs: dict[str, Any]) -> None:
+        """Raise a ValueError if the files of a model do not fit its config, before anything of its size is made."""
+        headers = read_headers(
+            source, {name: kwargs[name] for name in (*HUB_OPTIONS, "variant") if kwargs.get(name) is not None}
+        )
+        layers = getattr(config, "num_hidden_layers", 0)
+        if layers > len(headers):
+            raise _disagreement(source, [f"num_hidden_layers ({layers})"])
+        learn_senses = getattr(config, "sense_config", config).learn_senses
+        with torch.device("meta"):
+            model = cls(config)
+        ignored = kwargs.get("ignore_mismatched_sizes") and not getattr(config, "freeze_head", False)
+        wrong = find_misfits(model, headers, learn_senses=learn_senses, ignore_head=has_new_head or bool(ignored))
+        if wrong:
+            raise _disagreement(source, wrong)
+
+    @classmethod
+    def _has_new_head(cls, config: Any, source: str) -> bool:
+        """Return whether the head of this class may be missing in a checkpoint."""
+        return False
+
+    def _check_structure(self) -> None:
+        """Raise a ValueError if tensors of the module itself do not fit together."""
 
     def _all_host_tensors(self) -> list[tuple[nn.Module, str]]:
         """Return the modules and names of all tensors that stay in host memory."""
@@ -158,16 +186,23 @@ class SensePreTrainedModel(PreTrainedModel):
         *,
         license: str | None = None,
         card_name: str | None = None,
+        with_code: bool = True,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, as in transformers, with its tokenizer and a model card.
+        """Save the model, as in transformers, with its tokenizer, its code and a model card.
+
+        In the folder of a student there are also the files with which sentence-transformers encodes texts to the same
+        vectors. With a template around the text, or LLM2Vec's prompt, that library would pool otherwise: there the
+        files make it raise an error.
 
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             card_name: The repository that the example in the card loads. None: a placeholder.
+            with_code: Whether to save the code of the model, too, so that it loads without this package, with
+                `trust_remote_code=True`. If not, loading it needs the package.
             push_to_hub: Must be False: the folder would be uploaded before it is complete.
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
@@ -176,22 +211,28 @@ class SensePreTrainedModel(PreTrainedModel):
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
-            >>> sorted(os.listdir("senses"))[:3]
-            ['README.md', 'config.json', 'model.safetensors']
+            >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
+            True
         """
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            write_code(save_directory, self.config.model_type, with_code)
+            self._write_other_files(save_directory)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+            model_card(self.config, card_name, license, with_code).save(f"{os.fspath(save_directory)}/README.md")
+
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        """Write what other libraries read in the folder of a model."""
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -204,6 +245,7 @@ class SensePreTrainedModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         license: str | None = None,
+        with_code: bool = True,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -216,6 +258,7 @@ class SensePreTrainedModel(PreTrainedModel):
             create_pr: Whether to open a pull request instead of committing to the branch.
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
+            with_code: Whether to upload the code of the model, too.
 
         Returns:
             The commit.
@@ -228,92 +271,18 @@ class SensePreTrainedModel(PreTrainedModel):
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
+            self.save_pretrained(
+                folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
+            )
             message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
             )
 
 
-def write_sentence_transformers(
-    folder: str | os.PathLike[str],
-    hidden_size: int,
-    pooling: str,
-    max_seq_length: int,
-    prompt: Prompt | None = None,
-    prompts: Mapping[str, str] | None = None,
-    include_prompt: bool = True,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
-
-    If that library has no form for the prompt, the files make it fail.
-
-    Args:
-        folder: The folder of a saved student.
-        hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: Longer texts are truncated to this number of tokens.
-        prompt: What `encode` puts around every text.
-        prompts: Named prompts: strings to put before a text.
-        include_prompt: Whether the tokens of a named prompt are pooled with the text.
-        tokenizer: The student's tokenizer. It counts if there are prompts that are not pooled.
-    """
-    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-    names, default, has_form = dict(prompts or {}), None, True
-    if prompt is not None:
-        include_prompt = prompt.pooled == "all" if not names else include_prompt
-        default = _add_prompt(prompt, names, include_prompt)
-        has_form = default is not None
-    if not include_prompt and any(names.values()):
-        # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
-        has_form &= pooling not in ("cls", "weighted_mean")
-        has_form &= tokenizer is None or all(_ends_with_a_token(text, tokenizer) for text in names.values())
-    kinds = [("", "sentence_transformers.models.Transformer"), ("1_Pooling", "sentence_transformers.models.Pooling")]
-    if not has_form:
-        kinds = [("", "sensedict_hf.SKDStudentModel")]  # no module of sentence-transformers: it says so, and stops
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(kinds)
-    ]
-    Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    for name, content in {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": names, "default_prompt_name": default},
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": hidden_size,
-            **modes,
-            "include_prompt": include_prompt,
-        },
-    }.items():
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _add_prompt(prompt: Prompt, names: dict[str, str], include_prompt: bool) -> str | None:
-    """Add a prompt to named prompts in the form of sentence-transformers, a string before the text.
-
-    Args:
-        prompt: The prompt.
-        names: The named prompts, which are changed.
-        include_prompt: Whether the tokens of all named prompts are pooled with the text.
-
-    Returns:
-        The name of the prompt. None: there is no such form.
-    """
-    head, _, tail = prompt.parts("")
-    has_form = prompt.pooled == ("all" if include_prompt else "text") and not tail and prompt.max_text_length is None
-    if not head or not has_form:
-        return None
-    for name, text in names.items():
-        if text == head:
-            return name
-    for name in ("default", "query", "document"):  # the methods encode_query and encode_document read the last two
-        names.setdefault(name, head)
-    return "default" if names["default"] == head else None
-
-
-def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether no token covers the end of a prompt and the beginning of the text after it."""
-    ids = tokenizer(prompt)["input_ids"]
-    length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
-    return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
+def _disagreement(source: str, names: Sequence[str]) -> ValueError:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ValueError(
+        f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
+        "dtype, and none can be made up; load it with its own config, or make it again"
+    )

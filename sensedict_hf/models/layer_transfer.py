@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
+from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .teachers import Teacher
-from .tokenizers import count_embeddings
+from .teachers import Teacher, check_predicts
+from .tokenization import count_embeddings
 
 # Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
 # senses, and the number of layers decides the size of ESM's head for contacts.
@@ -41,16 +43,19 @@ def check_weights(source: Teacher) -> None:
         )
 
 
-def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses.
+def check_backbone(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token that has senses, and is causal if states predict.
 
     Args:
         senses: The sense dictionary.
         backbone: The model that is to read the dictionary's tokens.
 
     Raises:
-        ValueError: A token with senses has no embedding.
+        ValueError: A token with senses has no embedding, or the senses are of the next token and the backbone is not
+            causal.
     """
+    if senses.config.key == "next":
+        check_predicts(backbone)
     count = count_embeddings(backbone.model)
     if (senses.offsets[count:].diff() > 0).any():
         raise ValueError(
@@ -74,6 +79,8 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "prompt": None if source.prompt is None else asdict(source.prompt),
         "prompts": source.prompts or None,
         "include_prompt": source.include_prompt,
+        "sentence_head": source.sentence_head_steps or None,
+        "similarity_fn_name": source.similarity_fn_name,
     }
 
 
@@ -201,6 +208,9 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     Args:
         config: Config of the backbone.
     """
+    # Where the code of a saved folder runs, AutoModel does not know this class.
+    if isinstance(config, LayerFreeConfig):
+        return LayerFreeModel(config)
     backbone = AutoModel.from_config(config)
     for name in HEADS:
         if getattr(backbone, name, None) is not None:

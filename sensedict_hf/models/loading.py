@@ -5,10 +5,13 @@ import re
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from .checkpoints import Checkpoint, read_checkpoint
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .sentence_head import Dense, make_sentence_head
 
 
 def take_model(
@@ -121,6 +124,42 @@ def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_co
         PreTrainedTokenizerBase,
         AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options),
     )
+
+
+def load_sentence_head(
+    checkpoint: Checkpoint, source: str, revision: str | None, device: torch.device
+) -> torch.nn.Sequential | None:
+    """Load what sentence-transformers does with a pooled vector.
+
+    Args:
+        checkpoint: What the files say.
+        source: Name or folder of the repository.
+        revision: Its revision.
+        device: Where to put the modules.
+
+    Returns:
+        The modules; None if there are none.
+
+    Raises:
+        ValueError: A dense layer has an unknown activation, no weights in safetensors, or weights that do not fit.
+    """
+    head = make_sentence_head(checkpoint.sentence_head)
+    for module, path in zip(head or (), checkpoint.sentence_head_folders):
+        if not isinstance(module, Dense):
+            continue
+        name = f"{path}/model.safetensors"
+        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise ValueError(
+                f"{source} has no {name}: save its dense layer with safetensors, by a newer version of "
+                "sentence-transformers"
+            )
+        tensors = {key.removeprefix("linear."): tensor for key, tensor in load_file(file).items()}
+        expected = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        if {key: tensor.shape for key, tensor in tensors.items()} != expected:
+            raise ValueError(f"{name} of {source} does not fit its config.json: save the model again")
+        module.load_state_dict(tensors)
+    return None if head is None else head.to(device).eval()
 
 
 def merge_adapter(model: PreTrainedModel, source: str, revision: str | None = None) -> PreTrainedModel:

@@ -13,10 +13,10 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
-from .hub import SensePreTrainedModel, write_sentence_transformers
+from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
-    check_embeddings,
+    check_backbone,
     check_weights,
     choose_layers,
     encoding_settings,
@@ -29,9 +29,11 @@ from .layer_transfer import (
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
+from .sentence_files import write_student_files
+from .sentence_head import make_sentence_head
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
-from .tokenizers import complete_tokenizer
+from .tokenization import complete_tokenizer
 
 
 @dataclass
@@ -89,6 +91,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         backbone: A transformer without a head.
         projection: A linear layer from the width of the backbone to the teacher's; None if they are equal.
         senses: The sense dictionary, a :class:`SenseEmbeddingModel`.
+        sentence_head: What `encode` does with a pooled vector; None: nothing.
         tokenizer: The tokenizer whose token ids the student takes.
 
     Raises:
@@ -115,6 +118,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
         self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
         self.senses = SenseEmbeddingModel(config.sense_config)
+        self.sentence_head = make_sentence_head(config.sentence_head)
         self.post_init()
 
     @classmethod
@@ -182,8 +186,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         student = cls(student_config(backbone.config, kept.config, settings))
         student.backbone.load_state_dict(backbone.state_dict())
         student.senses.load_state_dict(kept.state_dict())
-        student.tokenizer = complete_tokenizer(teacher.tokenizer, student.backbone)
-        student.to(teacher.device)  # type: ignore[arg-type]  # as in _follow
+        student._follow(teacher)
         return student
 
     @classmethod
@@ -220,7 +223,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         backbone = load_teacher(backbone)
         check_weights(backbone)
         senses.config.check_tokenizer(backbone.tokenizer)
-        check_embeddings(senses, backbone)
+        check_backbone(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
         settings = encoding_settings(backbone)
         if senses.config.prompt:
@@ -241,8 +244,14 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
         self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
+        if self.sentence_head is not None and source.sentence_head is not None:
+            self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
-        if source.attention is None or probe_attention(self.backbone) == source.attention:
+        if (
+            self.config.pooling == LEARNED
+            or source.attention is None
+            or probe_attention(self.backbone) == source.attention
+        ):
             return
         # Some architectures are bidirectional with eager attention only.
         self.config.attention_implementation = "eager"
@@ -284,31 +293,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.senses = replacement.train(self.training)
         self.config.sense_config = config
 
-    def save_pretrained(  # type: ignore[override]  # the other arguments are in kwargs
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """Save the student, its dictionary, its tokenizer and a model card.
-
-        The files with which sentence-transformers encodes texts to the same vectors, or fails, are saved too.
-
-        Args:
-            save_directory: The folder to write to.
-            is_main_process: Whether this process is the one that writes, in distributed training.
-            kwargs: Other arguments of `PreTrainedModel.save_pretrained`, and `license` for the model card.
-
-        Example:
-            >>> student.save_pretrained("skd-minilm")
-            >>> from transformers import AutoModel
-            >>> type(AutoModel.from_pretrained("skd-minilm")).__name__
-            'SKDStudentModel'
-        """
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and self.config.pooling != LEARNED:
-            config = self.config
-            prompt = Prompt(**config.prompt) if config.prompt else None
-            options: dict[str, Any] = {"prompts": config.prompts, "include_prompt": config.include_prompt}
-            sizes = config.hidden_size, config.pooling, config.max_seq_length
-            write_sentence_transformers(save_directory, *sizes, prompt, tokenizer=self._tokenizer, **options)
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .tokenizers import check_offsets
+from .tokenization import check_offsets
 
 logger = logging.get_logger(__name__)
 POOLED = ("text", "text_and_tail", "all")

@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import make_attend
+from .attention import make_attend, probe_attention
 from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
-from .loading import load_model, load_tokenizer, merge_adapter, move_model, take_model
+from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenizers import count_embeddings, has_decoder, lower_case, model_max_length
+from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +42,9 @@ class Teacher(TextEncoder):
         attention: What the tokens attend to, `bidirectional` or `causal`. None: not known.
         prompts: Named prompts for `encode(prompt_name=...)`: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
+        sentence_head_steps: What :meth:`encode` does with a pooled vector, see :func:`make_sentence_head`.
+        sentence_head: The modules of these steps. None: there are none.
+        similarity_fn_name: How sentence-transformers compares vectors. None: not known.
 
     Example:
         >>> teacher.pooling, teacher.max_seq_length, teacher.attention
@@ -61,6 +64,9 @@ class Teacher(TextEncoder):
     attention: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     include_prompt: bool = True
+    sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
+    sentence_head: torch.nn.Sequential | None = None
+    similarity_fn_name: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -226,6 +232,8 @@ def load_teacher(
         )
         if device is not None:
             move_model(teacher.model, device)
+            if teacher.sentence_head is not None:
+                teacher.sentence_head.to(teacher.device)
         return teacher
 
     # The model, and what the files next to its weights say.
@@ -271,6 +279,9 @@ def load_teacher(
         attention=attention,
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
+        sentence_head_steps=checkpoint.sentence_head,
+        sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
+        similarity_fn_name=checkpoint.similarity_fn_name,
     )
 
 
@@ -327,6 +338,23 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def check_predicts(model: Teacher) -> None:
+    """Check that the states of a model can belong to the next token, as `key="next"` has it.
+
+    Args:
+        model: A teacher, or the backbone of a student.
+
+    Raises:
+        ValueError: Its states may have seen the next token, because it is not causal.
+    """
+    attention = model.attention or probe_attention(model.model)
+    if attention != "causal":
+        raise ValueError(
+            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
+            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
+        )
 
 
 def _refuse(what: str, **arguments: Any) -> None:

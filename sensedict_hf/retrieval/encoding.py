@@ -1,20 +1,22 @@
 """Documents as rows, queries as vectors, and the models that encode both."""
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import count, islice
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils.logging import tqdm
 
-from ..data import iterate_texts
+from ..data import Texts, iterate_texts
 from ..models.checkpoints import read_json
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from .document_rows import DocumentRows
+from .index_files import check_ids
 from .own_rows import OwnRows
 from .token_vectors import TokenEncoder
 
@@ -57,6 +59,55 @@ def encode_documents(
         documents.append(batch.texts)
         rows.append(found)
     return DocumentRows.of(torch.cat(documents).numpy(), torch.cat(rows).numpy(), len(texts))
+
+
+def encode_corpus(
+    encoder: TokenEncoder,
+    senses: SenseEmbeddingModel,
+    own_rows: OwnRows,
+    documents: Texts,
+    text_column: str,
+    ids: Iterable[str] | Iterable[int] | None,
+    known_ids: Sequence[str] | Sequence[int],
+) -> tuple[list[DocumentRows], list[Any]]:
+    """Return the rows of all documents, in parts, and their ids.
+
+    Args:
+        encoder: Makes the vectors of tokens.
+        senses: The dictionary.
+        own_rows: The rows of tokens without senses. New tokens are added.
+        documents: A list or iterable of strings, or a dataset.
+        text_column: Name of the text column of a dataset.
+        ids: The ids. Default: the integers that follow the largest known one.
+        known_ids: Ids that are in the index already.
+
+    Raises:
+        ValueError: A document is no string or has no tokens, or the ids are not unique, of two kinds, or not as many
+            as the documents.
+    """
+    # Check the ids as far as they are known.
+    if ids is None and known_ids and isinstance(known_ids[0], str):
+        raise ValueError("the ids of the index are strings: give ids= for the new documents too")
+    size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
+    if isinstance(ids, Sized) and size is not None and len(ids) != size:
+        raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
+    given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
+
+    # Encode in chunks.
+    parts: list[DocumentRows] = []
+    new_ids: list[Any] = []
+    seen: set[object] = set(known_ids)
+    reader = iterate_texts(documents, text_column)
+    with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
+        while chunk := list(islice(reader, CHUNK)):
+            chosen = list(islice(given, len(chunk)))
+            check_ids(chosen, [*known_ids[:1], *new_ids[:1]], seen, len(chunk))
+            parts.append(encode_documents(encoder, senses, own_rows, chunk, len(new_ids)))
+            new_ids += chosen
+            progress.update(len(chunk))
+    if ids is not None and next(given, None) is not None:
+        raise ValueError(f"there are more ids than the {len(new_ids)} documents: give one for each")
+    return parts, new_ids
 
 
 def encode_queries(encoder: TokenEncoder, queries: Iterable[str]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,9 +1,9 @@
 """The sense index: search by late interaction, over documents that are kept as senses."""
 
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from importlib.metadata import version
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.utils import logging
-from transformers.utils.logging import tqdm
 
-from ..data import Texts, iterate_texts
+from ..data import Texts
 from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
-from .document_rows import DocumentRows, best_documents
-from .encoding import CHUNK, Model, encode_documents, encode_queries, load_encoder, source_of
+from .document_rows import DocumentRows
+from .encoding import Model, encode_corpus, encode_queries, load_encoder, source_of
 from .explaining import Match, tokens_of_rows
-from .index_files import check_ids, check_target, pack_ids, read_documents, read_manifest, unpack_ids, write_index
+from .index_files import check_target, pack_ids, read_documents, read_manifest, unpack_ids, write_index
 from .own_rows import OwnRows
+from .searching import Searcher
 from .token_vectors import TokenEncoder
 
 logger = logging.get_logger(__name__)
+GROUP = 4  # queries that are multiplied with the table together
 
 
 class SenseIndex:
@@ -64,7 +64,7 @@ class SenseIndex:
     ) -> None:
         self.senses, self.ids = senses, ids
         self._own_rows, self._documents, self._model = own_rows, documents, model
-        self._units: Tensor | None = None
+        self._made: Searcher | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -81,6 +81,10 @@ class SenseIndex:
     def num_own_rows(self) -> int:
         """How many tokens without senses have got a row of their own."""
         return len(self._own_rows)
+
+    def table(self) -> Tensor:
+        """Return the rows of the table, `[num_rows, hidden]`, float32: the senses, then the rows of other tokens."""
+        return torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
 
     @property
     def nbytes(self) -> int:
@@ -159,36 +163,11 @@ class SenseIndex:
             [0, 1, 2, 3, 4, 5, 6, 7]
         """
         encoder = TokenEncoder(self._load_model(model), self.senses, batch_size)
-        if ids is None and self.ids and isinstance(self.ids[0], str):
-            raise ValueError("the ids of the index are strings: give ids= for the new documents too")
-        size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
-        if isinstance(ids, Sized) and size is not None and len(ids) != size:
-            raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
-        largest = max(self.ids, default=-1) if ids is None else -1
-        given = iter(ids) if ids is not None else count(int(largest) + 1)
-
-        # Encode in chunks, with a copy of the own rows that replaces them at the end.
-        own_rows, parts = self._own_rows.copy(), [self._documents]
-        new_ids, seen = list[Any](self.ids), set(self.ids)
-        reader = iterate_texts(documents, text_column)
-        with tqdm(
-            total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64
-        ) as progress:
-            while chunk := list(islice(reader, CHUNK)):
-                chosen = list(islice(given, len(chunk)))
-                check_ids(chosen, new_ids[:1], seen, len(chunk))
-                new_ids += chosen
-                parts.append(
-                    encode_documents(encoder, self.senses, own_rows, chunk, len(new_ids) - len(self.ids) - len(chunk))
-                )
-                progress.update(len(chunk))
-        if ids is not None and next(given, None) is not None:
-            raise ValueError(
-                f"there are more ids than the {len(new_ids) - len(self.ids)} documents: give one for each"
-            )
+        own_rows = self._own_rows.copy()
+        parts, new_ids = encode_corpus(encoder, self.senses, own_rows, documents, text_column, ids, self.ids)
         added = len(own_rows) - len(self._own_rows)
-        self._own_rows, self.ids, self._units = own_rows, new_ids, None
-        self._documents = DocumentRows.join(parts, self.num_rows)
+        self._own_rows, self.ids, self._made = own_rows, [*self.ids, *new_ids], None
+        self._documents = DocumentRows.join([self._documents, *parts], self.num_rows)
         if added:
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
 
@@ -213,8 +192,8 @@ class SenseIndex:
         unwanted: set[str | int] = set(ids)
         if unknown := unwanted - set(self.ids):
             raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
-        is_kept = np.array([name not in unwanted for name in self.ids], dtype=bool)
-        self._documents = self._documents.keep(is_kept)
+        kept = np.flatnonzero([name not in unwanted for name in self.ids])
+        self._documents, self._made = self._documents.take(kept), None
         self.ids = [name for name in self.ids if name not in unwanted]  # type: ignore[assignment]  # of one kind
 
     def search(
@@ -226,7 +205,10 @@ class SenseIndex:
         prompt_name: str | None = None,
         batch_size: int = 32,
     ) -> tuple[list[Any], NDArray[np.float32]]:
-        """Find the documents with the largest scores. All documents are scored.
+        """Find the documents with the largest scores. The result is exact.
+
+        In a large index inverted lists tell which documents can be among the best, and only these are scored. The
+        lists are made by the first search, and take about as much memory as the documents.
 
         Args:
             queries: One text or many.
@@ -257,11 +239,11 @@ class SenseIndex:
         top_k = min(top_k, len(self))
         ids, scores = [], []
         encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
-        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
-            found = self._documents.scores(self._cosines(vectors))
-            best = best_documents(found, top_k)
-            ids.append([self.ids[number] for number in best.tolist()])
-            scores.append(found[best])
+        encoded = encode_queries(encoder, [queries] if isinstance(queries, str) else queries)
+        while group := [vectors for _, vectors in islice(encoded, GROUP)]:
+            for best, found in self._searcher.search(group, top_k):
+                ids.append([self.ids[number] for number in best.tolist()])
+                scores.append(found)
         if isinstance(queries, str):
             return ids[0], scores[0]
         return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
@@ -293,7 +275,7 @@ class SenseIndex:
         encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
         rows = self._documents.of_document(self.ids.index(document)).astype(np.int64)  # type: ignore[arg-type]
-        cosines = self._cosines(vectors)[rows]
+        cosines = self._searcher.cosines(vectors)[:, rows].T.numpy()
         best = torch.from_numpy(rows[cosines.argmax(axis=0)])
 
         found, sense_ids = tokens_of_rows(best, self.senses, self._own_rows)
@@ -301,13 +283,12 @@ class SenseIndex:
         columns = convert(tokens.tolist()), convert(found.tolist()), sense_ids.tolist(), cosines.max(axis=0).tolist()
         return [Match(*match) for match in zip(*columns)]
 
-    def _cosines(self, vectors: Tensor) -> NDArray[np.float32]:
-        """Return the cosine of every row with every vector of a query, `[rows, tokens]`."""
-        if self._units is None:
-            own = self._own_rows.vectors.to(torch.float32)
-            self._units = F.normalize(torch.cat([self.senses.dequantized().float().cpu(), own]), dim=-1)
-        cosines: NDArray[np.float32] = (self._units @ F.normalize(vectors, dim=-1).T).numpy()
-        return cosines
+    @property
+    def _searcher(self) -> Searcher:
+        """The table and the documents, ready to be searched. A change of the index sets it to None."""
+        if self._made is None:
+            self._made = Searcher(self.table(), self._documents)
+        return self._made
 
     def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
         """Return a model to encode with; by default the one that the index was built with, which is loaded once."""

@@ -163,3 +163,26 @@ def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
                 "characters its tokens cover, so its tokens cannot be matched with words or with another tokenizer: "
                 "use its fast version, or a single tokenizer without a prompt"
             )
+
+
+def find_token(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Find the ids of a token, or of a word that is a single token at the beginning of a text or after a space.
+
+    Args:
+        token: The token as the vocabulary spells it, or the word.
+        tokenizer: The tokenizer.
+
+    Returns:
+        All ids that match, the token as it is spelled first.
+
+    Raises:
+        ValueError: There is none.
+    """
+    tokenized = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token]] if token in vocabulary else []
+    ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id]
+    if not ids:
+        pieces = " ".join(tokenizer.convert_ids_to_tokens(tokenized[0]))
+        raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
+    return ids

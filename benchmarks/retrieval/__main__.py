@@ -25,8 +25,8 @@ from sensedict_hf.evaluation import score_ranking
 from sensedict_hf.retrieval.encoding import encode_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
-from .distillation.tasks import read_columns
-from .studies import Study, results_file, study_parser
+from ..distillation.tasks import read_columns
+from ..studies import Study, results_file, study_parser
 
 TITLE = "xquad_retrieval"
 EVERY = 3
