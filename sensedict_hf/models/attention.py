@@ -65,12 +65,12 @@ def probe_attention(model: PreTrainedModel) -> str:
     Args:
         model: A model without a head. It is probed in evaluation mode.
 
-    Raises:
-        ValueError: The model does not run on token ids and an attention mask alone.
-
     Returns:
         `bidirectional`, `causal`, `partly bidirectional` or `unmasked` (tokens attend to padding in spite of the
         mask). If the answer depends on the padding, all answers, joined by slashes.
+
+    Raises:
+        ValueError: The model does not run on token ids and an attention mask alone.
     """
     size = count_embeddings(model)
     # Token ids from 2 on: 0 and 1 are often the padding token, by which some models count positions.

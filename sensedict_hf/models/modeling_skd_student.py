@@ -30,7 +30,7 @@ from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
-from .sentence_files import write_sentence_transformers
+from .sentence_files import write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
@@ -295,7 +295,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.config.sense_config = config
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
-        write_sentence_transformers(folder, self.config, self.sentence_head, self._tokenizer)
+        write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.
