@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
+from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
 from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, is_encoded, refuse_unused
