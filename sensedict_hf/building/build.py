@@ -20,10 +20,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Texts
 from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.files import reading
 from ..models.folder_code import auto_map, write_code
+from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_predicts, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
@@ -200,7 +202,8 @@ def build_sense_dictionary(
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        with reading(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(
         teacher, tokenizer=tokenizer if is_nameless else None, device=device, trust_remote_code=trust_remote_code

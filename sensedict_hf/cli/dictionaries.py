@@ -74,14 +74,13 @@ def build(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
-    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=options.trust_remote_code)
+    trust = options.trust_remote_code
+    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
     if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
         _convert_tables(options)
         return
-    converted = _rewrite(
-        [options.senses], options.output, options.trust_remote_code, lambda senses: senses[0].to_dtype(options.dtype)
-    )
-    before = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
+    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"

@@ -18,9 +18,9 @@ from .training_args import SKDTrainingArguments
 
 TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
 NOT_FINITE = {
-    "teacher": "yields NaN or infinite vectors: load it in another dtype",
-    "student": f"yields NaN or infinite vectors: {TOO_FAST}",
-    "loss": f"is NaN or infinite: {TOO_FAST}",
+    "teacher": "the teacher yields NaN or infinite vectors: load it in another dtype",
+    "student": f"the student yields NaN or infinite vectors: {TOO_FAST}",
+    "loss": f"the loss is NaN or infinite: {TOO_FAST}",
 }
 
 
@@ -55,7 +55,7 @@ def refuse_unused(kwargs: dict[str, Any]) -> None:
             )
 
 
-def check_float32(model: nn.Module) -> None:
+def check_dtypes(model: nn.Module) -> None:
     """Raise a ValueError if weights to be trained are in half precision, which loses small updates."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -65,18 +65,17 @@ def check_float32(model: nn.Module) -> None:
             )
 
 
-def check_finite(step: int, mask: Tensor | None = None, **values: Tensor | None) -> None:
-    """Raise a ValueError if a loss or vectors are NaN or infinite. `Trainer` would log such a loss as 0.
+def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) -> None:
+    """Raise a ValueError if a number is NaN or infinite. `Trainer` would log such a loss as 0.
 
     Args:
         step: Number of steps that are done.
-        mask: `[batch, positions]`, 0 for padding, which is not checked.
-        values: A `loss`, or `teacher` and `student` with their vectors, `[batch, positions, hidden]`. None: there are
-            none.
+        mask: `[batch, positions]`, 0 for padding, which may be anything.
+        tensors: The vectors of `teacher` or `student`, `[batch, positions, hidden]`, or the `loss`.
     """
-    for name, tensor in values.items():
+    for name, tensor in tensors.items():
         if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
-            raise ValueError(f"step {step + 1}: the {name} {NOT_FINITE[name]}")
+            raise ValueError(f"step {step + 1}: {NOT_FINITE[name]}")
 
 
 def each(datasets: Any) -> list[Any]:
@@ -84,7 +83,7 @@ def each(datasets: Any) -> list[Any]:
     return [*datasets.values()] if isinstance(datasets, dict) else [datasets]
 
 
-def check_data(
+def check_datasets(
     args: SKDTrainingArguments, train_dataset: Texts | None, eval_dataset: Texts | dict[str, Texts] | None
 ) -> None:
     """Raise a ValueError if the texts to evaluate on are missing, or if a stream cannot be used."""

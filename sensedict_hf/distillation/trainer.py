@@ -14,13 +14,14 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
+from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_data, check_finite, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -111,8 +112,8 @@ class SKDTrainer(Trainer):
             args = args.for_layer_free()
             check_layer_free(self.student, args)
         if train_dataset is not None:
-            check_float32(model)
-        check_data(args, train_dataset, eval_dataset)
+            check_dtypes(model)
+        check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
@@ -261,14 +262,14 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
-            check_finite(self.state.global_step, loss=loss)
+            check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
-        check_finite(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
+        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -283,7 +284,7 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
-        check_finite(self.state.global_step, loss=loss)
+        check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 

@@ -90,13 +90,11 @@ class SKDStudentConfig(PreTrainedConfig):
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
             kind = str(text_config.get("model_type"))
-            if kind == LayerFreeConfig.model_type:
-                # Where the code of a saved folder runs, only the classes of transformers are registered.
-                text_config = LayerFreeConfig(**text_config)
-            elif kind in CONFIG_MAPPING:
-                text_config = CONFIG_MAPPING[kind](**text_config)
-            else:
-                raise ValueError(f"unknown model_type {kind!r} in text_config: upgrade transformers")
+            if kind not in CONFIG_MAPPING and kind != LayerFreeConfig.model_type:
+                raise ValueError(f"unknown model_type {kind!r} of the backbone: upgrade transformers")
+            # Where the code of a saved folder runs, only the classes of transformers are registered.
+            config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
+            text_config = config_class(**text_config)
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):

@@ -14,7 +14,9 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
-from .teachers import check_name, origin_of
+from .files import reading
+from .matching import check_name
+from .teachers import origin_of
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
 # the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,
@@ -72,10 +74,11 @@ def load_classifier(
         raise ValueError(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
-    loaded: Any = auto_class.from_pretrained(
-        classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
-    )
     model: PreTrainedModel
+    with reading(classifier):
+        loaded: Any = auto_class.from_pretrained(
+            classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .files import reading
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
@@ -52,7 +53,8 @@ class SensePreTrainedModel(PreTrainedModel):
                     f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`"
                 )
             source, options = self._tokenizer_source
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with reading(source):
+                self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
         return self._tokenizer
 
     @tokenizer.setter
@@ -105,11 +107,13 @@ class SensePreTrainedModel(PreTrainedModel):
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
-        config = cls._read_config(source, kwargs)
+        with reading(source):
+            config = cls._read_config(source, kwargs)
         has_new_head = cls._has_new_head(config, source)
         is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
         if not is_quantized:  # a quantizer changes sizes and names
-            cls._check_files(config, source, has_new_head, kwargs)
+            with reading(source):
+                cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
@@ -118,7 +122,8 @@ class SensePreTrainedModel(PreTrainedModel):
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
-        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        with reading(source):
+            loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
