@@ -10,6 +10,7 @@ import shtab
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
 HEADS = ("sequence_classification", "token_classification")
+KEYS = ("input", "next")
 METHODS = ("budget", "senses_per_token", "mcl")
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 SAMPLE_DTYPES = ("float16", "float32")
@@ -23,7 +24,8 @@ COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECT
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
     "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
-    "or a folder written by Dataset.save_to_disk; or the name of a dataset on the Hub"
+    "folders of such files, or quoted patterns; or a folder written by Dataset.save_to_disk; or the name of a dataset "
+    "on the Hub"
 )
 
 
@@ -136,6 +138,8 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
     about = "the nearest sense of a vector has the smallest distance (l2), largest cosine or largest dot product"
     _add(vectors, "--similarity", "", about, choices=SIMILARITIES, default="l2")
     _add(vectors, "--layer", "N", "layer of the hidden states; 0: token embeddings, -1: last layer", default=-1)
+    about = "token that a hidden state belongs to: its own (input) or the one it predicts (next; causal teachers)"
+    _add(vectors, "--key", "", about, choices=KEYS, default="input")
     about = "occurrences of a token to look at, drawn at random; fewer need less disk and time"
     _add(vectors, "--max-samples-per-token", "N", about, default=1000)
     about = "dtype of the sampled vectors on disk during the build"
@@ -154,8 +158,16 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(
+        sub,
+        "--dtype",
+        "",
+        "new dtype of senses; of a student without layers also of its tables",
+        choices=SENSES_DTYPES,
+        default="float16",
+    )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
@@ -164,6 +176,12 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "senses in total, given to the tokens that need them most"
     _add(sub, "--budget", "N", about, type=int, required=True)
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
+
+
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+    _add_trust(sub)
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -190,6 +208,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "start from these layers of the teacher instead, counted from 0"
     _add(student, "--layers", "N", about, type=int, nargs="+")
     _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    _add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
     about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
@@ -328,8 +347,12 @@ def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
     about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
     _add(group, "--quantization-config", "JSON", about)
-    _add_flag(group, "--trust-remote-code", "run Python code from the model's repository")
+    _add_trust(group)
     return group
+
+
+def _add_trust(container: argparse._ActionsContainer) -> None:
+    _add_flag(container, "--trust-remote-code", "run Python code from the folders and repositories that are loaded")
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:
@@ -347,12 +370,17 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "convert": (
         _add_convert,
         "DIR [--dtype DTYPE] --output DIR",
-        "store a dictionary, or a student's dictionary, in another dtype",
+        "store a dictionary, a student's dictionary, or a student without layers in another dtype",
     ),
     "merge": (
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "verify": (
+        _add_verify,
+        "DIR",
+        "check everything in the folder of a dictionary, a student or an index",
     ),
     "inspect": (
         _add_inspect,

@@ -7,7 +7,13 @@ evaluate are imported on first use, so loading a saved model stays light.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .models.attaching import AttachedSenses, attach_senses
 from .models.configuration_layer_free import LayerFreeConfig
@@ -16,10 +22,12 @@ from .models.configuration_skd_student import SKDStudentConfig
 from .models.loading import load_senses
 from .models.modeling_layer_free import LayerFreeModel
 from .models.modeling_sense_embedding import SenseEmbeddingModel
+from .models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .models.modeling_skd_student import SKDStudentModel
 from .models.prompts import Prompt
 from .models.teachers import Teacher, load_teacher
+from .models.vocabulary_transfer import adopt_tokenizer
 
 if TYPE_CHECKING:
     from .building.build import build_sense_dictionary
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
-    from .distillation.vectors import encode_vectors
+    from .distillation.vectors import TeacherVectors, encode_vectors
     from .evaluation import (
         evaluate_classification,
         evaluate_retrieval,
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .retrieval.index import SenseIndex
+    from .retrieval.router import save_router
     from .retrieval.sparse import fill_collection, search_collection, sparse_queries
 
 __version__ = "0.1.0"
@@ -48,6 +57,7 @@ AutoConfig.register(LayerFreeConfig.model_type, LayerFreeConfig, exist_ok=True)
 AutoModel.register(LayerFreeConfig, LayerFreeModel, exist_ok=True)
 AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
+AutoModelForCausalLM.register(SKDStudentConfig, SKDStudentForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenClassification, exist_ok=True)
 
@@ -56,6 +66,7 @@ _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
     "SenseIndex": ".retrieval.index",
+    "TeacherVectors": ".distillation.vectors",
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
@@ -70,6 +81,7 @@ _LAZY = {
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "save_router": ".retrieval.router",
     "search_collection": ".retrieval.sparse",
     "sparse_queries": ".retrieval.sparse",
 }
@@ -80,6 +92,7 @@ __all__ = [
     "LayerFreeModel",
     "Prompt",
     "SKDStudentConfig",
+    "SKDStudentForCausalLM",
     "SKDStudentForSequenceClassification",
     "SKDStudentForTokenClassification",
     "SKDStudentModel",
@@ -89,7 +102,9 @@ __all__ = [
     "SenseEmbeddingModel",
     "SenseIndex",
     "Teacher",
+    "TeacherVectors",
     "__version__",
+    "adopt_tokenizer",
     "attach_senses",
     "build_sense_dictionary",
     "distill_student",
@@ -107,6 +122,7 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "save_router",
     "search_collection",
     "sparse_queries",
 ]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_models import SIZES, WORDS, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -10,6 +11,8 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     DebertaV2Model,
+    RobertaConfig,
+    RobertaModel,
     StableLmConfig,
     StableLmModel,
 )
@@ -17,6 +20,7 @@ from transformers import (
 from sensedict_hf import (
     SKDStudentModel,
     Teacher,
+    adopt_tokenizer,
     build_sense_dictionary,
     load_teacher,
 )
@@ -77,8 +81,50 @@ def test_another_backbone_with_a_projection(bert, texts, tmp_path):
     assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts), student.encode(texts))
     assert student.encode(texts).shape == (60, 16)
     other = Teacher(small, make_tokenizer(WORDS[::-1]), name="other")
-    with pytest.raises(ValueError, match="fingerprint"):
+    with pytest.raises(ValueError, match="fingerprint.*adopt_tokenizer"):
         SKDStudentModel.from_backbone(other, senses)
+
+
+def test_a_backbone_that_adopts_a_tokenizer_keeps_the_embeddings_of_known_tokens(bert, texts):
+    # The same words with other ids, words that only one of them has, and a separator of another name.
+    words = [*WORDS[:4:-1], "w5w", "new"]
+    tokenizer = make_tokenizer(words)
+    tokenizer.add_special_tokens({"sep_token": "</s>"})
+    backbone = adopt_tokenizer(bert, tokenizer)
+    old, new = (model.get_input_embeddings().weight for model in (bert.model, backbone.model))
+    assert new.shape == (len(tokenizer), 16) and backbone.model.config.vocab_size == len(tokenizer)
+    for token in WORDS[5:]:
+        ids = [each.convert_tokens_to_ids(token) for each in (tokenizer, bert.tokenizer)]
+        assert torch.equal(new[ids[0]], old[ids[1]])
+    assert torch.equal(new[tokenizer.sep_token_id], old[bert.tokenizer.sep_token_id])
+    assert torch.equal(new[tokenizer.convert_tokens_to_ids("new")], old[bert.tokenizer.unk_token_id])
+    # The given model stays as it is, and the copy encodes the words that both know as before.
+    assert bert.model.config.vocab_size == 32 and len(old) == 32
+    known = ["w6 w7 w8", "w20"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A </s>", special_tokens=[("[CLS]", 2), ("</s>", tokenizer.sep_token_id)]
+    )
+    torch.testing.assert_close(backbone.encode(known), bert.encode(known))
+    # It is the backbone of a student.
+    teacher = Teacher(bert.model, bert.tokenizer, name="tiny", max_window=64)
+    foreign = adopt_tokenizer(backbone, teacher.tokenizer)
+    student = SKDStudentModel.from_backbone(foreign, build_sense_dictionary(teacher, texts, budget=90))
+    assert torch.isfinite(student.encode(texts)).all()
+
+
+def test_new_tokens_are_the_mean_of_their_pieces(bert):
+    # The text of this token consists of two old words.
+    tokenizer = make_tokenizer(["w1 w3", *WORDS])
+    old = bert.model.get_input_embeddings().weight
+    new = adopt_tokenizer(bert, tokenizer).model.get_input_embeddings().weight
+    pieces = bert.tokenizer.convert_tokens_to_ids(["w1", "w3"])
+    torch.testing.assert_close(new[4], old[pieces].mean(0))
+
+
+def test_positions_that_depend_on_the_padding_token_refuse_another_one():
+    model = RobertaModel(RobertaConfig(**SIZES, max_position_embeddings=64, pad_token_id=1))
+    with pytest.raises(ValueError, match="counts its positions from the id of the padding token, 1,.* pads with 0"):
+        adopt_tokenizer(Teacher(model, make_tokenizer(), name="roberta"), make_tokenizer(WORDS[::-1]))
 
 
 def test_a_foreign_dictionary_is_refused(bert, texts, tokenizer):

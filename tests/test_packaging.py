@@ -15,8 +15,13 @@ import pytest
 import sensedict_hf
 
 ROOT = Path(__file__).parents[1]
-# Files that import what an extra brings: when a picture is drawn, the demo runs, or a search engine is used.
-OPTIONAL = {"demo/run.py": "demo", "building/inspection.py": "demo", "retrieval/sparse.py": "qdrant"}
+# Imported when a picture is drawn, the demo runs, a router is saved, or a search engine is used: extras bring them.
+OPTIONAL = {
+    "demo/run.py": "demo",
+    "building/inspection.py": "demo",
+    "retrieval/router.py": "retrieval",
+    "retrieval/sparse.py": "qdrant",
+}
 
 
 def imported(path):
@@ -42,14 +47,14 @@ def test_installation_brings_what_is_imported():
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     core = required(config["options"]["install_requires"])
-    extras = {name: required(config["options.extras_require"][name]) for name in OPTIONAL.values()}
     distributions = packages_distributions()
     package = ROOT / "sensedict_hf"
     for path in [*package.rglob("*.py"), *(ROOT / "sensedict_cli").glob("*.py")]:
         # A module of an extra that is not installed has the name of its distribution.
         wanted = {distributions.get(module, [module])[0].lower().replace("_", "-") for module in imported(path)}
         name = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
-        assert wanted <= core | extras.get(OPTIONAL.get(name), set()), name
+        extra = required(config["options.extras_require"][OPTIONAL[name]]) if name in OPTIONAL else set()
+        assert wanted <= core | extra, name
 
 
 def test_the_source_distribution_is_complete(tmp_path):

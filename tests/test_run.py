@@ -6,13 +6,14 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS
+from tiny_models import WORDS, make_tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDTrainer,
     SKDTrainingArguments,
+    Teacher,
     build_sense_dictionary,
     distill_student,
 )
@@ -120,6 +121,11 @@ def test_what_a_student_starts_from(bert, senses, texts, teacher_folder, tmp_pat
         assignment="hard",
     )
     assert student.config.num_hidden_layers == 4 and student.config.default_residual == 0.25
+    foreign = Teacher(bert.model, make_tokenizer(WORDS[::-1]), name="foreign", max_window=64)
+    student = distill_student(
+        bert, senses, texts, args=settings(tmp_path / "f", **args), backbone=foreign, adopt_tokenizer=True
+    )
+    assert student.tokenizer.get_vocab() == bert.tokenizer.get_vocab() and student.config.teacher_layers is None
     classifier = BertForSequenceClassification.from_pretrained(teacher_folder, num_labels=3)
     classifier.save_pretrained(tmp_path / "classifier")
     AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(tmp_path / "classifier")
@@ -141,11 +147,11 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
         ({}, "give either output_dir"),
         ({"output_dir": tmp_path, "args": settings(tmp_path)}, "give either output_dir"),
         ({"backbone": bert, "layers": [0]}, "give one of them"),
+        ({"adopt_tokenizer": True}, "adopt_tokenizer is for a backbone, but none is given"),
         ({"head": "tagging"}, "unknown head 'tagging': choose sequence_classification or token_classification"),
         ({"head": "token_classification"}, "classifier is a Teacher: pass a name, a path or a fine-tuned model"),
         ({"head": "token_classification", "teacher_options": {"adapters": ["a"]}}, "merge them first"),
         ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),
-        ({"args": settings(tmp_path, push_to_hub=True)}, "push_to_hub would upload unfinished students"),
         ({"args": settings(tmp_path, resume_from_checkpoint="x")}, "repeat the same call or command"),
         ({"teacher_options": {"bidirectional": True}}, "bidirectional= cannot be given with a Teacher"),
         ({"num_hidden_layers": 9}, "has layers 0 to 3"),

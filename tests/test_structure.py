@@ -14,7 +14,8 @@ PACKAGE = Path(sensedict_hf.__file__).parent
 # What each part of the package may import as well as its siblings. The command line and the demo may import all.
 BELOW = {
     "models": set(),
-    "data": set(),
+    "data": {"models", "data_files"},
+    "data_files": set(),
     "evaluation": {"models", "data"},
     "evaluation_tasks": {"evaluation"},
     "building": {"models", "data"},

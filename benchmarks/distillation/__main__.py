@@ -78,12 +78,16 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
     parser.add_argument("--output", type=Path, default=Path("runs/distillation"), help="folder for students")
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder; default: all-MiniLM-L6-v2")
+    text = "of the teacher, and of products in training; students are scored in float32"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="2 or 6 epochs")
     text = "learning rates to begin the search with; a single one is used without a search"
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3], help=text)
     text = "the teacher's layers that students start from: 2 means the first two, 0+5 the first and the sixth"
-    parser.add_argument("--layers", nargs="+", default=["2"], metavar="LAYERS", help=text)
+    parser.add_argument("--layers", nargs="+", default=["2"], metavar="LAYERS", help=text + "; see --backbone")
+    text = "a smaller model that students start from where --layers has the word `backbone`"
+    parser.add_argument("--backbone", metavar="MODEL", help=text)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts instead")
     parser.add_argument("--jobs", type=int, default=1, help="students that are trained at once")
@@ -97,7 +101,8 @@ def read_options() -> argparse.Namespace:
             parser.error("--settings needs texts that --smoke leaves out: give one of them")
     for name in ("methods", "budgets", "layers", "seeds"):
         setattr(options, name, list(dict.fromkeys(getattr(options, name))))
-    recorded = options.teacher == parser.get_default("teacher") and not options.smoke
+    same = options.teacher == parser.get_default("teacher") and options.dtype == "float32"
+    recorded = same and not options.smoke
     name = f"distillation-{'gpu' if options.device == 'cuda' else 'cpu'}"
     options.results = results_file(options.results, name, recorded=recorded, folder=options.output)
     options.end = time.monotonic() + 3600 * options.hours

@@ -23,6 +23,7 @@ from sensedict_hf import (
     SKDStudentModel,
     SKDTrainingArguments,
     Teacher,
+    adopt_tokenizer,
     build_sense_dictionary,
     load_teacher,
 )
@@ -74,7 +75,7 @@ class Comparison:
         if self.is_job:
             logging.disable_progress_bar()
         self.load_task = cache(load_task)
-        self.teacher: Teacher = load_teacher(options.teacher, device=options.device)
+        self.teacher: Teacher = load_teacher(options.teacher, device=options.device, dtype=options.dtype)
         file, own = options.output / "teacher.txt", f"{self.teacher.fingerprint()} {options.device}"
         if not file.exists():
             file.write_text(own)
@@ -180,7 +181,12 @@ class Comparison:
         senses = self.senses(names, dev, method.similarity)
         unfinished = folder.with_name(folder.name + ".partial")
         set_seed(seed)
-        student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
+        if layers == "backbone":
+            backbone = adopt_tokenizer(self.options.backbone, self.teacher.tokenizer)
+            student = SKDStudentModel.from_backbone(backbone, senses, pooling=self.teacher.pooling)
+            student.to(self.teacher.device)
+        else:
+            student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
         if key != "cut":
             dataset, rows_of, vectors = self.rows
             settings = method.settings | changed
@@ -200,6 +206,7 @@ class Comparison:
                 logging_steps=100,
                 disable_tqdm=self.is_job,
                 use_cpu=self.options.device == "cpu",
+                bf16=self.options.dtype == "bfloat16",
                 seed=seed,
             )
 

@@ -18,17 +18,21 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
+from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.files import reading
+from ..models.folder_code import auto_map, write_code
+from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
 from .planning import plan_build, total_senses
 from .sampling import open_plan
-from .settings import BuildSettings, Source, check_flag, check_integer
+from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
 from .workspace import BuildFolder, broadcast, differences, process_state
 
@@ -38,6 +42,7 @@ SAME_SAMPLES = (
     "teacher_tokenizer",
     "teacher_fingerprint",
     "layer",
+    "key",
     "max_length",
     "truncation",
     "max_samples_per_token",
@@ -78,6 +83,7 @@ def build_sense_dictionary(
     max_samples_per_token: int = 1000,
     similarity: str = "l2",
     layer: int = -1,
+    key: str = "input",
     max_length: int | None = None,
     truncation: bool = False,
     batch_size: int = 32,
@@ -87,6 +93,7 @@ def build_sense_dictionary(
     sample_dtype: str = "float16",
     senses_dtype: str = "float16",
     prompt_senses: bool = False,
+    trust_remote_code: bool = False,
     num_senses: int | None = None,
 ) -> SenseEmbeddingModel:
     """Build a sense dictionary: run the teacher over texts and cluster the vectors of each token.
@@ -119,6 +126,8 @@ def build_sense_dictionary(
         max_samples_per_token: The most occurrences of a token that are sampled, uniformly from all.
         similarity: How a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to: `input`, the token at its position, or `next`, the token after it,
+            which the state predicts. `next` needs a causal teacher, and texts of two tokens or more.
         max_length: Longest input of the teacher in tokens. Longer texts are cut into overlapping windows. Default:
             what the teacher takes, at most 512.
         truncation: Whether longer texts are cut off instead.
@@ -131,6 +140,7 @@ def build_sense_dictionary(
             scale for every sense.
         prompt_senses: Whether the tokens of the teacher's instruction and template get senses too. They do not count
             in the vector of a text.
+        trust_remote_code: Whether to run code from the folders or repositories of teacher and tokenizer.
         num_senses: Deprecated, use `senses_per_token`.
 
     Returns:
@@ -139,6 +149,7 @@ def build_sense_dictionary(
     Raises:
         ValueError: An argument is out of range, or two arguments contradict each other.
         ValueError: The corpus is empty, or the budget is below one sense for each token in it.
+        ValueError: `key="next"` with a teacher that is not causal, or for the tokens of another tokenizer.
         ValueError: A tokenizer does not belong to its model, or hardly any of its tokens align with the teacher's.
         ValueError: The teacher yields vectors that are not finite, or too large for the dtypes.
         ValueError: There is not enough room on the disk or in memory.
@@ -165,6 +176,7 @@ def build_sense_dictionary(
         batch_size=batch_size,
         similarity=similarity,
         layer=layer,
+        key=key,
         seed=seed,
         sample_dtype=sample_dtype,
         senses_dtype=senses_dtype,
@@ -174,6 +186,9 @@ def build_sense_dictionary(
     if max_length is not None:
         max_length = check_integer("max_length", max_length, 1)
     truncation, overwrite = check_flag("truncation", truncation), check_flag("overwrite", overwrite)
+    for name, path in (("output_dir", output_dir), ("update", update)):
+        if path is not None:
+            check_path(name, path)
     state = process_state()
     if output_dir is None and (settings.keep_samples or state.num_processes > 1):
         reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"
@@ -187,9 +202,12 @@ def build_sense_dictionary(
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        with reading(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
-    teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
+    teacher = load_teacher(
+        teacher, tokenizer=tokenizer if is_nameless else None, device=device, trust_remote_code=trust_remote_code
+    )
     source = Source.of(
         teacher,
         tokenizer,
@@ -197,6 +215,14 @@ def build_sense_dictionary(
         truncation=truncation,
         prompt_senses=settings.prompt_senses,
     )
+
+    if settings.key == "next":
+        check_predicts(teacher)
+        if source.teacher_tokenizer is not None:
+            raise ValueError(
+                "key='next' with the tokens of another tokenizer: the teacher's states predict its own tokens; leave "
+                "out tokenizer, or choose key='input'"
+            )
 
     # Open the dictionary that is updated.
     earlier = None
@@ -215,7 +241,7 @@ def build_sense_dictionary(
                 if state.is_main_process:
                     _finish(folder, source, settings, 0 if earlier is None else earlier.num_texts)
             state.wait_for_everyone()
-        senses = SenseEmbeddingModel.from_pretrained(path)
+        senses = SenseEmbeddingModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         if output_dir is None:
             senses._apply(torch.clone)  # the tables are mapped from files that are about to be removed
     senses.tokenizer = source.tokenizer
@@ -230,12 +256,12 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     """
     is_main_process = PartialState().is_main_process
     manifest = BuildFolder(folder).manifest(check=is_main_process)
-    if manifest is None or "samples.safetensors" not in manifest["files"]:
+    if manifest is None or "samples.safetensors" not in manifest.files:
         raise ValueError(
             f"{folder} holds no dictionary with its samples: only one that was built with keep_samples can be updated"
         )
     if is_main_process:
-        records = manifest["settings"], {**settings.record(), **source.origin.record()}
+        records = manifest.settings, {**settings.record(), **source.origin.record()}
         changed = differences(*({name: record.get(name) for name in SAME_SAMPLES} for record in records))
         if changed:
             raise ValueError(
@@ -244,8 +270,8 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
     return Earlier(
         samples=TensorFile(folder / "samples.safetensors"),
         num_texts=SenseEmbeddingConfig.from_pretrained(folder).num_texts or 0,
-        sha256=manifest["files"]["samples.safetensors"]["sha256"],
-        generation=manifest["settings"]["generation"],
+        sha256=manifest.files["samples.safetensors"]["sha256"],
+        generation=check_integer("generation", manifest.settings.get("generation"), 0),
     )
 
 
@@ -255,9 +281,10 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     sample_dtype = SAMPLE_DTYPES[settings.sample_dtype]
     # A value must fit the samples and the finished table; int8 has a scale for every sense, so any value fits.
     dtypes = [dtype for dtype in (sample_dtype, SENSES_DTYPES[settings.senses_dtype]) if dtype.is_floating_point]
+    corpus = open_corpus(stages / "corpus", source.tokenizer, source.teacher_tokenizer, teacher.prompt)
     gather_samples(
         teacher,
-        open_corpus(stages / "corpus", source.tokenizer, source.teacher_tokenizer, teacher.prompt),
+        corpus.keyed_by(settings.key),
         plan,
         open_windows(stages),
         stages,
@@ -311,6 +338,7 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         base_model_revision=origin.teacher_revision,
         base_model_fingerprint=origin.teacher_fingerprint,
         layer=settings.layer,
+        key=settings.key,
         tokenizer_fingerprint=origin.tokenizer,
         teacher_tokenizer_fingerprint=origin.teacher_tokenizer,
         method=settings.method,
@@ -318,14 +346,16 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         max_samples_per_token=settings.max_samples_per_token,
         window_length=origin.max_length,
         prompt=origin.prompt,
-        attention=source.teacher.attention,
+        attention="causal" if settings.key == "next" else source.teacher.attention,
         seed=settings.seed,
         num_texts=progress.texts + earlier_texts,
         num_tokens=int(plan.counts.sum()),
         sensedict_version=origin.versions["sensedict_hf"],
     )
     config.dtype = dtype if dtype.is_floating_point else torch.float32  # an int8 table has the dtype of its scales
+    config.auto_map = auto_map(config.model_type)
     config.save_pretrained(ready)
+    write_code(ready, config.model_type)
     source.tokenizer.save_pretrained(ready)
     model_card(config).save(ready / "README.md")
 

@@ -17,9 +17,17 @@ from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
 from ..models.prompts import Prompt
-from ..models.tokenizers import check_offsets, special_token_counts
+from ..models.tokenization import check_offsets, special_token_counts
 from .alignment import align_texts
-from .corpus_files import ALIGNMENT_FILES, CORPUS_FILES, CorpusWriter, Progress, TextDigest, read_progress
+from .corpus_files import (
+    ALIGNMENT_FILES,
+    CORPUS_FILES,
+    CorpusChangedError,
+    CorpusWriter,
+    Progress,
+    TextDigest,
+    read_progress,
+)
 from .windows import Alignment, TokenizedCorpus
 
 # If a smaller share of the tokens aligns with the teacher's, most of the text would get no senses.
@@ -27,10 +35,6 @@ SMALLEST_ALIGNED_SHARE = 0.5
 # The most texts and characters in one call of the tokenizer.
 BATCH_TEXTS = 1000
 BATCH_CHARACTERS = 1_000_000
-
-
-class CorpusChangedError(ValueError):
-    """The texts differ from the texts of the interrupted run."""
 
 
 def tokenize_corpus(
@@ -62,7 +66,7 @@ def tokenize_corpus(
     Raises:
         ValueError: There are no texts, one of them is not a string, a prompt comes with a second tokenizer, or the two
             tokenizers cannot be aligned.
-        CorpusChangedError: An interrupted run in this folder began with other texts.
+        CorpusChangedError: An interrupted run in this folder began with other texts, or its files are damaged.
     """
     if teacher_tokenizer is not None:
         check_offsets(tokenizer, teacher_tokenizer)

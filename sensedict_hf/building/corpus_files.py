@@ -13,7 +13,6 @@ The files only grow, so that a killed run loses little. Every few seconds a run 
 and replaces `progress.json`. The next run cuts off what `progress.json` does not count, and appends.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -24,12 +23,17 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..models.files import read_object, write_object
 from .alignment import AlignedText
 
 CORPUS_FILES = {"input_ids": np.int32, "offsets": np.int64, "digests": np.uint64}
 ALIGNMENT_FILES = {"teacher_ids": np.int32, "teacher_offsets": np.int64, "places": np.int32, "bounds": np.int64}
 # How many seconds of work a killed run may lose.
 COMMIT_SECONDS = 10
+
+
+class CorpusChangedError(ValueError):
+    """The texts differ from the texts of the interrupted run, or its files are damaged."""
 
 
 @dataclass
@@ -55,6 +59,20 @@ class Progress:
     unaligned: int = 0
     sha256: str = sha256().hexdigest()
     complete: bool = False
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """Number of entries in each file."""
+        begun = int(self.texts > 0)  # files of offsets begin with a zero
+        return {
+            "input_ids": self.tokens,
+            "offsets": self.texts + begun,
+            "digests": self.texts,
+            "teacher_ids": self.teacher_tokens,
+            "teacher_offsets": self.texts + begun,
+            "places": self.pairs,
+            "bounds": self.tokens + begun,
+        }
 
 
 class TextDigest:
@@ -85,9 +103,28 @@ def read_progress(folder: Path) -> Progress:
 
     Returns:
         What the files hold; nothing if there is no corpus.
+
+    Raises:
+        CorpusChangedError: The files are damaged.
     """
     path = folder / "progress.json"
-    return Progress(**json.loads(path.read_text())) if path.is_file() else Progress()
+    if not path.is_file():
+        return Progress()
+    way_out = "choose another folder, or overwrite"
+    try:
+        content = read_object(path)
+    except ValueError as error:
+        raise CorpusChangedError(f"{error}: {way_out}") from error
+    kinds = {name: type(value) for name, value in asdict(Progress()).items()}
+    if {name: type(value) for name, value in content.items()} != kinds:
+        raise CorpusChangedError(f"{path} is broken (it has other fields than {', '.join(kinds)}): {way_out}")
+    progress = Progress(**content)
+    names = CORPUS_FILES | ALIGNMENT_FILES if progress.teacher_tokens else CORPUS_FILES
+    for name, dtype in names.items():
+        file, size = folder / f"{name}.bin", progress.entries[name] * np.dtype(dtype).itemsize
+        if size < 0 or not file.is_file() or file.stat().st_size < size:
+            raise CorpusChangedError(f"{file} has less than the {size:,} bytes that {path.name} tells: {way_out}")
+    return progress
 
 
 class CorpusWriter:
@@ -108,20 +145,11 @@ class CorpusWriter:
         self._committed_at = time.monotonic()
         self._files: dict[str, BinaryIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        begun = int(progress.texts > 0)  # files of offsets begin with a zero
-        entries = {
-            "input_ids": progress.tokens,
-            "offsets": progress.texts + begun,
-            "digests": progress.texts,
-            "teacher_ids": progress.teacher_tokens,
-            "teacher_offsets": progress.texts + begun,
-            "places": progress.pairs,
-            "bounds": progress.tokens + begun,
-        }
+        begun = progress.texts > 0
         for name, dtype in (CORPUS_FILES | ALIGNMENT_FILES if is_aligned else CORPUS_FILES).items():
             path = folder / f"{name}.bin"
             path.touch()
-            os.truncate(path, entries[name] * np.dtype(dtype).itemsize)
+            os.truncate(path, progress.entries[name] * np.dtype(dtype).itemsize)
             self._files[name] = open(path, "ab")
             if name in ("offsets", "teacher_offsets", "bounds") and not begun:
                 self._files[name].write(np.int64(0).tobytes())
@@ -185,6 +213,4 @@ class CorpusWriter:
             file.flush()
             os.fsync(file.fileno())
         self._progress.sha256 = self._digest.hexdigest()
-        partial = self._folder / "progress.json.partial"
-        partial.write_text(json.dumps(asdict(self._progress)))
-        partial.replace(self._folder / "progress.json")
+        write_object(self._folder / "progress.json", asdict(self._progress))

@@ -1,19 +1,17 @@
 """What a build depends on: the settings of the caller, the teacher and the tokenizer, all of them frozen."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from numbers import Integral
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
+from ..models.arguments import check_choice, check_flag, check_integer
+from ..models.configuration_sense_embedding import KEYS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.teachers import Teacher
-from ..models.tokenizers import check_offsets
+from ..models.tokenization import check_offsets
 
 METHODS = ("budget", "senses_per_token", "mcl")
 # Files keep the former name of senses_per_token, so that old builds are recognised.
@@ -38,6 +36,7 @@ class BuildSettings:
         batch_size: Windows of text in a forward pass of the teacher.
         similarity: `l2`, `cosine` or `dot`.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to, `input` or `next`.
         seed: Seed of the sample.
         sample_dtype: How samples are stored while building: `float16` or `float32`.
         senses_dtype: How senses are stored in the dictionary: `float16`, `bfloat16`, `float32` or `int8`.
@@ -46,7 +45,7 @@ class BuildSettings:
 
     Raises:
         ValueError: A number is no integer or out of range.
-        ValueError: There is no such method, similarity or dtype.
+        ValueError: There is no such method, similarity, key or dtype.
         ValueError: A flag is no boolean.
         ValueError: The method does not go with the number that is given.
     """
@@ -58,6 +57,7 @@ class BuildSettings:
     batch_size: int = 32
     similarity: str = "l2"
     layer: int = -1
+    key: str = "input"
     seed: int = 0
     sample_dtype: str = "float16"
     senses_dtype: str = "float16"
@@ -76,6 +76,7 @@ class BuildSettings:
         checked["seed"] = check_integer("seed", self.seed, 0, 2**32)
         for name, allowed in (
             ("similarity", SIMILARITIES),
+            ("key", KEYS),
             ("sample_dtype", SAMPLE_DTYPES),
             ("senses_dtype", SENSES_DTYPES),
         ):
@@ -88,8 +89,11 @@ class BuildSettings:
             object.__setattr__(self, name, value)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as they are written to `settings.json` and `manifest.json`."""
-        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        """Return the settings as they are written to `settings.json` and `manifest.json`: the key if it is `next`."""
+        fields = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        if self.key == "input":
+            del fields["key"]
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,62 +207,6 @@ class Source:
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The teacher's tokenizer if it differs from `tokenizer`, else None."""
         return None if self.origin.teacher_tokenizer is None else self.teacher.tokenizer
-
-
-def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
-    """Check an argument that must be an integer.
-
-    Args:
-        name: Name of the argument.
-        value: Its value: an integer of Python or numpy. Booleans and floats such as `10.0` are refused.
-        least: The smallest value that is allowed. None: any.
-        below: The smallest value that is too large. None: any.
-
-    Returns:
-        The value as an `int`.
-
-    Raises:
-        ValueError: The value is no integer or out of range.
-    """
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if is_integer and (least is None or value >= least) and (below is None or value < below):
-        return int(value)
-    bounds = "" if least is None else f" of at least {least}"
-    bounds += "" if below is None else f" and below {below}"
-    raise ValueError(f"{name}={value!r}: give an integer{bounds}")
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Check an argument that must be a boolean.
-
-    Args:
-        name: Name of the argument.
-        value: Its value: a boolean of Python or numpy.
-
-    Returns:
-        The value as a `bool`.
-
-    Raises:
-        ValueError: The value is no boolean.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r}: give True or False")
-    return bool(value)
-
-
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Check an argument that must be one of some names.
-
-    Args:
-        name: Name of the argument.
-        value: Its value.
-        allowed: The names.
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    if value not in tuple(allowed):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
 
 
 def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:

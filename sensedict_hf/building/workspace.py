@@ -9,14 +9,12 @@ A folder holds:
 Each kind of result has a marker: a file without which it does not load. The marker is written last and removed first.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +23,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from ..models.files import read_object, write_object
+from .manifest import MANIFEST, Manifest, read_manifest
+
 T = TypeVar("T")
 # A build that has only read the texts so far continues if these settings are the same; the others may change.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
-MANIFEST = "manifest.json"
 MARKERS = {"dictionary": "config.json", "dataset": "state.json"}
-CHUNK = 1 << 24  # bytes that are hashed at a time
+PUBLISHED = ("model.safetensors", "README.md", "tokenizer.json")  # some of the files of a dictionary
 # The first process may tokenize or plan for a long time while the others wait.
 TIMEOUT = timedelta(days=1)
 
@@ -150,40 +150,52 @@ class BuildFolder:
         if others and not self.overwrite:
             raise ValueError(f"{self.path} holds a {others[0]}: give the {self.kind} another folder, or overwrite")
 
-        path = self.stages / "settings.json"
+        # Continue an interrupted build, if its settings are the same.
         if afresh:
             self.discard()
-        if path.is_file():
-            # Continue an interrupted build, if its settings are the same.
-            before = json.loads(path.read_text())
-            stages = {stage.name for stage in self.stages.iterdir()}
-            only_text = stages <= {"corpus", "settings.json", "settings.json.partial"}
-            names = TEXT_SETTINGS if only_text else self.settings
-            changed = differences(before, {**before, **{name: self.settings[name] for name in names}})
-            if changed and not self.overwrite:
+        if (self.stages / "settings.json").is_file():
+            reason = self._why_not_continued()
+            if reason and not self.overwrite:
                 raise ValueError(
-                    f"{self.path} holds an unfinished build with other settings: {changed}; give the same, another "
-                    "folder, or overwrite"
+                    f"{self.path} holds an unfinished build {reason}; give the same, another folder, or overwrite"
                 )
-            if changed:
+            if reason:
                 self.discard()
         else:
-            # Refuse to replace files that no build has written.
             self.discard()
-            files = ("model.safetensors", "README.md", "tokenizer.json")
-            foreign = [name for name in files if (self.path / name).exists()]
-            if foreign and not (self.path / MANIFEST).exists() and not self.overwrite:
-                raise ValueError(
-                    f"{self.path} holds a {foreign[0]} that no build has put there: give another folder, or overwrite"
-                )
+            self._refuse_foreign()
 
-        # Write the settings as a whole or not at all.
         self.stages.mkdir(exist_ok=True)
-        partial = self.stages / "settings.json.partial"
-        partial.write_text(json.dumps(dict(self.settings), indent=2))
-        partial.replace(path)
+        write_object(self.stages / "settings.json", self.settings)
 
-    def manifest(self, *, check: bool = True) -> dict[str, Any] | None:
+    def _why_not_continued(self) -> str:
+        """Return why an interrupted build cannot be continued with these settings; empty if it can."""
+        try:
+            before = read_object(self.stages / "settings.json")
+        except ValueError as error:
+            return f"whose settings are lost: {error}"
+        stages = {stage.name for stage in self.stages.iterdir()}
+        only_text = stages <= {"corpus", "settings.json", "settings.json.partial"}
+        names = TEXT_SETTINGS if only_text else self.settings
+        changed = differences(before, {**before, **{name: self.settings[name] for name in names}})
+        return changed and f"with other settings: {changed}"
+
+    def _refuse_foreign(self) -> None:
+        """Raise a ValueError for what :meth:`publish` could not replace, or must not without `overwrite`."""
+        folders = [name for name in (*PUBLISHED, MANIFEST) if (self.path / name).is_dir()]
+        if folders:
+            raise ValueError(f"{self.path / folders[0]} is a folder, where a file must go: give another folder")
+        if self.overwrite:
+            return
+        # Files of a result whose publishing was interrupted are in its manifest.
+        manifest = self._read_manifest()
+        foreign = [name for name in PUBLISHED if (self.path / name).exists()]
+        if foreign and manifest is None:
+            raise ValueError(
+                f"{self.path} holds a {foreign[0]} that no build has put there: give another folder, or overwrite"
+            )
+
+    def manifest(self, *, check: bool = True) -> Manifest | None:
         """Read the manifest of the finished result.
 
         Args:
@@ -193,22 +205,27 @@ class BuildFolder:
             The manifest; None if there is no finished result.
 
         Raises:
-            ValueError: A file was changed after the build, or the result has no manifest.
+            ValueError: A file was changed after the build, or the result has no manifest, or a broken one.
         """
         if not (self.path / MARKERS[self.kind]).is_file():
             return None
-        if not (self.path / MANIFEST).is_file():
+        manifest = self._read_manifest()
+        if manifest is None:
             what = "model" if self.kind == "dictionary" else self.kind
             raise ValueError(
                 f"{self.path} holds a {what} that no build has put there: give another folder, or overwrite"
             )
-        manifest = json.loads((self.path / MANIFEST).read_text())
-        for name, entry in manifest["files"].items() if check else ():
-            if not (self.path / name).is_file() or describe(self.path / name) != entry:
-                raise ValueError(
-                    f"{self.path / name} is not the file that the build has written: give another folder, or overwrite"
-                )
+        if check and (changed := manifest.changed_file(self.path)):
+            raise ValueError(
+                f"{changed} is not the file that the build has written: give another folder, or overwrite"
+            )
         return manifest
+
+    def _read_manifest(self) -> Manifest | None:
+        try:
+            return read_manifest(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}: give another folder, or overwrite") from error
 
     def is_finished(self, corpus_digest: Callable[[], str]) -> bool:
         """Return whether the folder holds the finished result of the same settings and texts.
@@ -228,7 +245,7 @@ class BuildFolder:
             manifest = None
         if manifest is None:
             return False
-        changed = differences(manifest["settings"], {**self.settings, "corpus": corpus_digest()})
+        changed = differences(manifest.settings, {**self.settings, "corpus": corpus_digest()})
         if changed and not self.overwrite:
             raise ValueError(
                 f"{self.path} holds a {self.kind} with other settings: {changed}; give the same, another folder, or "
@@ -245,24 +262,22 @@ class BuildFolder:
         Args:
             corpus_sha256: SHA-256 of the texts, for the manifest.
         """
-        # Describe the files.
         marker = MARKERS[self.kind]
-        names = sorted(path.name for path in self.ready.iterdir())
-        manifest = {
-            "settings": {**self.settings, "corpus": corpus_sha256},
-            "files": {name: describe(self.ready / name) for name in names},
-        }
-        (self.ready / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        manifest = Manifest.of(self.ready, {**self.settings, "corpus": corpus_sha256})
+        manifest.write(self.ready)
 
-        # Remove what is overwritten, the marker first.
+        # Remove what is overwritten, the marker first. Without a manifest to go by, only the new files replace others.
         (self.path / marker).unlink(missing_ok=True)
-        if (self.path / MANIFEST).is_file():
-            for name in json.loads((self.path / MANIFEST).read_text())["files"]:
-                (self.path / name).unlink(missing_ok=True)
-            (self.path / MANIFEST).unlink()
+        try:
+            old = read_manifest(self.path)
+        except ValueError:
+            old = None
+        for name in old.files if old else ():
+            (self.path / name).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
 
         # Move the new files, the marker last.
-        for name in sorted([*names, MANIFEST], key=lambda name: (name == marker, name)):
+        for name in sorted([*manifest.files, MANIFEST], key=lambda name: (name == marker, name)):
             (self.ready / name).replace(self.path / name)
         self.discard()
 
@@ -273,16 +288,3 @@ class BuildFolder:
         """
         (self.stages / "settings.json").unlink(missing_ok=True)
         shutil.rmtree(self.stages, ignore_errors=True)
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Return the size of a file in bytes and its SHA-256, as in a manifest.
-
-    Args:
-        path: The file.
-    """
-    digest = sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -73,7 +73,7 @@ def distill(options: argparse.Namespace) -> None:
     _refuse_removed(options.trainer_arguments)
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
     values = vars(options)
-    names = ("text_column", "num_hidden_layers", "layers", "backbone", "assignment", "residual", "head", "overwrite")
+    names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
     student = distill_student(
         options.teacher,
         options.senses,

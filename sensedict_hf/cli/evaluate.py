@@ -20,7 +20,7 @@ from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
 from ..models.loading import load_senses
-from ..models.teachers import check_teacher
+from ..models.matching import check_teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
 from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments, check_device
@@ -78,12 +78,12 @@ def evaluate(options: argparse.Namespace) -> None:
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
     name = f"{options.query_model} on {options.model}" if encode_queries else options.model
     cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
-    print_row(cells)
-    if options.output:
+    if options.output:  # written first: printing may fail
         used = {"task": options.task, "model": options.model, "senses": options.senses}
         used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print_row(cells)
 
 
 def print_row(cells: dict[str, str]) -> None:
@@ -119,10 +119,10 @@ def evaluate_index(options: argparse.Namespace) -> None:
     relevant = [[numbers[name] for name in names] for names in queries["relevant"]]
     scores = score_ranking([[numbers[name] for name in best] for best in found], relevant)
     cells = {name: f"{score:.4f}" for name, score in dict(scores).items()}
-    print_row({"index": options.index, "documents": f"{len(index):,}", **cells, "queries/s": f"{speed:.0f}"})
-    if options.output:
+    if options.output:  # written first: printing may fail
         used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print_row({"index": options.index, "documents": f"{len(index):,}", **cells, "queries/s": f"{speed:.0f}"})
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:
@@ -179,13 +179,14 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        if options.senses or TeacherArguments.of(options) != TeacherArguments():
+        trust = options.trust_remote_code
+        if options.senses or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=trust):
             raise ValueError(
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
         device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        student = AutoModel.from_pretrained(options.model).to(device)
+        student = AutoModel.from_pretrained(options.model, trust_remote_code=trust).to(device)
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
@@ -196,7 +197,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
     if options.senses:
-        senses = load_senses(options.senses)
+        senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
         check_teacher(senses, teacher)
         assignment = options.assignment or senses.config.assignment
         residual = senses.config.residual if options.residual is None else options.residual

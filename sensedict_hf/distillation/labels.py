@@ -36,10 +36,15 @@ from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
+from ..models.arguments import check_integer, check_number
+from ..models.encoding import pad_batch
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.teachers import Teacher, load_teacher
+from ..models.tokenization import check_max_length
 from .batches import window_rows
+from .training_args import MOST_SENSES
+from .vectors import check_half
 
 logger = logging.get_logger(__name__)
 # The settings of labels that a dataset keeps, in its description.
@@ -61,6 +66,7 @@ def encode_senses(
     top_k: int = 1,
     temperature: float = 0.15,
     only_tokens: bool = False,
+    keep_vectors: bool = False,
 ) -> Dataset:
     """Run the teacher once over texts and keep the sense that it picks at every position.
 
@@ -80,16 +86,18 @@ def encode_senses(
             senses and their probabilities (soft labels).
         temperature: Temperature of these probabilities, in units of the dictionary's distortion.
         only_tokens: Whether to keep token ids only, without running the teacher. All labels are then -1.
+        keep_vectors: Whether to keep the teacher's vectors instead of labels, in half precision: `2 * hidden` bytes a
+            token. Any objective can be trained with them.
 
     Returns:
         A dataset with the columns `input_ids` and `labels`, lists of equal length. A label is the index of the sense
         among the token's own; -1 if the token has no senses or the sense is not known; -100 if the position is counted
         in another row. With `top_k` above 1 also `sense_ids` and `probabilities`, lists of `top_k` entries for each
-        position, position after position.
+        position, position after position. With `keep_vectors` also `vectors`, `hidden` numbers for each position.
 
     Raises:
-        ValueError: The dictionary was not built from the teacher, a setting is out of range, or `output_dir` holds
-            something else.
+        ValueError: The dictionary was not built from the teacher, a setting is out of range, `output_dir` holds
+            something else, or a vector to be kept is not finite or too large for float16.
 
     Example:
         >>> from sensedict_hf import encode_senses
@@ -98,14 +106,14 @@ def encode_senses(
         (4, ['input_ids', 'labels'])
     """
     # Check what can be checked, and load the teacher.
+    batch_size, top_k = check_integer("batch_size", batch_size, 1), check_integer("top_k", top_k, 1, MOST_SENSES + 1)
+    temperature = check_number("temperature", temperature, above=0)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: it must be at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it must be above 0")
     is_keyed = senses.config.teacher_tokenizer_fingerprint is not None
+    if keep_vectors and is_keyed:
+        raise ValueError("keep_vectors: the dictionary is for another tokenizer than its teacher's; keep labels")
     tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
     if output_dir is None and state.num_processes > 1:
@@ -118,7 +126,8 @@ def encode_senses(
         "batch_size": batch_size,
         "top_k": top_k,
         "temperature": temperature if top_k > 1 else None,
-        "only_tokens": only_tokens,
+        "only_tokens": only_tokens or keep_vectors,
+        **({"vectors": "float16"} if keep_vectors else {}),
     }
 
     # Encode in the folder, or in a temporary one.
@@ -133,7 +142,10 @@ def encode_senses(
             if broadcast(begin):
                 _encode(folder, teacher, senses, tokenizer, settings)
             state.wait_for_everyone()
-        return load_from_disk(path, keep_in_memory=output_dir is None)
+        dataset = load_from_disk(path, keep_in_memory=output_dir is None)
+    if keep_vectors:
+        dataset = dataset.with_format("numpy", columns=["vectors"], output_all_columns=True)  # lists would be slow
+    return dataset
 
 
 def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
@@ -158,7 +170,7 @@ def _encode(
     state, stages = process_state(), folder.stages
     corpus = open_corpus(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
-    )
+    ).keyed_by(senses.config.key)
     parts = list(chunks(corpus.shown, PART_TOKENS))
     sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
@@ -227,12 +239,39 @@ def _encode_part(
         ):
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
-            sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
+            states = positions - corpus.shift - begin
+            sense_ids[states], probabilities[states] = (tensor.cpu().numpy() for tensor in found)
 
     # Cut them into rows.
     columns = window_rows(
         corpus, settings["max_length"], *part, sense_ids[:, 0], *(() if top_k == 1 else (sense_ids, probabilities))
     )
     number = Value("int16" if int(senses.offsets.diff().max()) < 1 << 15 else "int32")
-    kinds = {"input_ids": Value("int32"), "labels": number, "sense_ids": number, "probabilities": Value("float16")}
+    half = Value("float16")
+    kinds = {
+        "input_ids": Value("int32"),
+        "labels": number,
+        "sense_ids": number,
+        "probabilities": half,
+        "vectors": half,
+    }
+    if "vectors" in settings:
+        columns["vectors"] = _row_vectors(teacher, columns["input_ids"], settings)
     return Dataset.from_dict(columns, features=Features({name: Sequence(kinds[name]) for name in columns}))
+
+
+def _row_vectors(teacher: Teacher, rows: list[np.ndarray], settings: dict[str, Any]) -> list[np.ndarray]:
+    """Run the teacher over rows of token ids, and return its vectors of each, `[positions * hidden]`, float16."""
+    vectors: list[np.ndarray] = [np.empty(0, dtype=np.float16)] * len(rows)
+    order = np.argsort([-len(row) for row in rows], kind="stable")
+    for first in range(0, len(rows), settings["batch_size"]):
+        batch = order[first : first + settings["batch_size"]]
+        input_ids, mask = pad_batch([rows[row] for row in batch], teacher.pad_token_id)
+        with torch.inference_mode():
+            states = teacher.hidden_states(
+                input_ids.to(teacher.device), mask.to(teacher.device), settings["layer"]
+            ).float()
+        check_half(states, mask, teacher.name, [repr(teacher.tokenizer.decode(rows[row][:20])) for row in batch])
+        for row, state in zip(batch, states.half().cpu().numpy()):
+            vectors[row] = state[: len(rows[row])].ravel()
+    return vectors

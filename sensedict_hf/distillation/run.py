@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
@@ -18,12 +18,14 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
+from ..models.arguments import check_integer, check_path
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
+from ..models.vocabulary_transfer import adopt_tokenizer
 from .run_folder import RunFolder
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -61,6 +63,7 @@ def distill_student(
     num_hidden_layers: int = 2,
     layers: Sequence[int] | None = None,
     backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+    adopt_tokenizer: bool = False,
     head: str | None = None,
     assignment: str | None = None,
     residual: float | None = None,
@@ -90,6 +93,7 @@ def distill_student(
         layers: Indices of the teacher's layers that the student starts from instead.
         backbone: Another model that the student starts from instead: a name, a folder, a model or a :class:`Teacher`.
             It must have the dictionary's tokenizer.
+        adopt_tokenizer: Whether the backbone gets the dictionary's tokenizer, see :func:`adopt_tokenizer`.
         head: `sequence_classification` or `token_classification` copies the head of a fine-tuned teacher to the
             student and freezes it.
         assignment: What the student returns: `hard`, `soft` or `none`. Default: by the objective, see
@@ -98,7 +102,7 @@ def distill_student(
         eval_texts: Texts to evaluate on, when `args.eval_strategy` says.
         text_column: Name of the text column.
         teacher_options: Arguments of :func:`load_teacher` for a teacher that is a name or a folder. `bidirectional`
-            and `trust_remote_code` hold for the backbone too.
+            and `trust_remote_code` hold for the backbone too, `trust_remote_code` for everything that is loaded.
         overwrite: Whether to replace another student or another unfinished run in the folder.
         recorded: Further settings to record in the folder, as JSON values: a later call with others is refused. Record
             the origin of streamed texts here, as they have no digest.
@@ -122,20 +126,24 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        args = SKDTrainingArguments(os.fspath(output_dir or ""))
+        check_path("output_dir", output_dir)
+        args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
     # The trainer changes its settings: work on a copy, so that the same call can be repeated.
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
-    start = StudentStart(num_hidden_layers, layers, backbone, head, assignment, residual)
+    trust = bool(options.get("trust_remote_code"))
+    start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
     start.check(options)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
     with locked(folder.path):
         # Load the models.
-        classifier = HEADS[head].load_classifier(teacher) if head else None  # type: ignore[arg-type]
+        classifier = HEADS[head].load_classifier(teacher, trust) if head else None  # type: ignore[arg-type]
         loaded = load_teacher(teacher, device=args.device, **options)
-        dictionary = senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses)
+        dictionary = (
+            senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses, trust_remote_code=trust)
+        )
         other = start.load_backbone(dictionary, options)
         if start.is_layer_free(other):
             args = args.for_layer_free()
@@ -156,7 +164,7 @@ def distill_student(
 
         if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
-            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
+            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
 
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)
@@ -179,8 +187,6 @@ def distill_student(
 
 def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:
     """Raise a ValueError for settings of the training that do not work here."""
-    if args.push_to_hub:
-        raise ValueError("push_to_hub would upload unfinished students: call push_to_hub of the finished one")
     if args.resume_from_checkpoint:
         raise ValueError(
             "resume_from_checkpoint is found in the output folder: leave it out, and repeat the same call or command"
@@ -213,6 +219,7 @@ class StudentStart:
         num_hidden_layers: Number of layers of the teacher.
         layers: Or indices of the teacher's layers.
         backbone: Or another model.
+        adopt_tokenizer: Whether that model gets the dictionary's tokenizer.
         head: Kind of the head that is copied from a fine-tuned teacher.
         assignment: What the student returns.
         residual: Share of the student's own vectors in that.
@@ -221,14 +228,18 @@ class StudentStart:
     num_hidden_layers: int = 2
     layers: Sequence[int] | None = None
     backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None
+    adopt_tokenizer: bool = False
     head: str | None = None
     assignment: str | None = None
     residual: float | None = None
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
+        if self.adopt_tokenizer and self.backbone is None:
+            raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
         if self.head is not None and self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}: choose {' or '.join(HEADS)}")
         if self.head is not None and options.get("adapters"):
@@ -239,8 +250,10 @@ class StudentStart:
     def record(self) -> dict[str, Any]:
         """Return what the state tells of this."""
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
-        layers = None if self.layers is None else list(self.layers)
-        return record | {"layers": layers, "backbone": _name(self.backbone)}
+        record["num_hidden_layers"] = int(self.num_hidden_layers)  # numpy's integers are no JSON
+        layers = None if self.layers is None else [int(layer) for layer in self.layers]
+        record |= {"layers": layers, "backbone": _name(self.backbone)}
+        return record | ({"adopt_tokenizer": True} if self.adopt_tokenizer else {})
 
     def is_layer_free(self, backbone: Teacher | None) -> bool:
         """Return whether the student has no layers.
@@ -265,7 +278,8 @@ class StudentStart:
             return load_teacher(self.backbone, tokenizer=senses.tokenizer)
         is_named, names = isinstance(self.backbone, (str, os.PathLike)), ("bidirectional", "trust_remote_code")
         shared = {name: options[name] for name in names if is_named and name in options}
-        return load_teacher(self.backbone, **shared)
+        loaded = load_teacher(self.backbone, **shared)
+        return adopt_tokenizer(loaded, senses.tokenizer) if self.adopt_tokenizer else loaded
 
     def make(
         self,

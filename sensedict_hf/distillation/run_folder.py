@@ -1,6 +1,5 @@
 """The folder of a distillation: what was begun there with which settings, and how the finished student gets there."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..building.workspace import differences
+from ..models.files import read_object, write_object
 from ..models.modeling_skd_student import SKDStudentPreTrainedModel
 
 # The settings of the run in its folder, and whether it is finished.
@@ -46,7 +46,12 @@ class RunFolder:
         Raises:
             ValueError: The folder holds another student or run.
         """
-        begun = self._read()
+        try:
+            begun = self._read()
+        except ValueError as error:
+            if not overwrite:
+                raise ValueError(f"{error}: give another folder, or overwrite") from error
+            begun = None
         changed = _changed(begun, settings) if begun else ""
         if (changed or begun is None and (self.path / "config.json").is_file()) and not overwrite:
             what = (
@@ -54,10 +59,12 @@ class RunFolder:
             )
             raise ValueError(f"{self.path} holds {what}; give the same, another folder, or overwrite")
 
-        # Continue. A checkpoint whose writing was interrupted lacks its last file.
+        # Continue. A checkpoint whose writing was interrupted lacks its last file, or has only a part of it.
         if begun and not changed:
             for checkpoint in self.path.glob("checkpoint-*"):
-                if not (checkpoint / "trainer_state.json").is_file():
+                try:
+                    read_object(checkpoint / "trainer_state.json")
+                except (ValueError, FileNotFoundError):
                     shutil.rmtree(checkpoint)
             if begun.get("finished"):
                 self._clear()
@@ -68,7 +75,7 @@ class RunFolder:
         (self.path / "config.json").unlink(missing_ok=True)
         self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write(settings)
+        write_object(self.path / STATE, settings)
         return False
 
     def forget(self) -> None:
@@ -84,18 +91,17 @@ class RunFolder:
         for path in sorted(files, key=lambda path: path.name == "config.json"):
             (self.path / path).parent.mkdir(exist_ok=True)
             (ready / path).replace(self.path / path)
-        self._write({**(self._read() or {}), "finished": True})
+        write_object(self.path / STATE, {**(self._read() or {}), "finished": True})
         self._clear()
 
     def _read(self) -> dict[str, Any] | None:
         path = self.path / STATE
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def _write(self, state: dict[str, Any]) -> None:
-        """Write the state, whole or not at all."""
-        partial = self.path / f"{STATE}.partial"
-        partial.write_text(json.dumps(state, indent=2))
-        partial.replace(self.path / STATE)
+        if not path.is_file():
+            return None
+        state = read_object(path)
+        if "teacher" not in state:
+            raise ValueError(f"{path} is broken (it does not name the teacher)")
+        return state
 
     def _clear(self) -> None:
         """Remove what is only needed to continue: checkpoints and encoded texts, which nobody should publish."""

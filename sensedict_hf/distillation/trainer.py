@@ -14,13 +14,14 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
+from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenizers import check_max_length, model_max_length
+from ..models.teachers import Teacher, load_teacher
+from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
+from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -31,9 +32,10 @@ from .layer_free import (
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, without_dropout
+from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
 from .training_args import SKDTrainingArguments
+from .uploading import push_student
 from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
@@ -42,9 +44,9 @@ logger = logging.get_logger(__name__)
 class SKDTrainer(Trainer):
     """Distils a student from texts by sense-based knowledge distillation (SKD).
 
-    With the objective `sense` the teacher runs once over all texts, before training, and is then freed. With other
-    objectives, and with streamed texts, it runs at every step. For a student without layers it runs once in any case:
-    its vectors are kept on disk in half precision, `2 * hidden` bytes a token.
+    With the objective `sense`, or `args.cache_vectors`, the teacher runs once over all texts, before training, and is
+    then freed. With other objectives, and with streamed texts, it runs at every step. For a student without layers
+    it runs once in any case, and its vectors are cached.
 
     What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
     share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
@@ -110,12 +112,13 @@ class SKDTrainer(Trainer):
             args = args.for_layer_free()
             check_layer_free(self.student, args)
         if train_dataset is not None:
-            check_float32(model)
+            check_dtypes(model)
         check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
             self._check_teacher(self.teacher, has_head)
+        self._has_prompt = bool(self.student.config.prompt or (self.teacher and self.teacher.prompt))
 
         # Turn texts into token ids and, with the objective `sense`, into the teacher's senses.
         encoded_train = None if train_dataset is None else self._encode(train_dataset, args, "train")
@@ -127,7 +130,7 @@ class SKDTrainer(Trainer):
         if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-        elif self.is_layer_free or not args.needs_vectors:
+        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors:
             self.teacher = None  # its work is done: free its memory
 
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
@@ -138,7 +141,8 @@ class SKDTrainer(Trainer):
         else:
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
-            collator = Collator(padding_id(tokenizer, self.student), has_senses, is_labelled=self.teacher is None)
+            is_labelled = self.teacher is None and not args.needs_vectors
+            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
         super().__init__(
             model,
             args,
@@ -155,7 +159,7 @@ class SKDTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings.
+        settings. With `args.push_to_hub` the trained student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -164,11 +168,7 @@ class SKDTrainer(Trainer):
         Raises:
             ValueError: The checkpoint to resume from belongs to a student with another dictionary.
         """
-        if hasattr(self.model, "peft_config"):
-            logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what the student returns "
-                "after distillation: merge the adapters into the student before you save it, or save its config too"
-            )
+        warn_of_adapters(self.model)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
@@ -177,9 +177,16 @@ class SKDTrainer(Trainer):
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload the student with its card, see :func:`push_student`."""
+        return push_student(self, commit_message, **kwargs)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
@@ -192,10 +199,7 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
-
-        Datasets that are encoded already stay as they are.
-        """
+        """Encode texts, unless they are, to token ids and senses or the teacher's vectors in `_encoded/name`."""
         # The teacher can run next to the student only if both read the same tokens.
         is_streamed = isinstance(texts, IterableDataset)
         is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
@@ -231,6 +235,8 @@ class SKDTrainer(Trainer):
                 "objective='sense' the teacher is freed once the texts are encoded)"
             )
         if is_streamed:
+            if args.keeps_vectors:
+                raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
             tokenizer, prompt = self.teacher.tokenizer, self.teacher.prompt
             return stream_windows(
                 texts, tokenizer, max_length, self.text_column, prompt, is_shared=args.world_size > 1
@@ -244,6 +250,7 @@ class SKDTrainer(Trainer):
             top_k=args.label_top_k,
             temperature=args.label_temperature,
             only_tokens=args.needs_vectors,
+            keep_vectors=args.keeps_vectors,
         )
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -251,16 +258,18 @@ class SKDTrainer(Trainer):
 
         The loss of a student without layers is a mean.
         """
-        args, config = self.args, self.student.config
+        args = self.args
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
-        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -272,9 +281,10 @@ class SKDTrainer(Trainer):
             labels=labels,
             temperature=args.temperature,
             teacher=teacher,
-            pooling=config.pooling,
-            has_prompt=bool(config.prompt or (self.teacher and self.teacher.prompt)),
+            pooling=self.student.config.pooling,
+            has_prompt=self._has_prompt,
         )
+        check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 

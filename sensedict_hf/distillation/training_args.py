@@ -4,6 +4,9 @@ import copy
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..models.arguments import check_integer, check_number, check_path
 
 OBJECTIVES = ("sense", "mse", "sentence")
 # Settings that a student's config keeps, so that its model card tells how it was distilled.
@@ -19,6 +22,8 @@ REMEMBERED = (
     "sentence_weight",
     "seed",
 )
+# The most senses in a label. Beyond that, labels take more room than the teacher's vectors.
+MOST_SENSES = 1000
 SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature")
 # Defaults that depend on the student.
 WITH_LAYERS: dict[str, str | float] = {
@@ -61,8 +66,8 @@ class SKDTrainingArguments(TrainingArguments):
         objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
             teacher and student pick; not for students without layers. `mse` is the squared distance between their
             hidden states, the usual baseline. `sentence` is the squared distance between their sentence vectors. With
-            `sense` alone the teacher runs once, before training; with the others it runs at every step. For students
-            without layers it runs once in any case.
+            `sense` alone the teacher runs once, before training; with the others it runs at every step, unless
+            `cache_vectors` is set. For students without layers it runs once in any case.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
@@ -72,6 +77,9 @@ class SKDTrainingArguments(TrainingArguments):
         sentence_weight: Weight of `sentence` in a sum of losses.
         table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
             token. `learning_rate` is that of its other weights.
+        cache_vectors: Whether the teacher runs once, before training, and its vectors are kept on disk in half
+            precision: `2 * hidden` bytes a token. It pays from two epochs on, and with a large teacher. Not for
+            streamed texts.
         max_length: Longest input in tokens. Longer texts are cut into overlapping windows. Default: what student and
             teacher take, at most 512.
 
@@ -113,6 +121,10 @@ class SKDTrainingArguments(TrainingArguments):
     )
     table_learning_rate: float = field(
         default=2e-2, metadata={"help": "highest learning rate of the tables of a student without layers"}
+    )
+    cache_vectors: bool = field(
+        default=False,
+        metadata={"help": "run the teacher once and keep its vectors on disk, 2 * hidden bytes a token"},
     )
     max_length: int | None = field(
         default=None,
@@ -157,7 +169,9 @@ class SKDTrainingArguments(TrainingArguments):
         self.least_steps = 0  # the number of epochs is given, or does not depend on the texts
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
+        self._check_numbers()
         super().__post_init__()
+        self.hub_strategy = HubStrategy.END  # unfinished students are not uploaded
         if self.device.type == "cpu":
             # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
             self.dataloader_pin_memory = False
@@ -172,21 +186,6 @@ class SKDTrainingArguments(TrainingArguments):
             raise ValueError(f"objective={self.objective!r} names a loss twice: name it once, and give it a weight")
 
         # Numbers.
-        for name in ("temperature", "label_temperature", "table_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
-        for name in ("mse_weight", "sentence_weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: it must be above 0; to drop a loss, leave it out of objective"
-                )
-        if self.label_top_k < 1:
-            raise ValueError(f"label_top_k={self.label_top_k}: it must be at least 1")
-        if self.max_steps <= 0 and not (self.num_train_epochs or 0) > 0:
-            raise ValueError(
-                f"num_train_epochs={self.num_train_epochs}: it must be above 0, or give max_steps; else the student "
-                "would be saved untrained"
-            )
 
         # Settings of transformers that do not work here.
         if self.remove_unused_columns:
@@ -196,6 +195,25 @@ class SKDTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} has no effect in distillation: for soft labels "
                 "set label_top_k"
             )
+
+    def _check_numbers(self) -> None:
+        """Check the numbers by name, type and range, and turn those of numpy into Python's."""
+        check_path("output_dir", self.output_dir)
+        for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
+            setattr(self, name, check_number(name, getattr(self, name), above=0))
+        for name in ("learning_rate", "num_train_epochs"):
+            setattr(self, name, check_number(name, getattr(self, name), above=0))
+        for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
+            setattr(self, name, check_number(name, getattr(self, name), least=0))
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        self.label_top_k = check_integer("label_top_k", self.label_top_k, 1, MOST_SENSES + 1)
+        self.seed = check_integer("seed", self.seed, 0, 2**32)
+        self.max_steps = check_integer("max_steps", self.max_steps, -1)
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0: give at least 1, or leave it out to train for whole epochs")
+        if self.max_length is not None:
+            self.max_length = check_integer("max_length", self.max_length, 1)
 
     def for_layer_free(self) -> "SKDTrainingArguments":
         """Return the settings with the defaults for students without layers; what was given stays.
@@ -234,6 +252,11 @@ class SKDTrainingArguments(TrainingArguments):
     def needs_vectors(self) -> bool:
         """Whether the loss needs the teacher's vectors, and not only the senses that it picks."""
         return self.terms != ("sense",)
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether the teacher's vectors are read from disk."""
+        return self.cache_vectors and self.needs_vectors
 
     @property
     def remembered(self) -> dict[str, float]:

@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .arguments import check_choice, check_flag, check_integer, check_number
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
+KEYS = ("input", "next")
 SIMILARITIES = ("l2", "cosine", "dot")
 METHODS = ("budget", "num_senses", "mcl")
 SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
@@ -23,6 +26,7 @@ SAME_VECTORS = (
     "attention",
     "prompt",
     "layer",
+    "key",
     "tokenizer_fingerprint",
     "teacher_tokenizer_fingerprint",
     "similarity",
@@ -57,6 +61,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         base_model_revision: Revision of the teacher's repository.
         base_model_fingerprint: Digest of the teacher's weights and settings.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to: `input`, the token at its position, or `next`, the token after it,
+            which the state of a causal model predicts. The last position of a text then belongs to no token. Saved
+            only if it is `next`.
         tokenizer_fingerprint: Digest of the tokenizer whose tokens the dictionary is for, see
             :func:`tokenizer_fingerprint`.
         teacher_tokenizer_fingerprint: Digest of the teacher's tokenizer; None if it is the same.
@@ -103,6 +110,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         base_model_fingerprint: str | None = None,
         layer: int = -1,
+        key: str = "input",
         tokenizer_fingerprint: str | None = None,
         teacher_tokenizer_fingerprint: str | None = None,
         method: str | None = None,
@@ -118,15 +126,6 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        if similarity not in SIMILARITIES:
-            raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-        if senses_dtype not in SENSES_DTYPES:
-            raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
-        if format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"the dictionary is in format {format_version}, this version reads formats up to {FORMAT_VERSION}: "
-                "upgrade sensedict_hf"
-            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_senses = num_senses
@@ -142,6 +141,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.base_model_revision = base_model_revision
         self.base_model_fingerprint = base_model_fingerprint
         self.layer = layer
+        self.key = key
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.teacher_tokenizer_fingerprint = teacher_tokenizer_fingerprint
         self.method = method
@@ -158,6 +158,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
+
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
 
@@ -169,14 +173,21 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             >>> config.residual = 0.5
             >>> config.check()
         """
+        if check_integer("format_version", self.format_version, 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"the dictionary is in format {self.format_version}, this version reads formats up to "
+                f"{FORMAT_VERSION}: upgrade sensedict_hf"
+            )
+        for name, least in (("vocab_size", 0), ("hidden_size", 1), ("num_senses", 0), ("layer", None)):
+            setattr(self, name, check_integer(name, getattr(self, name), least))
+        check_choice("similarity", self.similarity, SIMILARITIES)
+        check_choice("key", self.key, KEYS)
+        check_choice("senses_dtype", self.senses_dtype, SENSES_DTYPES)
+        check_flag("learn_senses", self.learn_senses)
         check_assignment(self.assignment)
         check_residual(self.residual)
-        temperature = self.assignment_temperature
-        if not temperature > 0:
-            raise ValueError(
-                f"assignment_temperature is {temperature}: it must be above 0; for its limit at 0, choose "
-                "assignment='hard'"
-            )
+        check_number("distortion", self.distortion, least=0)
+        check_number("assignment_temperature", self.assignment_temperature, above=0)
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None "
@@ -187,6 +198,39 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie on another "
                 "device than the model; choose sense_device=None, or learn_senses=False"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are saved. The key is left out if it is `input`.
+
+        Example:
+            >>> "key" in senses.config.to_dict()
+            False
+        """
+        fields: dict[str, Any] = super().to_dict()
+        if fields.get("key") == "input":
+            del fields["key"]
+        return fields
+
+    def key_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the token that the hidden state at each position belongs to.
+
+        Args:
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding on either side. None: there is no padding.
+
+        Returns:
+            Token ids, and a mask that is 0 where the state belongs to no token, both `[batch, positions]`. With the
+            key `input` these are the arguments.
+
+        Example:
+            >>> config = SenseEmbeddingConfig(vocab_size=10, key="next")
+            >>> config.key_tokens(torch.tensor([[0, 7, 8, 9]]), torch.tensor([[0, 1, 1, 1]]))
+            (tensor([[7, 8, 9, 0]]), tensor([[False,  True,  True, False]]))
+        """
+        if self.key == "input":
+            return input_ids, attention_mask
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        return F.pad(input_ids[..., 1:], (0, 1)), mask & F.pad(mask[..., 1:], (0, 1))
 
     def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
         """Check that the senses of two dictionaries can be mixed.
@@ -264,7 +308,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             raise ValueError(
                 f"the tokenizer (fingerprint {fingerprint}, {len(tokenizer)} tokens) is not the dictionary's "
                 f"(fingerprint {self.tokenizer_fingerprint}, {self.vocab_size} tokens): token ids would mean other "
-                "words; build the dictionary with this tokenizer"
+                "words; build the dictionary with this tokenizer, or give a student's backbone the dictionary's by "
+                "adopt_tokenizer"
             )
 
     def check_teacher_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -329,13 +374,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
 def check_assignment(assignment: str) -> None:
     """Raise a ValueError if an assignment is unknown."""
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+    check_choice("assignment", assignment, ASSIGNMENTS)
 
 
 def check_residual(residual: float) -> None:
-    """Raise a ValueError if a residual is not between 0 and 1."""
-    if not 0 <= residual <= 1:
-        raise ValueError(
-            f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves"
-        )
+    """Raise a ValueError if a residual is not between 0, the senses alone, and 1, the vectors themselves."""
+    check_number("residual", residual, least=0, most=1)

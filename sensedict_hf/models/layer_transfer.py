@@ -1,51 +1,44 @@
 """What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .arguments import check_integer
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
-from .modeling_sense_embedding import SenseEmbeddingModel
+from .modeling_layer_free import LayerFreeModel
 from .teachers import Teacher
 
+# Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
+# senses, and the number of layers decides the size of ESM's head for contacts.
+HEADS = ("pooler", "contact_head")
 
-def refuse_quantized(source: Teacher) -> None:
+
+def check_weights(source: Teacher) -> None:
     """Check that the weights of a model can be copied.
 
     Args:
         source: The model to copy from.
 
     Raises:
-        ValueError: The weights are quantized.
+        ValueError: The weights are quantized, or the config makes more than the model.
     """
+    if source.model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(source.model).__name__} is the encoder of an encoder-decoder, and its config makes the whole: a "
+            "student cannot start from it; choose another model as backbone, with from_backbone"
+        )
     if getattr(source.model, "is_quantized", False):
         raise ValueError(
             f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
             "load_teacher(name), and make the student from that"
-        )
-
-
-def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses.
-
-    Args:
-        senses: The sense dictionary.
-        backbone: The model that is to read the dictionary's tokens.
-
-    Raises:
-        ValueError: A token with senses has no embedding.
-    """
-    count = backbone.model.get_input_embeddings().num_embeddings
-    if (senses.offsets[count:].diff() > 0).any():
-        raise ValueError(
-            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
-            "model its own tokenizer, or resize its embeddings to this one"
         )
 
 
@@ -64,6 +57,8 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "prompt": None if source.prompt is None else asdict(source.prompt),
         "prompts": source.prompts or None,
         "include_prompt": source.include_prompt,
+        "sentence_head": source.sentence_head_steps or None,
+        "similarity_fn_name": source.similarity_fn_name,
     }
 
 
@@ -81,8 +76,14 @@ def student_config(
         A config for a student in float32.
 
     Raises:
-        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed, or the code of the
+            backbone is not that of transformers.
     """
+    if type(text_config).__module__.startswith("transformers_modules."):
+        raise ValueError(
+            f"{type(text_config).__name__} comes with code of its own, which a student would not have: make the "
+            "student from another model, by SKDStudentModel.from_backbone"
+        )
     text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
@@ -113,10 +114,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total, number = source.model.config.num_hidden_layers, num_hidden_layers
-    if not isinstance(number, int):
-        layers = list(number)
-    elif 0 < number <= total:
+    total = source.model.config.num_hidden_layers
+    if isinstance(num_hidden_layers, Iterable):
+        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:
@@ -185,8 +186,24 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
     return weights
 
 
+def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
+    """Make the backbone of a student, with random weights and without heads.
+
+    Args:
+        config: Config of the backbone.
+    """
+    # Where the code of a saved folder runs, AutoModel does not know this class.
+    if isinstance(config, LayerFreeConfig):
+        return LayerFreeModel(config)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
+    for name in HEADS:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, nn.Identity())  # some architectures call it in any case
+    return backbone
+
+
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
-    """Load a state dict into a model. A pooler, which students do not have, is left out.
+    """Load a state dict into a model. Heads, which students do not have, are left out.
 
     Args:
         model: The model to fill.
@@ -196,7 +213,7 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     Raises:
         ValueError: Weights are missing, or there is no place for some.
     """
-    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(

@@ -20,6 +20,12 @@ from transformers import AutoModel
 
 student = AutoModel.from_pretrained("{name}")
 vectors = student.encode(["a sentence", "another one"])""",
+    "SKDStudentForCausalLM": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{name}")
+write("Once upon a time")""",
     "SKDStudentForSequenceClassification": """\
 import sensedict_hf  # registers the classes
 from transformers import pipeline
@@ -35,9 +41,12 @@ tag("a sentence")""",
 }
 PIPELINE_TAGS = {
     "skd_student": "feature-extraction",
+    "SKDStudentForCausalLM": "text-generation",
     "SKDStudentForSequenceClassification": "text-classification",
     "SKDStudentForTokenClassification": "token-classification",
 }
+NEEDS_PACKAGE = "Needs the package `sensedict_hf`: `pip install sensedict_hf`."
+WITH_CODE = " Without it, leave out the import and pass `trust_remote_code=True`, which runs the code in these files."
 # What a student returns for each token, by assignment.
 RETURNED = {
     "none": "its own vectors",
@@ -48,7 +57,9 @@ TERMS = "this is derived from the teacher's weights and from the texts it was bu
 MAX_LABELS = 20
 
 
-def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
+def model_card(
+    config: PreTrainedConfig, name: str | None = None, license: str | None = None, with_code: bool = True
+) -> ModelCard:
     """Make a model card from a config. What the config does not know is left out.
 
     Args:
@@ -56,6 +67,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         name: The repository that the example in the card loads. None: a placeholder.
         license: Licence, as an identifier of the Hub such as `mit`. None: the card points to the terms of the teacher
             and of the texts.
+        with_code: Whether the code of the model is saved with it.
 
     Returns:
         The card, with the metadata that the Hub reads.
@@ -79,7 +91,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
 
     # What it is, in one sentence, and everything else that is known, in a table.
     if is_student:
-        title, summary = "Sense-distilled student", _summarize_student(any_config, teacher)
+        title, summary = "Sense-distilled student", _summarize_student(any_config, teacher, head)
         rows = _dictionary_rows(senses) | _student_rows(any_config, has_head=head is not None)
     else:
         title, rows = "Sense dictionary", _dictionary_rows(senses)
@@ -96,20 +108,20 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     terms = f"{license}." if license else TERMS
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n\n```python\n{usage}\n```\n\n"
-        f"Needs the package `sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
+        f"{NEEDS_PACKAGE}{WITH_CODE if with_code else ''}\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
     )
 
 
-def _summarize_student(config: Any, teacher: str | None) -> str:
-    """Return a description of a student in three sentences."""
+def _summarize_student(config: Any, teacher: str | None, head: str | None) -> str:
+    """Return a description of a student in two or three sentences."""
+    backbone = config.text_config
+    made = f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}."
+    if head == "SKDStudentForCausalLM":
+        return f"{made} It generates text, and needs no dictionary of senses for that."
     returned = RETURNED[config.default_assignment]
     if config.default_assignment != "none" and config.default_residual:
         returned += f", and {config.default_residual:.0%} of its own vectors in each"
-    backbone = config.text_config
-    return (
-        f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}. It "
-        f"returns {returned}. The dictionary of senses is part of it."
-    )
+    return f"{made} It returns {returned}. The dictionary of senses is part of it."
 
 
 def _dictionary_rows(config: Any) -> dict[str, Any]:
@@ -121,6 +133,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
         "teacher": config.base_model_name_or_path,
         "revision": config.base_model_revision,
         "layer": config.layer,
+        "senses of": "the next token" if config.key == "next" else None,
         "attention": config.attention,
         "senses": f"{config.num_senses:,} of width {config.hidden_size}, {config.senses_dtype}",
         "senses learned": "yes" if config.learn_senses else None,
@@ -144,6 +157,7 @@ def _student_rows(config: Any, has_head: bool) -> dict[str, Any]:
         "assignment": config.default_assignment,
         "residual": config.default_residual,
         "objective": config.objective,
+        "tables": getattr(config.text_config, "table_dtype", None),
     }
     settings = dict(config.distillation or {})
     if settings:  # steps and epochs exclude each other: leave out the one that was not used

@@ -163,7 +163,7 @@ def load_encoder(model: Model, device: torch.device | str | None = None) -> Teac
     if isinstance(model, PreTrainedModel):
         return load_teacher(model)
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
-        student: SKDStudentModel = AutoModel.from_pretrained(model)
+        student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=False)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         student.to(place)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         return student

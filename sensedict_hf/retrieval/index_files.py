@@ -8,8 +8,8 @@
 A new version of the documents gets a new name. So an interruption leaves the old index as it was.
 """
 
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from .document_rows import rows_dtype
@@ -59,10 +60,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no finished sense index (there is no config.json): build or save it again")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_object(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): build the index again") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise ValueError(f"{error}: build the index again") from error
+    if manifest.get("kind") != KIND:
         raise ValueError(f"{folder} holds something else than a sense index: give the folder of one")
     if manifest.get("format") != FORMAT:
         raise ValueError(
@@ -73,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong += sorted(manifest.keys() - FIELDS.keys())
     if wrong:
         raise ValueError(f"{path} is damaged (wrong fields: {', '.join(wrong)}): build the index again")
-    if Path(manifest["documents"]).name != manifest["documents"]:
+    if not re.fullmatch(r"documents-[0-9a-f]+\.safetensors", manifest["documents"]):
         raise ValueError(f"{path} names a file outside of its folder: build the index again")
     return manifest
 
@@ -164,9 +165,7 @@ def write_index(folder: Path, content: Part, model: str, senses: SenseEmbeddingM
     partial = folder / f"{name}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, folder / name)
-    partial = folder / "config.json.partial"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "config.json")
+    write_object(folder / "config.json", manifest)
     for old in folder.glob("documents-*"):
         if old.name != name:
             old.unlink()

@@ -47,9 +47,9 @@ def sparse_query(cosines: Tensor, rows_per_token: int) -> Tensor:
     """
     best = cosines.topk(min(rows_per_token + 1, cosines.shape[1]), dim=1)
     rows, weights = best.indices[:, :-1], best.values[:, :-1] - best.values[:, -1:]
-    size = (cosines.shape[1],)
-    found = torch.sparse_coo_tensor(rows.reshape(1, -1), weights.flatten(), size, check_invariants=False)
-    return found.coalesce()
+    return torch.sparse_coo_tensor(
+        rows.reshape(1, -1), weights.flatten(), (cosines.shape[1],), check_invariants=False
+    ).coalesce()
 
 
 def sparse_queries(
