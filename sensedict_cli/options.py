@@ -9,7 +9,7 @@ import shtab
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
-HEADS = ("sequence_classification", "token_classification")
+HEADS = ("causal_lm", "sequence_classification", "token_classification")
 KEYS = ("input", "next")
 METHODS = ("budget", "senses_per_token", "mcl")
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -164,7 +164,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "show this help message and all options of TrainingArguments, and exit"
     sub.add_argument("--help-all", action=_HelpAll, nargs=0, help=about)
     _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
-    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'", required=True)
+    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
     _add_texts(sub, "texts to learn from: " + FILES, required=True)
     _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
@@ -183,18 +183,20 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
     _add(student, "--residual", "SHARE", about, type=float)
-    _add(student, "--head", "", "also copy this head of a fine-tuned teacher to the student, frozen", choices=HEADS)
+    about = "also copy this head of the teacher to the student: frozen, or trained (causal_lm, to generate text)"
+    _add(student, "--head", "", about, choices=HEADS)
 
     training = sub.add_argument_group("training")
     about = (
         "loss, or several joined by '+': 'sense' (cross-entropy of the senses that the teacher picks), 'mse' (squared "
-        "error of the hidden states), 'sentence' (squared error of the sentence vectors) (default: "
-        "sense+mse+sentence; without layers mse+sentence)"
+        "error of the hidden states), 'sentence' (squared error of the sentence vectors); with --head causal_lm also "
+        "'lm' (cross-entropy of the next token) and 'kl' (divergence from the teacher's distribution) (default: "
+        "sense+mse+sentence; without layers mse+sentence; with --head causal_lm lm+kl+sense)"
     )
     _add(training, "--objective", "LOSS", about)
     about = "passes over the texts (default: 2.0; without layers 3.0, or up to 10.0 for few texts)"
     _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
-    about = "texts per device and step (default: 32; without layers 256)"
+    about = "texts per device and step (default: 32; without layers 256; with --head causal_lm 8)"
     _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
     _add(training, "--per-device-eval-batch-size", "N", about, default=32)
@@ -209,10 +211,12 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
     _add(training, "--label-top-k", "K", about, default=1)
     _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
-    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers 1.0)"
+    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers or with causal_lm 1.0)"
     _add(training, "--mse-weight", "W", about, type=float)
     about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
     _add(training, "--sentence-weight", "W", about, type=float)
+    _add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
+    _add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
     about = (
         "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
         "most 512)"

@@ -220,7 +220,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         (["build", "--texts", "none.jsonl"], "there is no file none.jsonl"),
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+ce"], "unknown objective 'ce'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is no longer an option"),
         (

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers import AutoConfig, AutoModel
 
@@ -106,7 +107,8 @@ def _rewrite(
     # AutoModel would drop the head of a student that has one. Its config names the class with the head.
     classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
     heads = {head.__name__: head for head in classes}
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(sources[0])
+    student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
+    student = student_class.from_pretrained(sources[0])
     student.base_model.replace_senses(senses)
     student.save_pretrained(output)
     return senses

@@ -5,7 +5,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .checkpoints import read_json
@@ -29,7 +34,9 @@ ENCODER_HEADS = {
 
 
 # The Auto class of a task.
-AutoClassifier: TypeAlias = type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+AutoClassifier: TypeAlias = (
+    type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+)
 
 
 class ClassifierHead(NamedTuple):
@@ -66,7 +73,8 @@ def load_classifier(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
     model: PreTrainedModel
-    model, info = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    loader: Any = auto_class
+    model, info = loader.from_pretrained(classifier, dtype="auto", output_loading_info=True)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(

@@ -133,7 +133,8 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -200,7 +201,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
 
 
 def load_language_model(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | Teacher,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Teacher, nn.Linear]:
