@@ -16,7 +16,7 @@ POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 SAMPLE_DTYPES = ("float16", "float32")
 SENSES_DTYPES = ("float16", "bfloat16", "float32", "int8")
 SIMILARITIES = ("l2", "cosine", "dot")
-TASKS = ("classification", "similarity", "retrieval", "tokens")
+TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
 # What a shell completes, by the placeholder that help shows for a value.
@@ -227,7 +227,10 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
-    about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
+    about = (
+        "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL; "
+        "'language_modeling' predicts the next token"
+    )
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
@@ -241,11 +244,13 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
     _add(data, "--train", "FILE", about, nargs="+")
-    about = "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'"
+    about = (
+        "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'; for language_modeling: column 'text'"
+    )
     _add(data, "--test", "FILE", about, nargs="+")
     _add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
     _add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
-    _add(data, "--text-column", "NAME", "for classification: column of the texts", default="text")
+    _add(data, "--text-column", "NAME", "for classification, language_modeling: column of the texts", default="text")
     _add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
     _add_device(_add_teacher(sub))
 

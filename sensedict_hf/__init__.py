@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         evaluate_similarity,
         evaluate_token_classification,
     )
+    from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ _LAZY = {
     "encode_senses": ".distillation.labels",
     "encode_vectors": ".distillation.vectors",
     "evaluate_classification": ".evaluation",
+    "evaluate_language_modeling": ".evaluation_language",
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
@@ -103,6 +105,7 @@ __all__ = [
     "encode_senses",
     "encode_vectors",
     "evaluate_classification",
+    "evaluate_language_modeling",
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",

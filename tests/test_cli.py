@@ -460,7 +460,7 @@ def test_choices_and_defaults_are_those_of_the_package():
     assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
     assert cli_options.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
     assert cli_options.POOLINGS == POOLINGS
-    assert cli_options.TASKS == tuple(TASKS)
+    assert cli_options.TASKS == (*TASKS, "language_modeling")
     assert cli_options.HEADS == tuple(HEADS)
     assert all(hasattr(torch, name) for name in cli_options.TEACHER_DTYPES)
 

@@ -16,6 +16,7 @@ BELOW = {
     "models": set(),
     "data": set(),
     "evaluation": {"models", "data"},
+    "evaluation_language": {"models", "data"},
     "evaluation_tasks": {"evaluation"},
     "building": {"models", "data"},
     "distillation": {"models", "data", "building"},
