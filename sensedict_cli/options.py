@@ -24,7 +24,8 @@ COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECT
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
     "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
-    "or a folder written by Dataset.save_to_disk; or the name of a dataset on the Hub"
+    "folders of such files, or quoted patterns; or a folder written by Dataset.save_to_disk; or the name of a dataset "
+    "on the Hub"
 )
 
 
@@ -60,6 +61,21 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"sensedict {version('sensedict_hf')}")
         parser.exit()
+
+
+class _AnyOrder(argparse.ArgumentParser):
+    """Takes an optional positional argument also after options, as in `search DIR --top-k 3 QUESTION`."""
+
+    _is_inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_inside:  # called by the method below
+            return super().parse_known_args(args, namespace)
+        self._is_inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
 
 
 class _HelpAll(argparse.Action):
@@ -142,8 +158,16 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
     _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "--dtype", "", "new dtype of the senses", choices=SENSES_DTYPES, default="float16")
+    _add(
+        sub,
+        "--dtype",
+        "",
+        "new dtype of senses; of a student without layers also of its tables",
+        choices=SENSES_DTYPES,
+        default="float16",
+    )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
@@ -152,6 +176,12 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "senses in total, given to the tokens that need them most"
     _add(sub, "--budget", "N", about, type=int, required=True)
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
+
+
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+    _add_trust(sub)
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -226,7 +256,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
+    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
     about = (
         "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL; "
         "'language_modeling' predicts the next token"
@@ -234,6 +264,8 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
+    about = "for retrieval: a sense index to search, instead of --model and --corpus"
+    _add(sub, "--index", "DIR", about)
     _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
     _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
@@ -266,7 +298,9 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_index(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    actions = sub.add_subparsers(
+        dest="action", required=True, metavar="ACTION", title="actions", parser_class=_AnyOrder
+    )
     about = "build an index of texts, which are kept as senses"
     usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
     build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
@@ -274,7 +308,8 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
     _add_texts(build, "texts to search: " + FILES, required=True)
     _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
-    _add(build, "--output", "DIR", "new folder for the index", required=True)
+    about = "new folder for the index; the same command continues an interrupted build there"
+    _add(build, "--output", "DIR", about, required=True)
     _add_device(build.add_argument_group("running the model"))
     about = "find the texts that answer a question best"
     usage = "%(prog)s DIR [QUESTION] [options]"
@@ -288,6 +323,10 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
     _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
     _add_device(search.add_argument_group("running the model"))
+    about = "join indexes of different texts that have the same dictionary"
+    merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    _add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
+    _add(merge, "--output", "DIR", "new folder for the index", required=True)
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -317,8 +356,12 @@ def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
     about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
     _add(group, "--quantization-config", "JSON", about)
-    _add_flag(group, "--trust-remote-code", "run Python code from the model's repository")
+    _add_trust(group)
     return group
+
+
+def _add_trust(container: argparse._ActionsContainer) -> None:
+    _add_flag(container, "--trust-remote-code", "run Python code from the folders and repositories that are loaded")
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:
@@ -336,12 +379,17 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "convert": (
         _add_convert,
         "DIR [--dtype DTYPE] --output DIR",
-        "store a dictionary, or a student's dictionary, in another dtype",
+        "store a dictionary, a student's dictionary, or a student without layers in another dtype",
     ),
     "merge": (
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "verify": (
+        _add_verify,
+        "DIR",
+        "check everything in the folder of a dictionary, a student or an index",
     ),
     "inspect": (
         _add_inspect,
@@ -361,7 +409,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "index": (
         _add_index,
         "ACTION [options]",
-        "search texts that are kept as senses: build an index, or search one",
+        "search texts that are kept as senses: build an index, search one, or merge several",
     ),
     "demo": (
         _add_demo,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .distillation.run import distill_student
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
-    from .distillation.vectors import encode_vectors
+    from .distillation.vectors import TeacherVectors, encode_vectors
     from .evaluation import (
         evaluate_classification,
         evaluate_retrieval,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
+    from .retrieval.router import save_router
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
     "SenseIndex": ".retrieval.index",
+    "TeacherVectors": ".distillation.vectors",
     "build_sense_dictionary": ".building.build",
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
@@ -79,6 +81,7 @@ _LAZY = {
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "save_router": ".retrieval.router",
 }
 
 __all__ = [
@@ -97,6 +100,7 @@ __all__ = [
     "SenseEmbeddingModel",
     "SenseIndex",
     "Teacher",
+    "TeacherVectors",
     "__version__",
     "adopt_tokenizer",
     "attach_senses",
@@ -116,6 +120,7 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "save_router",
 ]
 
 

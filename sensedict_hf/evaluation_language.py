@@ -12,7 +12,7 @@ from .data import Texts, iterate_texts
 from .models.attention import evaluating
 from .models.configuration_sense_embedding import next_tokens
 from .models.encoding import pad_batch, padding_id
-from .models.tokenizers import check_max_length, model_max_length
+from .models.tokenization import check_max_length, model_max_length
 from .models.windows import cut_windows
 
 

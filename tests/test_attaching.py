@@ -155,7 +155,7 @@ def test_the_residual_keeps_a_share_of_the_models_own_vectors(bert, texts):
     expected = senses(batch["input_ids"], own, batch["attention_mask"], residual=0.25).hidden_states
     with attach_senses(bert.model, senses, residual=0.25):
         assert torch.equal(bert.model(**batch).last_hidden_state, expected)
-    with pytest.raises(ValueError, match="residual is 2"):
+    with pytest.raises(ValueError, match="residual=2"):
         attach_senses(bert.model, senses, residual=2)
 
 

@@ -40,6 +40,7 @@ NEEDED = {
     "build": ["--teacher", "m", "--texts", "t", "--output", "o"],
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
+    "verify": ["d"],
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
@@ -141,6 +142,23 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_convert_stores_the_tables_of_a_student_without_layers(capsys, bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    for name, settings in {"own": {}, "assigned": {"assignment": "hard"}}.items():
+        student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0, **settings)
+        student.save_pretrained(tmp_path / name)
+        status, out, _ = run(capsys, "convert", tmp_path / name, "--dtype", "int8", "--output", tmp_path / f"{name}-8")
+        assert status == 0 and "MB with tables in float32" in out
+        converted = AutoModel.from_pretrained(tmp_path / f"{name}-8")
+        assert converted.backbone.token_embeddings.weight.dtype == torch.int8
+        assert converted.config.sense_config.senses_dtype == "int8"
+        assert len(converted.senses.table) == len(student.senses.table)
+        expected = student.encode(texts[:5])
+        torch.testing.assert_close(converted.encode(texts[:5]), expected, rtol=0.1, atol=0.1)
+    status, _, err = run(capsys, "convert", tmp_path / "own", "--dtype", "float16", "--output", tmp_path / "half")
+    assert status == 2 and "table_dtype='float16'" in err and not (tmp_path / "half").exists()
+
+
 def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, teacher_folder, tmp_path, monkeypatch):
     run(
         capsys,
@@ -217,7 +235,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
     ("arguments", "message"),
     [
         (["build", "--budget", 5, "--texts", "TRAIN"], "budget=5 is below one sense for each"),
-        (["build", "--texts", "none.jsonl"], "there is no file none.jsonl"),
+        (["build", "--texts", "none.jsonl"], "there is no file or folder none.jsonl"),
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+ce"], "unknown objective 'ce'"),

@@ -155,10 +155,7 @@ def test_a_frozen_head_is_never_invented(head, tokenizer, texts, tmp_path):
     model = head.from_teacher(classifier, senses_of(classifier, tokenizer, texts))
     model.save_pretrained(tmp_path / "whole")
     model.student.save_pretrained(tmp_path / "headless")
-    message = (
-        r"lacks classifier.bias, classifier.weight.*copied from the teacher: "
-        r"copy it again with .*from_student.*freeze_head=False"
-    )
+    message = "do not agree on classifier.bias, classifier.weight"
     with pytest.raises(ValueError, match=message):
         HEADS[head].from_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=message):
@@ -243,6 +240,7 @@ def test_a_frozen_head_is_not_taken_for_that_of_another_task(bert, texts, tmp_pa
         bert, build_sense_dictionary(bert, texts, senses_per_token=2), num_hidden_layers=1
     )
     model = SKDStudentForSequenceClassification(student.config)
+    model.student.load_state_dict(student.state_dict())
     model.config.freeze_head = True
     model.tokenizer = bert.tokenizer
     model.save_pretrained(tmp_path)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import WORDS
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from sensedict_hf import (
@@ -17,15 +19,19 @@ from sensedict_hf import (
 from sensedict_hf.models.layer_free_transfer import encode_tokens
 
 
+def randomize(model):
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 @pytest.fixture(params=[{}, {"context_size": 0}, {"text_hidden_size": 0}, {"context_size": 0, "text_hidden_size": 0}])
 def model(request):
     """A backbone whose weights are all random, so that each part changes the vectors."""
     sizes = {"context_size": 4, "context_embedding_size": 6, "context_hidden_size": 10, "text_hidden_size": 12}
     config = LayerFreeConfig(vocab_size=32, hidden_size=16, special_token_ids=[2, 3], **(sizes | request.param))
     model = LayerFreeModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return randomize(model).eval()
 
 
 @pytest.fixture
@@ -89,6 +95,55 @@ def test_a_padded_batch_is_its_texts_alone(model):
     assert output.pooler_output[3].eq(0).all()
 
 
+def test_onnx_runs_it_for_any_batch_and_length(student, texts, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class TextVectors(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = student
+
+        def forward(self, input_ids, attention_mask):
+            return self.student(input_ids, attention_mask).pooler_output
+
+    randomize(student)
+    for table_dtype in ("float32", "int8"):
+        student.backbone.convert_tables(table_dtype)
+        batch = student.tokenizer(texts[:3], padding=True, return_tensors="pt")
+        inputs = (batch["input_ids"], batch["attention_mask"])
+        axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+        path = tmp_path / f"{table_dtype}.onnx"
+        names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["vectors"]}
+        torch.onnx.export(TextVectors().eval(), inputs, path, dynamic_shapes=(axes, axes), verbose=False, **names)
+        session = onnxruntime.InferenceSession(path)
+        for some in (texts[:1], ["w1 [SEP] w2", *texts[3:9]]):
+            batch = student.tokenizer(some, padding=True, return_tensors="np")
+            found = session.run(None, {name: batch[name] for name in names["input_names"]})[0]
+            torch.testing.assert_close(torch.from_numpy(found), student.encode(some), rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_text_takes_memory_for_its_ids(model):
+    """No tensor has a row of full width for each token."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            if isinstance(output, torch.Tensor):
+                self.numel = max(self.numel, output.numel())
+            return output
+
+    ids, vectors = torch.randint(4, 32, (100_000,)), []
+    for table_dtype in ("float32", "int8"):
+        model.convert_tables(table_dtype)
+        with torch.inference_mode(), Largest() as largest:
+            vectors.append(model.encode_ragged(ids, torch.tensor([100_000]))[1])
+        assert 100_000 <= largest.numel < 100_000 * model.config.hidden_size
+    torch.testing.assert_close(*vectors, rtol=0.05, atol=0.05)
+
+
 def test_the_weights_of_frequent_tokens_do_not_overflow(model):
     model.token_weights.weight.data.fill_(1000.0)
     vectors = model.encode_ragged(torch.arange(4, 20), torch.tensor([10, 6]))[1]
@@ -114,8 +169,7 @@ def test_a_student_starts_with_the_mean_vectors_of_its_teacher(bert, senses, stu
 
 
 def test_it_encodes_as_it_pools_and_survives_saving(student, texts, tmp_path):
-    for parameter in student.backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    randomize(student)
     batch = student.tokenizer(texts[:9], padding=True, return_tensors="pt")
     vectors = student.encode(texts[:9], batch_size=4)
     torch.testing.assert_close(vectors, student(**batch).pooler_output)
@@ -126,8 +180,63 @@ def test_it_encodes_as_it_pools_and_survives_saving(student, texts, tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert isinstance(loaded, SKDStudentModel) and isinstance(loaded.backbone, LayerFreeModel)
     assert torch.equal(loaded.encode(texts[:9], batch_size=4), vectors)
-    # sentence-transformers would pool other tokens.
-    assert not (tmp_path / "modules.json").exists()
+
+
+def test_sentence_transformers_encodes_alike(student, texts, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="5.4")
+    randomize(student)
+    student.config.max_seq_length = 16
+    student.save_pretrained(tmp_path)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    texts = [*texts[:5], "w1 [SEP] w2", " ".join(WORDS)]  # a special token that does not count, and a text that is cut
+    assert model.max_seq_length == 16
+    torch.testing.assert_close(torch.from_numpy(model.encode(texts)), student.encode(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_special_tokens_that_are_written_out_do_not_count(student):
+    batch = student.tokenizer(["w1 [SEP] w2", "w3"], padding=True, return_tensors="pt")
+    vectors = student.encode(["w1 [SEP] w2", "w3"])
+    torch.testing.assert_close(vectors, student(**batch).pooler_output)
+    torch.testing.assert_close(vectors, student.encode(["w1 w2", "w3"]))
+    with pytest.raises(ValueError, match=r"text 1 \('\[SEP\]'\) has no tokens"):
+        student.encode(["w1", "[SEP]"])
+
+
+def test_tables_in_int8_stay_int8(student, texts, tmp_path):
+    """Saved, loaded in any dtype, and made floats again; each number moves by half a step at most."""
+    randomize(student)
+    backbone, exact = student.backbone, student.encode(texts[:9])
+    rows = backbone.token_embeddings.weight.detach().clone()
+    backbone.convert_tables("int8")
+    close = student.encode(texts[:9])
+    assert F.cosine_similarity(close, exact).min() > 0.999 and not torch.equal(close, exact)
+    step = rows.abs().amax(1, keepdim=True) / 127
+    ids = torch.arange(32)
+    assert ((backbone.token_embeddings(ids) - rows).abs() <= step / 2 + 1e-6).all()
+    batch = student.tokenizer(texts[:9], padding=True, return_tensors="pt")
+    torch.testing.assert_close(student(**batch).pooler_output, close)
+    student.save_pretrained(tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = AutoModel.from_pretrained(tmp_path, dtype=dtype)
+        assert loaded.backbone.token_embeddings.weight.dtype == torch.int8
+        assert loaded.backbone.context_embeddings.weight.dtype == torch.int8
+        assert F.cosine_similarity(loaded.encode(texts[:9]), close).min() > 0.999
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts[:9]), close)
+    backbone.convert_tables("float32")
+    torch.testing.assert_close(student.encode(texts[:9]), close)
+    assert backbone.token_embeddings.weight.requires_grad
+    with pytest.raises(ValueError, match="table_dtype='int4': .* float32 or int8"):
+        backbone.convert_tables("int4")
+
+
+def test_a_file_without_its_scales_is_refused(student, tmp_path):
+    student.backbone.convert_tables("int8")
+    student.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["backbone.token_embeddings.scales"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="token_embeddings.scales"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_an_instruction_is_seen_but_not_pooled(student):

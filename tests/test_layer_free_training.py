@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 
@@ -94,6 +95,18 @@ def test_long_texts_are_rows_of_windows(bert, tmp_path):
     assert data[0]["input_ids"].tolist() == ids[1:29]
     torch.testing.assert_close(data[0]["vectors"].float(), states[1:-1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(data[0]["text_vector"], states.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_folders_of_vectors_follow_each_other(bert, texts, tmp_path):
+    parts = [encode_vectors(bert, texts[:9], tmp_path / "a"), encode_vectors(bert, texts[9:20], tmp_path / "b")]
+    joined = TeacherVectors(tmp_path / "b", tmp_path / "a")
+    assert len(joined) == 20
+    for row, (part, number) in {0: (1, 0), 10: (1, 10), 11: (0, 0), 19: (0, 8)}.items():
+        assert all(torch.equal(value, parts[part][number][name]) for name, value in joined[row].items())
+    assert torch.equal(pickle.loads(pickle.dumps(joined))[19]["vectors"], joined[19]["vectors"])
+    encode_vectors(bert, texts[:9], tmp_path / "c", layer=1)
+    with pytest.raises(ValueError, match="c holds vectors with other settings than .*a: layer"):
+        TeacherVectors(tmp_path / "a", tmp_path / "c")
 
 
 def test_variances_are_mean_squared_distances(bert, texts, tmp_path):
@@ -360,10 +373,12 @@ def test_what_is_refused(bert, senses, texts, tmp_path):
         ({"objective": "sense+mse"}, "a student without layers does not learn to pick senses"),
         ({"weight_decay": 0.1}, "weight_decay=0.1: there is none"),
         ({"optim": "sgd"}, "optim='sgd': a student without layers has its own optimizer"),
-        ({"table_learning_rate": 0.0}, "table_learning_rate=0.0: it must be above 0"),
+        ({"table_learning_rate": 0.0}, "table_learning_rate=0.0: give a finite number above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_trainer(bert, senses, texts, tmp_path, **settings)
+    with pytest.raises(ValueError, match="tables in int8 are constant: train the student before"):
+        make_trainer(bert, senses, texts, tmp_path, config={"table_dtype": "int8"})
     stream = Dataset.from_dict({"text": texts}).to_iterable_dataset()
     with pytest.raises(ValueError, match="which a stream does not allow"):
         make_trainer(bert, senses, stream, tmp_path)

@@ -155,7 +155,6 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
         ({"head": "token_classification"}, "classifier is a Teacher: pass a name, a path or a fine-tuned model"),
         ({"head": "token_classification", "teacher_options": {"adapters": ["a"]}}, "merge them first"),
         ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),
-        ({"args": settings(tmp_path, push_to_hub=True)}, "push_to_hub would upload unfinished students"),
         ({"args": settings(tmp_path, resume_from_checkpoint="x")}, "repeat the same call or command"),
         ({"teacher_options": {"bidirectional": True}}, "bidirectional= cannot be given with a Teacher"),
         ({"num_hidden_layers": 9}, "has layers 0 to 3"),

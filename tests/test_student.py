@@ -156,7 +156,7 @@ def test_a_part_of_its_own_vectors(bert, texts, tmp_path):
     both.save_pretrained(tmp_path)
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path).encode(texts), expected)
     for name, value, message in [
-        ("residual", 1.5, "residual is 1.5"),
+        ("residual", 1.5, "residual=1.5"),
         ("assignment", "sfot", "unknown assignment 'sfot'"),
         ("pooling", "average", "unknown pooling 'average'"),
     ]:

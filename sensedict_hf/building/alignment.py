@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ..models.tokenizers import special_token_counts
+from ..models.tokenization import special_token_counts
 
 
 @dataclass

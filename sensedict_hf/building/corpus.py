@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
 from ..models.prompts import Prompt
-from ..models.tokenizers import check_offsets, special_token_counts
+from ..models.tokenization import check_offsets, special_token_counts
 from .alignment import align_texts
 from .corpus_files import (
     ALIGNMENT_FILES,

@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
+from ..models.arguments import check_integer
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, check_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
-from .settings import check_integer
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
 

@@ -6,12 +6,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..models.arguments import check_integer
 from ..models.configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
 from .fitting import fit_senses, read_senses
 from .planning import check_budget
-from .settings import check_integer
 
 
 def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:

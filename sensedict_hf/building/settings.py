@@ -1,19 +1,17 @@
 """What a build depends on: the settings of the caller, the teacher and the tokenizer, all of them frozen."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from numbers import Integral
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from ..models.arguments import check_choice, check_flag, check_integer
 from ..models.configuration_sense_embedding import KEYS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.teachers import Teacher
-from ..models.tokenizers import check_offsets
+from ..models.tokenization import check_offsets
 
 METHODS = ("budget", "senses_per_token", "mcl")
 # Files keep the former name of senses_per_token, so that old builds are recognised.
@@ -209,62 +207,6 @@ class Source:
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The teacher's tokenizer if it differs from `tokenizer`, else None."""
         return None if self.origin.teacher_tokenizer is None else self.teacher.tokenizer
-
-
-def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
-    """Check an argument that must be an integer.
-
-    Args:
-        name: Name of the argument.
-        value: Its value: an integer of Python or numpy. Booleans and floats such as `10.0` are refused.
-        least: The smallest value that is allowed. None: any.
-        below: The smallest value that is too large. None: any.
-
-    Returns:
-        The value as an `int`.
-
-    Raises:
-        ValueError: The value is no integer or out of range.
-    """
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if is_integer and (least is None or value >= least) and (below is None or value < below):
-        return int(value)
-    bounds = "" if least is None else f" of at least {least}"
-    bounds += "" if below is None else f" and below {below}"
-    raise ValueError(f"{name}={value!r}: give an integer{bounds}")
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Check an argument that must be a boolean.
-
-    Args:
-        name: Name of the argument.
-        value: Its value: a boolean of Python or numpy.
-
-    Returns:
-        The value as a `bool`.
-
-    Raises:
-        ValueError: The value is no boolean.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name}={value!r}: give True or False")
-    return bool(value)
-
-
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Check an argument that must be one of some names.
-
-    Args:
-        name: Name of the argument.
-        value: Its value.
-        allowed: The names.
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    if value not in tuple(allowed):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
 
 
 def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:

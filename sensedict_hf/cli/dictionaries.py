@@ -1,22 +1,29 @@
-"""The subcommands that make, change and show dictionaries: build, convert, merge and inspect."""
+"""The subcommands that make, change, check and show dictionaries: build, convert, merge, verify and inspect."""
 
 import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
+from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
+from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.validation import check_finite
+from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments
 
 
@@ -52,6 +59,7 @@ def build(options: argparse.Namespace) -> None:
         sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
         prompt_senses=options.prompt_senses,
+        trust_remote_code=options.trust_remote_code,
     )
     if state.is_main_process:
         config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
@@ -65,30 +73,58 @@ def build(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Store a dictionary, or a student's dictionary, in another dtype."""
-    converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
-    before = load_senses(options.senses)
+    """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
+    trust = options.trust_remote_code
+    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
+    if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
+        _convert_tables(options)
+        return
+    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
     )
 
 
+def _convert_tables(options: argparse.Namespace) -> None:
+    """Store the tables and the dictionary of a student without layers in another dtype."""
+    _check_is_new(options.output)
+    student = _load_whole(options.senses, options.trust_remote_code)
+    model = cast(SKDStudentModel, student.base_model)
+    backbone = cast(LayerFreeModel, model.backbone)
+    before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
+    backbone.convert_tables(options.dtype)
+    model.replace_senses(model.senses.to_dtype(options.dtype))
+    student.save_pretrained(options.output)
+    after = megabytes(backbone) + megabytes(model.senses)
+    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB in {options.dtype}: {options.output}")
+
+
 def merge(options: argparse.Namespace) -> None:
     """Merge several dictionaries, or make one dictionary or one student smaller."""
-    merged = _rewrite(options.senses, options.output, lambda senses: merge_sense_dictionaries(senses, options.budget))
+    merged = _rewrite(
+        options.senses,
+        options.output,
+        options.trust_remote_code,
+        lambda senses: merge_sense_dictionaries(senses, options.budget),
+    )
     config = merged.config
     print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
 
 
 def _rewrite(
-    sources: Sequence[str], output: str, change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel]
+    sources: Sequence[str],
+    output: str,
+    trust_remote_code: bool,
+    change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel],
 ) -> SenseEmbeddingModel:
     """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
 
     Args:
         sources: Folders of dictionaries or students.
         output: A new or empty folder.
+        trust_remote_code: Whether to run code from the sources.
         change: Makes one dictionary from the loaded ones.
 
     Returns:
@@ -97,26 +133,67 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    if os.path.isdir(output) and os.listdir(output):
-        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
-    senses = change([load_senses(path) for path in sources])
-    config = AutoConfig.from_pretrained(sources[0])
-    if len(sources) > 1 or config.model_type == "sense_embedding":
+    _check_is_new(output)
+    senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
+    model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
+    if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
-    # AutoModel would drop the head of a student that has one. Its config names the class with the head.
+    cast(SKDStudentModel, model.base_model).replace_senses(senses)
+    model.save_pretrained(output)
+    return senses
+
+
+def _check_is_new(output: str) -> None:
+    """Raise a ValueError if a folder for a result is not empty."""
+    if os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
+
+
+def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
+    """Load a dictionary, or a student with its head if it has one."""
+    senses = load_senses(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if config.model_type == "sense_embedding":
+        return senses
+    # AutoModel would drop the head. The config names the class with the head.
     classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
     heads = {head.__name__: head for head in classes}
     student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
-    student = student_class.from_pretrained(sources[0])
-    student.base_model.replace_senses(senses)
-    student.save_pretrained(output)
-    return senses
+    return cast(SensePreTrainedModel, student_class.from_pretrained(source, trust_remote_code=trust_remote_code))
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Check all numbers in a folder, its tokenizer and its manifest, and print what was checked.
+
+    Raises:
+        ValueError: Something is not valid.
+    """
+    folder = Path(options.folder)
+    if (folder / "senses").is_dir():
+        documents = len(SenseIndex.load(folder))
+        print(f"an index of {documents:,} texts, with this dictionary:")
+        folder /= "senses"
+    model = _load_whole(str(folder), options.trust_remote_code)
+    numbers = 0
+    for name, tensor in model.state_dict().items():
+        numbers += tensor.shape.numel()
+        try:
+            check_finite(tensor)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {name}: {error}") from error
+    senses = next(part for part in model.modules() if isinstance(part, SenseEmbeddingModel))
+    senses.config.check_tokenizer(model.tokenizer)
+    manifest = read_manifest(folder)
+    if manifest and (changed := manifest.changed_file(folder)):
+        raise ValueError(f"{changed} is not the file that the build has written")
+    files = f", {len(manifest.files)} files as the manifest tells" if manifest else ""
+    print(f"{type(model).__name__}: {numbers:,} finite numbers, the tokenizer that it was made for{files}: {folder}")
 
 
 def inspect(options: argparse.Namespace) -> None:
     """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
-    senses = load_senses(options.senses)
+    senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     occurrences = None
     looked_at = " in the texts"
     if options.texts:
@@ -142,6 +219,6 @@ def inspect(options: argparse.Namespace) -> None:
             print(f"    {context}")
 
 
-def megabytes(senses: SenseEmbeddingModel) -> float:
-    """Return the size of a dictionary's tensors in MB."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6
+def megabytes(model: PreTrainedModel) -> float:
+    """Return the size of a model's parameters and buffers in MB."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -15,6 +16,13 @@ from ..models.modeling_skd_student import SKDStudentModel
 from .generation import is_generative
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
+
+TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
+NOT_FINITE = {
+    "teacher": "the teacher yields NaN or infinite vectors: load it in another dtype",
+    "student": f"the student yields NaN or infinite vectors: {TOO_FAST}",
+    "loss": f"the loss is NaN or infinite: {TOO_FAST}",
+}
 
 
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
@@ -49,7 +57,7 @@ def refuse_unused(kwargs: dict[str, Any]) -> None:
             )
 
 
-def check_float32(model: nn.Module) -> None:
+def check_dtypes(model: nn.Module) -> None:
     """Raise a ValueError if weights to be trained are in half precision, which loses small updates."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -57,6 +65,19 @@ def check_float32(model: nn.Module) -> None:
                 f"weights to be trained are {parameter.dtype}: load the student with dtype=torch.float32; to compute "
                 "in half precision, set args.bf16"
             )
+
+
+def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) -> None:
+    """Raise a ValueError if a number is NaN or infinite. `Trainer` would log such a loss as 0.
+
+    Args:
+        step: Number of steps that are done.
+        mask: `[batch, positions]`, 0 for padding, which may be anything.
+        tensors: The vectors of `teacher` or `student`, `[batch, positions, hidden]`, or the `loss`.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
+            raise ValueError(f"step {step + 1}: {NOT_FINITE[name]}")
 
 
 def each(datasets: Any) -> list[Any]:
@@ -149,8 +170,13 @@ def check_encoded(
             )
 
     # Rows are read in chunks: the dataset may be larger than the memory.
-    parts = dataset.with_format("arrow").iter(10_000)
-    longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+    longest = 0
+    for part in dataset.with_format("arrow").iter(10_000):
+        longest = max(longest, compute.max(compute.list_value_length(part["input_ids"])).as_py())
+        for column in part["probabilities"].chunks if "probabilities" in part.column_names else ():
+            probabilities = column.flatten().to_numpy(zero_copy_only=False)
+            if not (np.isfinite(probabilities) & (probabilities >= 0)).all():
+                raise ValueError("the dataset has probabilities that are negative or not finite: encode it again")
     if longest > max_length:
         raise ValueError(
             f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "

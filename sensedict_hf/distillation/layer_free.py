@@ -39,6 +39,11 @@ def check_layer_free(student: SKDStudentModel, args: SKDTrainingArguments) -> No
         student: The student.
         args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
     """
+    if (table_dtype := student.config.text_config.table_dtype) != "float32":
+        raise ValueError(
+            f"tables in {table_dtype} are constant: train the student before they are converted, or make them floats "
+            'again with student.backbone.convert_tables("float32")'
+        )
     if "sense" in args.terms:
         raise ValueError(
             f"objective={args.objective!r}: a student without layers does not learn to pick senses: choose mse, "

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
+from ..models.arguments import check_integer, check_path
 from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
@@ -106,7 +107,7 @@ def distill_student(
         eval_texts: Texts to evaluate on, when `args.eval_strategy` says.
         text_column: Name of the text column.
         teacher_options: Arguments of :func:`load_teacher` for a teacher that is a name or a folder. `bidirectional`
-            and `trust_remote_code` hold for the backbone too.
+            and `trust_remote_code` hold for the backbone too, `trust_remote_code` for everything that is loaded.
         overwrite: Whether to replace another student or another unfinished run in the folder.
         recorded: Further settings to record in the folder, as JSON values: a later call with others is refused. Record
             the origin of streamed texts here, as they have no digest.
@@ -130,11 +131,13 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        args = SKDTrainingArguments(os.fspath(output_dir or ""))
+        check_path("output_dir", output_dir)
+        args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
     # The trainer changes its settings: work on a copy, so that the same call can be repeated.
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
+    trust = bool(options.get("trust_remote_code"))
     start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
     start.check(options, has_senses=senses is not None)
     _check_settings(args, texts, eval_texts)
@@ -143,13 +146,17 @@ def distill_student(
         # Load the models.
         classifier: PreTrainedModel | None = None
         if head == GENERATIVE:
-            classifier = load_classifier(teacher, AutoModelForCausalLM)  # type: ignore[arg-type]
+            classifier = load_classifier(teacher, AutoModelForCausalLM, trust)  # type: ignore[arg-type]
             classifier.to(args.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
             args = args.for_generation(has_senses=senses is not None)
         elif head:
-            classifier = HEADS[head].load_classifier(teacher)
-        loaded = load_teacher(classifier if head == GENERATIVE else teacher, device=args.device, **options)  # type: ignore[arg-type]
-        dictionary = load_senses(senses) if isinstance(senses, (str, os.PathLike)) else senses
+            classifier = HEADS[head].load_classifier(teacher, trust)
+        source: Any = classifier if head == GENERATIVE else teacher
+        loaded = load_teacher(source, device=args.device, **options)
+        if isinstance(senses, (str, os.PathLike)):
+            dictionary: SenseEmbeddingModel | None = load_senses(senses, trust_remote_code=trust)
+        else:
+            dictionary = senses
         other = start.load_backbone(dictionary, options)
         if start.is_layer_free(other):
             args = args.for_layer_free()
@@ -171,7 +178,7 @@ def distill_student(
 
         if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
-            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path)
+            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
 
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)
@@ -196,8 +203,6 @@ def distill_student(
 
 def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:
     """Raise a ValueError for settings of the training that do not work here."""
-    if args.push_to_hub:
-        raise ValueError("push_to_hub would upload unfinished students: call push_to_hub of the finished one")
     if args.resume_from_checkpoint:
         raise ValueError(
             "resume_from_checkpoint is found in the output folder: leave it out, and repeat the same call or command"
@@ -255,6 +260,7 @@ class StudentStart:
                 )
         elif not has_senses:
             raise ValueError(f"give senses, the teacher's dictionary: only head={GENERATIVE!r} does without")
+        check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
         if self.adopt_tokenizer and self.backbone is None:
@@ -269,7 +275,8 @@ class StudentStart:
     def record(self) -> dict[str, Any]:
         """Return what the state tells of this."""
         record = {name: getattr(self, name) for name in ("num_hidden_layers", "head", "assignment", "residual")}
-        layers = None if self.layers is None else list(self.layers)
+        record["num_hidden_layers"] = int(self.num_hidden_layers)  # numpy's integers are no JSON
+        layers = None if self.layers is None else [int(layer) for layer in self.layers]
         record |= {"layers": layers, "backbone": _name(self.backbone)}
         return record | ({"adopt_tokenizer": True} if self.adopt_tokenizer else {})
 

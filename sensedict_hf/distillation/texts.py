@@ -8,7 +8,7 @@ from datasets import IterableDataset
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
-from ..models.tokenizers import check_max_length, model_max_length
+from ..models.tokenization import check_max_length, model_max_length
 from .batches import stream_windows
 from .checks import is_encoded
 from .labels import encode_senses

@@ -20,7 +20,7 @@ from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, check_teacher, load_teacher
 from .batches import Collator
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, refuse_unused
+from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, refuse_unused
 from .generation import (
     GenerationCollator,
     GenerationCounts,
@@ -37,10 +37,11 @@ from .layer_free import (
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, without_dropout
+from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
 from .texts import encode_texts
 from .training_args import SKDTrainingArguments
+from .uploading import push_student
 from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
@@ -125,7 +126,7 @@ class SKDTrainer(Trainer):
             args = args.for_generation(has_senses=senses is not None)
         check_generative(model, senses, args)
         if train_dataset is not None:
-            check_float32(model)
+            check_dtypes(model)
         check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
@@ -177,7 +178,7 @@ class SKDTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings.
+        settings. With `args.push_to_hub` the trained student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -186,11 +187,7 @@ class SKDTrainer(Trainer):
         Raises:
             ValueError: The checkpoint to resume from belongs to a student with another dictionary.
         """
-        if hasattr(self.model, "peft_config"):
-            logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what the student returns "
-                "after distillation: merge the adapters into the student before you save it, or save its config too"
-            )
+        warn_of_adapters(self.model)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
@@ -199,9 +196,16 @@ class SKDTrainer(Trainer):
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload the student with its card, see :func:`push_student`."""
+        return push_student(self, commit_message, **kwargs)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
@@ -229,6 +233,7 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         if self.is_generative:
@@ -237,6 +242,7 @@ class SKDTrainer(Trainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -251,6 +257,7 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
+        check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 
@@ -258,15 +265,19 @@ class SKDTrainer(Trainer):
         """Compute the loss of a student that generates text, see :meth:`_loss`."""
         texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         output = model(**texts, output_hidden_states=True, use_cache=False)
+        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        student = output.hidden_states[-1]
+        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         loss, sums = generation_loss(
             output.logits,
-            output.hidden_states[-1],
+            student,
             inputs,
             self.args,
-            teacher=None if self.teacher is None else self._teacher_vectors(inputs),
+            teacher=teacher,
             head=self._language_head,
             senses=self.senses if len(self.senses.table) else None,
         )
+        check_step(self.state.global_step, loss=loss)
         self._sums += sums.stack()
         return loss
 

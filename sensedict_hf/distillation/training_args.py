@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..models.arguments import check_integer, check_number, check_path
 
 OBJECTIVES = ("sense", "mse", "sentence", "lm", "kl")
 # Settings that a student's config keeps, so that its model card tells how it was distilled.
@@ -21,6 +24,8 @@ REMEMBERED = (
     "seed",
 )
 LANGUAGE_SETTINGS = ("lm_weight", "kl_weight")
+# The most senses in a label. Beyond that, labels take more room than the teacher's vectors.
+MOST_SENSES = 1000
 SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature")
 # Defaults that depend on the student.
 WITH_LAYERS: dict[str, str | float] = {
@@ -180,7 +185,9 @@ class SKDTrainingArguments(TrainingArguments):
         self.least_steps = 0  # the number of epochs is given, or does not depend on the texts
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
+        self._check_numbers()
         super().__post_init__()
+        self.hub_strategy = HubStrategy.END  # unfinished students are not uploaded
         if self.device.type == "cpu":
             # Without an accelerator there is nothing to pin memory for, and every data loader would warn.
             self.dataloader_pin_memory = False
@@ -194,23 +201,6 @@ class SKDTrainingArguments(TrainingArguments):
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"objective={self.objective!r} names a loss twice: name it once, and give it a weight")
 
-        # Numbers.
-        for name in ("temperature", "label_temperature", "table_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0")
-        for name in ("mse_weight", "sentence_weight", *LANGUAGE_SETTINGS):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: it must be above 0; to drop a loss, leave it out of objective"
-                )
-        if self.label_top_k < 1:
-            raise ValueError(f"label_top_k={self.label_top_k}: it must be at least 1")
-        if self.max_steps <= 0 and not (self.num_train_epochs or 0) > 0:
-            raise ValueError(
-                f"num_train_epochs={self.num_train_epochs}: it must be above 0, or give max_steps; else the student "
-                "would be saved untrained"
-            )
-
         # Settings of transformers that do not work here.
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the columns of soft labels: leave it off")
@@ -219,6 +209,25 @@ class SKDTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} has no effect in distillation: for soft labels "
                 "set label_top_k"
             )
+
+    def _check_numbers(self) -> None:
+        """Check the numbers by name, type and range, and turn those of numpy into Python's."""
+        check_path("output_dir", self.output_dir)
+        for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
+            setattr(self, name, check_number(name, getattr(self, name), above=0))
+        for name in ("learning_rate", "num_train_epochs", *LANGUAGE_SETTINGS):
+            setattr(self, name, check_number(name, getattr(self, name), above=0))
+        for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
+            setattr(self, name, check_number(name, getattr(self, name), least=0))
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        self.label_top_k = check_integer("label_top_k", self.label_top_k, 1, MOST_SENSES + 1)
+        self.seed = check_integer("seed", self.seed, 0, 2**32)
+        self.max_steps = check_integer("max_steps", self.max_steps, -1)
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0: give at least 1, or leave it out to train for whole epochs")
+        if self.max_length is not None:
+            self.max_length = check_integer("max_length", self.max_length, 1)
 
     def for_layer_free(self) -> "SKDTrainingArguments":
         """Return the settings with the defaults for students without layers; what was given stays.

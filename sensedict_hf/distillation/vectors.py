@@ -24,10 +24,11 @@ from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
+from ..models.arguments import check_integer
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
-from ..models.tokenizers import check_max_length
+from ..models.tokenization import check_max_length
 
 # Tokens in a part: an interruption loses at most this much of the teacher's work.
 PART_TOKENS = 1 << 17
@@ -54,17 +55,33 @@ class TeacherVectors(Dataset):
     tokens; and `text_vector`, `[hidden]`, float32, which is pooled over all that the teacher has read.
 
     Args:
-        path: A folder that :func:`encode_vectors` has finished.
+        paths: Folders that :func:`encode_vectors` has finished, with the same settings. Their rows follow each other.
 
     Attributes:
-        path: The folder.
+        paths: The folders.
         settings: The settings that the vectors were computed with.
+
+    Raises:
+        ValueError: The folders have other settings than the first one.
+
+    Example:
+        >>> from sensedict_hf import TeacherVectors, encode_vectors
+        >>> parts = [encode_vectors(teacher, texts[:4], "vectors"), encode_vectors(teacher, texts[4:9], "more")]
+        >>> len(TeacherVectors("vectors", "more"))
+        9
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.settings: dict[str, Any] = read_object(self.path / "state.json")
-        self._parts = [TensorFile(part) for part in sorted(self.path.glob("part-*.safetensors"))]
+    def __init__(self, *paths: str | os.PathLike):
+        self.paths = [Path(path) for path in paths]
+        every: list[dict[str, Any]] = [read_object(path / "state.json") for path in self.paths]
+        self.settings = every[0]
+        for path, settings in zip(self.paths, every):
+            if differing := [name for name in settings if settings[name] != self.settings.get(name)]:
+                raise ValueError(
+                    f"{path} holds vectors with other settings than {self.paths[0]}: {', '.join(differing)}; compute "
+                    "them with the same settings"
+                )
+        self._parts = [TensorFile(part) for path in self.paths for part in sorted(path.glob("part-*.safetensors"))]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
     def __len__(self) -> int:
@@ -81,7 +98,7 @@ class TeacherVectors(Dataset):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TeacherVectors, (self.path,)  # processes of a data loader map the files themselves
+        return TeacherVectors, tuple(self.paths)  # processes of a data loader map the files themselves
 
     def variances(self) -> Variances:
         """Compute the variances from rows that are spread evenly over the texts."""
@@ -142,6 +159,7 @@ def encode_vectors(
         (4, torch.Size([384]))
     """
     # Load the teacher and describe the work.
+    batch_size, layer = check_integer("batch_size", batch_size, 1), check_integer("layer", layer)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     source = Source.of(teacher, max_length=check_max_length(max_length, teacher.max_window))
@@ -255,8 +273,9 @@ def check_half(states: Tensor, mask: Tensor, name: str, texts: Sequence[Any] | n
     largest = states.abs().amax(2).cpu().masked_fill(mask == 0, 0).amax(1)
     bad = torch.where(largest <= torch.finfo(torch.float16).max, 0, 1).nonzero()
     if len(bad):
-        found = float(largest[bad[0, 0]])
+        row = int(bad[0, 0])
+        found = float(largest[row])
         raise ValueError(
-            f"{name} yields values up to {found:.3g} for text {texts[bad[0, 0]]}, which float16 cannot hold: load the "
+            f"{name} yields values up to {found:.3g} for text {texts[row]}, which float16 cannot hold: load the "
             "teacher in another dtype"
         )

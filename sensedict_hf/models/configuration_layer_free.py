@@ -4,6 +4,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .arguments import check_choice, check_integer
+
+TABLE_DTYPES = ("float32", "int8")
+
 
 class LayerFreeConfig(PreTrainedConfig):
     """Configuration of a :class:`LayerFreeModel`.
@@ -18,10 +22,12 @@ class LayerFreeConfig(PreTrainedConfig):
         context_hidden_size: Width between neighbours and context.
         text_hidden_size: Width of the hidden layer on the vector of a text. 0: there is none.
         special_token_ids: Ids of tokens that have no part in the vector of a text, such as `[CLS]` and `[SEP]`.
+        table_dtype: How the tables `token_embeddings` and `context_embeddings` are stored: `float32`, or `int8` with
+            a scale for each row. Tables in int8 are constant.
         kwargs: Other fields of every config of transformers.
 
     Raises:
-        ValueError: A size is negative, or `vocab_size` or `hidden_size` is 0.
+        ValueError: A size is negative, `vocab_size` or `hidden_size` is 0, or `table_dtype` is unknown.
 
     Example:
         >>> from sensedict_hf import LayerFreeConfig
@@ -41,6 +47,7 @@ class LayerFreeConfig(PreTrainedConfig):
         context_hidden_size: int = 96,
         text_hidden_size: int = 1024,
         special_token_ids: list[int] | None = None,
+        table_dtype: str = "float32",
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -51,6 +58,7 @@ class LayerFreeConfig(PreTrainedConfig):
         self.context_hidden_size = context_hidden_size
         self.text_hidden_size = text_hidden_size
         self.special_token_ids = special_token_ids or []
+        self.table_dtype = table_dtype
         self.num_hidden_layers = 0
         kwargs.pop("num_hidden_layers", None)  # config.json has it
         for name, least in (
@@ -62,6 +70,6 @@ class LayerFreeConfig(PreTrainedConfig):
             ("context_hidden_size", 1),
             ("text_hidden_size", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {least}")
+            setattr(self, name, check_integer(name, getattr(self, name), least))
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
         super().__init__(**kwargs)

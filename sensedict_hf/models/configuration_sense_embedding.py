@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .arguments import check_choice, check_flag, check_integer, check_number
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -125,17 +126,6 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        if similarity not in SIMILARITIES:
-            raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-        if key not in KEYS:
-            raise ValueError(f"unknown key {key!r}: choose one of {', '.join(KEYS)}")
-        if senses_dtype not in SENSES_DTYPES:
-            raise ValueError(f"unknown senses_dtype {senses_dtype!r}: choose one of {', '.join(SENSES_DTYPES)}")
-        if format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"the dictionary is in format {format_version}, this version reads formats up to {FORMAT_VERSION}: "
-                "upgrade sensedict_hf"
-            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_senses = num_senses
@@ -168,6 +158,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
+
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
 
@@ -179,14 +173,21 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             >>> config.residual = 0.5
             >>> config.check()
         """
+        if check_integer("format_version", self.format_version, 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"the dictionary is in format {self.format_version}, this version reads formats up to "
+                f"{FORMAT_VERSION}: upgrade sensedict_hf"
+            )
+        for name, least in (("vocab_size", 0), ("hidden_size", 1), ("num_senses", 0), ("layer", None)):
+            setattr(self, name, check_integer(name, getattr(self, name), least))
+        check_choice("similarity", self.similarity, SIMILARITIES)
+        check_choice("key", self.key, KEYS)
+        check_choice("senses_dtype", self.senses_dtype, SENSES_DTYPES)
+        check_flag("learn_senses", self.learn_senses)
         check_assignment(self.assignment)
         check_residual(self.residual)
-        temperature = self.assignment_temperature
-        if not temperature > 0:
-            raise ValueError(
-                f"assignment_temperature is {temperature}: it must be above 0; for its limit at 0, choose "
-                "assignment='hard'"
-            )
+        check_number("distortion", self.distortion, least=0)
+        check_number("assignment_temperature", self.assignment_temperature, above=0)
         if self.sense_device not in SENSE_DEVICES:
             raise ValueError(
                 f"unknown sense_device {self.sense_device!r}: choose 'cpu' to keep the senses in host memory, or None "
@@ -386,13 +387,9 @@ def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> tupl
 
 def check_assignment(assignment: str) -> None:
     """Raise a ValueError if an assignment is unknown."""
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"unknown assignment {assignment!r}: choose one of {', '.join(ASSIGNMENTS)}")
+    check_choice("assignment", assignment, ASSIGNMENTS)
 
 
 def check_residual(residual: float) -> None:
-    """Raise a ValueError if a residual is not between 0 and 1."""
-    if not 0 <= residual <= 1:
-        raise ValueError(
-            f"residual is {residual}: it must be between 0, the senses alone, and 1, the vectors themselves"
-        )
+    """Raise a ValueError if a residual is not between 0, the senses alone, and 1, the vectors themselves."""
+    check_number("residual", residual, least=0, most=1)

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .arguments import check_flag, check_integer, check_number
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
 
@@ -31,6 +33,9 @@ class SKDStudentConfig(PreTrainedConfig):
         prompts: Named prompts, as in sentence-transformers, such as `{"query": "query: "}`. Saved only if there are
             any.
         include_prompt: Whether the tokens of a named prompt are pooled with the text. Saved only if they are not.
+        sentence_head: What `encode` does with a pooled vector, as in sentence-transformers: a list of steps such as
+            `{"kind": "normalize"}`, see :func:`make_sentence_head`. Saved only if there are any.
+        similarity_fn_name: How sentence-transformers compares vectors, such as `cosine`. Saved only if it is known.
         teacher_layers: Indices of the teacher's layers that the student was made from. None: it has another backbone.
         objective: Losses that the student was distilled with, joined by `+`, such as `sense+mse`. None before
             distillation.
@@ -66,6 +71,8 @@ class SKDStudentConfig(PreTrainedConfig):
         prompt: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
         include_prompt: bool = True,
+        sentence_head: list[dict[str, Any]] | None = None,
+        similarity_fn_name: str | None = None,
         teacher_layers: list[int] | None = None,
         objective: str | None = None,
         distillation: dict[str, Any] | None = None,
@@ -82,7 +89,12 @@ class SKDStudentConfig(PreTrainedConfig):
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
-            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+            kind = str(text_config.get("model_type"))
+            if kind not in CONFIG_MAPPING and kind != LayerFreeConfig.model_type:
+                raise ValueError(f"unknown model_type {kind!r} of the backbone: upgrade transformers")
+            # Where the code of a saved folder runs, only the classes of transformers are registered.
+            config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
+            text_config = config_class(**text_config)
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
@@ -100,6 +112,8 @@ class SKDStudentConfig(PreTrainedConfig):
         self.prompt = prompt
         self.prompts = prompts
         self.include_prompt = include_prompt
+        self.sentence_head = sentence_head
+        self.similarity_fn_name = similarity_fn_name
         self.teacher_layers = teacher_layers
         self.objective = objective
         self.distillation = distillation
@@ -109,6 +123,10 @@ class SKDStudentConfig(PreTrainedConfig):
         self.attention_implementation = attention_implementation
         self.check()
         super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would save its own choice of code files, see `save_pretrained` of the model."""
 
     def check(self) -> None:
         """Check the fields that `from_pretrained` may set after the config was made.
@@ -126,6 +144,10 @@ class SKDStudentConfig(PreTrainedConfig):
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        check_number("classifier_dropout", self.classifier_dropout, least=0, most=1)
+        for name in ("include_prompt", "freeze_head"):
+            check_flag(name, getattr(self, name))
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(
@@ -136,7 +158,7 @@ class SKDStudentConfig(PreTrainedConfig):
             check_pooling(self.pooling)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they are saved. Named prompts and how they are pooled are left out if not set.
+        """Return the fields as they are saved. What sentence-transformers alone has is left out if not set.
 
         Returns:
             The fields, with the configs inside as dictionaries.
@@ -146,8 +168,10 @@ class SKDStudentConfig(PreTrainedConfig):
             384
         """
         fields: dict[str, Any] = super().to_dict()
-        if not fields.get("prompts"):
-            fields.pop("prompts", None)
+        fields["sense_config"].pop("auto_map", None)  # the code that is loaded is the student's
+        for name in ("prompts", "sentence_head", "similarity_fn_name"):
+            if not fields.get(name):
+                fields.pop(name, None)
         if fields.get("include_prompt"):
             del fields["include_prompt"]
         return fields

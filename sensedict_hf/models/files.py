@@ -1,10 +1,29 @@
-"""The small JSON files of a saved folder: read with care, and written whole or not at all."""
+"""The files of a saved folder: read with care, and written whole or not at all."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def reading(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise for a damaged folder, inside a `with` block, into a ValueError that names the folder.
+
+    Args:
+        name: The folder or repository that is read.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise  # says what is wrong
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} cannot be loaded ({type(error).__name__}: {message}): it is damaged, or not what its config says"
+        ) from error
 
 
 def read_json_file(path: Path) -> Any:

@@ -13,8 +13,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
-from .checkpoints import read_json
 from .configuration_sense_embedding import SenseEmbeddingConfig
+from .files import reading
 from .teachers import check_name, origin_of
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
@@ -52,13 +52,14 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
     Args:
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
+        trust_remote_code: Whether to run code from the folder or repository.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -73,8 +74,11 @@ def load_classifier(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
     model: PreTrainedModel
-    loader: Any = auto_class
-    model, info = loader.from_pretrained(classifier, dtype="auto", output_loading_info=True)
+    with reading(classifier):
+        loaded: Any = auto_class.from_pretrained(
+            classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(
@@ -152,35 +156,6 @@ def check_head(head: ClassifierHead, classifier: PreTrainedModel, senses: SenseE
             f"{senses.layer} and width {senses.hidden_size}: build a dictionary from the last layer of this teacher"
         )
     check_name(senses, origin_of(classifier.name_or_path or "") or type(classifier.base_model).__name__)
-
-
-def check_frozen_head(
-    class_name: str, source: str | os.PathLike[str], info: dict[str, Any], revision: str | None
-) -> None:
-    """Check that a checkpoint holds the head that its config calls frozen.
-
-    Args:
-        class_name: Class of the student with a head that is being loaded.
-        source: The folder or repository.
-        info: What `from_pretrained` reports with `output_loading_info=True`.
-        revision: Revision of the repository.
-
-    Raises:
-        ValueError: Weights of the head are missing or have another size, or the head is for another task.
-    """
-    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    wrong = sorted(key for key in wrong if not key.startswith("student."))
-    if wrong:
-        raise ValueError(
-            f"{source} lacks {', '.join(wrong)} in the size that its config says, of a head that was copied from the "
-            f"teacher: copy it again with {class_name}.from_student, or learn one with freeze_head=False"
-        )
-    config = read_json(os.fspath(source), "config.json", revision) or {}
-    if (architectures := config.get("architectures")) and class_name not in architectures:
-        raise ValueError(
-            f"{source} holds the frozen head of a {architectures[0]}: load it with that class, or learn a new head "
-            "with freeze_head=False"
-        )
 
 
 @torch.no_grad()

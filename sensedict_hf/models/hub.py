@@ -1,39 +1,35 @@
 """Saving, loading and sharing: folders and repositories that hold everything a model needs."""
 
-import json
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .files import reading
+from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
+from .saved_tensors import find_misfits, is_head, read_headers
 
 logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound="SensePreTrainedModel")
 
-# Tensors that a checkpoint must hold: random values would be useless.
-DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
 # Arguments of `from_pretrained` that say where files are.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Arguments of `from_pretrained` that say where tensors go.
 PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
 
-# Names of the poolings in the settings of sentence-transformers, which all its versions read.
-SENTENCE_TRANSFORMERS_POOLINGS = {
-    "mean": "mean_tokens",
-    "weighted_mean": "weightedmean_tokens",
-    "cls": "cls_token",
-    "last": "lasttoken",
-    "max": "max_tokens",
-}
+# Other arguments of `from_pretrained` that are no fields of a config.
+MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -57,7 +53,8 @@ class SensePreTrainedModel(PreTrainedModel):
                     f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`"
                 )
             source, options = self._tokenizer_source
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with reading(source):
+                self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
         return self._tokenizer
 
     @tokenizer.setter
@@ -74,6 +71,10 @@ class SensePreTrainedModel(PreTrainedModel):
         return []
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: transformers would save its own choice of code files, see :meth:`save_pretrained`."""
+
+    @classmethod
     def from_pretrained(  # type: ignore[override]
         cls: type[Model],
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -81,7 +82,7 @@ class SensePreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a model as transformers does, but refuse a checkpoint whose senses do not fit its config.
+        """Load a model as transformers does, but refuse a checkpoint that does not fit its config.
 
         Args:
             pretrained_model_name_or_path: A folder or a repository of the Hub.
@@ -94,7 +95,8 @@ class SensePreTrainedModel(PreTrainedModel):
             The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
-            ValueError: Tensors of the dictionary are missing, unexpected or of another size.
+            ValueError: There are no safetensors files, tensors are missing or of another size than the config says,
+                or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses")
@@ -102,49 +104,82 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = os.fspath(pretrained_model_name_or_path)
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError("use_safetensors must be True: files of other kinds can run code")
+        with reading(source):
+            config = cls._read_config(source, kwargs)
+        has_new_head = cls._has_new_head(config, source)
+        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
+        if not is_quantized:  # a quantizer changes sizes and names
+            with reading(source):
+                cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
         placement = None
-        if devices is not None and cls._keeps_tables_in_host_memory(source, kwargs):
+        if devices is not None and config.sense_device is not None and not is_quantized:
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
-        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        with reading(source):
+            loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
-        # Missing senses would be random.
-        differing = [*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])]
-        wrong = [key for key in differing if key.split(".")[-1] in DICTIONARY_TENSORS]
-        if wrong:
-            raise ValueError(
-                f"{source} and its config do not agree on {', '.join(sorted(wrong))}: tensors of the dictionary are "
-                "missing, unexpected or of another size, and senses cannot be initialized; load it with its own "
-                "config, or build the dictionary again"
-            )
+        # Missing weights would be random.
+        missing = [name for name in sorted(info["missing_keys"]) if not (has_new_head and is_head(model, name))]
+        if missing:
+            raise _disagreement(source, missing)
+        for part in model._parts():
+            part._check_structure()
 
         if placement is not None:
             place_model(model, host_tensors=model._all_host_tensors(), **placement)
         for part in model._parts():
             if part._host_tensors():
                 part._apply(lambda tensor: tensor)  # brings back tables that a quantizer, say, has moved
-        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in kwargs}
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
         return loaded if output_loading_info else model
 
     @classmethod
-    def _keeps_tables_in_host_memory(cls, source: str, kwargs: dict[str, Any]) -> bool:
-        """Return whether the config asks for tables in host memory, so that the model must be loaded there first."""
+    def _read_config(cls, source: str, kwargs: dict[str, Any]) -> Any:
+        """Read the config of a model, with the fields that are given to `from_pretrained`."""
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
-            options = {name: kwargs[name] for name in (*HUB_OPTIONS, "sense_device") if name in kwargs}
+            skipped = (*MODEL_OPTIONS, *PLACEMENT_OPTIONS)
+            options = {name: value for name, value in kwargs.items() if name not in skipped}
             config_class: Any = cls.config_class
             config = config_class.from_pretrained(config or source, **options)
-        is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
-        return config.sense_device is not None and not is_quantized  # a quantizer must see the devices itself
+        return copy.deepcopy(config)
+
+    @classmethod
+    def _check_files(cls, config: Any, source: str, has_new_head: bool, kwargs: dict[str, Any]) -> None:
+        """Raise a ValueError if the files of a model do not fit its config, before anything of its size is made."""
+        headers = read_headers(
+            source, {name: kwargs[name] for name in (*HUB_OPTIONS, "variant") if kwargs.get(name) is not None}
+        )
+        layers = getattr(config, "num_hidden_layers", 0)
+        if layers > len(headers):
+            raise _disagreement(source, [f"num_hidden_layers ({layers})"])
+        learn_senses = getattr(config, "sense_config", config).learn_senses
+        with torch.device("meta"):
+            model = cls(config)
+        ignored = kwargs.get("ignore_mismatched_sizes") and not getattr(config, "freeze_head", False)
+        wrong = find_misfits(model, headers, learn_senses=learn_senses, ignore_head=has_new_head or bool(ignored))
+        if wrong:
+            raise _disagreement(source, wrong)
+
+    @classmethod
+    def _has_new_head(cls, config: Any, source: str) -> bool:
+        """Return whether the head of this class may be missing in a checkpoint."""
+        return False
+
+    def _check_structure(self) -> None:
+        """Raise a ValueError if tensors of the module itself do not fit together."""
 
     def _all_host_tensors(self) -> list[tuple[nn.Module, str]]:
         """Return the modules and names of all tensors that stay in host memory."""
@@ -157,40 +192,73 @@ class SensePreTrainedModel(PreTrainedModel):
         *,
         license: str | None = None,
         card_name: str | None = None,
+        with_code: bool = True,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, as in transformers, with its tokenizer and a model card.
+        """Save the model, as in transformers, with its tokenizer, its code and a model card.
+
+        In the folder of a student there are also the files with which sentence-transformers encodes texts to the same
+        vectors. With a template around the text, or LLM2Vec's prompt, that library would pool otherwise: there the
+        files make it raise an error.
 
         Args:
             save_directory: The folder to write to; it is created if it does not exist.
             is_main_process: Whether this process is the one that writes, in distributed training.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             card_name: The repository that the example in the card loads. None: a placeholder.
+            with_code: Whether to save the code of the model, too, so that it loads without this package, with
+                `trust_remote_code=True`. If not, loading it needs the package.
             push_to_hub: Must be False: the folder would be uploaded before it is complete.
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is True.
+            ValueError: `push_to_hub` is True, a weight is NaN or infinite, or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
-            >>> sorted(os.listdir("senses"))[:3]
-            ['README.md', 'config.json', 'model.safetensors']
+            >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
+            True
         """
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
+        if is_main_process:
+            self._check_numbers(kwargs.get("state_dict"))
+        self.config.auto_map = auto_map(self.config.model_type)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            write_code(save_directory, self.config.model_type, with_code)
+            self._write_other_files(save_directory)
             # The manifest of a build would describe files that have just been replaced.
             Path(save_directory, "manifest.json").unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(save_directory)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license).save(f"{os.fspath(save_directory)}/README.md")
+            card = model_card(self.config, card_name, license, with_code)
+            data: Any = card.data
+            data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
+            card.save(f"{os.fspath(save_directory)}/README.md")
+
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        """Write what other libraries read in the folder of a model."""
+
+    def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
+
+        Args:
+            state_dict: The tensors to save. None: all.
+        """
+        for part in self._parts():
+            part._check_structure()
+        for name, tensor in (state_dict or self.state_dict()).items():
+            if not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{name} is NaN or infinite, so the model is not saved: train it with a lower learning rate, or "
+                    "make it again"
+                )
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -203,6 +271,9 @@ class SensePreTrainedModel(PreTrainedModel):
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
         license: str | None = None,
+        with_code: bool = True,
+        commit_description: str | None = None,
+        tags: str | list[str] | None = None,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -215,6 +286,9 @@ class SensePreTrainedModel(PreTrainedModel):
             create_pr: Whether to open a pull request instead of committing to the branch.
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
+            with_code: Whether to upload the code of the model, too.
+            commit_description: What the commit says below its message.
+            tags: Tags in the card, with those that `add_model_tags` has added.
 
         Returns:
             The commit.
@@ -222,38 +296,29 @@ class SensePreTrainedModel(PreTrainedModel):
         Example:
             >>> senses.push_to_hub("me/minilm-senses", license="mit")  # doctest: +SKIP
         """
+        if tags:
+            self.add_model_tags(tags)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, license=license, card_name=repo_id)
-            message = commit_message or f"Upload {type(self).__name__}"
+            self.save_pretrained(
+                folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
+            )
             return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
             )
 
 
-def write_sentence_transformers(
-    folder: str | os.PathLike[str], hidden_size: int, pooling: str, max_seq_length: int
-) -> None:
-    """Write the files with which any version of sentence-transformers encodes texts to the same vectors as `encode`.
-
-    Args:
-        folder: The folder of a saved student.
-        hidden_size: Width of the vectors.
-        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`.
-        max_seq_length: Longer texts are truncated to this number of tokens.
-    """
-    modes = {f"pooling_mode_{name}": mode == pooling for mode, name in SENTENCE_TRANSFORMERS_POOLINGS.items()}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
-    ]
-    Path(folder, "1_Pooling").mkdir(exist_ok=True)
-    for name, content in {
-        "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": max_seq_length, "do_lower_case": False},
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **modes},
-    }.items():
-        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _disagreement(source: str, names: Sequence[str]) -> ValueError:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ValueError(
+        f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
+        "dtype, and none can be made up; load it with its own config, or make it again"
+    )

@@ -1,7 +1,7 @@
 """What a student without layers takes over from its teacher: the vectors of tokens."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenizers import special_token_counts
+from .tokenization import special_token_counts
 
 # Fields of the backbone's config that a user may choose.
 SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
@@ -26,7 +26,7 @@ MAX_ROWS = 20_000
 TOKENS_IN_BATCH = 512
 
 
-def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[str, int]) -> LayerFreeModel:
+def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[str, Any]) -> LayerFreeModel:
     """Make a backbone without layers whose vectors are those that the teacher gives the tokens on average.
 
     Args:

@@ -1,18 +1,32 @@
 """What a student takes over from the model it is made from: layers, weights and settings."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .arguments import check_integer
+from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
+from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher, check_predicts
+
+# Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
+# senses, and the number of layers decides the size of ESM's head for contacts.
+HEADS = ("pooler", "contact_head")
+
+
+class NoHead(nn.Module):
+    """Stands where an architecture has a head that it calls in any case."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Return nothing."""
 
 
 def refuse_quantized(source: Teacher) -> None:
@@ -67,6 +81,8 @@ def encoding_settings(source: Teacher) -> dict[str, Any]:
         "prompt": None if source.prompt is None else asdict(source.prompt),
         "prompts": source.prompts or None,
         "include_prompt": source.include_prompt,
+        "sentence_head": source.sentence_head_steps or None,
+        "similarity_fn_name": source.similarity_fn_name,
     }
 
 
@@ -84,8 +100,14 @@ def student_config(
         A config for a student in float32.
 
     Raises:
-        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed, or the code of the
+            backbone is not that of transformers.
     """
+    if type(text_config).__module__.startswith("transformers_modules."):
+        raise ValueError(
+            f"{type(text_config).__name__} comes with code of its own, which a student would not have: make the "
+            "student from another model, by SKDStudentModel.from_backbone"
+        )
     text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
@@ -116,10 +138,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total, number = source.model.config.num_hidden_layers, num_hidden_layers
-    if not isinstance(number, int):
-        layers = list(number)
-    elif 0 < number <= total:
+    total = source.model.config.num_hidden_layers
+    if isinstance(num_hidden_layers, Iterable):
+        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:
@@ -188,8 +210,24 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
     return weights
 
 
+def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
+    """Make the backbone of a student, with random weights and without heads.
+
+    Args:
+        config: Config of the backbone.
+    """
+    # Where the code of a saved folder runs, AutoModel does not know this class.
+    if isinstance(config, LayerFreeConfig):
+        return LayerFreeModel(config)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
+    for name in HEADS:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, NoHead())
+    return backbone
+
+
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
-    """Load a state dict into a model. A pooler, which students do not have, is left out.
+    """Load a state dict into a model. Heads, which students do not have, are left out.
 
     Args:
         model: The model to fill.
@@ -199,7 +237,7 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     Raises:
         ValueError: Weights are missing, or there is no place for some.
     """
-    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(

@@ -5,10 +5,14 @@ import re
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from .checkpoints import Checkpoint, read_checkpoint
+from .files import reading
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .sentence_head import Dense, make_sentence_head
 
 
 def take_model(
@@ -64,15 +68,16 @@ def load_model(
     Raises:
         ValueError: The checkpoint lacks weights, or `device_map` leaves some outside of all devices.
     """
-    model, info = AutoModel.from_pretrained(
-        name,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype or "auto",
-        device_map=device_map,
-        output_loading_info=True,
-        **options,
-    )
+    with reading(name):
+        model, info = AutoModel.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            output_loading_info=True,
+            **options,
+        )
     # A checkpoint trained without a pooler gets a random one. The hidden states do not depend on it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -117,10 +122,45 @@ def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_co
     if not name:
         raise ValueError("the model does not say where it was loaded from: pass its tokenizer as tokenizer=")
     options = {"revision": revision} if name == source else {}
-    return cast(
-        PreTrainedTokenizerBase,
-        AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options),
-    )
+    with reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_sentence_head(
+    checkpoint: Checkpoint, source: str, revision: str | None, device: torch.device
+) -> torch.nn.Sequential | None:
+    """Load what sentence-transformers does with a pooled vector.
+
+    Args:
+        checkpoint: What the files say.
+        source: Name or folder of the repository.
+        revision: Its revision.
+        device: Where to put the modules.
+
+    Returns:
+        The modules; None if there are none.
+
+    Raises:
+        ValueError: A dense layer has an unknown activation, no weights in safetensors, or weights that do not fit.
+    """
+    head = make_sentence_head(checkpoint.sentence_head)
+    for module, path in zip(head or (), checkpoint.sentence_head_folders):
+        if not isinstance(module, Dense):
+            continue
+        name = f"{path}/model.safetensors"
+        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise ValueError(
+                f"{source} has no {name}: save its dense layer with safetensors, by a newer version of "
+                "sentence-transformers"
+            )
+        tensors = {key.removeprefix("linear."): tensor for key, tensor in load_file(file).items()}
+        expected = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        if {key: tensor.shape for key, tensor in tensors.items()} != expected:
+            raise ValueError(f"{name} of {source} does not fit its config.json: save the model again")
+        module.load_state_dict(tensors)
+    return None if head is None else head.to(device).eval()
 
 
 def merge_adapter(model: PreTrainedModel, source: str, revision: str | None = None) -> PreTrainedModel:
@@ -181,12 +221,13 @@ def _import_peft() -> Any:
     return peft
 
 
-def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
+def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> SenseEmbeddingModel:
     """Load a sense dictionary, or the dictionary inside a student.
 
     Args:
         path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
             without a head.
+        trust_remote_code: Whether to run code from the folder or repository, such as that of its tokenizer.
 
     Returns:
         The dictionary, in evaluation mode.
@@ -206,10 +247,11 @@ def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
             f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
             "again"
         )
-    kind = AutoConfig.from_pretrained(path).model_type
+    with reading(path):
+        kind = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     if kind not in ("sense_embedding", "skd_student"):
         raise ValueError(
             f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
         )
-    model = AutoModel.from_pretrained(path)
+    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
     return cast(SenseEmbeddingModel, model.senses if kind == "skd_student" else model)

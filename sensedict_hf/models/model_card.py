@@ -45,6 +45,8 @@ PIPELINE_TAGS = {
     "SKDStudentForSequenceClassification": "text-classification",
     "SKDStudentForTokenClassification": "token-classification",
 }
+NEEDS_PACKAGE = "Needs the package `sensedict_hf`: `pip install sensedict_hf`."
+WITH_CODE = " Without it, leave out the import and pass `trust_remote_code=True`, which runs the code in these files."
 # What a student returns for each token, by assignment.
 RETURNED = {
     "none": "its own vectors",
@@ -55,7 +57,9 @@ TERMS = "this is derived from the teacher's weights and from the texts it was bu
 MAX_LABELS = 20
 
 
-def model_card(config: PreTrainedConfig, name: str | None = None, license: str | None = None) -> ModelCard:
+def model_card(
+    config: PreTrainedConfig, name: str | None = None, license: str | None = None, with_code: bool = True
+) -> ModelCard:
     """Make a model card from a config. What the config does not know is left out.
 
     Args:
@@ -63,6 +67,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
         name: The repository that the example in the card loads. None: a placeholder.
         license: Licence, as an identifier of the Hub such as `mit`. None: the card points to the terms of the teacher
             and of the texts.
+        with_code: Whether the code of the model is saved with it.
 
     Returns:
         The card, with the metadata that the Hub reads.
@@ -103,7 +108,7 @@ def model_card(config: PreTrainedConfig, name: str | None = None, license: str |
     terms = f"{license}." if license else TERMS
     return ModelCard(
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n\n```python\n{usage}\n```\n\n"
-        f"Needs the package `sensedict_hf`.\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
+        f"{NEEDS_PACKAGE}{WITH_CODE if with_code else ''}\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
     )
 
 
@@ -152,6 +157,7 @@ def _student_rows(config: Any, has_head: bool) -> dict[str, Any]:
         "assignment": config.default_assignment,
         "residual": config.default_residual,
         "objective": config.objective,
+        "tables": getattr(config.text_config, "table_dtype", None),
     }
     settings = dict(config.distillation or {})
     if settings:  # steps and epochs exclude each other: leave out the one that was not used

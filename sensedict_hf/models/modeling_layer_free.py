@@ -5,9 +5,11 @@ embeddings of the neighbours, plus a map of their mean over the text.
 
 The vector of a text is a weighted mean of the vectors of its tokens, and a hidden layer on that mean. The weights
 depend on the token and on its context. `U` and the hidden layer are applied to the mean, once for a text and not once
-for a token. So a text costs little more than reading its rows of the tables.
+for a token. So a text costs little more than reading its rows of the tables, and takes memory for its token ids and a
+few small numbers for each.
 
-All texts of a batch are in one long row, without padding.
+`encode_ragged` has all texts of a batch in one long row, without padding: that is how students encode and are trained.
+`forward` computes the same for a padded batch, as other libraries have it.
 """
 
 from typing import Any, cast
@@ -19,7 +21,46 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_layer_free import LayerFreeConfig
+from .arguments import check_choice
+from .configuration_layer_free import TABLE_DTYPES, LayerFreeConfig
+from .sense_lookup import store_senses
+
+# Rows of an int8 table that become floats at a time. They fit into the cache of a core.
+SUMMED_ROWS = 2048
+
+
+class Int8Table(nn.Module):
+    """A table whose rows are stored in int8, with a scale for each row. Only rows that are looked up become floats.
+
+    Args:
+        rows: Number of rows.
+        width: Width of the rows.
+
+    Attributes:
+        weight: `[rows, width]`, int8.
+        scales: `[rows]`, float32: row `i` stands for `weight[i] * scales[i]`.
+    """
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = rows, width
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(rows))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up rows: ids of any shape, `[...] -> [..., width]`, in the dtype of the scales."""
+        return F.embedding(ids, self.weight) * self.scales[ids][..., None]
+
+    def sum_rows(self, ids: Tensor, weights: Tensor, text: Tensor, texts: int) -> Tensor:
+        """Sum the rows of each text, weighted: ids, weights and indices of texts, `[tokens] -> [texts, width]`."""
+        total = self.scales.new_zeros(texts, self.embedding_dim)
+        columns = (ids, weights * self.scales[ids], text)
+        for some, factors, rows in zip(*(column.split(SUMMED_ROWS) for column in columns)):
+            total.index_add_(0, rows, F.embedding(some, self.weight) * factors[:, None])
+        return total
 
 
 class LayerFreeModel(PreTrainedModel):
@@ -32,7 +73,8 @@ class LayerFreeModel(PreTrainedModel):
     Attributes:
         token_embeddings: The vectors of tokens without context, `[vocab, hidden]`.
         token_weights: Logarithms of the tokens' weights in the mean of a text, `[vocab, 1]`.
-        context_embeddings: The embeddings in which neighbours are seen, `[vocab, context_embedding_size]`.
+        context_embeddings: The embeddings in which neighbours are seen, `[vocab, context_embedding_size]`. This table
+            and `token_embeddings` are in int8 with `config.table_dtype="int8"`.
 
     Example:
         >>> import torch
@@ -53,10 +95,11 @@ class LayerFreeModel(PreTrainedModel):
     def __init__(self, config: LayerFreeConfig):
         super().__init__(config)
         width, inner = config.hidden_size, config.context_hidden_size
-        self.token_embeddings = nn.Embedding(config.vocab_size, width)
+        table: type[Int8Table | nn.Embedding] = Int8Table if config.table_dtype == "int8" else nn.Embedding
+        self.token_embeddings = table(config.vocab_size, width)
         self.token_weights = nn.Embedding(config.vocab_size, 1)
         if config.context_size:
-            self.context_embeddings = nn.Embedding(config.vocab_size, config.context_embedding_size)
+            self.context_embeddings = table(config.vocab_size, config.context_embedding_size)
             size = 2 * config.context_window + 1
             self.neighbours = nn.Conv1d(config.context_embedding_size, inner, size, padding=config.context_window)
             self.text_mean = nn.Linear(config.context_embedding_size, inner, bias=False)
@@ -78,6 +121,40 @@ class LayerFreeModel(PreTrainedModel):
             "the token embeddings of a layer-free model cannot be replaced: make a model for the new tokens"
         )
 
+    def convert_tables(self, table_dtype: str) -> None:
+        """Store the tables of vectors in another dtype.
+
+        Rows in int8 have 127 steps up to their largest absolute value. Tables in int8 are constant: a training does
+        not change them.
+
+        Args:
+            table_dtype: `float32`, or `int8` with a scale for each row.
+
+        Raises:
+            ValueError: The dtype is unknown.
+
+        Example:
+            >>> from sensedict_hf import LayerFreeConfig, LayerFreeModel
+            >>> model = LayerFreeModel(LayerFreeConfig(vocab_size=100, hidden_size=16))
+            >>> model.convert_tables("int8")
+            >>> model.token_embeddings.weight.dtype
+            torch.int8
+        """
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
+        if table_dtype == self.config.table_dtype:
+            return
+        for name in ("token_embeddings", "context_embeddings"):
+            if (old := getattr(self, name, None)) is None:
+                continue
+            if table_dtype == "int8":
+                new = Int8Table(old.num_embeddings, old.embedding_dim)
+                new.weight, new.scales = cast(tuple[Tensor, Tensor], store_senses(old.weight.detach(), torch.int8))
+            else:
+                rows = old(torch.arange(old.num_embeddings, device=old.weight.device))
+                new = nn.Embedding.from_pretrained(rows, freeze=False)
+            setattr(self, name, new.train(self.training))
+        self.config.table_dtype = table_dtype
+
     def encode_ragged(
         self, input_ids: Tensor, lengths: Tensor, positions: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
@@ -91,32 +168,40 @@ class LayerFreeModel(PreTrainedModel):
         Returns:
             The vectors of these tokens, `[positions, hidden]`, or None; and those of the texts, `[texts, hidden]`.
         """
-        texts = len(lengths)
-        text = torch.repeat_interleave(torch.arange(texts, device=input_ids.device), lengths)
+        text = torch.repeat_interleave(torch.arange(len(lengths), device=input_ids.device), lengths)
         log_weights = self.token_weights(input_ids).squeeze(1)
-        context = None
+        seen = None
         if self.config.context_size:
-            inner = self._look_around(input_ids, lengths, text)
-            context = self.context(inner)
-            log_weights = log_weights + self.context_weight(inner).squeeze(1)
+            seen = self._look_around(input_ids, lengths, text)
+            log_weights = log_weights + self.context_weight(seen).squeeze(1)
 
-        # The weighted mean of each text. The largest weight of a text is 1, so that no sum overflows or vanishes.
-        largest = torch.segment_reduce(log_weights.detach(), "max", lengths=lengths, unsafe=True)
-        weights = (log_weights - largest[text]).exp()[:, None]
-        embeddings = self.token_embeddings(input_ids)
-        total = _sum_texts(weights, text, texts)
-        vectors = _sum_texts(embeddings * weights, text, texts) / total
-        if context is not None:
-            vectors = vectors + self.context_directions(_sum_texts(context * weights, text, texts) / total)
-        if self.config.text_hidden_size:
-            vectors = vectors + self.text_output(F.gelu(self.text_hidden(vectors)))
+        # The weighted mean of each text. What is linear is applied to the mean: context, and the way to full width.
+        weights = _softmax_in_texts(log_weights, lengths, text)
+        vectors = self._mean_embeddings(input_ids, weights, lengths, text)
+        if seen is not None:
+            mean_seen = _sum_texts(seen * weights[:, None], text, len(lengths))
+            vectors = vectors + self.context_directions(self.context(mean_seen))
+        vectors = self._transform_texts(vectors)
 
         if positions is None:
             return None, vectors
-        own = embeddings[positions]
-        if context is not None:
-            own = own + self.context_directions(context[positions])
+        own = self.token_embeddings(input_ids[positions])
+        if seen is not None:
+            own = own + self.context_directions(self.context(seen[positions]))
         return own, vectors
+
+    def _mean_embeddings(self, input_ids: Tensor, weights: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
+        """Return the weighted mean of the embeddings of each text, `[texts, hidden]`. The weights of a text sum to 1.
+
+        The rows of all tokens are never in memory together.
+        """
+        table = self.token_embeddings
+        if isinstance(table, Int8Table):
+            return table.sum_rows(input_ids, weights, text, len(lengths))
+        starts = lengths.cumsum(0) - lengths
+        return F.embedding_bag(
+            input_ids, table.weight, starts, mode="sum", per_sample_weights=weights.to(table.weight.dtype)
+        )
 
     def _look_around(self, input_ids: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
         """Return what each token sees of its neighbours and of its text, `[tokens, context_hidden_size]`."""
@@ -126,14 +211,14 @@ class LayerFreeModel(PreTrainedModel):
         place = torch.arange(len(input_ids), device=input_ids.device) + text * self.config.context_window
         row = embeddings.new_zeros(len(input_ids) + len(lengths) * self.config.context_window, embeddings.shape[1])
         row = row.index_copy(0, place, embeddings)
-        seen = self.neighbours(row.T[None])[0].T[place]
-        return F.gelu(seen + self.text_mean(mean)[text])
+        seen = self.neighbours(row.T[None])[0].T.contiguous().index_select(0, place)
+        return F.gelu(seen + self.text_mean(mean).index_select(0, text))
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Compute the vectors of a padded batch.
+        """Compute the vectors of a padded batch. `torch.onnx.export` takes it, for any number and length of texts.
 
         Args:
             input_ids: `[batch, positions]`, token ids.
@@ -147,16 +232,39 @@ class LayerFreeModel(PreTrainedModel):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         for token_id in self.config.special_token_ids:
             mask = mask & (input_ids != token_id)
-        hidden_states = self.token_embeddings(input_ids)
-        pooled = hidden_states.new_zeros(len(input_ids), hidden_states.shape[-1])
-        lengths = mask.sum(1)
-        has_tokens = lengths > 0
-        if has_tokens.any():
-            every = torch.arange(int(lengths.sum()), device=input_ids.device)
-            own, texts = self.encode_ragged(input_ids[mask], lengths[has_tokens], every)
-            hidden_states = hidden_states.masked_scatter(mask[..., None], cast(Tensor, own).to(hidden_states.dtype))
-            pooled = pooled.masked_scatter(has_tokens[:, None], texts.to(pooled.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        # The tokens that count move to the front of their row, so that neighbours are next to each other.
+        count = mask.sum(1, keepdim=True)
+        place = torch.where(mask, mask.cumsum(1), count + (~mask).cumsum(1)) - 1
+        token_ids = torch.zeros_like(input_ids).scatter(1, place, input_ids)
+        is_token = (torch.arange(input_ids.shape[1], device=input_ids.device) < count)[..., None]
+
+        vectors, logits = self.token_embeddings(token_ids), self.token_weights(token_ids)
+        if self.config.context_size:
+            embeddings = self.context_embeddings(token_ids) * is_token
+            mean = embeddings.sum(1) / count.clamp_min(1)
+            seen = self.neighbours(embeddings.transpose(1, 2)).transpose(1, 2)
+            seen = F.gelu(seen + self.text_mean(mean)[:, None])
+            logits = logits + self.context_weight(seen)
+            vectors = vectors + self.context_directions(self.context(seen)) * is_token
+        weights = logits.masked_fill(~is_token, torch.finfo(logits.dtype).min).softmax(1)
+        pooled = self._transform_texts((vectors * weights).sum(1)) * (count > 0)
+        own = vectors.gather(1, place[..., None].expand_as(vectors))
+        return BaseModelOutputWithPooling(last_hidden_state=own, pooler_output=pooled)
+
+    def _transform_texts(self, vectors: Tensor) -> Tensor:
+        """Apply the hidden layer to the weighted means of texts, `[texts, hidden]`."""
+        if self.config.text_hidden_size:
+            vectors = vectors + self.text_output(F.gelu(self.text_hidden(vectors)))
+        return vectors
+
+
+def _softmax_in_texts(logits: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
+    """Return weights of tokens, `[tokens]`, that sum to 1 in each text."""
+    # The largest weight of a text is 1 before the division, so that no sum overflows or vanishes.
+    largest = torch.segment_reduce(logits.detach(), "max", lengths=lengths, unsafe=True)
+    weights = (logits - largest.index_select(0, text)).exp()
+    total = logits.new_zeros(len(lengths)).index_add(0, text, weights)
+    return weights / total.index_select(0, text)
 
 
 def _sum_texts(rows: Tensor, text: Tensor, texts: int) -> Tensor:

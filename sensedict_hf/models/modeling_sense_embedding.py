@@ -11,6 +11,8 @@ from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, 
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
 from .sense_lookup import RaggedSenses, assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from .tokenization import find_token
+from .validation import check_finite, check_structure
 
 
 @dataclass
@@ -129,6 +131,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
         super()._apply(move, recurse)
         return self
+
+    def _check_structure(self) -> None:
+        check_structure(self.config, self.senses, self.offsets, self.usage, self.scales)
 
     def _host_tensors(self) -> list[str]:
         names = [name for name, _ in self.named_buffers(recurse=False) if name != "offsets"]
@@ -327,15 +332,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
                     f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens"
                 )
             return token
-        tokenized = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
-        vocabulary = self.tokenizer.get_vocab()
-        ids = [vocabulary[token]] if token in vocabulary else []
-        ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != self.tokenizer.unk_token_id]
-        if not ids:
-            pieces = " ".join(self.tokenizer.convert_ids_to_tokens(tokenized[0]))
-            raise ValueError(
-                f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those"
-            )
+        ids = find_token(token, self.tokenizer)
         return next((number for number in ids if self.offsets[number + 1] > self.offsets[number]), ids[0])
 
     def rows_of(self, token: int | str) -> slice:
@@ -373,7 +370,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             >>> senses.to_dtype("int8").dequantized(slice(0, 10)).dtype
             torch.float32
         """
-        table = self.senses.detach()[rows]
+        table = check_finite(self.senses.detach()[rows])
         return table if self.scales is None else table * self.scales[rows, None]
 
     def to_dtype(self, senses_dtype: str) -> "SenseEmbeddingModel":

@@ -18,7 +18,6 @@ from .encoding import pool
 from .head_transfer import (
     AutoClassifier,
     ClassifierHead,
-    check_frozen_head,
     check_head,
     copy_linear,
     find_text_head,
@@ -154,8 +153,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
     ) -> Any:
         """Load a student with its head, as `PreTrainedModel.from_pretrained` does.
 
-        A head that is missing from the checkpoint is initialized with random weights, for training. But a head that
-        was copied from the teacher is never replaced by random weights.
+        A student without a head gets one with random weights, for training.
 
         Args:
             pretrained_model_name_or_path: A folder or a repository of the Hub.
@@ -167,8 +165,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
 
         Raises:
-            ValueError: The checkpoint lacks its dictionary, lacks a head that was copied from the teacher, or has
-                such a head for another task.
+            ValueError: The checkpoint lacks weights, or has a head from the teacher that is for another task.
 
         Example:
             >>> from sensedict_hf import SKDStudentForSequenceClassification
@@ -180,21 +177,28 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        model, info = loaded
-        if model.config.freeze_head:
-            check_frozen_head(cls.__name__, pretrained_model_name_or_path, info, kwargs.get("revision"))
-            model._freeze_head()  # loading makes all parameters trainable
-        return loaded if output_loading_info else model
+        if loaded[0].config.freeze_head:
+            loaded[0]._freeze_head()  # loading makes all parameters trainable
+        return loaded if output_loading_info else loaded[0]
 
     @classmethod
-    def load_classifier(cls, classifier: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
-        """Load a fine-tuned teacher with its head.
+    def _has_new_head(cls, config: SKDStudentConfig, source: str) -> bool:
+        saved_as = (config.architectures or [""])[0]
+        if config.freeze_head and "For" in saved_as and saved_as != cls.__name__:
+            raise ValueError(
+                f"{source} holds the frozen head of a {saved_as}: load that, or learn a new one with freeze_head=False"
+            )
+        return not config.freeze_head and saved_as != cls.__name__
+
+    @classmethod
+    def load_classifier(
+        cls, classifier: str | os.PathLike[str] | PreTrainedModel, trust_remote_code: bool = False
+    ) -> PreTrainedModel:
+        """Load a fine-tuned teacher with its head, in evaluation mode.
 
         Args:
             classifier: A name or a path. A loaded model is returned as it is.
-
-        Returns:
-            The model, in evaluation mode if it was loaded here.
+            trust_remote_code: Whether to run code from the folder or repository.
 
         Raises:
             ValueError: Weights of the head are missing, or `classifier` is none of these.
@@ -204,7 +208,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             >>> SKDStudentForSequenceClassification.load_classifier(teacher.model) is teacher.model
             True
         """
-        return load_classifier(classifier, cls._teacher_class)
+        return load_classifier(classifier, cls._teacher_class, trust_remote_code)
 
     @classmethod
     def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:

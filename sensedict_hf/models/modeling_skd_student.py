@@ -2,18 +2,19 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
-from .hub import SensePreTrainedModel, write_sentence_transformers
+from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
     check_backbone,
@@ -22,14 +23,18 @@ from .layer_transfer import (
     keep_layer_weights,
     keep_layers,
     load_weights,
+    make_backbone,
     refuse_quantized,
     student_config,
 )
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
+from .sentence_files import write_sentence_transformers
+from .sentence_head import make_sentence_head
 from .teachers import Teacher, check_teacher, load_teacher
 from .text_encoder import TextEncoder
+from .tokenization import complete_tokenizer
 
 
 @dataclass
@@ -87,6 +92,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         backbone: A transformer without a head.
         projection: A linear layer from the width of the backbone to the teacher's; None if they are equal.
         senses: The sense dictionary, a :class:`SenseEmbeddingModel`.
+        sentence_head: What `encode` does with a pooled vector; None: nothing.
         tokenizer: The tokenizer whose token ids the student takes.
 
     Raises:
@@ -109,12 +115,11 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 "learned; pass assignment='soft' too"
             )
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.text_config)
-        if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # it would read the vectors before the senses
+        self.backbone = make_backbone(config.text_config)
         width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
         self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
         self.senses = SenseEmbeddingModel(config.sense_config)
+        self.sentence_head = make_sentence_head(config.sentence_head)
         self.post_init()
 
     @classmethod
@@ -155,7 +160,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if num_hidden_layers == 0:
+        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
         refuse_quantized(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
@@ -181,8 +186,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         student = cls(student_config(backbone.config, kept.config, settings))
         student.backbone.load_state_dict(backbone.state_dict())
         student.senses.load_state_dict(kept.state_dict())
-        student.tokenizer = teacher.tokenizer
-        student.to(teacher.device)  # type: ignore[arg-type]  # as in _follow
+        student._follow(teacher)
         return student
 
     @classmethod
@@ -239,9 +243,15 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Raises:
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
-        self.tokenizer = source.tokenizer
+        self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
+        if self.sentence_head is not None and source.sentence_head is not None:
+            self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
-        if source.attention is None or probe_attention(self.backbone) == source.attention:
+        if (
+            self.config.pooling == LEARNED
+            or source.attention is None
+            or probe_attention(self.backbone) == source.attention
+        ):
             return
         # Some architectures are bidirectional with eager attention only.
         self.config.attention_implementation = "eager"
@@ -283,30 +293,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.senses = replacement.train(self.training)
         self.config.sense_config = config
 
-    def save_pretrained(  # type: ignore[override]  # the other arguments are in kwargs
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """Save the student, its dictionary, its tokenizer and a model card.
-
-        The files with which sentence-transformers encodes texts to the same vectors are saved too, but not for a
-        student with a prompt, because sentence-transformers would pool the tokens of the prompt too.
-
-        Args:
-            save_directory: The folder to write to.
-            is_main_process: Whether this process is the one that writes, in distributed training.
-            kwargs: Other arguments of `PreTrainedModel.save_pretrained`, and `license` for the model card.
-
-        Example:
-            >>> student.save_pretrained("skd-minilm")
-            >>> from transformers import AutoModel
-            >>> type(AutoModel.from_pretrained("skd-minilm")).__name__
-            'SKDStudentModel'
-        """
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and self.config.prompt is None and self.config.pooling != LEARNED:
-            write_sentence_transformers(
-                save_directory, self.config.hidden_size, self.config.pooling, self.config.max_seq_length
-            )
+    def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
+        write_sentence_transformers(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .tokenizers import check_offsets
+from .tokenization import check_offsets
 
 logger = logging.get_logger(__name__)
 POOLED = ("text", "text_and_tail", "all")
@@ -278,6 +278,24 @@ def check_texts(texts: Sequence[Any], first: int = 0) -> None:
                 f"text {number} is of type {type(text).__name__}: {text!r:.60} is neither a string nor a pair of an "
                 "instruction and a text"
             )
+        for part in [text] if isinstance(text, str) else text:
+            check_unicode(part, f"text {number}")
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raise a ValueError if a text has a lone surrogate, which tokenizers cannot read.
+
+    Args:
+        text: The text.
+        name: What the text is called in the message.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} ({text[:40]!a}) has a lone surrogate, half of a sign, at character {error.start}: remove it, or "
+            "replace it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        ) from error
 
 
 def _is_text(text: Any) -> bool:

@@ -4,6 +4,7 @@ Each function goes through the batch block by block, see :mod:`sense_blocks`. Sc
 the dtype of the table and under autocast too.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from .configuration_sense_embedding import SIMILARITIES
 from .sense_blocks import Block, RaggedSenses, blocking_for, iterate_blocks, pad_positions, to_one_device
+from .validation import check_finite
 
 __all__ = [
     "Assignment",
@@ -68,6 +70,30 @@ def _score(vectors: Tensor, block: Block, similarity: str) -> _Scores:
     )
 
 
+def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> Iterator[tuple[Block, _Scores]]:
+    """Score the vectors of a batch, `[n, hidden]`, block by block.
+
+    Raises:
+        ValueError: After the last block: a vector or a sense is NaN or infinite.
+    """
+    # The sum of all scores is finite only if all numbers are. It is read once, as a GPU has to wait for that.
+    total = torch.zeros((), device=states.device)
+    for block in iterate_blocks(token_ids, senses):
+        found = _score(F.embedding(block.positions, states).float(), block, senses.similarity)
+        scores = found.scores if block.is_padding is None else found.scores.masked_fill(block.is_padding, 0)
+        total += scores.sum()
+        yield block, found
+    if total.isfinite():
+        return
+    for block in iterate_blocks(token_ids, senses):  # the scores of large numbers may be infinite, too
+        if not F.embedding(block.positions, states).isfinite().all():
+            raise ValueError(
+                "a hidden state is NaN or infinite, so no sense fits it: load the model in another dtype or, if it is "
+                "being trained, choose a lower learning rate"
+            )
+        check_finite(block.senses.flatten(0, 1))
+
+
 def assign_senses(
     hidden: Tensor, token_ids: Tensor, senses: RaggedSenses, temperature: float | None = None
 ) -> Assignment:
@@ -105,9 +131,8 @@ def assign_senses(
     vectors, states = hidden.detach().clone(), pad_positions(hidden.detach())
     sense_ids = token_ids.new_full((len(states),), -1, dtype=torch.int64)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        for block in iterate_blocks(token_ids, senses):
-            own = F.embedding(block.positions, states).float()
-            sense_ids[block.positions] = _score(own, block, senses.similarity).scores.argmax(-1)
+        for block, (scores, _, _) in _scored_blocks(states, token_ids, senses):
+            sense_ids[block.positions] = scores.argmax(-1)
     sense_ids = sense_ids[: len(token_ids)]
 
     # Copy the senses, a bounded number at a time. Outside no_grad: the gradient flows to the table.
@@ -134,8 +159,7 @@ class _SoftAssignment(torch.autograd.Function):
         vectors = states.clone()
         sense_ids = token_ids.new_full((len(states),), -1, dtype=torch.int64)
         with torch.autocast(hidden.device.type, enabled=False):
-            for block in iterate_blocks(token_ids, senses):
-                scores = _score(F.embedding(block.positions, states).float(), block, senses.similarity).scores
+            for block, (scores, _, _) in _scored_blocks(states, token_ids, senses):
                 sense_ids[block.positions] = scores.argmax(-1)
                 mean = torch.bmm((scores / temperature).softmax(-1), block.senses)
                 vectors[block.positions] = mean.to(vectors.dtype)
@@ -207,8 +231,7 @@ def sense_posterior(
     sense_ids = torch.full((len(states), top_k), -1, device=hidden.device)
     probabilities = torch.zeros(len(states), top_k, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        for block in iterate_blocks(token_ids, senses):
-            scores = _score(F.embedding(block.positions, states).float(), block, senses.similarity).scores
+        for block, (scores, _, _) in _scored_blocks(states, token_ids, senses):
             kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
             places = slice(kept.indices.shape[-1])
             sense_ids[block.positions, places] = kept.indices.masked_fill_(kept.values == -torch.inf, -1)
@@ -240,11 +263,9 @@ class _SenseCrossEntropy(torch.autograd.Function):
         predicted = token_ids.new_full((len(states),), -1)
         loss = gradient.new_zeros(())
         with torch.autocast(hidden.device.type, enabled=False):
-            for block in iterate_blocks(token_ids, senses):
+            for block, (scores, queries, keys) in _scored_blocks(states, token_ids, senses):
                 positions = block.positions
-                vectors, labels = F.embedding(positions, states).float(), sense_ids[positions]
-                weights = probabilities[positions]  # 0 in places without a sense
-                scores, queries, keys = _score(vectors, block, senses.similarity)
+                labels, weights = sense_ids[positions], probabilities[positions]  # 0 in places without a sense
                 predicted[positions] = scores.argmax(-1)
 
                 # The loss of the block.
@@ -258,7 +279,9 @@ class _SenseCrossEntropy(torch.autograd.Function):
                 slope *= (1 if senses.similarity == "dot" else 2) / temperature
                 if senses.similarity == "cosine":  # through the normalization
                     slope -= queries * (queries * slope).sum(-1, keepdim=True)
-                    slope /= torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+                    slope /= torch.linalg.vector_norm(
+                        F.embedding(positions, states).float(), dim=-1, keepdim=True
+                    ).clamp_min(1e-12)
                 gradient[positions] = slope
         ctx.save_for_backward(gradient[: len(token_ids)])
         predicted = predicted[: len(token_ids)].detach()
@@ -331,8 +354,9 @@ def store_senses(senses: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | N
         value in an int8 row is 127; a row of zeros stays zero.
 
     Raises:
-        ValueError: A number is too large for the dtype.
+        ValueError: A number is not finite, or too large for the dtype.
     """
+    check_finite(senses)
     if dtype != torch.int8:
         table = senses.to(dtype)
         if not table.isfinite().all():

@@ -17,11 +17,11 @@ from .checkpoints import read_checkpoint
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
-from .loading import load_model, load_tokenizer, merge_adapter, move_model, take_model
+from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenizers import model_max_length
+from .tokenization import lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +42,9 @@ class Teacher(TextEncoder):
         attention: What the tokens attend to, `bidirectional` or `causal`. None: not known.
         prompts: Named prompts for `encode(prompt_name=...)`: strings to put before a text.
         include_prompt: Whether the tokens of a named prompt are pooled with the text.
+        sentence_head_steps: What :meth:`encode` does with a pooled vector, see :func:`make_sentence_head`.
+        sentence_head: The modules of these steps. None: there are none.
+        similarity_fn_name: How sentence-transformers compares vectors. None: not known.
 
     Example:
         >>> teacher.pooling, teacher.max_seq_length, teacher.attention
@@ -61,6 +64,9 @@ class Teacher(TextEncoder):
     attention: str | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     include_prompt: bool = True
+    sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
+    sentence_head: torch.nn.Sequential | None = None
+    similarity_fn_name: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -204,7 +210,8 @@ def load_teacher(
     Raises:
         ImportError: There is an adapter, and PEFT is not installed.
         ValueError: The checkpoint lacks weights, an adapter does not fit, the model is an encoder-decoder or does not
-            attend as asked, or there is no tokenizer.
+            attend as asked, there is no tokenizer, or its files name something for sentence-transformers that is not
+            supported here.
 
     Example:
         >>> load_teacher(teacher.model, tokenizer=teacher.tokenizer, pooling="cls").pooling
@@ -225,6 +232,8 @@ def load_teacher(
         )
         if device is not None:
             move_model(teacher.model, device)
+            if teacher.sentence_head is not None:
+                teacher.sentence_head.to(teacher.device)
         return teacher
 
     # The model, and what the files next to its weights say.
@@ -253,6 +262,8 @@ def load_teacher(
     # How it encodes texts.
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
+        if checkpoint.lower_case:
+            lower_case(tokenizer)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
@@ -268,16 +279,30 @@ def load_teacher(
         attention=attention,
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
+        sentence_head_steps=checkpoint.sentence_head,
+        sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
+        similarity_fn_name=checkpoint.similarity_fn_name,
     )
 
 
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
+    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+
     Args:
         name: The repository, or the path of the folder.
+
+    Example:
+        >>> origin_of("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
     """
-    return Path(name).resolve().name if os.path.isdir(name) else name
+    if not os.path.isdir(name):
+        return name
+    path = Path(name).resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.parent.name if path.name == "model" else path.name
 
 
 def check_name(senses: SenseEmbeddingConfig, name: str) -> None:

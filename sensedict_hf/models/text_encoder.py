@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .encoding import BatchEncoder
 from .prompts import Prompted
@@ -17,7 +17,12 @@ class TextEncoder:
     """The base class of models that encode texts and words, that is teachers and students.
 
     A subclass implements `_batch_encoder`.
+
+    Attributes:
+        sentence_head: What is done with a pooled vector, see :func:`make_sentence_head`. None: nothing.
     """
+
+    sentence_head: nn.Sequential | None
 
     def _batch_encoder(self, *args: Any, **kwargs: Any) -> BatchEncoder:
         """Return the encoder that runs the texts in batches.
@@ -66,8 +71,10 @@ class TextEncoder:
     ) -> Tensor | npt.NDArray[np.float32]:
         """Return one vector per text.
 
+        If the model has modules after its pooling, as in sentence-transformers, the vectors have gone through them.
+
         Texts that are longer than the model's `max_seq_length` are truncated. A list is sorted by length as a whole.
-        Any other iterable, such as a generator, is read and sorted in chunks of 16,384 texts, so that it may be larger
+        Any other iterable, such as a generator, is read and sorted in chunks of 4,096 texts, so that it may be larger
         than memory.
 
         Args:
@@ -98,6 +105,9 @@ class TextEncoder:
         encoder = self._batch_encoder(prompt_name, batch_size, **options)
         show_progress_bar = _rename(show_progress, show_progress_bar)
         vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
+        if self.sentence_head is not None:
+            with torch.inference_mode():
+                vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
         if normalize_embeddings:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         if isinstance(texts, str):

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .layer_transfer import refuse_quantized
 from .teachers import Teacher, load_teacher
-from .tokenizers import POSITIONS_AFTER_PADDING
+from .tokenization import POSITIONS_AFTER_PADDING
 
 logger = logging.get_logger(__name__)
 

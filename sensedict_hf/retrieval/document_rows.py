@@ -49,7 +49,16 @@ class DocumentRows:
         """
         keys = np.unique(documents << 32 | rows)
         sizes = np.bincount(keys >> 32, minlength=count)
-        return cls(keys & ((1 << 32) - 1), np.append(0, np.cumsum(sizes)))
+        return cls((keys & ((1 << 32) - 1)).astype(np.int32), np.append(0, np.cumsum(sizes)))
+
+    def renumber(self, numbers: NDArray[np.int64]) -> "DocumentRows":
+        """Return the same documents with other numbers of rows.
+
+        Args:
+            numbers: The new number of each row, all different, `[rows]`.
+        """
+        owners = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return DocumentRows.of(owners, numbers[self.rows], len(self))
 
     @classmethod
     def join(cls, parts: Sequence["DocumentRows"], num_rows: int) -> "DocumentRows":
@@ -64,14 +73,16 @@ class DocumentRows:
         joined = np.concatenate(rows) if rows else np.zeros(0, dtype=rows_dtype(num_rows))
         return cls(joined, np.cumsum(sizes))
 
-    def keep(self, is_kept: NDArray[np.bool_]) -> "DocumentRows":
+    def take(self, numbers: NDArray[np.int64]) -> "DocumentRows":
         """Return some of the documents.
 
         Args:
-            is_kept: `[documents]`.
+            numbers: Their numbers, `[n]`.
         """
-        sizes = np.diff(self.offsets)
-        return DocumentRows(self.rows[np.repeat(is_kept, sizes)], np.append(0, np.cumsum(sizes[is_kept])))
+        sizes = np.diff(self.offsets)[numbers]
+        offsets = np.append(0, np.cumsum(sizes))
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[numbers] - offsets[:-1], sizes)
+        return DocumentRows(self.rows[places], offsets)
 
     def of_document(self, number: int) -> NDArray[np.integer[Any]]:
         """Return the rows of one document.

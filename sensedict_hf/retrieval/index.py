@@ -1,9 +1,9 @@
 """The sense index: search by late interaction, over documents that are kept as senses."""
 
 import os
-from collections.abc import Iterable, Sized
-from importlib.metadata import version
-from itertools import count, islice
+import shutil
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.utils import logging
-from transformers.utils.logging import tqdm
 
-from ..data import Texts, iterate_texts
+from ..data import Texts
 from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
-from .document_rows import DocumentRows, best_documents
-from .encoding import CHUNK, Model, encode_documents, encode_queries, load_encoder, source_of
+from .document_rows import DocumentRows
+from .encoding import Model, encode_corpus, encode_queries, find_source, load_encoder, load_source, source_of
 from .explaining import Match, tokens_of_rows
-from .index_files import check_ids, check_target, pack_ids, read_documents, read_manifest, unpack_ids, write_index
+from .index_files import PARTS, check_ids, check_target, read_documents, read_manifest, unpack_ids, write_index
 from .own_rows import OwnRows
+from .parts import Part, join_parts
+from .searching import Searcher
 from .token_vectors import TokenEncoder
 
 logger = logging.get_logger(__name__)
+GROUP = 4  # queries that are multiplied with the table together
 
 
 class SenseIndex:
@@ -64,7 +65,7 @@ class SenseIndex:
     ) -> None:
         self.senses, self.ids = senses, ids
         self._own_rows, self._documents, self._model = own_rows, documents, model
-        self._units: Tensor | None = None
+        self._made: Searcher | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -82,6 +83,10 @@ class SenseIndex:
         """How many tokens without senses have got a row of their own."""
         return len(self._own_rows)
 
+    def table(self) -> Tensor:
+        """Return the rows of the table, `[num_rows, hidden]`, float32: the senses, then the rows of other tokens."""
+        return torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
+
     @property
     def nbytes(self) -> int:
         """Size of the documents in bytes, without the table, which does not grow with them."""
@@ -95,6 +100,7 @@ class SenseIndex:
         documents: Texts,
         ids: Iterable[str] | Iterable[int] | None = None,
         *,
+        output_dir: str | os.PathLike[str] | None = None,
         text_column: str = "text",
         batch_size: int = 32,
     ) -> "SenseIndex":
@@ -108,6 +114,8 @@ class SenseIndex:
             senses: The dictionary. It may have been built from other texts than the documents.
             documents: A list or iterable of strings, or a dataset with a text column. They are read in batches.
             ids: Strings or integers, one for each document and all different. Default: 0, 1, 2 ...
+            output_dir: Folder where the index is saved. The same call continues an interrupted build there, with the
+                same result. Default: the index is held in memory.
             text_column: Name of the text column of a dataset.
             batch_size: Windows in a forward pass.
 
@@ -117,6 +125,7 @@ class SenseIndex:
         Raises:
             ValueError: The dictionary is of another model, a document is no string or has no tokens, or the ids are
                 not unique, of two kinds, or not as many as the documents.
+            ValueError: `output_dir` holds something else, or an unfinished build of other texts or settings.
 
         Example:
             >>> from sensedict_hf import SenseIndex
@@ -124,9 +133,16 @@ class SenseIndex:
             >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
             ['money']
         """
+        folder = None if output_dir is None else Path(output_dir)
+        if folder is not None:
+            check_target(folder, new=True)
         nothing = DocumentRows.join([], senses.config.num_senses)
         index = cls(senses, OwnRows(senses.config.hidden_size), nothing, [], load_encoder(model))
-        index.add(documents, ids, text_column=text_column, batch_size=batch_size)
+        encoder = TokenEncoder(index._load_model(None), senses, batch_size)
+        index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
+        if folder is not None:
+            index.save(folder)
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
         return index
 
     def add(
@@ -159,38 +175,46 @@ class SenseIndex:
             [0, 1, 2, 3, 4, 5, 6, 7]
         """
         encoder = TokenEncoder(self._load_model(model), self.senses, batch_size)
-        if ids is None and self.ids and isinstance(self.ids[0], str):
-            raise ValueError("the ids of the index are strings: give ids= for the new documents too")
-        size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
-        if isinstance(ids, Sized) and size is not None and len(ids) != size:
-            raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
-        largest = max(self.ids, default=-1) if ids is None else -1
-        given = iter(ids) if ids is not None else count(int(largest) + 1)
+        self._join(encode_corpus(encoder, self.senses, documents, text_column, ids, self.ids))
 
-        # Encode in chunks, with a copy of the own rows that replaces them at the end.
-        own_rows, parts = self._own_rows.copy(), [self._documents]
-        new_ids, seen = list[Any](self.ids), set(self.ids)
-        reader = iterate_texts(documents, text_column)
-        with tqdm(
-            total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64
-        ) as progress:
-            while chunk := list(islice(reader, CHUNK)):
-                chosen = list(islice(given, len(chunk)))
-                check_ids(chosen, new_ids[:1], seen, len(chunk))
-                new_ids += chosen
-                parts.append(
-                    encode_documents(encoder, self.senses, own_rows, chunk, len(new_ids) - len(self.ids) - len(chunk))
-                )
-                progress.update(len(chunk))
-        if ids is not None and next(given, None) is not None:
-            raise ValueError(
-                f"there are more ids than the {len(new_ids) - len(self.ids)} documents: give one for each"
-            )
-        added = len(own_rows) - len(self._own_rows)
-        self._own_rows, self.ids, self._units = own_rows, new_ids, None
-        self._documents = DocumentRows.join(parts, self.num_rows)
-        if added:
+    def _join(self, parts: Iterable[Part]) -> None:
+        """Add documents that are encoded. The rows that are there do not change."""
+        known = Part(self._documents, OwnRows(self.senses.config.hidden_size), self.ids)
+        whole = join_parts(chain([known], parts), self.senses.config.num_senses, self._own_rows.copy())
+        if added := len(whole.own_rows) - len(self._own_rows):
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
+        self._documents, self._own_rows, self.ids = whole
+        self._made = None
+
+    @classmethod
+    def merge(cls, indexes: Sequence["SenseIndex"]) -> "SenseIndex":
+        """Join indexes of different documents into one, which has the model of the first one.
+
+        A token without senses keeps its row in the first index. Other tokens get the mean of their rows.
+
+        Args:
+            indexes: The indexes, of one dictionary.
+
+        Raises:
+            ValueError: There are none, the dictionaries differ, or an id is in two of them.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> parts = [SenseIndex.build(teacher, senses, texts[:5], ids=range(5))]
+            >>> parts.append(SenseIndex.build(teacher, senses, texts[5:9], ids=range(5, 9)))
+            >>> SenseIndex.merge(parts).ids
+            [0, 1, 2, 3, 4, 5, 6, 7, 8]
+        """
+        if not indexes:
+            raise ValueError("there are no indexes to merge: give at least one")
+        first, seen = indexes[0], set[object]()
+        for index in indexes:
+            if index.senses.fingerprint() != first.senses.fingerprint():
+                raise ValueError("the indexes have different dictionaries: build them with one")
+            check_ids(index.ids, first.ids[:1], seen, len(index))
+        merged = cls(first.senses, first._own_rows, first._documents, first.ids, first._model)
+        merged._join(Part(index._documents, index._own_rows, index.ids) for index in indexes[1:])
+        return merged
 
     def remove(self, ids: Iterable[str] | Iterable[int]) -> None:
         """Remove documents.
@@ -213,8 +237,8 @@ class SenseIndex:
         unwanted: set[str | int] = set(ids)
         if unknown := unwanted - set(self.ids):
             raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
-        is_kept = np.array([name not in unwanted for name in self.ids], dtype=bool)
-        self._documents = self._documents.keep(is_kept)
+        kept = np.flatnonzero([name not in unwanted for name in self.ids])
+        self._documents, self._made = self._documents.take(kept), None
         self.ids = [name for name in self.ids if name not in unwanted]  # type: ignore[assignment]  # of one kind
 
     def search(
@@ -226,7 +250,10 @@ class SenseIndex:
         prompt_name: str | None = None,
         batch_size: int = 32,
     ) -> tuple[list[Any], NDArray[np.float32]]:
-        """Find the documents with the largest scores. All documents are scored.
+        """Find the documents with the largest scores. The result is exact.
+
+        In a large index inverted lists tell which documents can be among the best, and only these are scored. The
+        lists are made by the first search, and take about as much memory as the documents.
 
         Args:
             queries: One text or many.
@@ -257,11 +284,11 @@ class SenseIndex:
         top_k = min(top_k, len(self))
         ids, scores = [], []
         encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
-        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
-            found = self._documents.scores(self._cosines(vectors))
-            best = best_documents(found, top_k)
-            ids.append([self.ids[number] for number in best.tolist()])
-            scores.append(found[best])
+        encoded = encode_queries(encoder, [queries] if isinstance(queries, str) else queries)
+        while group := [vectors for _, vectors in islice(encoded, GROUP)]:
+            for best, found in self._searcher.search(group, top_k):
+                ids.append([self.ids[number] for number in best.tolist()])
+                scores.append(found)
         if isinstance(queries, str):
             return ids[0], scores[0]
         return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
@@ -293,35 +320,24 @@ class SenseIndex:
         encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
         rows = self._documents.of_document(self.ids.index(document)).astype(np.int64)  # type: ignore[arg-type]
-        cosines = self._cosines(vectors)[rows]
-        best = torch.from_numpy(rows[cosines.argmax(axis=0)])
+        cosines = self._searcher.cosines(vectors)[:, rows]
+        found, sense_ids = tokens_of_rows(torch.from_numpy(rows)[cosines.argmax(1)], self.senses, self._own_rows)
+        names = map(encoder.tokenizer.convert_ids_to_tokens, (tokens.tolist(), found.tolist()))
+        return [Match(*match) for match in zip(*names, sense_ids.tolist(), cosines.amax(1).tolist())]
 
-        found, sense_ids = tokens_of_rows(best, self.senses, self._own_rows)
-        convert = encoder.tokenizer.convert_ids_to_tokens
-        columns = convert(tokens.tolist()), convert(found.tolist()), sense_ids.tolist(), cosines.max(axis=0).tolist()
-        return [Match(*match) for match in zip(*columns)]
-
-    def _cosines(self, vectors: Tensor) -> NDArray[np.float32]:
-        """Return the cosine of every row with every vector of a query, `[rows, tokens]`."""
-        if self._units is None:
-            own = self._own_rows.vectors.to(torch.float32)
-            self._units = F.normalize(torch.cat([self.senses.dequantized().float().cpu(), own]), dim=-1)
-        cosines: NDArray[np.float32] = (self._units @ F.normalize(vectors, dim=-1).T).numpy()
-        return cosines
+    @property
+    def _searcher(self) -> Searcher:
+        """The table and the documents, ready to be searched. A change of the index sets it to None."""
+        if self._made is None:
+            self._made = Searcher(self.table(), self._documents)
+        return self._made
 
     def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
         """Return a model to encode with; by default the one that the index was built with, which is loaded once."""
         if model is not None:
             return load_encoder(model)
         if isinstance(self._model, str):
-            if not self._model:
-                raise ValueError("the index does not know where its model came from: pass it as model=")
-            try:
-                self._model = load_encoder(self._model)
-            except OSError as error:
-                raise ValueError(
-                    f"the index was built with the model {self._model}, which is not there: pass it as model="
-                ) from error
+            self._model = load_source(self._model)
         return self._model
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -349,24 +365,9 @@ class SenseIndex:
                 )
         else:
             self.senses.save_pretrained(folder / "senses")
-        rows, own_rows = self._documents, self._own_rows
-        tensors = {
-            "rows": torch.from_numpy(np.ascontiguousarray(rows.rows)),
-            "offsets": torch.from_numpy(rows.offsets),
-            "own_tokens": own_rows.tokens,
-            "own_vectors": own_rows.vectors.to(torch.float32),
-            **pack_ids(self.ids),
-        }
-        manifest = {
-            "num_documents": len(self),
-            "num_entries": len(rows.rows),
-            "num_own_rows": len(own_rows),
-            "ids": "strings" if self.ids and isinstance(self.ids[0], str) else "integers",
-            "model": self._model if isinstance(self._model, str) else source_of(self._model),
-            "senses_fingerprint": fingerprint,
-            "sensedict_version": version("sensedict_hf"),
-        }
-        write_index(folder, manifest, tensors)
+        write_index(
+            folder, Part(self._documents, self._own_rows, self.ids), source_of(self._model, folder), fingerprint
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: Model | None = None) -> "SenseIndex":
@@ -393,5 +394,5 @@ class SenseIndex:
         tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
         documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
         own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
-        found = manifest["model"] if model is None else load_encoder(model)
+        found = find_source(manifest["model"], folder) if model is None else load_encoder(model)
         return cls(senses, own_rows, documents, unpack_ids(tensors), found)

@@ -15,7 +15,7 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher, check_teacher
-from ..models.tokenizers import check_max_length, model_max_length, special_token_counts
+from ..models.tokenization import check_max_length, model_max_length, special_token_counts
 from ..models.windows import SMALLEST_WIDTH, cut_windows
 
 

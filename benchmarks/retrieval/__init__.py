@@ -1,0 +1,1 @@
+"""The sense index against other ways to search."""

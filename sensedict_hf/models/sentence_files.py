@@ -1,0 +1,138 @@
+"""The files in a student's folder with which sentence-transformers encodes texts to the same vectors as `encode`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .configuration_skd_student import SKDStudentConfig
+from .encoding import LEARNED
+from .prompts import Prompt
+
+# Names of the poolings in the settings of sentence-transformers, which all its versions read.
+POOLINGS = {
+    "mean": "mean_tokens",
+    "weighted_mean": "weightedmean_tokens",
+    "cls": "cls_token",
+    "last": "lasttoken",
+    "max": "max_tokens",
+}
+DEFAULT_PROMPT = "default"
+# A module that does not exist: sentence-transformers raises an error instead of pooling otherwise than `encode`.
+REFUSAL = "sensedict_hf.this_student_has_a_prompt_for_which_only_its_own_encode_pools_right"
+
+
+def write_sentence_transformers(
+    folder: str | os.PathLike[str],
+    config: SKDStudentConfig,
+    head: nn.Sequential | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write the files of sentence-transformers into the folder of a saved student.
+
+    For students without layers it must be version 5.4 or later: older ones raise an error. For others any will do. For
+    a student with a prompt that sentence-transformers would pool otherwise, its every version raises an error.
+
+    Args:
+        folder: The folder.
+        config: Config of the student.
+        head: The modules after the pooling. None: there are none.
+        tokenizer: The student's tokenizer. It counts if there are prompts that are not pooled.
+    """
+    # Its own modules, in their order: the student, the pooling, and what the teacher does with a pooled vector.
+    transformer: dict[str, Any] = {"max_seq_length": config.max_seq_length, "do_lower_case": False}
+    modules = [("Transformer", "")]
+    if config.pooling == LEARNED:
+        # The vector of a text is an output of the model, so there is no module that pools.
+        transformer["modality_config"] = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+        transformer["module_output_name"] = "sentence_embedding"
+    else:
+        modules.append(("Pooling", "1_Pooling"))
+    settings: dict[str, Any] = {"similarity_fn_name": config.similarity_fn_name}
+    for step, module in zip(config.sentence_head or (), head or ()):
+        path = f"{len(modules)}_{step['kind'].capitalize()}"
+        if step["kind"] == "truncate":
+            settings["truncate_dim"] = step["dim"]
+        elif step["kind"] == "dense":
+            _write_dense(Path(folder, path), step, module)
+            modules.append(("Dense", path))
+        else:
+            modules.append(("Normalize", path))
+
+    # Prompts are strings before the text, which are pooled all or none.
+    types = [f"sentence_transformers.models.{kind}" for kind, _ in modules]
+    prompts, (default, pools_default) = dict(config.prompts or {}), _default_prompt(config)
+    pools_prompts = config.include_prompt if prompts else pools_default
+    has_form = default is not None and (not default or pools_default == pools_prompts)
+    if default and has_form:
+        names = [name for name, prompt in prompts.items() if prompt == default]
+        name = names[0] if names else DEFAULT_PROMPT
+        settings["default_prompt_name"], prompts[name] = name, default
+        for method in ("query", "document"):  # encode_query and encode_document read these
+            prompts.setdefault(method, default)
+    if not pools_prompts and any(prompts.values()):
+        # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
+        has_form &= config.pooling not in ("cls", "weighted_mean")
+        has_form &= tokenizer is None or all(_ends_with_a_token(prompt, tokenizer) for prompt in prompts.values())
+    if not has_form:
+        types[-1] = REFUSAL
+    settings["prompts"] = prompts
+
+    # The files.
+    files: dict[str, Any] = {
+        "sentence_bert_config.json": transformer,
+        "config_sentence_transformers.json": {name: value for name, value in settings.items() if value is not None},
+        "modules.json": [
+            {"idx": number, "name": str(number), "path": path, "type": kind}
+            for number, (kind, (_, path)) in enumerate(zip(types, modules))
+        ],
+    }
+    if config.pooling != LEARNED:
+        modes: dict[str, Any] = {f"pooling_mode_{name}": mode == config.pooling for mode, name in POOLINGS.items()}
+        if not pools_prompts:
+            modes["include_prompt"] = False
+        files["1_Pooling/config.json"] = {"word_embedding_dimension": config.hidden_size, **modes}
+    for name, content in files.items():
+        Path(folder, name).parent.mkdir(exist_ok=True)
+        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:
+    """Return the student's own prompt as a string before the text, and whether it is pooled.
+
+    The string is empty if there is no prompt, and None if it is not of this form.
+    """
+    if config.prompt is None:
+        return "", True
+    prompt = Prompt(**config.prompt)
+    if prompt.tail or prompt.max_text_length is not None or prompt.pooled == "text_and_tail":
+        return None, True
+    return prompt.parts("")[0], prompt.pooled == "all"
+
+
+def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether no token covers the end of a prompt and the beginning of the text after it."""
+    ids = tokenizer(prompt)["input_ids"]
+    length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
+    return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
+
+
+def _write_dense(folder: Path, step: dict[str, Any], module: nn.Module) -> None:
+    """Write a dense layer as sentence-transformers does."""
+    folder.mkdir(exist_ok=True)
+    names = {"in_features", "out_features", "bias"}
+    settings = {name: value for name, value in step.items() if name in names}
+    # A path that versions of sentence-transformers trust.
+    settings["activation_function"] = f"torch.nn.modules.{_module_of(step['activation'])}.{step['activation']}"
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    tensors = {f"linear.{name}": tensor.contiguous().cpu() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _module_of(activation: str) -> str:
+    """Return the module of `torch.nn.modules` that defines an activation."""
+    return str(getattr(nn, activation).__module__).rpartition(".")[2]

@@ -1,0 +1,156 @@
+"""Facts about a tokenizer: its longest input, its special tokens, its character offsets."""
+
+import copy
+from typing import Any
+
+from tokenizers import normalizers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
+DEFAULT_MAX_LENGTH = 512
+# The positions of these models start after the padding index, so two rows of their position table are not for tokens.
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
+    """Return the longest input in tokens: the smaller limit of the tokenizer and of the model's position table.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        config: Config of the model. None: only the tokenizer counts.
+    """
+    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or 0]
+    limits = [limit if limit > 0 else int(1e9) for limit in limits]  # XLNet says -1 where there is no limit
+    if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
+        limits[1] -= 2
+    return min(limits)
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer lower-case all texts, as `do_lower_case` in sentence-transformers does.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+
+    Raises:
+        ValueError: It is not a fast tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"do_lower_case of sentence-transformers needs a fast tokenizer, not {type(tokenizer).__name__}"
+        )
+    backend: Any = tokenizer.backend_tokenizer
+    before = backend.normalizer
+    steps: list[Any] = [before] if before else []
+    if isinstance(before, normalizers.Sequence):
+        steps = [before[number] for number in range(len(before))]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer with which other libraries make the same batches as `encode`.
+
+    Batches are padded on the right. A tokenizer without a padding token gets one of its other special tokens, which
+    the model has an embedding for; padding is masked. The longest input is that of the model.
+
+    Args:
+        tokenizer: The tokenizer.
+        model: The model that reads its tokens.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model_max_length(tokenizer, model.config))
+    count = model.get_input_embeddings().num_embeddings
+    for name in ("pad", "eos", "sep", "cls", "bos", "unk"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < count:
+            tokenizer.pad_token = getattr(tokenizer, f"{name}_token")
+            break
+    return tokenizer
+
+
+def check_max_length(max_length: int | None, longest: int) -> int:
+    """Return the length of windows in tokens: the given one if it is possible, or the default.
+
+    Args:
+        max_length: The given length. None: the longest input of the model, but at most 512.
+        longest: The longest input of the model in tokens.
+
+    Raises:
+        ValueError: `max_length` is below 8 or above `longest`.
+    """
+    if max_length is not None and not 8 <= max_length <= longest:
+        raise ValueError(f"max_length={max_length}: the model takes 8 to {longest:,} tokens")
+    return max_length or min(longest, DEFAULT_MAX_LENGTH)
+
+
+def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return how many special tokens a tokenizer puts before and after a text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Raises:
+        ValueError: The tokenizer changes the other tokens of a text when it adds special tokens.
+    """
+    plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for prefix in range(len(full) - len(plain) + 1):
+        if full[prefix : prefix + len(plain)] == plain:
+            return prefix, len(full) - len(plain) - prefix
+    raise ValueError(
+        f"{type(tokenizer).__name__} changes the tokens of a text when it adds special tokens, which is not "
+        "supported: use another tokenizer"
+    )
+
+
+def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
+    """Check that tokenizers tell which characters their tokens cover.
+
+    Args:
+        tokenizers: The tokenizers.
+
+    Raises:
+        ValueError: One of them does not.
+    """
+    for tokenizer in tokenizers:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} ({tokenizer.name_or_path or 'without a name'}) does not tell which "
+                "characters its tokens cover, so its tokens cannot be matched with words or with another tokenizer: "
+                "use its fast version, or a single tokenizer without a prompt"
+            )
+
+
+def find_token(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Find the ids of a token, or of a word that is a single token at the beginning of a text or after a space.
+
+    Args:
+        token: The token as the vocabulary spells it, or the word.
+        tokenizer: The tokenizer.
+
+    Returns:
+        All ids that match, the token as it is spelled first.
+
+    Raises:
+        ValueError: There is none.
+    """
+    tokenized = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token]] if token in vocabulary else []
+    ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id]
+    if not ids:
+        pieces = " ".join(tokenizer.convert_ids_to_tokens(tokenized[0]))
+        raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
+    return ids
