@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
     from .retrieval.router import save_router
+    from .retrieval.sparse import fill_collection, search_collection, sparse_queries
 
 __version__ = "0.1.0"
 
@@ -76,12 +77,15 @@ _LAZY = {
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "fill_collection": ".retrieval.sparse",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
     "save_router": ".retrieval.router",
+    "search_collection": ".retrieval.sparse",
+    "sparse_queries": ".retrieval.sparse",
 }
 
 __all__ = [
@@ -113,6 +117,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "fill_collection",
     "find_occurrences",
     "load_senses",
     "load_teacher",
@@ -121,6 +126,8 @@ __all__ = [
     "read_dataset",
     "report_senses",
     "save_router",
+    "search_collection",
+    "sparse_queries",
 ]
 
 

@@ -15,6 +15,7 @@ from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, r
 from sensedict_hf.retrieval.encoding import encode_documents, encode_queries
 from sensedict_hf.retrieval.inverted_lists import InvertedLists
 from sensedict_hf.retrieval.searching import Searcher, by_row
+from sensedict_hf.retrieval.sparse import fill_collection, search_collection, sparse_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
 QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
@@ -476,3 +477,37 @@ def test_an_index_is_evaluated(bert, senses, teacher_folder, texts, tmp_path, ca
     queries.write_text(json.dumps({"text": "w1", "relevant": ["x"]}))
     assert main(command) == 2 and "no document 'x'" in capsys.readouterr().err
     assert main(["evaluate", "--test", str(queries)]) == 2 and "give --model" in capsys.readouterr().err
+
+
+def test_sparse_documents_and_queries(index):
+    sparse = index.to_sparse()
+    assert sparse.is_sparse and sparse.shape == (60, index.num_rows) and sparse.is_coalesced()
+    for number in (0, 59):
+        assert sparse[number].coalesce().indices()[0].tolist() == index._documents.of_document(number).tolist()
+    queries = sparse_queries(index, QUERIES, rows_per_token=5)
+    assert queries.is_sparse and queries.shape == (3, index.num_rows) and (queries.to_dense() >= 0).all()
+    assert (queries.to_dense() > 0).sum(1).tolist()[1] == 5  # one token
+    # The best documents are among those that sparse vectors find.
+    scores = queries.to_dense() @ sparse.to_dense().T
+    for best, row in zip(index.search(QUERIES, top_k=1)[0], scores):
+        assert row[best[0]] >= row.sort().values[-10]
+    assert sparse_queries(index, []).shape == (0, index.num_rows)
+    with pytest.raises(ValueError, match="rows_per_token=0"):
+        sparse_queries(index, QUERIES, rows_per_token=0)
+
+
+def test_a_collection_of_qdrant(bert, senses, texts):
+    qdrant_client = pytest.importorskip("qdrant_client")
+    index = SenseIndex.build(bert, senses, texts, ids=[f"d{number}" for number in range(60)])
+    client = qdrant_client.QdrantClient(":memory:")
+    fill_collection(client, "texts", index)
+    with pytest.raises(ValueError, match="already"):
+        fill_collection(client, "texts", index)
+    for query in QUERIES:
+        # With all documents as candidates the result is that of the index.
+        ids, scores = search_collection(client, "texts", index, query, top_k=5, candidates=60, rows_per_token=60)
+        expected = index.search(query, top_k=5)
+        assert ids == expected[0]
+        np.testing.assert_allclose(scores, expected[1], atol=1e-6)
+    with pytest.raises(ValueError, match="candidates=0"):
+        search_collection(client, "texts", index, "w1", candidates=0)

@@ -9,8 +9,8 @@ from tiny_models import WORDS, make_model, make_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2Model, pipeline
 
 from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary, load_teacher
-from sensedict_hf.models.hub import write_sentence_transformers
 from sensedict_hf.models.prompts import Prompt
+from sensedict_hf.models.sentence_files import write_sentence_transformers
 
 SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 TEXTS = ["w5 w6 w7", "w9", " ".join(WORDS)]
@@ -74,7 +74,7 @@ def test_a_prompt_that_it_has_no_form_for_makes_it_fail(bert, texts, tmp_path, p
     bert.tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()  # the last prompt ends inside a token
     bert.prompt = prompt
     make_student(bert, texts, tmp_path, pooling=pooling)
-    with pytest.raises(Exception, match="SKDStudentModel"):
+    with pytest.raises(Exception, match="only_its_own_encode_pools_right"):
         in_sentence_transformers(tmp_path)
     bert.prompt = None
     student = make_student(bert, texts, tmp_path, pooling=pooling)  # the same folder works again
@@ -120,7 +120,7 @@ def test_lower_case_and_length_are_read_under_the_names_of_older_versions(saved,
 @pytest.mark.parametrize(
     "file, content, named",
     [
-        ("modules.json", [{"path": "", "type": "x.Transformer"}, {"path": "2", "type": "x.Dense"}], "x.Dense"),
+        ("modules.json", [{"path": "", "type": "x.Transformer"}, {"path": "2", "type": "x.LSTM"}], "x.LSTM"),
         ("modules.json", [{"path": "", "type": "x.WordEmbeddings"}], "x.WordEmbeddings"),
         ("modules.json", [{"path": "0", "type": "x.Transformer"}], "its folder 0"),
         ("sentence_bert_config.json", {"tokenizer_args": {"truncation_side": "left"}}, "tokenizer_args"),

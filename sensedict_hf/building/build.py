@@ -22,9 +22,10 @@ from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.files import reading
 from ..models.folder_code import auto_map, write_code
+from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_predicts, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses

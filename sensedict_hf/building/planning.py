@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
+from ..models.tokenization import count_embeddings
 from .corpus import corpus_digest, tokenize_corpus
 from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
@@ -111,11 +112,12 @@ def plan_build(
     if corpus is None:
         return False
     teacher, tokenizer, stages = source.teacher, source.tokenizer, folder.stages
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings.layer)
+    some_ids = torch.zeros(1, 8, dtype=torch.int64, device=teacher.device)  # one alone is too few for Funnel
+    probe = teacher.hidden_states(some_ids, layer=settings.layer)
 
     # Draw the occurrences that are sampled.
     if not (stages / "plan.safetensors").exists():
-        embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+        embeddings = count_embeddings(teacher.model)
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():
             raise ValueError(

@@ -22,7 +22,7 @@ from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
 from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
-from ..models.teachers import check_teacher
+from ..models.matching import check_teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
 from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments, check_device

@@ -38,8 +38,9 @@ from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
 from ..models.arguments import check_integer, check_number
 from ..models.encoding import pad_batch
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .batches import window_rows
 from .training_args import MOST_SENSES

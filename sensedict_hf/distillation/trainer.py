@@ -14,11 +14,12 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
+from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from .batches import Collator
 from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, refuse_unused
 from .generation import (

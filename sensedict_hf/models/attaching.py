@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attention import evaluating, probe_attention
 from .configuration_sense_embedding import check_assignment, check_residual
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .tokenization import count_embeddings, has_decoder
 
 
 class AttachedSenses:
@@ -195,7 +196,7 @@ def attach_senses(
     # Check that hooks can reach its hidden states.
     if base._compiled_call_impl is not None:
         raise ValueError("the model is compiled, which would leave the senses out: attach them before compiling")
-    if base.config.is_encoder_decoder:
+    if has_decoder(base):
         raise ValueError(
             f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()"
         )
@@ -203,7 +204,7 @@ def attach_senses(
     senses.config.check_takes_teacher_tokens()
     if tokenizer is not None:
         senses.config.check_tokenizer(tokenizer)
-    elif (count := base.get_input_embeddings().num_embeddings) != senses.config.vocab_size:
+    elif (count := count_embeddings(base)) != senses.config.vocab_size:
         raise ValueError(
             f"the model has {count} tokens, the dictionary {senses.config.vocab_size}: if both have the same "
             "tokenizer, pass it as tokenizer="

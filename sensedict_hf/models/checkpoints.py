@@ -228,7 +228,7 @@ def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if kind == "Normalize":
         return {"kind": "normalize"}
-    if kind != "Dense" or settings.get("use_residual"):
+    if kind != "Dense" or settings.get("use_residual") or not {"in_features", "out_features"} <= settings.keys():
         return None
     activation = settings.get("activation_function", "Tanh").rsplit(".", 1)[-1]
     sizes = {name: settings[name] for name in ("in_features", "out_features")}

@@ -14,7 +14,7 @@ from transformers.utils.logging import tqdm
 
 from .arguments import check_integer
 from .prompts import Prompt, Prompted, check_texts, check_unicode
-from .tokenization import check_offsets
+from .tokenization import check_offsets, count_embeddings
 
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 # A backbone without layers computes the vector of a text itself, with weights that it has learned.
@@ -36,7 +36,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
         model: The model that reads the batches.
     """
     pad = tokenizer.pad_token_id
-    return 0 if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
+    return 0 if pad is None or pad >= count_embeddings(model) else pad
 
 
 def pad_batch(rows: Sequence[Sequence[int] | npt.NDArray[Any]], pad_token_id: int) -> tuple[Tensor, Tensor]:

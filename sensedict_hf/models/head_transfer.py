@@ -15,7 +15,8 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gener
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .files import reading
-from .teachers import check_name, origin_of
+from .matching import check_name
+from .teachers import origin_of
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
 # the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,

@@ -14,55 +14,31 @@ from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_layer_free import LayerFreeModel
-from .modeling_sense_embedding import SenseEmbeddingModel
-from .teachers import Teacher, check_predicts
+from .teachers import Teacher
 
 # Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
 # senses, and the number of layers decides the size of ESM's head for contacts.
 HEADS = ("pooler", "contact_head")
 
 
-class NoHead(nn.Module):
-    """Stands where an architecture has a head that it calls in any case."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Return nothing."""
-
-
-def refuse_quantized(source: Teacher) -> None:
+def check_weights(source: Teacher) -> None:
     """Check that the weights of a model can be copied.
 
     Args:
         source: The model to copy from.
 
     Raises:
-        ValueError: The weights are quantized.
+        ValueError: The weights are quantized, or the config makes more than the model.
     """
+    if source.model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(source.model).__name__} is the encoder of an encoder-decoder, and its config makes the whole: a "
+            "student cannot start from it; choose another model as backbone, with from_backbone"
+        )
     if getattr(source.model, "is_quantized", False):
         raise ValueError(
             f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
             "load_teacher(name), and make the student from that"
-        )
-
-
-def check_backbone(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses, and is causal if states predict.
-
-    Args:
-        senses: The sense dictionary.
-        backbone: The model that is to read the dictionary's tokens.
-
-    Raises:
-        ValueError: A token with senses has no embedding, or the senses are of the next token and the backbone is not
-            causal.
-    """
-    if senses.config.key == "next":
-        check_predicts(backbone)
-    count = backbone.model.get_input_embeddings().num_embeddings
-    if (senses.offsets[count:].diff() > 0).any():
-        raise ValueError(
-            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
-            "model its own tokenizer, or resize its embeddings to this one"
         )
 
 
@@ -222,7 +198,7 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     backbone = AutoModel.from_config(config, trust_remote_code=False)
     for name in HEADS:
         if getattr(backbone, name, None) is not None:
-            setattr(backbone, name, NoHead())
+            setattr(backbone, name, nn.Identity())  # some architectures call it in any case
     return backbone
 
 

@@ -17,12 +17,12 @@ from .configuration_skd_student import SKDStudentConfig
 from .fingerprints import tokenizer_fingerprint
 from .head_transfer import load_classifier
 from .layer_transfer import (
+    check_weights,
     choose_layers,
     encoding_settings,
     keep_layer_weights,
     keep_layers,
     load_weights,
-    refuse_quantized,
     student_config,
 )
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
@@ -97,7 +97,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
             >>> student = SKDStudentForCausalLM.from_teacher("meta-llama/Llama-3.2-1B", 4)  # doctest: +SKIP
         """
         source, head = load_language_model(teacher, tokenizer)
-        refuse_quantized(source)
+        check_weights(source)
         layers = choose_layers(num_hidden_layers, source)
 
         # A config whose dictionary is empty, but says where the student comes from.

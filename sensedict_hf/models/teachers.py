@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import make_attend, probe_attention
+from .attention import make_attend
 from .checkpoints import read_checkpoint
-from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenization import lower_case, model_max_length
+from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -305,69 +303,6 @@ def origin_of(name: str) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
-    """Warn if a dictionary was built from a model of another name.
-
-    Args:
-        senses: Config of the dictionary.
-        name: Name of the model.
-    """
-    if senses.base_model_name_or_path != name:
-        logger.warning_once(
-            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
-            "the same model, the senses are meaningless"
-        )
-
-
-def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
-
-    Args:
-        senses: The dictionary.
-        teacher: The teacher.
-
-    Raises:
-        ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
-    """
-    width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
-    if senses.config.hidden_size != width:
-        raise ValueError(
-            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
-            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
-        )
-    if not -depth - 1 <= senses.config.layer <= depth:
-        raise ValueError(
-            f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
-            "dictionary from this teacher"
-        )
-    check_name(senses.config, teacher.name)
-    senses.config.check_attention(teacher.name, teacher.attention)
-    before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
-    if before != now:
-        logger.warning_once(
-            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: the senses may fit its "
-            "vectors less well"
-        )
-    senses.config.check_teacher_tokenizer(teacher.tokenizer)
-
-
-def check_predicts(model: Teacher) -> None:
-    """Check that the states of a model can belong to the next token, as `key="next"` has it.
-
-    Args:
-        model: A teacher, or the backbone of a student.
-
-    Raises:
-        ValueError: Its states may have seen the next token, because it is not causal.
-    """
-    attention = model.attention or probe_attention(model.model)
-    if attention != "causal":
-        raise ValueError(
-            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
-            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
-        )
-
-
 def _refuse(what: str, **arguments: Any) -> None:
     """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
     names = [f"{name}=" for name, value in arguments.items() if value is not None]
@@ -392,14 +327,16 @@ def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]
     """Check that a model can be a teacher, with these adapters.
 
     Raises:
-        ValueError: It is a dictionary, a student, an encoder-decoder, or quantized and there are several adapters.
+        ValueError: It is a dictionary, a student or an encoder-decoder, it reads no token ids, or it is quantized and
+            there are several adapters.
     """
     if model.config.model_type in ("sense_embedding", "skd_student"):
         kind = type(model).__name__
         raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
-    if model.config.is_encoder_decoder:
+    if has_decoder(model):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
         )
+    count_embeddings(model)
     if len(adapters) > 1 and getattr(model, "is_quantized", False):
         raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")

@@ -37,6 +37,38 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     return min(limits)
 
 
+def count_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: It reads no token ids, or has no table with one vector for each.
+    """
+    weight = None
+    if model.main_input_name == "input_ids":
+        try:
+            weight = getattr(model.get_input_embeddings(), "weight", None)
+        except NotImplementedError:  # CANINE adds up the vectors of several hashes
+            pass
+    if weight is None:
+        raise ValueError(
+            f"{type(model).__name__} has no vector for each token id: give a model of texts with a vocabulary, or the "
+            "part that reads the texts, such as the text model of CLIP"
+        )
+    return len(weight)
+
+
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Return whether a model is an encoder-decoder, not its encoder alone.
+
+    Args:
+        model: A model without a head.
+    """
+    return bool(model.config.is_encoder_decoder) and getattr(model, "decoder", None) is not None
+
+
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a tokenizer lower-case all texts, as `do_lower_case` in sentence-transformers does.
 
@@ -72,7 +104,7 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = min(tokenizer.model_max_length, model_max_length(tokenizer, model.config))
-    count = model.get_input_embeddings().num_embeddings
+    count = count_embeddings(model)
     for name in ("pad", "eos", "sep", "cls", "bos", "unk"):
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None and number < count:

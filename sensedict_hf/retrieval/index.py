@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from .document_rows import DocumentRows
 from .encoding import Model, encode_corpus, encode_queries, find_source, load_encoder, load_source, source_of
-from .explaining import Match, tokens_of_rows
+from .explaining import Match, find_matches
 from .index_files import PARTS, check_ids, check_target, read_documents, read_manifest, unpack_ids, write_index
 from .own_rows import OwnRows
 from .parts import Part, join_parts
 from .searching import Searcher
+from .sparse import sparse_documents
 from .token_vectors import TokenEncoder
 
 logger = logging.get_logger(__name__)
@@ -55,16 +56,9 @@ class SenseIndex:
         (7, (3,))
     """
 
-    def __init__(
-        self,
-        senses: SenseEmbeddingModel,
-        own_rows: OwnRows,
-        documents: DocumentRows,
-        ids: list[str] | list[int],
-        model: Teacher | SKDStudentModel | str,
-    ) -> None:
-        self.senses, self.ids = senses, ids
-        self._own_rows, self._documents, self._model = own_rows, documents, model
+    def __init__(self, senses: SenseEmbeddingModel, content: Part, model: Teacher | SKDStudentModel | str) -> None:
+        self.senses, self._model = senses, model
+        self._documents, self._own_rows, self.ids = content
         self._made: Searcher | None = None
 
     def __len__(self) -> int:
@@ -82,10 +76,6 @@ class SenseIndex:
     def num_own_rows(self) -> int:
         """How many tokens without senses have got a row of their own."""
         return len(self._own_rows)
-
-    def table(self) -> Tensor:
-        """Return the rows of the table, `[num_rows, hidden]`, float32: the senses, then the rows of other tokens."""
-        return torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
 
     @property
     def nbytes(self) -> int:
@@ -136,8 +126,9 @@ class SenseIndex:
         folder = None if output_dir is None else Path(output_dir)
         if folder is not None:
             check_target(folder, new=True)
-        nothing = DocumentRows.join([], senses.config.num_senses)
-        index = cls(senses, OwnRows(senses.config.hidden_size), nothing, [], load_encoder(model))
+        index = cls(
+            senses, join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size)), load_encoder(model)
+        )
         encoder = TokenEncoder(index._load_model(None), senses, batch_size)
         index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
         if folder is not None:
@@ -183,8 +174,7 @@ class SenseIndex:
         whole = join_parts(chain([known], parts), self.senses.config.num_senses, self._own_rows.copy())
         if added := len(whole.own_rows) - len(self._own_rows):
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
-        self._documents, self._own_rows, self.ids = whole
-        self._made = None
+        self._documents, self._own_rows, self.ids, self._made = *whole, None
 
     @classmethod
     def merge(cls, indexes: Sequence["SenseIndex"]) -> "SenseIndex":
@@ -212,7 +202,7 @@ class SenseIndex:
             if index.senses.fingerprint() != first.senses.fingerprint():
                 raise ValueError("the indexes have different dictionaries: build them with one")
             check_ids(index.ids, first.ids[:1], seen, len(index))
-        merged = cls(first.senses, first._own_rows, first._documents, first.ids, first._model)
+        merged = cls(first.senses, Part(first._documents, first._own_rows, first.ids), first._model)
         merged._join(Part(index._documents, index._own_rows, index.ids) for index in indexes[1:])
         return merged
 
@@ -239,7 +229,7 @@ class SenseIndex:
             raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
         kept = np.flatnonzero([name not in unwanted for name in self.ids])
         self._documents, self._made = self._documents.take(kept), None
-        self.ids = [name for name in self.ids if name not in unwanted]  # type: ignore[assignment]  # of one kind
+        self.ids = [name for name in self.ids if name not in unwanted]
 
     def search(
         self,
@@ -283,15 +273,35 @@ class SenseIndex:
             raise ValueError("the index has no documents: add some first")
         top_k = min(top_k, len(self))
         ids, scores = [], []
-        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
-        encoded = encode_queries(encoder, [queries] if isinstance(queries, str) else queries)
-        while group := [vectors for _, vectors in islice(encoded, GROUP)]:
+        encoded = self._encode(queries, model, prompt_name, batch_size)
+        while group := list(islice(encoded, GROUP)):
             for best, found in self._searcher.search(group, top_k):
                 ids.append([self.ids[number] for number in best.tolist()])
                 scores.append(found)
         if isinstance(queries, str):
             return ids[0], scores[0]
         return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
+
+    def _encode(
+        self, queries: str | Iterable[str], model: Model | None, prompt_name: str | None, batch_size: int
+    ) -> Iterator[Tensor]:
+        """Yield the vectors of the tokens of each query, `[tokens, hidden]`."""
+        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
+        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
+            yield vectors
+
+    def to_sparse(self) -> Tensor:
+        """Return the documents as sentence-transformers' `SparseEncoder` returns them: a sparse tensor.
+
+        It is `[documents, num_rows]`, with 1 for each row that a document has. :func:`sparse_queries` makes queries.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, texts[:5])
+            >>> index.to_sparse().shape == (5, index.num_rows)
+            True
+        """
+        return sparse_documents(self._documents, self.num_rows)
 
     def explain(
         self, query: str, document: str | int, *, model: Model | None = None, prompt_name: str | None = None
@@ -319,17 +329,16 @@ class SenseIndex:
             raise ValueError(f"the index has no document {document!r}: check the id")
         encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
-        rows = self._documents.of_document(self.ids.index(document)).astype(np.int64)  # type: ignore[arg-type]
-        cosines = self._searcher.cosines(vectors)[:, rows]
-        found, sense_ids = tokens_of_rows(torch.from_numpy(rows)[cosines.argmax(1)], self.senses, self._own_rows)
-        names = map(encoder.tokenizer.convert_ids_to_tokens, (tokens.tolist(), found.tolist()))
-        return [Match(*match) for match in zip(*names, sense_ids.tolist(), cosines.amax(1).tolist())]
+        rows = self._documents.of_document(self.ids.index(document))
+        cosines = self._searcher.cosines(vectors)
+        return find_matches(tokens, cosines, rows, encoder.tokenizer, self.senses, self._own_rows)
 
     @property
     def _searcher(self) -> Searcher:
         """The table and the documents, ready to be searched. A change of the index sets it to None."""
         if self._made is None:
-            self._made = Searcher(self.table(), self._documents)
+            table = torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
+            self._made = Searcher(table, self._documents)
         return self._made
 
     def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
@@ -357,17 +366,8 @@ class SenseIndex:
         """
         folder = Path(folder)
         check_target(folder)
-        fingerprint = self.senses.fingerprint()
-        if (folder / "config.json").is_file():
-            if read_manifest(folder)["senses_fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"{folder} holds an index of another dictionary: give a new folder, or remove it first"
-                )
-        else:
-            self.senses.save_pretrained(folder / "senses")
-        write_index(
-            folder, Part(self._documents, self._own_rows, self.ids), source_of(self._model, folder), fingerprint
-        )
+        whole = Part(self._documents, self._own_rows, self.ids)
+        write_index(folder, whole, source_of(self._model, folder), self.senses)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: Model | None = None) -> "SenseIndex":
@@ -395,4 +395,4 @@ class SenseIndex:
         documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
         own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
         found = find_source(manifest["model"], folder) if model is None else load_encoder(model)
-        return cls(senses, own_rows, documents, unpack_ids(tensors), found)
+        return cls(senses, Part(documents, own_rows, unpack_ids(tensors)), found)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from .document_rows import rows_dtype
 from .parts import Part
 
@@ -123,15 +124,23 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
     return tensors
 
 
-def write_index(folder: Path, content: Part, model: str, senses_fingerprint: str) -> None:
-    """Write documents and manifest, the manifest last.
+def write_index(folder: Path, content: Part, model: str, senses: SenseEmbeddingModel) -> None:
+    """Write the dictionary, unless it is there, then the documents, and the manifest last.
 
     Args:
-        folder: The folder of the index, where the dictionary is already.
+        folder: The folder of the index.
         content: The documents.
         model: Name of the model, or its path from the folder.
-        senses_fingerprint: Fingerprint of the dictionary.
+        senses: The dictionary.
+
+    Raises:
+        ValueError: The folder holds an index of another dictionary.
     """
+    senses_fingerprint = senses.fingerprint()
+    if not (folder / "config.json").is_file():
+        senses.save_pretrained(folder / "senses")
+    elif read_manifest(folder)["senses_fingerprint"] != senses_fingerprint:
+        raise ValueError(f"{folder} holds an index of another dictionary: give a new folder, or remove it first")
     documents, own_rows, ids = content
     tensors = {
         "rows": torch.from_numpy(np.ascontiguousarray(documents.rows)),
