@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 from .options import make_parser
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = argparse.Namespace()
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that cannot show a sign gets its escape, not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sensedict_hf").setLevel(logging.INFO)
     try:

@@ -7,7 +7,13 @@ evaluate are imported on first use, so loading a saved model stays light.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .models.attaching import AttachedSenses, attach_senses
 from .models.configuration_layer_free import LayerFreeConfig
@@ -16,6 +22,7 @@ from .models.configuration_skd_student import SKDStudentConfig
 from .models.loading import load_senses
 from .models.modeling_layer_free import LayerFreeModel
 from .models.modeling_sense_embedding import SenseEmbeddingModel
+from .models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from .models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from .models.modeling_skd_student import SKDStudentModel
 from .models.prompts import Prompt
@@ -38,7 +45,10 @@ if TYPE_CHECKING:
         evaluate_similarity,
         evaluate_token_classification,
     )
+    from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
+    from .retrieval.router import save_router
+    from .retrieval.sparse import fill_collection, search_collection, sparse_queries
 
 __version__ = "0.1.0"
 
@@ -48,6 +58,7 @@ AutoConfig.register(LayerFreeConfig.model_type, LayerFreeConfig, exist_ok=True)
 AutoModel.register(LayerFreeConfig, LayerFreeModel, exist_ok=True)
 AutoModel.register(SenseEmbeddingConfig, SenseEmbeddingModel, exist_ok=True)
 AutoModel.register(SKDStudentConfig, SKDStudentModel, exist_ok=True)
+AutoModelForCausalLM.register(SKDStudentConfig, SKDStudentForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(SKDStudentConfig, SKDStudentForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenClassification, exist_ok=True)
 
@@ -62,14 +73,19 @@ _LAZY = {
     "encode_senses": ".distillation.labels",
     "encode_vectors": ".distillation.vectors",
     "evaluate_classification": ".evaluation",
+    "evaluate_language_modeling": ".evaluation_language",
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "fill_collection": ".retrieval.sparse",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "save_router": ".retrieval.router",
+    "search_collection": ".retrieval.sparse",
+    "sparse_queries": ".retrieval.sparse",
 }
 
 __all__ = [
@@ -78,6 +94,7 @@ __all__ = [
     "LayerFreeModel",
     "Prompt",
     "SKDStudentConfig",
+    "SKDStudentForCausalLM",
     "SKDStudentForSequenceClassification",
     "SKDStudentForTokenClassification",
     "SKDStudentModel",
@@ -96,9 +113,11 @@ __all__ = [
     "encode_senses",
     "encode_vectors",
     "evaluate_classification",
+    "evaluate_language_modeling",
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "fill_collection",
     "find_occurrences",
     "load_senses",
     "load_teacher",
@@ -106,6 +125,9 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "save_router",
+    "search_collection",
+    "sparse_queries",
 ]
 
 

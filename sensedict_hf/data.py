@@ -1,35 +1,33 @@
 """Reading texts: from files and datasets, and from every form in which callers may pass strings."""
 
+import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
 
-# File name endings, and the names of their readers in `datasets`.
-FILE_FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+from .data_files import FILE_FORMATS, find_files, read_files
+from .models.prompts import check_unicode
+
 # What functions of this package accept as texts: strings, or rows with a column of strings.
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset
 
 
 def read_dataset(
-    source: str | list[str], split: str = "train", *, streaming: bool = False
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], split: str = "train", *, streaming: bool = False
 ) -> Dataset | IterableDataset:
     """Read a dataset from files, from a folder or from the Hub.
 
     Args:
         source: One or more files ending in `.jsonl`, `.json`, `.csv`, `.parquet`, `.arrow` or `.txt`, all of the same
-            kind; or a folder written by `Dataset.save_to_disk`; or the name of a dataset on the Hub. A `.txt` file has
-            one text a line, which becomes the column `text`; blank lines are skipped.
+            kind; folders of such files, or patterns such as `texts/*.jsonl`, whose files are read in the order of
+            their names; or a folder written by `Dataset.save_to_disk`; or the name of a dataset on the Hub. A file
+            that has the given name is read, whatever signs the name holds. A `.txt` file has one text a line, which
+            becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json` file
+            stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their columns; the
+            columns that all of them have are kept.
         split: Split of a dataset on the Hub. Files and folders are read as a whole.
         streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
 
@@ -47,43 +45,28 @@ def read_dataset(
         >>> dataset[1]
         {'text': 'The bark of a birch is white.'}
     """
-    paths = [source] if isinstance(source, str) else list(source)
+    names = [os.fspath(name) for name in ([source] if isinstance(source, (str, os.PathLike)) else source)]
 
     # A single source can also be a saved dataset, or a name on the Hub such as "ag_news" or "org/v1.0".
-    if len(paths) == 1 and Path(paths[0], "state.json").is_file():
-        return load_from_disk(paths[0])
-    if len(paths) == 1 and not Path(paths[0]).exists() and Path(paths[0]).suffix not in FILE_FORMATS:
-        if not Path(paths[0]).suffix or paths[0].count("/") == 1:
+    if len(names) == 1 and not glob.has_magic(names[0]):
+        name = names[0]
+        if Path(name, "state.json").is_file():
+            return load_from_disk(name)
+        looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
+        if looks_like_a_repository and not Path(name).exists() and Path(name).suffix not in FILE_FORMATS:
             try:
-                return load_dataset(paths[0], split=split, streaming=streaming)
-            except OSError as error:
+                return load_dataset(name, split=split, streaming=streaming)
+            except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"there is no file or folder {paths[0]}, and no dataset of that name could be loaded from the "
-                    f"Hub: check the name ({error})"
+                    f"there is no file or folder {name}, and no dataset of that name could be loaded from the Hub: "
+                    f"check the name ({error})"
                 ) from error
 
-    # Everything else is files. They are checked first, because the errors of `datasets` do not name the file.
-    for path in paths:
-        if Path(path).suffix not in FILE_FORMATS:
-            raise ValueError(
-                f"cannot read {path}: give files ending in {', '.join(FILE_FORMATS)}, a folder written by "
-                "Dataset.save_to_disk, or the name of a dataset on the Hub"
-            )
-        if not Path(path).is_file():
-            raise ValueError(f"there is no file {path}: check the path")
-    kinds = {FILE_FORMATS[Path(path).suffix] for path in paths}
+    paths = [path for name in names for path in find_files(name)]
+    kinds = sorted({FILE_FORMATS[Path(path).suffix] for path in paths})
     if len(kinds) > 1:
-        raise ValueError(f"the files are of different kinds ({', '.join(sorted(kinds))}): convert them to one kind")
-    if not any(Path(path).stat().st_size for path in paths):
-        raise ValueError(f"{', '.join(paths)} is empty: give files that hold texts")
-    kind = kinds.pop()
-    try:
-        dataset = load_dataset(
-            kind, data_files=[os.fspath(path) for path in paths], split="train", streaming=streaming
-        )
-    except DatasetGenerationError as error:
-        raise ValueError(f"cannot read {', '.join(paths)} as {kind}: {error.__cause__ or error}") from error
-    return dataset.filter(lambda row: bool(row["text"].strip())) if kind == "text" else dataset
+        raise ValueError(f"the files are of different kinds ({', '.join(kinds)}): convert them to one kind")
+    return read_files(paths, streaming=streaming)
 
 
 def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
@@ -117,4 +100,5 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
             row = row[text_column]
         if not isinstance(row, str):
             raise ValueError(f"text {number} is {type(row).__name__} {row!r:.40}, not a string: remove or convert it")
+        check_unicode(row, f"text {number}")
         yield row

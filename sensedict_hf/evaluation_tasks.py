@@ -71,11 +71,12 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
     Raises:
         ValueError: A relevant id is not in the corpus.
     """
-    row_of = {id: row for row, id in enumerate(corpus["id"])}
-    unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if id not in row_of})
+    # As strings: a .csv file has strings where a .jsonl file may have numbers.
+    row_of = {str(id): row for row, id in enumerate(corpus["id"])}
+    unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if str(id) not in row_of})
     if unknown:
         raise ValueError(f"relevant documents that the corpus lacks: {unknown[:5]}; use the same ids in both files")
-    relevant = [[row_of[id] for id in ids] for ids in queries["relevant"]]
+    relevant = [[row_of[str(id)] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
     # A row without a title has None there.
     documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])]

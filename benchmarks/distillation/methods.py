@@ -91,7 +91,7 @@ class CachedTrainer(SKDTrainer):
     def read(self, teacher: Teacher, vectors: np.ndarray) -> None:
         """Set the vectors, see :class:`CachedCollator`. Call this before `train`."""
         own, self.teacher = self.data_collator, teacher
-        self.data_collator = CachedCollator(own.pad_token_id, own.has_senses, False, vectors)
+        self.data_collator = CachedCollator(own.pad_token_id, own.senses, own.has_senses, False, vectors)
 
     def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
         return texts  # token ids already

@@ -22,6 +22,7 @@ from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.files import reading
 from ..models.folder_code import auto_map, write_code
+from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
@@ -41,6 +42,7 @@ SAME_SAMPLES = (
     "teacher_tokenizer",
     "teacher_fingerprint",
     "layer",
+    "key",
     "max_length",
     "truncation",
     "max_samples_per_token",
@@ -81,6 +83,7 @@ def build_sense_dictionary(
     max_samples_per_token: int = 1000,
     similarity: str = "l2",
     layer: int = -1,
+    key: str = "input",
     max_length: int | None = None,
     truncation: bool = False,
     batch_size: int = 32,
@@ -123,6 +126,8 @@ def build_sense_dictionary(
         max_samples_per_token: The most occurrences of a token that are sampled, uniformly from all.
         similarity: How a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to: `input`, the token at its position, or `next`, the token after it,
+            which the state predicts. `next` needs a causal teacher, and texts of two tokens or more.
         max_length: Longest input of the teacher in tokens. Longer texts are cut into overlapping windows. Default:
             what the teacher takes, at most 512.
         truncation: Whether longer texts are cut off instead.
@@ -144,6 +149,7 @@ def build_sense_dictionary(
     Raises:
         ValueError: An argument is out of range, or two arguments contradict each other.
         ValueError: The corpus is empty, or the budget is below one sense for each token in it.
+        ValueError: `key="next"` with a teacher that is not causal, or for the tokens of another tokenizer.
         ValueError: A tokenizer does not belong to its model, or hardly any of its tokens align with the teacher's.
         ValueError: The teacher yields vectors that are not finite, or too large for the dtypes.
         ValueError: There is not enough room on the disk or in memory.
@@ -170,6 +176,7 @@ def build_sense_dictionary(
         batch_size=batch_size,
         similarity=similarity,
         layer=layer,
+        key=key,
         seed=seed,
         sample_dtype=sample_dtype,
         senses_dtype=senses_dtype,
@@ -208,6 +215,14 @@ def build_sense_dictionary(
         truncation=truncation,
         prompt_senses=settings.prompt_senses,
     )
+
+    if settings.key == "next":
+        check_predicts(teacher)
+        if source.teacher_tokenizer is not None:
+            raise ValueError(
+                "key='next' with the tokens of another tokenizer: the teacher's states predict its own tokens; leave "
+                "out tokenizer, or choose key='input'"
+            )
 
     # Open the dictionary that is updated.
     earlier = None
@@ -266,9 +281,10 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     sample_dtype = SAMPLE_DTYPES[settings.sample_dtype]
     # A value must fit the samples and the finished table; int8 has a scale for every sense, so any value fits.
     dtypes = [dtype for dtype in (sample_dtype, SENSES_DTYPES[settings.senses_dtype]) if dtype.is_floating_point]
+    corpus = open_corpus(stages / "corpus", source.tokenizer, source.teacher_tokenizer, teacher.prompt)
     gather_samples(
         teacher,
-        open_corpus(stages / "corpus", source.tokenizer, source.teacher_tokenizer, teacher.prompt),
+        corpus.keyed_by(settings.key),
         plan,
         open_windows(stages),
         stages,
@@ -322,6 +338,7 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         base_model_revision=origin.teacher_revision,
         base_model_fingerprint=origin.teacher_fingerprint,
         layer=settings.layer,
+        key=settings.key,
         tokenizer_fingerprint=origin.tokenizer,
         teacher_tokenizer_fingerprint=origin.teacher_tokenizer,
         method=settings.method,
@@ -329,7 +346,7 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         max_samples_per_token=settings.max_samples_per_token,
         window_length=origin.max_length,
         prompt=origin.prompt,
-        attention=source.teacher.attention,
+        attention="causal" if settings.key == "next" else source.teacher.attention,
         seed=settings.seed,
         num_texts=progress.texts + earlier_texts,
         num_tokens=int(plan.counts.sum()),

@@ -166,7 +166,7 @@ def gather_samples(
     if names.index(machine) == state.process_index:
         if not store_path.exists():
             marks_path.unlink(missing_ok=True)  # marks of a store that is gone
-            probe = torch.zeros(1, 1, dtype=torch.int64, device=teacher.device)
+            probe = torch.zeros(1, 8, dtype=torch.int64, device=teacher.device)
             width = teacher.hidden_states(probe, layer=layer).shape[-1]
             _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
         if not marks_path.exists():

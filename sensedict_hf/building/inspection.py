@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
 from ..models.arguments import check_integer
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher
+from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
@@ -122,8 +123,8 @@ def find_occurrences(
             text_column=text_column,
             teacher_tokenizer=None if is_own else teacher.tokenizer,
             prompt=teacher.prompt,
-        )
-        positions = np.flatnonzero(corpus.input_ids == token_id)
+        ).keyed_by(senses.config.key)
+        positions = np.flatnonzero((corpus.input_ids == token_id) & corpus.has_vectors(0, len(corpus.input_ids)))
         total = len(positions)
         if total == 0:
             raise ValueError(f"the token {token!r} does not occur in the texts: give other texts")
@@ -147,11 +148,11 @@ def find_occurrences(
         contexts = _contexts(tokenizer, corpus, positions)
 
     # Let the dictionary pick the senses.
-    token_ids = torch.full((1, len(positions)), token_id, device=senses.device)
-    chosen = senses(token_ids, vectors[None].to(senses.device), assignment="hard")
-    sense_ids, nearest = chosen.sense_ids[0].cpu(), chosen.hidden_states[0].cpu()
+    token_ids = torch.full((len(positions),), token_id, device=senses.device)
+    sense_ids = senses.posterior(token_ids, vectors.to(senses.device))[0][:, 0]
     if sense_ids[0] < 0:
         raise ValueError(_no_senses(token))
+    nearest, sense_ids = senses.look_up(token_ids, sense_ids).cpu(), sense_ids.cpu()
     return Occurrences(total, vectors, sense_ids.numpy(), (vectors - nearest).norm(dim=-1).numpy(), contexts)
 
 

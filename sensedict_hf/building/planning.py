@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
+from ..models.tokenization import count_embeddings
 from .corpus import corpus_digest, tokenize_corpus
 from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
@@ -111,11 +112,12 @@ def plan_build(
     if corpus is None:
         return False
     teacher, tokenizer, stages = source.teacher, source.tokenizer, folder.stages
-    probe = teacher.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=teacher.device), layer=settings.layer)
+    some_ids = torch.zeros(1, 8, dtype=torch.int64, device=teacher.device)  # one alone is too few for Funnel
+    probe = teacher.hidden_states(some_ids, layer=settings.layer)
 
     # Draw the occurrences that are sampled.
     if not (stages / "plan.safetensors").exists():
-        embeddings: int = teacher.model.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+        embeddings = count_embeddings(teacher.model)
         read = count_tokens(corpus.shown, max(len(teacher.tokenizer), embeddings), exclude=_padding(teacher.tokenizer))
         if read[embeddings:].any():
             raise ValueError(
@@ -123,11 +125,17 @@ def plan_build(
                 f"{embeddings} tokens: give the model's own tokenizer, or resize the model's embeddings"
             )
         counts = read
-        if corpus.alignment is not None:
+        if settings.key == "next":
+            corpus = corpus.keyed_by("next")
+            counts = count_tokens(corpus, len(read), exclude=_padding(tokenizer))
+        elif corpus.alignment is not None:
             counts = count_tokens(corpus, max(tokenizer.get_vocab().values()) + 1, exclude=_padding(tokenizer))
         together = counts if earlier is None else counts + earlier["counts"].numpy()
         if not together.any():
-            raise ValueError("no token of the corpus can be sampled, all of them are padding: give other texts")
+            first = " or the first of their text, which no state predicts" if corpus.shift else ""
+            raise ValueError(
+                f"no token of the corpus can be sampled, all of them are padding{first}: give other texts"
+            )
         check_budget(settings.budget, int((together > 0).sum()))
         check_room(folder.path, together, settings, probe.shape[-1], teacher.device, len(corpus))
         plan_samples(
@@ -141,6 +149,7 @@ def plan_build(
 
     # Choose the windows of text that the teacher runs over.
     if not (stages / "windows.safetensors").exists():
+        corpus = corpus.keyed_by(settings.key)
         windows = plan_windows(corpus, open_plan(stages / "plan.safetensors"), source.origin.max_length, stages)
         used = len(np.unique(windows.text))
         logger.info(

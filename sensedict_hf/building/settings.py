@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from ..models.arguments import check_choice, check_flag, check_integer
-from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
+from ..models.configuration_sense_embedding import KEYS, SAMPLE_DTYPES, SENSES_DTYPES, SIMILARITIES
 from ..models.fingerprints import tokenizer_fingerprint
 from ..models.teachers import Teacher
 from ..models.tokenization import check_offsets
@@ -36,6 +36,7 @@ class BuildSettings:
         batch_size: Windows of text in a forward pass of the teacher.
         similarity: `l2`, `cosine` or `dot`.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to, `input` or `next`.
         seed: Seed of the sample.
         sample_dtype: How samples are stored while building: `float16` or `float32`.
         senses_dtype: How senses are stored in the dictionary: `float16`, `bfloat16`, `float32` or `int8`.
@@ -44,7 +45,7 @@ class BuildSettings:
 
     Raises:
         ValueError: A number is no integer or out of range.
-        ValueError: There is no such method, similarity or dtype.
+        ValueError: There is no such method, similarity, key or dtype.
         ValueError: A flag is no boolean.
         ValueError: The method does not go with the number that is given.
     """
@@ -56,6 +57,7 @@ class BuildSettings:
     batch_size: int = 32
     similarity: str = "l2"
     layer: int = -1
+    key: str = "input"
     seed: int = 0
     sample_dtype: str = "float16"
     senses_dtype: str = "float16"
@@ -74,6 +76,7 @@ class BuildSettings:
         checked["seed"] = check_integer("seed", self.seed, 0, 2**32)
         for name, allowed in (
             ("similarity", SIMILARITIES),
+            ("key", KEYS),
             ("sample_dtype", SAMPLE_DTYPES),
             ("senses_dtype", SENSES_DTYPES),
         ):
@@ -86,8 +89,11 @@ class BuildSettings:
             object.__setattr__(self, name, value)
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as they are written to `settings.json` and `manifest.json`."""
-        return {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        """Return the settings as they are written to `settings.json` and `manifest.json`: the key if it is `next`."""
+        fields = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        if self.key == "input":
+            del fields["key"]
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)

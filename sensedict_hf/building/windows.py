@@ -18,7 +18,7 @@ In this file and the files that use it, a position is the index of a token in th
 its text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class TokenizedCorpus:
         unpooled: Numbers of `prefix` and of `suffix` tokens that belong to a prompt that is not pooled. They get no
             senses.
         alignment: The teacher's tokens, if the teacher has another tokenizer.
+        shift: How many positions before a token is the state that it takes its vector from: 0, or 1 if states are
+            keyed by the next token.
     """
 
     input_ids: np.ndarray
@@ -50,9 +52,18 @@ class TokenizedCorpus:
     dropped: int = 0
     unpooled: tuple[int, int] = (0, 0)
     alignment: "Alignment | None" = None
+    shift: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def keyed_by(self, key: str) -> "TokenizedCorpus":
+        """Return the same corpus with the given key, see :class:`SenseEmbeddingConfig`.
+
+        Args:
+            key: `input` or `next`. With `next` the corpus must not have an alignment.
+        """
+        return replace(self, shift=int(key == "next"))
 
     @property
     def shown(self) -> "TokenizedCorpus":
@@ -60,7 +71,7 @@ class TokenizedCorpus:
         return self if self.alignment is None else self.alignment.teacher
 
     def has_vectors(self, begin: int, end: int) -> np.ndarray:
-        """Return which positions get a vector: those that align with the teacher and do not belong to a prompt.
+        """Return which positions get a vector: those that align with the teacher and whose state is not of a prompt.
 
         Args:
             begin: First position.
@@ -72,9 +83,14 @@ class TokenizedCorpus:
         if self.alignment is not None:
             return np.diff(self.alignment.bounds[begin : end + 1]) > 0
         found = np.ones(end - begin, dtype=bool)
+        if self.shift:
+            # A token that begins a text has no state before it.
+            first, last = np.searchsorted(self.offsets, [begin, end])
+            found[self.offsets[first:last] - begin] = False
         if any(self.unpooled):
             # All texts that overlap with the range, and the positions of their prompts.
-            first, last = np.searchsorted(self.offsets, [begin, end], side="right") - 1
+            begin, end = begin - self.shift, end - self.shift
+            first, last = np.searchsorted(self.offsets, [max(begin, 0), end], side="right") - 1
             bounds = self.offsets[first : min(last + 2, len(self.offsets))]
             before, after = self.unpooled
             heads = bounds[:-1, None] + np.arange(before)
@@ -84,7 +100,7 @@ class TokenizedCorpus:
         return found
 
     def first_shown(self, positions: np.ndarray) -> np.ndarray:
-        """Return where the teacher sees tokens: the position in `shown` of the first token that each aligns with.
+        """Return the first position in `shown` that each token takes its vector from.
 
         Args:
             positions: `[n]`; all of them must align.
@@ -93,20 +109,20 @@ class TokenizedCorpus:
             `[n]`.
         """
         if self.alignment is None:
-            return positions
+            return positions - self.shift
         return self.alignment.places[self.alignment.bounds[positions]] + self._origin(positions)
 
     def all_shown(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return all positions in `shown` that tokens align with.
+        """Return all positions in `shown` that tokens take their vectors from.
 
         Args:
             positions: `[n]`.
 
         Returns:
-            How many each token aligns with, `[n]`, and their positions, `[sum]`, token by token.
+            How many states each token has, `[n]`, and their positions, `[sum]`, token by token.
         """
         if self.alignment is None:
-            return np.ones_like(positions), positions
+            return np.ones_like(positions), positions - self.shift
         begin = self.alignment.bounds[positions]
         sizes = self.alignment.bounds[positions + 1] - begin
         return sizes, self.alignment.places[ranges(begin, sizes)] + np.repeat(self._origin(positions), sizes)

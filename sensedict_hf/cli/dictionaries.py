@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -20,6 +20,7 @@ from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.validation import check_finite
@@ -49,6 +50,7 @@ def build(options: argparse.Namespace) -> None:
         max_samples_per_token=options.max_samples_per_token,
         similarity=options.similarity,
         layer=options.layer,
+        key=options.key,
         max_length=options.max_length,
         truncation=options.truncation,
         batch_size=options.batch_size,
@@ -156,12 +158,10 @@ def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     if config.model_type == "sense_embedding":
         return senses
     # AutoModel would drop the head. The config names the class with the head.
-    heads = {head.__name__: head for head in (SKDStudentForSequenceClassification, SKDStudentForTokenClassification)}
-    student: SensePreTrainedModel
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(
-        source, trust_remote_code=trust_remote_code
-    )
-    return student
+    classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
+    heads = {head.__name__: head for head in classes}
+    student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
+    return cast(SensePreTrainedModel, student_class.from_pretrained(source, trust_remote_code=trust_remote_code))
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..building.corpus import tokenize_in_memory
 from ..building.windows import TokenizedCorpus
 from ..data import iterate_texts
+from ..models.configuration_sense_embedding import SenseEmbeddingConfig
 from ..models.encoding import pad_batch
 from ..models.prompts import Prompt
 from .losses import IGNORED
@@ -46,6 +47,9 @@ def window_rows(
         # A row owns its own part of a window, without the tokens of a prompt.
         owned = (places >= begin + own_start) & (places < begin + own_stop)
         owned &= (places >= begin + corpus.unpooled[0]) & (places < end - corpus.unpooled[1])
+        if corpus.shift:
+            # The row must show the next token too. The last token of a text has none, and counts like an unknown one.
+            owned &= np.append(np.diff(places) == 1, places[-1] == end - 1)
         there = places - corpus.offsets[first]
         columns["input_ids"].append(corpus.input_ids[places])
         columns["labels"].append(np.where(owned, labels[there], IGNORED))
@@ -95,12 +99,14 @@ class Collator:
 
     Attributes:
         pad_token_id: Token id of padding.
+        senses: Config of the dictionary.
         has_senses: `[vocab]`, True for tokens with senses; positions with other tokens are not counted. None: all are
             counted.
         is_labelled: Whether the rows hold the teacher's senses. Otherwise they are computed at every step.
     """
 
     pad_token_id: int
+    senses: SenseEmbeddingConfig
     has_senses: Tensor | None
     is_labelled: bool
 
@@ -117,7 +123,8 @@ class Collator:
         batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "owned": labels != IGNORED}
         # Count only positions from which something can be learned.
         if self.has_senses is not None:
-            known = self.has_senses[input_ids]
+            tokens, key_mask = self.senses.key_tokens(input_ids, mask)
+            known = self.has_senses[tokens] & (key_mask != 0)
             batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
         for name, filling in (("sense_ids", -1), ("probabilities", 0), ("vectors", 0)):
             if name in rows[0]:

@@ -38,8 +38,9 @@ from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
 from ..models.arguments import check_integer, check_number
 from ..models.encoding import pad_batch
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .batches import window_rows
 from .training_args import MOST_SENSES
@@ -169,7 +170,7 @@ def _encode(
     state, stages = process_state(), folder.stages
     corpus = open_corpus(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
-    )
+    ).keyed_by(senses.config.key)
     parts = list(chunks(corpus.shown, PART_TOKENS))
     sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
     paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
@@ -238,7 +239,8 @@ def _encode_part(
         ):
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)
-            sense_ids[positions - begin], probabilities[positions - begin] = (tensor.cpu().numpy() for tensor in found)
+            states = positions - corpus.shift - begin
+            sense_ids[states], probabilities[states] = (tensor.cpu().numpy() for tensor in found)
 
     # Cut them into rows.
     columns = window_rows(

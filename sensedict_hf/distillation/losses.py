@@ -124,18 +124,18 @@ def sentence_mse(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
 
 
 def sense_loss(
-    student: Tensor, input_ids: Tensor, labels: SenseLabels, senses: SenseEmbeddingModel, temperature: float = 1.0
+    student: Tensor, token_ids: Tensor, labels: SenseLabels, senses: SenseEmbeddingModel, temperature: float = 1.0
 ) -> SenseLoss:
     """Sum the cross-entropy between the senses that teacher and student pick, over each token's own senses.
 
     Args:
         student: `[batch, positions, hidden]`.
-        input_ids: `[batch, positions]`.
+        token_ids: `[batch, positions]`, the tokens that the vectors belong to.
         labels: The senses that the teacher picks, hard or soft.
         senses: The dictionary.
         temperature: Divides the scores of the senses; in units of the dictionary's distortion.
     """
-    return SenseLoss(*senses.cross_entropy(input_ids, student, labels.sense_ids, temperature, labels.probabilities))
+    return SenseLoss(*senses.cross_entropy(token_ids, student, labels.sense_ids, temperature, labels.probabilities))
 
 
 def sense_labels(
@@ -148,9 +148,9 @@ def sense_labels(
     """Compute the labels from the teacher's vectors, or read them from the batch.
 
     Args:
-        inputs: A batch with `input_ids` and `labels`, `[batch, positions]`; for soft labels without `teacher` also
-            with `sense_ids` and `probabilities`, `[batch, positions, k]`. Positions whose label is -100 are not
-            counted.
+        inputs: A batch with `input_ids`, `attention_mask` and `labels`, `[batch, positions]`; for soft labels
+            without `teacher` also with `sense_ids` and `probabilities`, `[batch, positions, k]`. Positions whose label
+            is -100 are not counted.
         senses: The dictionary.
         teacher: `[batch, positions, hidden]`, the teacher's vectors. None: the batch holds the labels.
         top_k: Number of senses in a label that is computed.
@@ -158,7 +158,8 @@ def sense_labels(
     """
     counted = inputs["labels"] != IGNORED
     if teacher is not None:
-        return SenseLabels(*senses.posterior(inputs["input_ids"], teacher, counted, temperature, top_k))
+        tokens, mask = senses.config.key_tokens(inputs["input_ids"], inputs["attention_mask"])
+        return SenseLabels(*senses.posterior(tokens, teacher, counted & (mask != 0), temperature, top_k))
     sense_ids = inputs.get("sense_ids", inputs["labels"][..., None]).masked_fill(~counted[..., None], -1)
     return SenseLabels(sense_ids, inputs["probabilities"].float() if "probabilities" in inputs else None)
 
@@ -204,7 +205,8 @@ def skd_loss(
         raise ValueError(
             f"{' and '.join(sorted(weights.keys() - {'sense'}))} compare vectors: pass the teacher's with teacher="
         )
-    input_ids, mask, owned = inputs["input_ids"], inputs["attention_mask"], inputs["owned"]
+    mask, owned = inputs["attention_mask"], inputs["owned"]
+    tokens, key_mask = senses.config.key_tokens(inputs["input_ids"], mask)
     counted = inputs["labels"] != IGNORED
     unit, similarity = senses.score_temperature(1.0), senses.config.similarity
     loss = student.new_zeros((), dtype=torch.float32)
@@ -212,13 +214,13 @@ def skd_loss(
 
     # Senses: the loss, and how well the student's choices fit. Labels without a weight are wanted for the latter only.
     if labels is not None:
-        cross_entropy, choices = sense_loss(student, input_ids, labels, senses, temperature)
+        cross_entropy, choices = sense_loss(student, tokens, labels, senses, temperature)
         if "sense" in weights:
             loss = loss + weights["sense"] * cross_entropy
         is_known = choices >= 0
         known, right = is_known.sum(), (choices == labels.sense_ids[..., 0])[is_known].sum()
         with torch.no_grad():
-            picked = senses.look_up(input_ids[is_known], choices[is_known])
+            picked = senses.look_up(tokens[is_known], choices[is_known])
             distances = comparable(student[is_known], similarity) - comparable(picked, similarity)
             error = distances.square().sum() / unit
 
@@ -233,8 +235,8 @@ def skd_loss(
         loss = loss + weights["sentence"] / unit * sentence_mse(own, theirs, counted)
 
     # Coverage.
-    has_senses = senses.offsets[input_ids + 1] > senses.offsets[input_ids]
-    covered = (owned & has_senses).sum()
+    has_senses = senses.offsets[tokens + 1] > senses.offsets[tokens]
+    covered = (owned & has_senses & (key_mask != 0)).sum()
     return loss, Counts(loss.detach(), counted.sum(), owned.sum(), covered, known, right, error)
 
 

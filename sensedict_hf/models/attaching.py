@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attention import evaluating, probe_attention
 from .configuration_sense_embedding import check_assignment, check_residual
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .tokenization import count_embeddings, has_decoder
 
 
 @dataclass
@@ -62,6 +63,7 @@ class AttachedSenses:
             raise ValueError("senses are attached to this model already: remove() them first")
         check_residual(residual or 0.0)
         self.sense_ids: Tensor | None = None
+        self._generating: PreTrainedModel | None = None  # the model whose `generate` is refused
         self._senses, self._assignment, self._residual = senses, assignment, residual
         self._signature = signature(base.forward)
         # The forward passes that are running, the innermost last. Each thread has its own, as under DataParallel.
@@ -100,6 +102,8 @@ class AttachedSenses:
         input_ids, mask = given.get("input_ids"), given.get("attention_mask")
         if input_ids is None:
             raise ValueError("senses are chosen by token id: call the model with input_ids, not with inputs_embeds")
+        if self._senses.config.key == "next" and given.get("past_key_values") is not None:
+            self._refuse_generation()
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError(
@@ -108,6 +112,21 @@ class AttachedSenses:
                 )
             mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
         self._passes.append(_Pass(input_ids, mask))
+
+    def refuse_generation(self, model: PreTrainedModel) -> None:
+        """Make `generate` of a model raise a ValueError until the senses are removed.
+
+        Args:
+            model: The model.
+        """
+        self._generating = model
+        vars(model)["prepare_inputs_for_generation"] = self._refuse_generation
+
+    def _refuse_generation(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "the senses are of the next token, which is not known while a text is generated or read piece by piece: "
+            "remove() them to generate, or score whole texts in one call without past_key_values"
+        )
 
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Replace the output of a module by senses, in the call that computes the layer of the dictionary."""
@@ -144,6 +163,8 @@ class AttachedSenses:
         """
         for handle in self._handles:
             handle.remove()
+        if self._generating is not None:
+            vars(self._generating).pop("prepare_inputs_for_generation", None)
 
     def __enter__(self) -> "AttachedSenses":
         return self
@@ -161,6 +182,9 @@ def attach_senses(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> AttachedSenses:
     """Replace the contextual vectors of a loaded model by senses.
+
+    Under a language-model head the logits are those of the senses, so that texts can be scored. Senses of the next
+    token (`key="next"`) need whole texts, so `generate` is refused while they are attached.
 
     The model is changed in place until the senses are removed. Everything after the layer of the dictionary, such as a
     pooler or a head, reads the senses. The model then needs `input_ids`. In training the gradient passes straight
@@ -197,7 +221,7 @@ def attach_senses(
     # Check that hooks can reach its hidden states.
     if base._compiled_call_impl is not None:
         raise ValueError("the model is compiled, which would leave the senses out: attach them before compiling")
-    if base.config.is_encoder_decoder:
+    if has_decoder(base):
         raise ValueError(
             f"{type(base).__name__} is an encoder-decoder: attach senses to its encoder, model.get_encoder()"
         )
@@ -205,7 +229,7 @@ def attach_senses(
     senses.config.check_takes_teacher_tokens()
     if tokenizer is not None:
         senses.config.check_tokenizer(tokenizer)
-    elif (count := base.get_input_embeddings().num_embeddings) != senses.config.vocab_size:
+    elif (count := count_embeddings(base)) != senses.config.vocab_size:
         raise ValueError(
             f"the model has {count} tokens, the dictionary {senses.config.vocab_size}: if both have the same "
             "tokenizer, pass it as tokenizer="
@@ -216,7 +240,10 @@ def attach_senses(
         )
     if senses.config.attention is not None:
         senses.config.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
-    return AttachedSenses(base, senses, assignment, residual)
+    attached = AttachedSenses(base, senses, assignment, residual)
+    if senses.config.key == "next":
+        attached.refuse_generation(model)
+    return attached
 
 
 def _calls_base(model: PreTrainedModel, base: PreTrainedModel) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .tokenization import count_embeddings
+
 logger = logging.get_logger(__name__)
 
 PROBE_LENGTH = 8  # tokens of the probe; the last one is changed
@@ -66,8 +68,11 @@ def probe_attention(model: PreTrainedModel) -> str:
     Returns:
         `bidirectional`, `causal`, `partly bidirectional` or `unmasked` (tokens attend to padding in spite of the
         mask). If the answer depends on the padding, all answers, joined by slashes.
+
+    Raises:
+        ValueError: The model does not run on token ids and an attention mask alone.
     """
-    size = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    size = count_embeddings(model)
     # Token ids from 2 on: 0 and 1 are often the padding token, by which some models count positions.
     ids = 2 + torch.arange(PROBE_LENGTH, device=model.device) * 7919 % max(1, size - 2)
     changed = ids.clone()
@@ -78,7 +83,14 @@ def probe_attention(model: PreTrainedModel) -> str:
         row = torch.cat([tokens.new_full((left,), filling), tokens, tokens.new_full((right,), filling)])
         mask = torch.zeros_like(row)
         mask[left : left + len(tokens)] = 1
-        states: Tensor = model(input_ids=row[None], attention_mask=mask[None], return_dict=True).last_hidden_state[0]
+        try:
+            output = model(input_ids=row[None], attention_mask=mask[None], return_dict=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(model).__name__} does not run on token ids and an attention mask alone ({error}): give "
+                "another model, or the part that reads the texts"
+            ) from error
+        states: Tensor = output.last_hidden_state[0]
         return states[left : left + len(tokens)].float()
 
     found: dict[str, None] = {}  # a set that keeps its order

@@ -15,6 +15,14 @@ logger = logging.get_logger(__name__)
 # Names of poolings in sentence-transformers that differ from ours. Its older versions write pooling_mode_cls_token,
 # pooling_mode_weightedmean_tokens and so on.
 SENTENCE_TRANSFORMERS_POOLINGS = {"weightedmean": "weighted_mean", "lasttoken": "last"}
+# The settings of its module Transformer, in the order in which it looks for them: older versions named them by model.
+SENTENCE_TRANSFORMERS_SETTINGS = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+# Those among them that change the vectors, and that are not read here. Older versions wrote `args`.
+OTHER_SETTINGS = re.compile("(model|config|tokenizer|processor|processing)_(args|kwargs)|tokenizer_name_or_path")
+HARMLESS_ARGUMENTS = {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code"}
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
 # LLM2Vec puts a template around the texts of these models.
 LLM2VEC_TEMPLATES = {
@@ -48,6 +56,7 @@ class Checkpoint:
         sentence_head: The modules after the pooling, as in :func:`make_sentence_head`.
         sentence_head_folders: The folder of each of these modules.
         similarity_fn_name: How sentence-transformers compares vectors. None: the files do not say.
+        lower_case: Whether texts are lower-cased whatever the tokenizer does.
     """
 
     base: str
@@ -63,6 +72,7 @@ class Checkpoint:
     sentence_head: list[dict[str, Any]] = field(default_factory=list)
     sentence_head_folders: list[str] = field(default_factory=list)
     similarity_fn_name: str | None = None
+    lower_case: bool = False
 
 
 def read_checkpoint(
@@ -74,13 +84,14 @@ def read_checkpoint(
         source: Name or folder of a model or an adapter.
         adapters: Names or folders of further adapters.
         revision: Revision of the repository `source`.
-        pooling: Overrides the pooling in LLM2Vec's settings. LLM2Vec's prompt depends on it.
+        pooling: Overrides the pooling that the files name. LLM2Vec's prompt depends on it.
 
     Returns:
         What the files say.
 
     Raises:
-        ValueError: An adapter is missing, does not name its base model, or was trained on top of another adapter.
+        ValueError: An adapter is missing, does not name its base model, or was trained on top of another adapter. Or
+            sentence-transformers makes other vectors from these files than are made here, and `pooling` is None.
     """
     config = read_json(source, "config.json", revision) or {}
     own = read_json(source, "adapter_config.json", revision)
@@ -113,7 +124,7 @@ def read_checkpoint(
         name = config.get("_name_or_path") or (own or {}).get("base_model_name_or_path") or found.base
         _apply_llm2vec(found, model_type, Path(name).name, pooling)
     else:
-        _apply_sentence_transformers(found, source, revision)
+        _apply_sentence_transformers(found, source, revision, pooling)
     return found
 
 
@@ -148,44 +159,67 @@ def _apply_llm2vec(found: Checkpoint, model_type: str, name: str, pooling: str |
     found.prompt = llm2vec_prompt(mode, model_type, name, skip, longest)
 
 
-def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None) -> None:
-    """Set pooling, maximum length and prompts to what the files of sentence-transformers say, if there are any."""
+def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None, pooling: str | None) -> None:
+    """Set how texts are encoded to what the files of sentence-transformers say, if there are any."""
     modules = read_json(source, "modules.json", revision)
     if not modules:
         return
-    include_prompt = True
+    not_read: list[str] = []
     for module in modules:
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
             modes = read_json(source, f"{path}/config.json", revision) or {}
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
-                active = [modes["pooling_mode"]]
+                mode = modes["pooling_mode"]
+                active = mode if isinstance(mode, list) else [mode]
             names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
-            include_prompt = modes.get("include_prompt", True)
+            found.include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
-            settings = read_json(source, f"{path}/sentence_bert_config.json".lstrip("/"), revision) or {}
+            if path and read_json(source, f"{path}/config.json", revision):
+                raise ValueError(
+                    f"the weights of {source} are in its folder {path}, as old versions of sentence-transformers "
+                    "stored them: save it anew, SentenceTransformer(name).save(folder), and give that folder"
+                )
+            files = (f"{path}/{name}".lstrip("/") for name in SENTENCE_TRANSFORMERS_SETTINGS)
+            settings: dict[str, Any] = next(filter(None, (read_json(source, file, revision) for file in files)), {})
             found.max_seq_length = settings.get("max_seq_length")
+            found.lower_case = bool(settings.get("do_lower_case"))
+            not_read += [name for name, value in settings.items() if OTHER_SETTINGS.fullmatch(name) and _counts(value)]
         elif step := _read_step(kind, read_json(source, f"{path}/config.json", revision) or {}):
             found.sentence_head.append(step)
             found.sentence_head_folders.append(path)
         else:
-            logger.warning(
-                f"the sentence vectors of {source} also go through {module['type']} in sentence-transformers; "
-                "`encode` leaves this out"
-            )
-    # Prompts are strings that stand before a text; one of them may be the default.
-    settings = read_json(source, "config_sentence_transformers.json", revision) or {}
-    found.prompts |= settings.get("prompts") or {}
-    found.include_prompt = include_prompt
-    found.similarity_fn_name = settings.get("similarity_fn_name")
-    if settings.get("truncate_dim"):
-        found.sentence_head.append({"kind": "truncate", "dim": settings["truncate_dim"]})
+            not_read.append(module["type"])
+    general = read_json(source, "config_sentence_transformers.json", revision) or {}
+    found.prompts |= general.get("prompts") or {}
+    found.similarity_fn_name = general.get("similarity_fn_name")
+    if general.get("truncate_dim"):
+        found.sentence_head.append({"kind": "truncate", "dim": general["truncate_dim"]})
         found.sentence_head_folders.append("")
-    prompt = found.prompts.get(settings.get("default_prompt_name") or "")
+    if not found.include_prompt and found.pooling in ("cls", "weighted_mean") and any(found.prompts.values()):
+        not_read.append(f"pooling {found.pooling} without the prompt")
+    if not_read:
+        message = f"sentence-transformers makes other vectors from {source}, by {', '.join(not_read)}"
+        if pooling is None:
+            raise ValueError(f"{message}, which is not supported: pass pooling=, such as 'mean', to leave it out")
+        logger.warning(f"{message}, which is left out")
+
+    # Prompts are strings that stand before a text; one of them may be the default.
+    default = general.get("default_prompt_name")
+    if default and default not in found.prompts:
+        raise ValueError(
+            f"config_sentence_transformers.json of {source} has no prompt {default!r}, its default: correct the file"
+        )
+    prompt = found.prompts.get(default or "")
     if prompt:
-        found.prompt = Prompt(prompt + "{text}", pooled="all" if include_prompt else "text")
+        found.prompt = Prompt(prompt + "{text}", pooled="all" if found.include_prompt else "text")
+
+
+def _counts(value: Any) -> bool:
+    """Return whether a setting of sentence-transformers may change the vectors."""
+    return bool(value.keys() - HARMLESS_ARGUMENTS) if isinstance(value, dict) else bool(value)
 
 
 def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -194,7 +228,7 @@ def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if kind == "Normalize":
         return {"kind": "normalize"}
-    if kind != "Dense" or settings.get("use_residual"):
+    if kind != "Dense" or settings.get("use_residual") or not {"in_features", "out_features"} <= settings.keys():
         return None
     activation = settings.get("activation_function", "Tanh").rsplit(".", 1)[-1]
     sizes = {name: settings[name] for name in ("in_features", "out_features")}

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .arguments import check_integer
+from .arguments import check_choice, check_integer
 
 TABLE_DTYPES = ("float32", "int8")
 
@@ -71,13 +71,5 @@ class LayerFreeConfig(PreTrainedConfig):
             ("text_hidden_size", 0),
         ):
             setattr(self, name, check_integer(name, getattr(self, name), least))
-        check_table_dtype(table_dtype)
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
         super().__init__(**kwargs)
-
-
-def check_table_dtype(table_dtype: str) -> None:
-    """Raise a ValueError if the dtype of tables is unknown."""
-    if table_dtype not in TABLE_DTYPES:
-        raise ValueError(
-            f"table_dtype={table_dtype!r}: the tables of a student without layers are {' or '.join(TABLE_DTYPES)}"
-        )

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .arguments import check_choice, check_flag, check_integer, check_number
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
+KEYS = ("input", "next")
 SIMILARITIES = ("l2", "cosine", "dot")
 METHODS = ("budget", "num_senses", "mcl")
 SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
@@ -24,6 +26,7 @@ SAME_VECTORS = (
     "attention",
     "prompt",
     "layer",
+    "key",
     "tokenizer_fingerprint",
     "teacher_tokenizer_fingerprint",
     "similarity",
@@ -58,6 +61,9 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         base_model_revision: Revision of the teacher's repository.
         base_model_fingerprint: Digest of the teacher's weights and settings.
         layer: Index into the teacher's hidden states; -1 is the last.
+        key: Which token a hidden state belongs to: `input`, the token at its position, or `next`, the token after it,
+            which the state of a causal model predicts. The last position of a text then belongs to no token. Saved
+            only if it is `next`.
         tokenizer_fingerprint: Digest of the tokenizer whose tokens the dictionary is for, see
             :func:`tokenizer_fingerprint`.
         teacher_tokenizer_fingerprint: Digest of the teacher's tokenizer; None if it is the same.
@@ -104,6 +110,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         base_model_fingerprint: str | None = None,
         layer: int = -1,
+        key: str = "input",
         tokenizer_fingerprint: str | None = None,
         teacher_tokenizer_fingerprint: str | None = None,
         method: str | None = None,
@@ -134,6 +141,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.base_model_revision = base_model_revision
         self.base_model_fingerprint = base_model_fingerprint
         self.layer = layer
+        self.key = key
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.teacher_tokenizer_fingerprint = teacher_tokenizer_fingerprint
         self.method = method
@@ -173,6 +181,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         for name, least in (("vocab_size", 0), ("hidden_size", 1), ("num_senses", 0), ("layer", None)):
             setattr(self, name, check_integer(name, getattr(self, name), least))
         check_choice("similarity", self.similarity, SIMILARITIES)
+        check_choice("key", self.key, KEYS)
         check_choice("senses_dtype", self.senses_dtype, SENSES_DTYPES)
         check_flag("learn_senses", self.learn_senses)
         check_assignment(self.assignment)
@@ -189,6 +198,38 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"learn_senses=True with sense_device={self.sense_device!r}: only constant senses can lie on another "
                 "device than the model; choose sense_device=None, or learn_senses=False"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are saved. The key is left out if it is `input`.
+
+        Example:
+            >>> "key" in senses.config.to_dict()
+            False
+        """
+        fields: dict[str, Any] = super().to_dict()
+        if fields.get("key") == "input":
+            del fields["key"]
+        return fields
+
+    def key_tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the token that the hidden state at each position belongs to.
+
+        Args:
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding on either side. None: there is no padding.
+
+        Returns:
+            Token ids, and a mask that is 0 where the state belongs to no token, both `[batch, positions]`. With the
+            key `input` these are the arguments.
+
+        Example:
+            >>> config = SenseEmbeddingConfig(vocab_size=10, key="next")
+            >>> config.key_tokens(torch.tensor([[0, 7, 8, 9]]), torch.tensor([[0, 1, 1, 1]]))
+            (tensor([[7, 8, 9, 0]]), tensor([[False,  True,  True, False]]))
+        """
+        if self.key == "input":
+            return input_ids, attention_mask
+        return next_tokens(input_ids, attention_mask)
 
     def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
         """Check that the senses of two dictionaries can be mixed.
@@ -328,6 +369,20 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"the dictionary was built from a {own} teacher, {name} is {attention}: load it with "
                 f"bidirectional={own == 'bidirectional'} (load_teacher), or build a dictionary from it as it is"
             )
+
+
+def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the token after each position, and a mask that is False where there is none.
+
+    Args:
+        input_ids: `[batch, positions]`, token ids.
+        attention_mask: `[batch, positions]`, 0 for padding on either side. None: there is no padding.
+
+    Returns:
+        Token ids and mask, both `[batch, positions]`.
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    return F.pad(input_ids[..., 1:], (0, 1)), mask & F.pad(mask[..., 1:], (0, 1))
 
 
 def check_assignment(assignment: str) -> None:

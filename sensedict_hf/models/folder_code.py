@@ -18,6 +18,7 @@ CLASSES = {
     "skd_student": {
         "AutoConfig": ("configuration_skd_student", "SKDStudentConfig"),
         "AutoModel": ("modeling_skd_student", "SKDStudentModel"),
+        "AutoModelForCausalLM": ("modeling_skd_causal_lm", "SKDStudentForCausalLM"),
         "AutoModelForSequenceClassification": ("modeling_skd_heads", "SKDStudentForSequenceClassification"),
         "AutoModelForTokenClassification": ("modeling_skd_heads", "SKDStudentForTokenClassification"),
     },

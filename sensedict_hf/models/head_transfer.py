@@ -5,12 +5,18 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .files import reading
-from .teachers import check_name, origin_of
+from .matching import check_name
+from .teachers import origin_of
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
 # the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,
@@ -29,7 +35,9 @@ ENCODER_HEADS = {
 
 
 # The Auto class of a task.
-AutoClassifier: TypeAlias = type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+AutoClassifier: TypeAlias = (
+    type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+)
 
 
 class ClassifierHead(NamedTuple):
@@ -68,9 +76,10 @@ def load_classifier(
         )
     model: PreTrainedModel
     with reading(classifier):
-        model, info = auto_class.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
         )
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
         raise ValueError(

@@ -243,7 +243,10 @@ class SensePreTrainedModel(PreTrainedModel):
                 self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license, with_code).save(ready / "README.md")
+            card = model_card(self.config, card_name, license, with_code)
+            data: Any = card.data
+            data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
+            card.save(ready / "README.md")
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
@@ -275,6 +278,8 @@ class SensePreTrainedModel(PreTrainedModel):
         max_shard_size: int | str = "50GB",
         license: str | None = None,
         with_code: bool = True,
+        commit_description: str | None = None,
+        tags: str | list[str] | None = None,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -288,6 +293,8 @@ class SensePreTrainedModel(PreTrainedModel):
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             with_code: Whether to upload the code of the model, too.
+            commit_description: What the commit says below its message.
+            tags: Tags in the card, with those that `add_model_tags` has added.
 
         Returns:
             The commit.
@@ -295,6 +302,8 @@ class SensePreTrainedModel(PreTrainedModel):
         Example:
             >>> senses.push_to_hub("me/minilm-senses", license="mit")  # doctest: +SKIP
         """
+        if tags:
+            self.add_model_tags(tags)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
@@ -303,9 +312,13 @@ class SensePreTrainedModel(PreTrainedModel):
             self.save_pretrained(
                 folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
             )
-            message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
             )
 
 

@@ -1,7 +1,7 @@
 """What a student without layers takes over from its teacher: the vectors of tokens."""
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenization import special_token_counts
+from .tokenization import count_embeddings, special_token_counts
 
 # Fields of the backbone's config that a user may choose.
 SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
@@ -36,7 +36,15 @@ def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[s
 
     Returns:
         The backbone, in float32. Context and hidden layer change nothing before training.
+
+    Raises:
+        ValueError: The senses are of the next token.
     """
+    if senses.config.key == "next":
+        raise ValueError(
+            "a student without layers cannot predict the next token, which the senses are of: keep a layer, by "
+            "num_hidden_layers=1, or build a dictionary with key='input'"
+        )
     config = LayerFreeConfig(
         vocab_size=senses.config.vocab_size,
         hidden_size=senses.config.hidden_size,
@@ -114,7 +122,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
     prefix, suffix = special_token_counts(teacher.tokenizer)
     around = teacher.tokenizer("a")["input_ids"]
     before, after = torch.tensor(around[:prefix]), torch.tensor(around[len(around) - suffix :])
-    known = min(vocab_size, len(cast(Tensor, teacher.model.get_input_embeddings().weight)))
+    known = min(vocab_size, count_embeddings(teacher.model))
     parts = []
     bar = tqdm(total=known, desc="Encoding tokens", unit=" tokens", leave=False, disable=known <= TOKENS_IN_BATCH)
     with bar:

@@ -14,41 +14,31 @@ from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_layer_free import LayerFreeModel
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
 
+# Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
+# senses, and the number of layers decides the size of ESM's head for contacts.
+HEADS = ("pooler", "contact_head")
 
-def refuse_quantized(source: Teacher) -> None:
+
+def check_weights(source: Teacher) -> None:
     """Check that the weights of a model can be copied.
 
     Args:
         source: The model to copy from.
 
     Raises:
-        ValueError: The weights are quantized.
+        ValueError: The weights are quantized, or the config makes more than the model.
     """
+    if source.model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(source.model).__name__} is the encoder of an encoder-decoder, and its config makes the whole: a "
+            "student cannot start from it; choose another model as backbone, with from_backbone"
+        )
     if getattr(source.model, "is_quantized", False):
         raise ValueError(
             f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
             "load_teacher(name), and make the student from that"
-        )
-
-
-def check_embeddings(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses.
-
-    Args:
-        senses: The sense dictionary.
-        backbone: The model that is to read the dictionary's tokens.
-
-    Raises:
-        ValueError: A token with senses has no embedding.
-    """
-    count = backbone.model.get_input_embeddings().num_embeddings
-    if (senses.offsets[count:].diff() > 0).any():
-        raise ValueError(
-            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
-            "model its own tokenizer, or resize its embeddings to this one"
         )
 
 
@@ -197,7 +187,7 @@ def keep_layer_weights(model: PreTrainedModel, layers: Sequence[int]) -> dict[st
 
 
 def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
-    """Make the backbone of a student, with random weights and without a pooler.
+    """Make the backbone of a student, with random weights and without heads.
 
     Args:
         config: Config of the backbone.
@@ -206,13 +196,14 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     if isinstance(config, LayerFreeConfig):
         return LayerFreeModel(config)
     backbone = AutoModel.from_config(config, trust_remote_code=False)
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # it would read the vectors before the senses
+    for name in HEADS:
+        if getattr(backbone, name, None) is not None:
+            setattr(backbone, name, nn.Identity())  # some architectures call it in any case
     return backbone
 
 
 def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: PreTrainedModel) -> None:
-    """Load a state dict into a model. A pooler, which students do not have, is left out.
+    """Load a state dict into a model. Heads, which students do not have, are left out.
 
     Args:
         model: The model to fill.
@@ -222,7 +213,7 @@ def load_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: Pre
     Raises:
         ValueError: Weights are missing, or there is no place for some.
     """
-    weights = {key: value for key, value in weights.items() if not key.startswith("pooler.")}
+    weights = {key: value for key, value in weights.items() if key.split(".")[0] not in HEADS}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ValueError(

@@ -20,6 +20,12 @@ from transformers import AutoModel
 
 student = AutoModel.from_pretrained("{name}")
 vectors = student.encode(["a sentence", "another one"])""",
+    "SKDStudentForCausalLM": """\
+import sensedict_hf  # registers the classes
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{name}")
+write("Once upon a time")""",
     "SKDStudentForSequenceClassification": """\
 import sensedict_hf  # registers the classes
 from transformers import pipeline
@@ -35,6 +41,7 @@ tag("a sentence")""",
 }
 PIPELINE_TAGS = {
     "skd_student": "feature-extraction",
+    "SKDStudentForCausalLM": "text-generation",
     "SKDStudentForSequenceClassification": "text-classification",
     "SKDStudentForTokenClassification": "token-classification",
 }
@@ -84,7 +91,7 @@ def model_card(
 
     # What it is, in one sentence, and everything else that is known, in a table.
     if is_student:
-        title, summary = "Sense-distilled student", _summarize_student(any_config, teacher)
+        title, summary = "Sense-distilled student", _summarize_student(any_config, teacher, head)
         rows = _dictionary_rows(senses) | _student_rows(any_config, has_head=head is not None)
     else:
         title, rows = "Sense dictionary", _dictionary_rows(senses)
@@ -105,16 +112,16 @@ def model_card(
     )
 
 
-def _summarize_student(config: Any, teacher: str | None) -> str:
-    """Return a description of a student in three sentences."""
+def _summarize_student(config: Any, teacher: str | None, head: str | None) -> str:
+    """Return a description of a student in two or three sentences."""
+    backbone = config.text_config
+    made = f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}."
+    if head == "SKDStudentForCausalLM":
+        return f"{made} It generates text, and needs no dictionary of senses for that."
     returned = RETURNED[config.default_assignment]
     if config.default_assignment != "none" and config.default_residual:
         returned += f", and {config.default_residual:.0%} of its own vectors in each"
-    backbone = config.text_config
-    return (
-        f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}. It "
-        f"returns {returned}. The dictionary of senses is part of it."
-    )
+    return f"{made} It returns {returned}. The dictionary of senses is part of it."
 
 
 def _dictionary_rows(config: Any) -> dict[str, Any]:
@@ -126,6 +133,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
         "teacher": config.base_model_name_or_path,
         "revision": config.base_model_revision,
         "layer": config.layer,
+        "senses of": "the next token" if config.key == "next" else None,
         "attention": config.attention,
         "senses": f"{config.num_senses:,} of width {config.hidden_size}, {config.senses_dtype}",
         "senses learned": "yes" if config.learn_senses else None,

@@ -172,7 +172,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         assignment = assignment or self.config.assignment
         check_assignment(assignment)
-        flat, tokens = self._flatten(input_ids, hidden_states, attention_mask)
+        flat, tokens = self._flatten(*self.config.key_tokens(input_ids, attention_mask), hidden_states)
         temperature = self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None
         vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature)
         vectors = vectors.view_as(hidden_states)
@@ -194,7 +194,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def posterior(
         self,
-        input_ids: Tensor,
+        token_ids: Tensor,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         temperature: float = 1.0,
@@ -203,7 +203,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Find the most probable senses of each position, see :func:`sense_posterior`.
 
         Args:
-            input_ids: `[batch, positions]`, token ids.
+            token_ids: `[batch, positions]`, the tokens that the vectors belong to, see `config.key_tokens`.
             hidden_states: `[batch, positions, hidden]`, from the layer that the dictionary was built for.
             attention_mask: `[batch, positions]`; where it is 0, a position has no senses. None: there is no padding.
             temperature: Temperature of the softmax, in units of the dictionary's distortion.
@@ -223,14 +223,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             >>> sense_ids.shape
             torch.Size([1, 7, 3])
         """
-        flat, tokens = self._flatten(input_ids, hidden_states, attention_mask)
+        flat, tokens = self._flatten(token_ids, attention_mask, hidden_states)
         temperature = self.score_temperature(temperature)
         sense_ids, probabilities = sense_posterior(flat, tokens, self.ragged, temperature, top_k)
-        return sense_ids.view(*input_ids.shape, top_k), probabilities.view(*input_ids.shape, top_k)
+        return sense_ids.view(*token_ids.shape, top_k), probabilities.view(*token_ids.shape, top_k)
 
     def cross_entropy(
         self,
-        input_ids: Tensor,
+        token_ids: Tensor,
         hidden_states: Tensor,
         sense_ids: Tensor,
         temperature: float = 1.0,
@@ -239,7 +239,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """Sum the cross-entropy between the teacher's senses and the student's, see :func:`sense_cross_entropy`.
 
         Args:
-            input_ids: `[batch, positions]`, token ids.
+            token_ids: `[batch, positions]`, the tokens that the vectors belong to, see `config.key_tokens`.
             hidden_states: `[batch, positions, hidden]`, the student's vectors. The gradient flows to them alone.
             sense_ids: `[batch, positions]`, or with `probabilities` `[batch, positions, k]`: the teacher's choice. A
                 position is not counted if its first sense id is negative.
@@ -261,12 +261,12 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             >>> bool((choices == labels).all())
             True
         """
-        sense_ids = sense_ids.view(*input_ids.shape, -1)
-        flat, tokens = self._flatten(input_ids, hidden_states, sense_ids[..., 0] >= 0)
+        sense_ids = sense_ids.view(*token_ids.shape, -1)
+        flat, tokens = self._flatten(token_ids, sense_ids[..., 0] >= 0, hidden_states)
         weights = None if probabilities is None else probabilities.flatten(0, 1)
         temperature = self.score_temperature(temperature)
         loss, choices = sense_cross_entropy(flat, tokens, sense_ids.flatten(0, 1), self.ragged, temperature, weights)
-        return loss, choices.view(input_ids.shape)
+        return loss, choices.view(token_ids.shape)
 
     def look_up(self, token_ids: Tensor, sense_ids: Tensor) -> Tensor:
         """Return the senses with the given ids, `[n, hidden]`, float32.
@@ -282,12 +282,10 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         """
         return look_up(token_ids, sense_ids, self.ragged)
 
-    def _flatten(
-        self, input_ids: Tensor, hidden_states: Tensor, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _flatten(self, token_ids: Tensor, mask: Tensor | None, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Check a batch, and return its vectors `[n, hidden]` and its token ids `[n]`, -1 where they are masked."""
-        self.config.check_inputs(input_ids, hidden_states, attention_mask)
-        tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
+        self.config.check_inputs(token_ids, hidden_states, mask)
+        tokens = token_ids if mask is None else token_ids.masked_fill(mask == 0, -1)
         return hidden_states.reshape(-1, hidden_states.shape[-1]), tokens.reshape(-1)
 
     def score_temperature(self, temperature: float) -> float:
@@ -304,14 +302,15 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         return temperature * (self.config.distortion or 1.0)
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that assignments depend on: the tensors and three settings.
+        """Return a digest of everything that assignments depend on: the tensors and four settings.
 
         Example:
             >>> senses.fingerprint() == senses.to_dtype("int8").fingerprint()
             False
         """
         config = self.config
-        return digest_tensors(f"{config.similarity} {config.layer} {config.distortion}", self.state_dict())
+        key = "" if config.key == "input" else f" {config.key}"
+        return digest_tensors(f"{config.similarity} {config.layer} {config.distortion}{key}", self.state_dict())
 
     def token_id(self, token: int | str) -> int:
         """Return the id of a token.

@@ -17,23 +17,24 @@ from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
-    check_embeddings,
+    check_weights,
     choose_layers,
     encoding_settings,
     keep_layer_weights,
     keep_layers,
     load_weights,
     make_backbone,
-    refuse_quantized,
     student_config,
 )
+from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
-from .sentence_files import write_sentence_transformers
+from .sentence_files import write_student_files
 from .sentence_head import make_sentence_head
-from .teachers import Teacher, check_teacher, load_teacher
+from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
+from .tokenization import complete_tokenizer
 
 
 @dataclass
@@ -161,12 +162,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         check_teacher(senses, teacher)
         if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
-        refuse_quantized(teacher)
+        check_weights(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
+        weights = keep_layer_weights(teacher.model, layers)
         student = cls(student_config(keep_layers(teacher.model.config, layers), senses.config, settings))
-        load_weights(student.backbone, keep_layer_weights(teacher.model, layers), teacher.model)
+        load_weights(student.backbone, weights, teacher.model)
         student.senses.load_state_dict(senses.state_dict())
         student._follow(teacher)
         return student
@@ -220,9 +222,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
-        refuse_quantized(backbone)
+        check_weights(backbone)
         senses.config.check_tokenizer(backbone.tokenizer)
-        check_embeddings(senses, backbone)
+        check_backbone(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
         settings = encoding_settings(backbone)
         if senses.config.prompt:
@@ -242,7 +244,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Raises:
             ValueError: No attention implementation makes the student's tokens attend as in the source.
         """
-        self.tokenizer = source.tokenizer
+        self.tokenizer = complete_tokenizer(source.tokenizer, self.backbone)
         if self.sentence_head is not None and source.sentence_head is not None:
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
@@ -293,7 +295,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         self.config.sense_config = config
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
-        write_sentence_transformers(folder, self.config, self.sentence_head)
+        write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
@@ -25,8 +27,11 @@ DEFAULT_PROMPT = "default"
 REFUSAL = "sensedict_hf.this_student_has_a_prompt_for_which_only_its_own_encode_pools_right"
 
 
-def write_sentence_transformers(
-    folder: str | os.PathLike[str], config: SKDStudentConfig, head: nn.Sequential | None = None
+def write_student_files(
+    folder: str | os.PathLike[str],
+    config: SKDStudentConfig,
+    head: nn.Sequential | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write the files of sentence-transformers into the folder of a saved student.
 
@@ -37,19 +42,13 @@ def write_sentence_transformers(
         folder: The folder.
         config: Config of the student.
         head: The modules after the pooling. None: there are none.
+        tokenizer: The student's tokenizer. It counts if there are prompts that are not pooled.
     """
-    # Its own modules, in their order: the student, the pooling, and what the teacher does with a pooled vector.
-    transformer: dict[str, Any] = {"max_seq_length": config.max_seq_length, "do_lower_case": False}
-    modules = [("Transformer", "")]
-    if config.pooling == LEARNED:
-        # The vector of a text is an output of the model, so there is no module that pools.
-        transformer["modality_config"] = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
-        transformer["module_output_name"] = "sentence_embedding"
-    else:
-        modules.append(("Pooling", "1_Pooling"))
+    # What the teacher does with a pooled vector.
     settings: dict[str, Any] = {"similarity_fn_name": config.similarity_fn_name}
-    for step, module in zip(config.sentence_head or (), head or ()):
-        path = f"{len(modules)}_{step['kind'].capitalize()}"
+    modules: list[tuple[str, str]] = []
+    for number, (step, module) in enumerate(zip(config.sentence_head or (), head or ()), 2):
+        path = f"{number}_{step['kind'].capitalize()}"
         if step["kind"] == "truncate":
             settings["truncate_dim"] = step["dim"]
         elif step["kind"] == "dense":
@@ -59,31 +58,70 @@ def write_sentence_transformers(
             modules.append(("Normalize", path))
 
     # Prompts are strings before the text, which are pooled all or none.
-    types = [f"sentence_transformers.models.{kind}" for kind, _ in modules]
     prompts, (default, pools_default) = dict(config.prompts or {}), _default_prompt(config)
     pools_prompts = config.include_prompt if prompts else pools_default
-    if default is None or (default and pools_default != pools_prompts):
-        types[-1] = REFUSAL
-    elif default:
+    has_form = default is not None and (not default or pools_default == pools_prompts)
+    if default and has_form:
         names = [name for name, prompt in prompts.items() if prompt == default]
         name = names[0] if names else DEFAULT_PROMPT
         settings["default_prompt_name"], prompts[name] = name, default
-    settings["prompts"] = prompts
+        for method in ("query", "document"):  # encode_query and encode_document read these
+            prompts.setdefault(method, default)
+    if not pools_prompts and any(prompts.values()):
+        # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
+        has_form &= config.pooling not in ("cls", "weighted_mean")
+        has_form &= tokenizer is None or all(_ends_with_a_token(prompt, tokenizer) for prompt in prompts.values())
+    if not has_form:
+        modules.append((REFUSAL, ""))
+    settings = {name: value for name, value in settings.items() if value is not None} | {"prompts": prompts}
+    sizes = config.hidden_size, config.pooling, config.max_seq_length
+    write_sentence_transformers(folder, *sizes, modules, settings, include_prompt=pools_prompts)
 
-    # The files.
-    files: dict[str, Any] = {
-        "sentence_bert_config.json": transformer,
-        "config_sentence_transformers.json": {name: value for name, value in settings.items() if value is not None},
-        "modules.json": [
-            {"idx": number, "name": str(number), "path": path, "type": kind}
-            for number, (kind, (_, path)) in enumerate(zip(types, modules))
-        ],
-    }
-    if config.pooling != LEARNED:
-        modes: dict[str, Any] = {f"pooling_mode_{name}": mode == config.pooling for mode, name in POOLINGS.items()}
-        if not pools_prompts:
+
+def write_sentence_transformers(
+    folder: str | os.PathLike[str],
+    hidden_size: int,
+    pooling: str,
+    max_seq_length: int,
+    modules: Sequence[tuple[str, str]] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    include_prompt: bool = True,
+) -> None:
+    """Write the files of sentence-transformers for a model that is saved in a folder.
+
+    Args:
+        folder: The folder.
+        hidden_size: Width of the pooled vectors.
+        pooling: `mean`, `weighted_mean`, `cls`, `last` or `max`; `learned` if the model computes the vectors itself.
+        max_seq_length: Longer texts are truncated to this number of tokens.
+        modules: The modules after the pooling: kind and folder.
+        settings: The content of `config_sentence_transformers.json`, such as `prompts`.
+        include_prompt: Whether the tokens of a prompt are pooled with the text.
+    """
+    transformer: dict[str, Any] = {"max_seq_length": max_seq_length, "do_lower_case": False}
+    files: dict[str, Any] = {"sentence_bert_config.json": transformer}
+    files["config_sentence_transformers.json"] = settings or {"prompts": {}}
+    before = [("Transformer", "")]
+    if pooling == LEARNED:
+        # The vector of a text is an output of the model, so there is no module that pools.
+        transformer["modality_config"] = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+        transformer["module_output_name"] = "sentence_embedding"
+    else:
+        modes: dict[str, Any] = {f"pooling_mode_{name}": mode == pooling for mode, name in POOLINGS.items()}
+        if not include_prompt:
             modes["include_prompt"] = False
-        files["1_Pooling/config.json"] = {"word_embedding_dimension": config.hidden_size, **modes}
+        files["1_Pooling/config.json"] = {"word_embedding_dimension": hidden_size, **modes}
+        before.append(("Pooling", "1_Pooling"))
+    files["modules.json"] = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": path,
+            "type": kind if "." in kind else f"sentence_transformers.models.{kind}",
+        }
+        for number, (kind, path) in enumerate([*before, *modules])
+    ]
     for name, content in files.items():
         Path(folder, name).parent.mkdir(exist_ok=True)
         Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -97,9 +135,18 @@ def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:
     if config.prompt is None:
         return "", True
     prompt = Prompt(**config.prompt)
+    before, pools = prompt.parts("")[0], prompt.pooled == "all"
     if prompt.tail or prompt.max_text_length is not None or prompt.pooled == "text_and_tail":
         return None, True
-    return prompt.parts("")[0], prompt.pooled == "all"
+    # Without a text before the text, the special token there is left out of the pooling all the same.
+    return (before, pools) if before or pools else (None, True)
+
+
+def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether no token covers the end of a prompt and the beginning of the text after it."""
+    ids = tokenizer(prompt)["input_ids"]
+    length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
+    return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
 
 
 def _write_dense(folder: Path, step: dict[str, Any], module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,12 @@ from transformers.utils import logging
 
 from .attention import make_attend
 from .checkpoints import read_checkpoint
-from .configuration_sense_embedding import SenseEmbeddingConfig
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenization import model_max_length
+from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -210,7 +208,8 @@ def load_teacher(
     Raises:
         ImportError: There is an adapter, and PEFT is not installed.
         ValueError: The checkpoint lacks weights, an adapter does not fit, the model is an encoder-decoder or does not
-            attend as asked, or there is no tokenizer.
+            attend as asked, there is no tokenizer, or its files name something for sentence-transformers that is not
+            supported here.
 
     Example:
         >>> load_teacher(teacher.model, tokenizer=teacher.tokenizer, pooling="cls").pooling
@@ -261,6 +260,8 @@ def load_teacher(
     # How it encodes texts.
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
+        if checkpoint.lower_case:
+            lower_case(tokenizer)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
@@ -285,56 +286,21 @@ def load_teacher(
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
+    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+
     Args:
         name: The repository, or the path of the folder.
+
+    Example:
+        >>> origin_of("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
     """
-    return Path(name).resolve().name if os.path.isdir(name) else name
-
-
-def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
-    """Warn if a dictionary was built from a model of another name.
-
-    Args:
-        senses: Config of the dictionary.
-        name: Name of the model.
-    """
-    if senses.base_model_name_or_path != name:
-        logger.warning_once(
-            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
-            "the same model, the senses are meaningless"
-        )
-
-
-def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
-
-    Args:
-        senses: The dictionary.
-        teacher: The teacher.
-
-    Raises:
-        ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
-    """
-    width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
-    if senses.config.hidden_size != width:
-        raise ValueError(
-            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
-            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
-        )
-    if not -depth - 1 <= senses.config.layer <= depth:
-        raise ValueError(
-            f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
-            "dictionary from this teacher"
-        )
-    check_name(senses.config, teacher.name)
-    senses.config.check_attention(teacher.name, teacher.attention)
-    before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
-    if before != now:
-        logger.warning_once(
-            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: the senses may fit its "
-            "vectors less well"
-        )
-    senses.config.check_teacher_tokenizer(teacher.tokenizer)
+    if not os.path.isdir(name):
+        return name
+    path = Path(name).resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _refuse(what: str, **arguments: Any) -> None:
@@ -361,14 +327,16 @@ def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]
     """Check that a model can be a teacher, with these adapters.
 
     Raises:
-        ValueError: It is a dictionary, a student, an encoder-decoder, or quantized and there are several adapters.
+        ValueError: It is a dictionary, a student or an encoder-decoder, it reads no token ids, or it is quantized and
+            there are several adapters.
     """
     if model.config.model_type in ("sense_embedding", "skd_student"):
         kind = type(model).__name__
         raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
-    if model.config.is_encoder_decoder:
+    if has_decoder(model):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
         )
+    count_embeddings(model)
     if len(adapters) > 1 and getattr(model, "is_quantized", False):
         raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")

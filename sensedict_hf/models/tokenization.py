@@ -1,6 +1,10 @@
 """Facts about a tokenizer: its longest input, its special tokens, its character offsets."""
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+import copy
+from typing import Any
+
+from tokenizers import normalizers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
@@ -26,10 +30,87 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
         tokenizer: The tokenizer of the model.
         config: Config of the model. None: only the tokenizer counts.
     """
-    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or int(1e9)]
+    limits = [int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", None) or 0]
+    limits = [limit if limit > 0 else int(1e9) for limit in limits]  # XLNet says -1 where there is no limit
     if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
         limits[1] -= 2
     return min(limits)
+
+
+def count_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: It reads no token ids, or has no table with one vector for each.
+    """
+    weight = None
+    if model.main_input_name == "input_ids":
+        try:
+            weight = getattr(model.get_input_embeddings(), "weight", None)
+        except NotImplementedError:  # CANINE adds up the vectors of several hashes
+            pass
+    if weight is None:
+        raise ValueError(
+            f"{type(model).__name__} has no vector for each token id: give a model of texts with a vocabulary, or the "
+            "part that reads the texts, such as the text model of CLIP"
+        )
+    return len(weight)
+
+
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Return whether a model is an encoder-decoder, not its encoder alone.
+
+    Args:
+        model: A model without a head.
+    """
+    return bool(model.config.is_encoder_decoder) and getattr(model, "decoder", None) is not None
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer lower-case all texts, as `do_lower_case` in sentence-transformers does.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+
+    Raises:
+        ValueError: It is not a fast tokenizer.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"do_lower_case of sentence-transformers needs a fast tokenizer, not {type(tokenizer).__name__}"
+        )
+    backend: Any = tokenizer.backend_tokenizer
+    before = backend.normalizer
+    steps: list[Any] = [before] if before else []
+    if isinstance(before, normalizers.Sequence):
+        steps = [before[number] for number in range(len(before))]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer with which other libraries make the same batches as `encode`.
+
+    Batches are padded on the right. A tokenizer without a padding token gets one of its other special tokens, which
+    the model has an embedding for; padding is masked. The longest input is that of the model.
+
+    Args:
+        tokenizer: The tokenizer.
+        model: The model that reads its tokens.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model_max_length(tokenizer, model.config))
+    count = count_embeddings(model)
+    for name in ("pad", "eos", "sep", "cls", "bos", "unk"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number < count:
+            tokenizer.pad_token = getattr(tokenizer, f"{name}_token")
+            break
+    return tokenizer
 
 
 def check_max_length(max_length: int | None, longest: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .layer_transfer import refuse_quantized
+from .layer_transfer import check_weights
 from .teachers import Teacher, load_teacher
 from .tokenization import POSITIONS_AFTER_PADDING
 
@@ -50,7 +50,7 @@ def adopt_tokenizer(
     """
     # Check that the model can take other tokens.
     backbone = load_teacher(backbone)
-    refuse_quantized(backbone)
+    check_weights(backbone)
     old = _embeddings(backbone.model).weight.detach()
     config, padding = backbone.model.config, tokenizer.pad_token_id
     if config.model_type in POSITIONS_AFTER_PADDING and padding != config.pad_token_id:

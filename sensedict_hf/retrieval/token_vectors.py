@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..models.encoding import pad_batch, padding_id
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
-from ..models.teachers import Teacher, check_teacher
+from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length, model_max_length, special_token_counts
 from ..models.windows import SMALLEST_WIDTH, cut_windows
 
@@ -147,8 +148,14 @@ def check_model(model: Teacher | SKDStudentModel, senses: SenseEmbeddingModel) -
         senses: The dictionary.
 
     Raises:
-        ValueError: Teacher, layer, width or tokenizer of the dictionary are other ones.
+        ValueError: Teacher, layer, width or tokenizer of the dictionary are other ones, or its senses are of the next
+            token.
     """
+    if senses.config.key == "next":
+        raise ValueError(
+            "the senses are of the next token, which the last token of a document or query does not have: build a "
+            "dictionary with key='input' for an index"
+        )
     senses.config.check_tokenizer(model.tokenizer)
     if isinstance(model, Teacher):
         senses.config.check_takes_teacher_tokens()

@@ -1,0 +1,253 @@
+"""Students that generate text: some layers of a decoder, with its language-model head."""
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from .attention import evaluating
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_skd_student import SKDStudentConfig
+from .fingerprints import tokenizer_fingerprint
+from .head_transfer import load_classifier
+from .layer_transfer import (
+    check_weights,
+    choose_layers,
+    encoding_settings,
+    keep_layer_weights,
+    keep_layers,
+    load_weights,
+    student_config,
+)
+from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from .teachers import Teacher, load_teacher
+
+
+class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
+    """A small decoder that predicts the next token, made from some layers of a large one.
+
+    It holds no senses: they guide its training, and are not needed afterwards. See :class:`SKDTrainer`.
+
+    Args:
+        config: Configuration of the student. Its dictionary is empty.
+
+    Attributes:
+        student: The layers, a :class:`SKDStudentModel` without senses.
+        lm_head: The linear layer from states to the logits of all tokens. It shares its weights with the token
+            embeddings if the teacher's does.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from sensedict_hf import SKDStudentForCausalLM
+        >>> large = LlamaForCausalLM(LlamaConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=4,
+        ...     num_attention_heads=2, intermediate_size=64, tie_word_embeddings=True))
+        >>> student = SKDStudentForCausalLM.from_teacher(large, num_hidden_layers=2, tokenizer=teacher.tokenizer)
+        >>> batch = student.tokenizer("the bank of the", return_tensors="pt", return_token_type_ids=False)
+        >>> student.generate(**batch, max_new_tokens=3, do_sample=False).shape
+        torch.Size([1, 9])
+    """
+
+    # The loss is a sum over tokens, divided by their number in all accumulated batches, which Trainer counts.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: SKDStudentConfig):
+        super().__init__(config)
+        self.student = SKDStudentModel(config)
+        embeddings = self.student.get_input_embeddings()
+        name = next(name for name, module in self.student.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"student.{name}.weight"}
+        has_bias = bool(getattr(config.text_config, "lm_head_bias", False))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=has_bias)
+        self.post_init()
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: str | os.PathLike[str] | PreTrainedModel,
+        num_hidden_layers: int | Sequence[int] = 2,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **config: Any,
+    ) -> "SKDStudentForCausalLM":
+        """Make a student from some layers of a decoder, with its head.
+
+        Args:
+            teacher: The decoder with its language-model head: a name, a path or a loaded model.
+            num_hidden_layers: How many of its layers to keep, the first ones and the last, or the indices of the
+                layers to keep.
+            tokenizer: The tokenizer of a loaded model. Default: the one stored with it.
+            config: Other fields of :class:`SKDStudentConfig`, such as `max_seq_length`.
+
+        Returns:
+            A student in float32, on the device of the teacher, with its tokenizer, chat template and settings of
+            generation.
+
+        Raises:
+            ValueError: The model has no head, is not causal or has no such layers, its logits are more than a linear
+                map of its states, its weights cannot be copied, or `config` names an unknown field.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentForCausalLM
+            >>> student = SKDStudentForCausalLM.from_teacher("meta-llama/Llama-3.2-1B", 4)  # doctest: +SKIP
+        """
+        source, head = load_language_model(teacher, tokenizer)
+        check_weights(source)
+        layers = choose_layers(num_hidden_layers, source)
+
+        # A config whose dictionary is empty, but says where the student comes from.
+        text_config = keep_layers(source.model.config, layers)
+        senses = SenseEmbeddingConfig(
+            vocab_size=text_config.vocab_size,
+            hidden_size=text_config.hidden_size,
+            base_model_name_or_path=source.name,
+            base_model_revision=source.revision,
+            tokenizer_fingerprint=tokenizer_fingerprint(source.tokenizer),
+            attention=source.attention,
+        )
+        settings = encoding_settings(source) | {"teacher_layers": layers, "assignment": "none"} | config
+        own_config = student_config(text_config, senses, settings)
+        own_config.tie_word_embeddings = head.weight is source.model.get_input_embeddings().weight
+        own_config.text_config.lm_head_bias = head.bias is not None
+
+        # The weights.
+        student = cls(own_config)
+        load_weights(student.student.backbone, keep_layer_weights(source.model, layers), source.model)
+        student.lm_head.load_state_dict(head.state_dict())
+        student.tie_weights()
+        student.tokenizer = source.tokenizer
+        if isinstance(teacher, GenerationMixin) and teacher.generation_config is not None:
+            student.generation_config = copy.deepcopy(teacher.generation_config)
+        student.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        student.eval()
+        return student
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings."""
+        return self.student.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
+        head: nn.Module = self.lm_head
+        return head
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute the logits of the next token at every position.
+
+        Args:
+            input_ids: `[batch, positions]`, token ids.
+            attention_mask: `[batch, positions]`, 0 for padding. None: there is no padding.
+            position_ids: `[batch, positions]`, places in the texts. None: counted from 0.
+            past_key_values: The cache of keys and values of earlier positions.
+            inputs_embeds: `[batch, positions, hidden]`, embeddings instead of token ids.
+            labels: `[batch, positions]`, token ids; -100 is not counted. They are shifted here, as in transformers.
+            use_cache: Whether to return a cache.
+            logits_to_keep: How many of the last positions get logits, or their indices. 0: all.
+            num_items_in_batch: What the summed loss is divided by. None: the number of labels.
+            kwargs: Other arguments of the backbone, and `return_dict`.
+
+        Returns:
+            Logits `[batch, positions, vocab]`, with labels also the loss, and the cache.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentForCausalLM
+            >>> student = SKDStudentForCausalLM.from_pretrained("student")  # doctest: +SKIP
+        """
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids  # not all architectures take them
+        outputs = self.student.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
+        states = outputs.get("hidden_states")
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.get("past_key_values"),
+            # The last of them is what the head reads, in every architecture.
+            hidden_states=None if states is None else (*states[:-1], outputs.last_hidden_state),
+            attentions=outputs.get("attentions"),
+        )
+
+
+def load_language_model(
+    model: str | os.PathLike[str] | PreTrainedModel | Teacher,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Teacher, nn.Linear]:
+    """Load a causal language model, and take it apart into a teacher and its head.
+
+    Args:
+        model: A name, a path or a loaded model with its head.
+        tokenizer: The tokenizer of a loaded model. Default: the one stored with it.
+        device: Device of both. Default: a GPU if there is one; a loaded model stays where it is.
+
+    Returns:
+        The teacher and the head.
+
+    Raises:
+        ValueError: The model has no head, it is not causal, or its logits are not those of the head alone.
+    """
+    if isinstance(model, Teacher):
+        raise ValueError(
+            "a Teacher has no language-model head: pass the name of the model, or the model that "
+            "AutoModelForCausalLM.from_pretrained returns"
+        )
+    is_loaded = isinstance(model, PreTrainedModel)
+    loaded = load_classifier(model, AutoModelForCausalLM)
+    if device is None and not is_loaded and torch.cuda.is_available():
+        device = "cuda"
+    if device is not None:
+        loaded.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+    head = loaded.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or loaded.base_model is loaded:
+        raise ValueError(
+            f"{type(loaded).__name__} has no linear language-model head: pass the model that "
+            "AutoModelForCausalLM.from_pretrained returns"
+        )
+    teacher = load_teacher(loaded, tokenizer=tokenizer)
+    if teacher.attention != "causal":
+        raise ValueError(
+            f"the attention of {teacher.name} is {teacher.attention}: only a causal model predicts the next token; "
+            "load it as it was trained"
+        )
+    # Some architectures scale or clip their logits, which a student would not do.
+    ids = torch.arange(4, device=loaded.device)[None]
+    with torch.no_grad(), evaluating(loaded):
+        logits = cast(Any, loaded)(input_ids=ids).logits
+        if not torch.allclose(logits, head(teacher.model(input_ids=ids).last_hidden_state), rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"the logits of {type(loaded).__name__} are more than a linear map of its last states, which students "
+                "do not support: choose another architecture, such as Llama, Mistral or Qwen"
+            )
+    return teacher, head
