@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import shtab
+
+from .parsing import AnyOrder, HelpAll, Version
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -38,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         "decoder, and use it to distil the model into a small, fast student.",
         epilog="'sensedict COMMAND --help' explains the options of a command.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     shtab.add_argument_to(parser, help="print a script that completes commands and options in this shell, and exit")
     commands = parser.add_subparsers(
         prog="sensedict", dest="command", required=True, metavar="COMMAND", title="commands"
@@ -53,40 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
         )
         add_options(sub)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version of the installed package."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"sensedict {version('sensedict_hf')}")
-        parser.exit()
-
-
-class _AnyOrder(argparse.ArgumentParser):
-    """Takes an optional positional argument also after options, as in `search DIR --top-k 3 QUESTION`."""
-
-    _is_inside = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._is_inside:  # called by the method below
-            return super().parse_known_args(args, namespace)
-        self._is_inside = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_inside = False
-
-
-class _HelpAll(argparse.Action):
-    """Prints the help of `distill` with the options that transformers adds, which needs torch."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from sensedict_hf.cli.distill import trainer_help
-
-        parser.print_help()
-        print(f"\n{trainer_help()}")
-        parser.exit()
 
 
 def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
@@ -192,7 +159,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
         "The same command continues an interrupted run from its last checkpoint."
     )
     about = "show this help message and all options of TrainingArguments, and exit"
-    sub.add_argument("--help-all", action=_HelpAll, nargs=0, help=about)
+    sub.add_argument("--help-all", action=HelpAll, nargs=0, help=about)
     _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
     _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'", required=True)
     _add_texts(sub, "texts to learn from: " + FILES, required=True)
@@ -290,7 +257,7 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
 
 def _add_index(sub: argparse.ArgumentParser) -> None:
     actions = sub.add_subparsers(
-        dest="action", required=True, metavar="ACTION", title="actions", parser_class=_AnyOrder
+        dest="action", required=True, metavar="ACTION", title="actions", parser_class=AnyOrder
     )
     about = "build an index of texts, which are kept as senses"
     usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
