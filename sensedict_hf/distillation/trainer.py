@@ -20,8 +20,8 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length, model_max_length
+from . import checks
 from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, is_encoded, refuse_unused
 from .labels import encode_senses
 from .layer_free import (
     check_layer_free,
@@ -102,18 +102,18 @@ class SKDTrainer(Trainer):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
-        refuse_unused(kwargs)
+        checks.refuse_unused(kwargs)
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
         model = cast(PreTrainedModel, model.student) if has_head else model
-        self.student = find_student(model)
+        self.student = checks.find_student(model)
         self.senses = self.student.senses
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
             args = args.for_layer_free()
             check_layer_free(self.student, args)
         if train_dataset is not None:
-            check_dtypes(model)
-        check_datasets(args, train_dataset, eval_dataset)
+            checks.check_dtypes(model)
+        checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
@@ -127,7 +127,7 @@ class SKDTrainer(Trainer):
             encoded_eval = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
             encoded_eval = self._encode(eval_dataset, args, "eval")
-        if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
+        if any(isinstance(data, IterableDataset) for data in (encoded_train, *checks.each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
         elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors:
@@ -173,7 +173,10 @@ class SKDTrainer(Trainer):
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
-        check = SameSenses(self.senses)
+        checks.check_checkpoint(
+            kwargs.get("resume_from_checkpoint", args[0] if args else None), str(self.args.output_dir)
+        )
+        check = checks.SameSenses(self.senses)
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
@@ -227,7 +230,7 @@ class SKDTrainer(Trainer):
 
         # Texts, unless they are encoded already.
         has_teacher, longest_row = self.teacher is not None, args.max_length or longest
-        if is_encoded(texts, self.senses, args, longest_row, self.text_column, has_teacher=has_teacher):
+        if checks.is_encoded(texts, self.senses, args, longest_row, self.text_column, has_teacher=has_teacher):
             return texts
         if self.teacher is None:
             raise ValueError(
@@ -262,14 +265,14 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
-            check_step(self.state.global_step, loss=loss)
+            checks.check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
-        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
+        checks.check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -284,7 +287,7 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
-        check_step(self.state.global_step, loss=loss)
+        checks.check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 
@@ -330,7 +333,9 @@ class SKDTrainer(Trainer):
             eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
         """
         data: Any = eval_dataset
-        is_known = data is None or isinstance(data, str) or any(data is known for known in each(self.eval_dataset))
+        is_known = (
+            data is None or isinstance(data, str) or any(data is known for known in checks.each(self.eval_dataset))
+        )
         if not is_known:
             data = self._encode(data, self.args, "evaluated")
         config = self.accelerator.dataloader_config
