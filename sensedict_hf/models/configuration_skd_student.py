@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .arguments import check_integer
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
@@ -137,6 +138,10 @@ class SKDStudentConfig(PreTrainedConfig):
             >>> config.residual = 0.25
             >>> config.check()
         """
+        check_integer("max_seq_length", self.max_seq_length, 1)
+        for name in ("prompt", "prompts"):
+            if not isinstance(getattr(self, name), (dict, type(None))):
+                raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
         if self.assignment is not None:
             check_assignment(self.assignment)
         if self.residual is not None:

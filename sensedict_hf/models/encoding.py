@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from .arguments import check_integer
 from .prompts import Prompt, Prompted, check_texts, check_unicode
 from .tokenization import check_offsets, count_embeddings
 
@@ -130,8 +131,7 @@ class BatchEncoder:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
         """Return one vector per text, `[texts, hidden]`, float32 on the CPU.
@@ -144,7 +144,8 @@ class BatchEncoder:
             ValueError: `texts` is a table or a mapping, or one of the texts is neither a string nor a pair of strings,
                 or has no tokens.
         """
-        if isinstance(texts, (Mapping, bytes)) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        is_table = hasattr(texts, "columns") or hasattr(texts, "column_names")
+        if is_table or not isinstance(texts, Iterable) or isinstance(texts, (Mapping, bytes)):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
         vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
         return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size)
@@ -164,6 +165,8 @@ class BatchEncoder:
                 character offsets.
         """
         check_offsets(self.tokenizer)
+        if not isinstance(sentences, Iterable):
+            raise ValueError(f"sentences is {type(sentences).__name__}: pass one list of words for each")
         chunks = self._map_chunks(self._encode_words, sentences, show_progress_bar)
         return [vectors for chunk in chunks for vectors in chunk]
 
@@ -248,8 +251,7 @@ class RaggedEncoder(BatchEncoder):
     special_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: it must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         check_texts(texts, first)
@@ -310,8 +312,9 @@ def _check_rows(rows: Sequence[Sequence[int]], texts: Sequence[Any], first: int)
 def _check_sentences(sentences: Sequence[Any], first: int) -> None:
     """Raise a ValueError if a sentence is not a list of strings; `first` is the number of the first sentence."""
     for number, sentence in enumerate(sentences, first):
-        if isinstance(sentence, str):
-            raise ValueError(f"sentence {number} is one string: pass each sentence as a list of words")
+        if isinstance(sentence, str) or not isinstance(sentence, Iterable):
+            kind = "one string" if isinstance(sentence, str) else type(sentence).__name__
+            raise ValueError(f"sentence {number} is {kind}: pass each sentence as a list of words")
         for word in sentence:
             if not isinstance(word, str):
                 raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .checkpoints import check_source
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
@@ -101,7 +102,7 @@ class SensePreTrainedModel(PreTrainedModel):
             >>> type(senses).from_pretrained("senses", sense_device="cpu").config.sense_device
             'cpu'
         """
-        source = os.fspath(pretrained_model_name_or_path)
+        source = check_source(pretrained_model_name_or_path)
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
         config = cls._read_config(source, kwargs)

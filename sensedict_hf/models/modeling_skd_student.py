@@ -24,8 +24,10 @@ from .layer_transfer import (
     keep_layers,
     load_weights,
     make_backbone,
+    read_layers,
     student_config,
 )
+from .loading import check_dictionary
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
@@ -156,13 +158,14 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             (2, [0, 5])
         """
         # Check that dictionary, teacher and layers belong together.
+        check_dictionary(senses)
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if num_hidden_layers == 0:
+        if (kept := read_layers(num_hidden_layers)) == 0:
             return cls._without_layers(teacher, senses, config)
         check_weights(teacher)
-        layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
+        layers = choose_layers(kept, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         weights = keep_layer_weights(teacher.model, layers)
@@ -218,6 +221,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             Linear(in_features=128, out_features=384, bias=True)
         """
         # Check that dictionary and backbone share their tokens.
+        check_dictionary(senses)
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
