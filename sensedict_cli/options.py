@@ -6,7 +6,7 @@ from typing import Any
 
 import shtab
 
-from .actions import AnyOrder, HelpAll, Version
+from .parsing import AnyOrder, HelpAll, Version
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")

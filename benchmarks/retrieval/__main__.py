@@ -14,6 +14,7 @@
   dictionary is the default one, of the teacher's vectors.
 - `asymmetric` are single vectors: documents by the teacher, queries by the student.
 - Scores are nDCG@10 and recall@100. `bytes` are bytes a document, without tables.
+- The table at the end has nDCG@10 / recall@100.
 - `query_ms` is the time of one query from its text to its vector, on one thread of a CPU.
 """
 
@@ -190,6 +191,21 @@ class Comparison:
             print(self.name, f"query_ms, {title}", values, flush=True)
 
 
+def print_table(study: Study) -> None:
+    """Print a table of all sets: nDCG@10 / recall@100, and bytes a document in the last of them that has the row."""
+    entries = study.content()["entries"]
+    names = [name for name in NAMES if name in entries]
+    titles = dict.fromkeys(title for name in names for title in entries[name])
+    print(f"\n| documents | {' | '.join(names)} | bytes a document |\n|{'---|' * (len(names) + 2)}")
+    for title in titles:
+        found = [entries[name].get(title) for name in names]
+        scored = [values for values in found if isinstance(values, dict) and "ndcg_at_10" in values]
+        if scored:
+            cells = [f"{each['ndcg_at_10']:.3f} / {each['recall_at_100']:.3f}" if each else "-" for each in found]
+            sizes = [f"{values['bytes']:,.0f}" for values in scored if "bytes" in values]
+            print(f"| {title} | {' | '.join(cells)} | {sizes[-1] if sizes else '-'} |")
+
+
 def main() -> None:
     parser = study_parser("retrieval", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
@@ -223,6 +239,7 @@ def main() -> None:
         for title, student in students.items():
             one.run_student(title, student, senses)
         one.run_kmeans(senses.config.num_senses)
+    print_table(study)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
+from ..models.files import is_unfinished
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
@@ -146,7 +147,7 @@ def _rewrite(
 
 def _check_is_new(output: str) -> None:
     """Raise a ValueError if a folder for a result is not empty."""
-    if os.path.isdir(output) and os.listdir(output):
+    if os.path.isdir(output) and os.listdir(output) and not is_unfinished(Path(output)):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
 
 

@@ -1,5 +1,6 @@
 """What distillation refuses before the teacher runs, with errors that name the way out."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from pyarrow import compute
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -78,6 +79,21 @@ def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) 
     for name, tensor in tensors.items():
         if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
             raise ValueError(f"step {step + 1}: {NOT_FINITE[name]}")
+
+
+def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
+    """Raise a ValueError if a checkpoint to resume from lacks the optimizer: the weights would become others.
+
+    Args:
+        resumed: The folder of the checkpoint. True: the last one in `output_dir`. None or False: there is none.
+        output_dir: Folder of the checkpoints.
+    """
+    path = get_last_checkpoint(output_dir) if resumed is True else resumed
+    if path and not any(Path(path).glob("optimizer.*")) and not any(Path(path).glob("global_step*")):
+        raise ValueError(
+            f"{path} holds no optimizer (save_only_model=True), so that training would not go on as it was: train "
+            "without resume_from_checkpoint"
+        )
 
 
 def each(datasets: Any) -> list[Any]:

@@ -203,6 +203,10 @@ def distill_student(
 
 def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:
     """Raise a ValueError for settings of the training that do not work here."""
+    if args.save_only_model and args.save_strategy != "no":
+        raise ValueError(
+            "save_only_model=True: an interrupted run could not go on without its optimizer; leave it out"
+        )
     if args.resume_from_checkpoint:
         raise ValueError(
             "resume_from_checkpoint is found in the output folder: leave it out, and repeat the same call or command"

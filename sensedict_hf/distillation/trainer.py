@@ -20,8 +20,8 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
+from . import checks
 from .batches import Collator
-from .checks import SameSenses, check_datasets, check_dtypes, check_step, each, find_student, refuse_unused
 from .generation import (
     GenerationCollator,
     GenerationCounts,
@@ -111,13 +111,13 @@ class SKDTrainer(Trainer):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
-        refuse_unused(kwargs)
+        checks.refuse_unused(kwargs)
         self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
         self.is_generative = is_generative(model)
         is_whole = self.is_generative or isinstance(model, SKDStudentModel)
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not is_whole
         model = cast(PreTrainedModel, model.student) if has_head else model
-        self.student = find_student(model)
+        self.student = checks.find_student(model)
         self.senses = self.student.senses if senses is None else senses.to(args.device)  # type: ignore[arg-type]
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
@@ -127,8 +127,8 @@ class SKDTrainer(Trainer):
             args = args.for_generation(has_senses=senses is not None)
         check_generative(model, senses, args)
         if train_dataset is not None:
-            check_dtypes(model)
-        check_datasets(args, train_dataset, eval_dataset)
+            checks.check_dtypes(model)
+        checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
             own = (
@@ -148,7 +148,7 @@ class SKDTrainer(Trainer):
             encoded_eval = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
             encoded_eval = self._encode(eval_dataset, args, "eval")
-        if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
+        if any(isinstance(data, IterableDataset) for data in (encoded_train, *checks.each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
         elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors or args.terms == ("lm",):
@@ -196,7 +196,10 @@ class SKDTrainer(Trainer):
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
-        check = SameSenses(self.senses)
+        checks.check_checkpoint(
+            kwargs.get("resume_from_checkpoint", args[0] if args else None), str(self.args.output_dir)
+        )
+        check = checks.SameSenses(self.senses)
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
@@ -237,7 +240,7 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
-            check_step(self.state.global_step, loss=loss)
+            checks.check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
         if self.is_generative:
@@ -246,7 +249,7 @@ class SKDTrainer(Trainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
-        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
+        checks.check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -261,27 +264,21 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
-        check_step(self.state.global_step, loss=loss)
+        checks.check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
         return loss
 
     def _generation_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Compute the loss of a student that generates text, see :meth:`_loss`."""
-        texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        output = model(**texts, output_hidden_states=True, use_cache=False)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         teacher = None if self.teacher is None else self._teacher_vectors(inputs)
-        student = output.hidden_states[-1]
-        check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
+        student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
+        checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
         loss, sums = generation_loss(
-            output.logits,
-            student,
-            inputs,
-            self.args,
-            teacher=teacher,
-            head=self._language_head,
-            senses=self.senses if len(self.senses.table) else None,
+            output.logits, student, inputs, self.args, teacher=teacher, head=self._language_head, senses=senses
         )
-        check_step(self.state.global_step, loss=loss)
+        checks.check_step(self.state.global_step, loss=loss)
         self._sums += sums.stack()
         return loss
 
@@ -327,7 +324,9 @@ class SKDTrainer(Trainer):
             eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
         """
         data: Any = eval_dataset
-        is_known = data is None or isinstance(data, str) or any(data is known for known in each(self.eval_dataset))
+        is_known = (
+            data is None or isinstance(data, str) or any(data is known for known in checks.each(self.eval_dataset))
+        )
         if not is_known:
             data = self._encode(data, self.args, "evaluated")
         config = self.accelerator.dataloader_config

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .files import reading
+from .files import reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
@@ -54,7 +54,11 @@ class SensePreTrainedModel(PreTrainedModel):
                 )
             source, options = self._tokenizer_source
             with reading(source):
-                self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            config = getattr(self.config, "sense_config", self.config)
+            if config.tokenizer_fingerprint is not None:
+                config.check_tokenizer(tokenizer)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     @tokenizer.setter
@@ -224,23 +228,23 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
-        if is_main_process:
-            self._check_numbers(kwargs.get("state_dict"))
         self.config.auto_map = auto_map(self.config.model_type)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            write_code(save_directory, self.config.model_type, with_code)
-            self._write_other_files(save_directory)
-            # The manifest of a build would describe files that have just been replaced.
-            Path(save_directory, "manifest.json").unlink(missing_ok=True)
+        if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, **kwargs)
+            return
+        self._check_numbers(kwargs.get("state_dict"))
+        with replacing(Path(save_directory)) as ready:
+            super().save_pretrained(ready, **kwargs)
+            write_code(ready, self.config.model_type, with_code)
+            self._write_other_files(ready)
             try:
-                self.tokenizer.save_pretrained(save_directory)
+                self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
             card = model_card(self.config, card_name, license, with_code)
             data: Any = card.data
             data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
-            card.save(f"{os.fspath(save_directory)}/README.md")
+            card.save(ready / "README.md")
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""

@@ -1,4 +1,4 @@
-"""Baselines without layers that are trained to the teacher's vectors of texts, for `benchmarks.layer_free`.
+"""Baselines without layers that are trained to the teacher's vectors of texts.
 
 Both begin with model2vec's distilled vectors in the teacher's width. The learning rate of each is searched on a tenth
 of the rows, with a training on the others; then it is trained on all rows.
@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sensedict_hf import TeacherVectors
 
-from .distillation.tasks import best_learning_rate
-from .studies import write_json
+from ..distillation.tasks import best_learning_rate
+from ..studies import write_json
 
 if TYPE_CHECKING:
     from model2vec import StaticModel

@@ -1,4 +1,4 @@
-"""What some options do, and how a parser reads arguments in any order."""
+"""What `argparse` lacks: a version that costs nothing, help of another library, and arguments in any order."""
 
 import argparse
 from importlib.metadata import version
