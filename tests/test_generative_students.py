@@ -176,9 +176,9 @@ def test_the_losses_are_those_of_one_text_at_a_time(key, tokenizer, texts, tmp_p
         assert int(counts.counted) == int(counts.known) == counted and int(counts.right) == right
         assert float(counts.cross_entropy) == pytest.approx(expected["lm"], rel=1e-4)
     # A sum of losses has their weights.
-    args = settings_of(tmp_path, objective="lm+kl+sense", lm_weight=0.5, kl_weight=2.0)
+    args = settings_of(tmp_path, objective="lm+kl+sense", lm_weight=0.5, kl_weight=2.0, sense_weight=3.0)
     loss, _ = generation_loss(output.logits, output.hidden_states[-1], batch, args, **given)
-    assert float(loss) == pytest.approx(expected["lm"] / 2 + 2 * expected["kl"] + expected["sense"], rel=1e-4)
+    assert float(loss) == pytest.approx(expected["lm"] / 2 + 2 * expected["kl"] + 3 * expected["sense"], rel=1e-4)
     # The teacher itself has no divergence and no distance.
     for name in ("kl", "mse"):
         args = settings_of(tmp_path, objective=name)
