@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from .arguments import check_number
+from .checkpoints import check_source
 from .files import reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
@@ -109,7 +110,7 @@ class SensePreTrainedModel(PreTrainedModel):
             >>> type(senses).from_pretrained("senses", sense_device="cpu").config.sense_device
             'cpu'
         """
-        source = os.fspath(pretrained_model_name_or_path)
+        source = check_source(pretrained_model_name_or_path)
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
