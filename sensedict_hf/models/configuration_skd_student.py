@@ -8,6 +8,7 @@ from .arguments import check_flag, check_integer, check_number
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
+from .prompts import Prompt
 
 HALF = 0.5  # better than 0 and 1, for teachers and for students, in the benchmarks of distillation
 
@@ -152,6 +153,13 @@ class SKDStudentConfig(PreTrainedConfig):
         check_number("classifier_dropout", self.classifier_dropout, least=0, most=1)
         for name in ("include_prompt", "freeze_head"):
             check_flag(name, getattr(self, name))
+        if self.prompt is not None:
+            try:
+                Prompt(**self.prompt)
+            except (TypeError, AttributeError) as error:
+                raise ValueError(f"prompt={self.prompt!r:.80}: give the fields of a Prompt, or None") from error
+        if not isinstance(self.prompts or {}, dict):
+            raise ValueError(f"prompts={self.prompts!r:.80}: give strings by their names, or None")
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(
