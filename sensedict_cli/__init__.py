@@ -8,6 +8,7 @@ import argparse
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
@@ -29,6 +30,9 @@ OTHER_NAMES = {
 # --name or --name=value. A longer text that starts with -- is a value.
 OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
 
+# What a wrong input, or a machine without room, raises. The others are of libraries that are not imported here.
+INPUT_ERRORS = (ValueError, OSError, ImportError, MemoryError, OverflowError)
+FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError")
 # Options that name a model or a dictionary: a folder, or a name on the Hub.
 SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update")
 
@@ -40,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name. Default: `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, or 2 after an error in the input, which is printed in one line.
+        The exit status: 0; 2 after an error in the input, which is printed in one line; 130 after Ctrl-C; 1 after a
+        fault of the program, with a traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = argparse.Namespace()
@@ -61,15 +66,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help_command = f"'sensedict {options.command} --help'"
             parser.error(f"unrecognized arguments: {' '.join(others)}; {help_command} lists the options")
         run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sensedict {given[0]}: {describe_error(error, options)}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print(f"sensedict {given[0]}: interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if isinstance(error, INPUT_ERRORS) or type(error).__name__ in FOREIGN_ERRORS:
+            print(f"sensedict {given[0]}: {describe_error(error, options)}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(
+            f"sensedict {given[0]}: this is a fault of the program, not of your input: please report it, with the "
+            "lines above, the command and the output of 'sensedict --version'",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
 def describe_error(error: Exception, options: argparse.Namespace) -> str:
     """Put the message of an error in one line, and name the models that are no folders if transformers found none."""
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno is None:  # errors of the system have a number
         given = [getattr(options, name, None) or [] for name in SOURCES]
         names = [name for value in given for name in ([value] if isinstance(value, str) else value)]

@@ -2,21 +2,22 @@
 
 import argparse
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import shtab
 
+from .parsing import AnyOrder, HelpAll, Version
+
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
-HEADS = ("sequence_classification", "token_classification")
+HEADS = ("causal_lm", "sequence_classification", "token_classification")
 KEYS = ("input", "next")
 METHODS = ("budget", "senses_per_token", "mcl")
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 SAMPLE_DTYPES = ("float16", "float32")
 SENSES_DTYPES = ("float16", "bfloat16", "float32", "int8")
 SIMILARITIES = ("l2", "cosine", "dot")
-TASKS = ("classification", "similarity", "retrieval", "tokens")
+TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
 # What a shell completes, by the placeholder that help shows for a value.
@@ -38,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         "decoder, and use it to distil the model into a small, fast student.",
         epilog="'sensedict COMMAND --help' explains the options of a command.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     shtab.add_argument_to(parser, help="print a script that completes commands and options in this shell, and exit")
     commands = parser.add_subparsers(
         prog="sensedict", dest="command", required=True, metavar="COMMAND", title="commands"
@@ -53,25 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
         )
         add_options(sub)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version of the installed package."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"sensedict {version('sensedict_hf')}")
-        parser.exit()
-
-
-class _HelpAll(argparse.Action):
-    """Prints the help of `distill` with the options that transformers adds, which needs torch."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from sensedict_hf.cli.distill import trainer_help
-
-        parser.print_help()
-        print(f"\n{trainer_help()}")
-        parser.exit()
 
 
 def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
@@ -152,6 +134,7 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
         default="float16",
     )
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
@@ -160,10 +143,12 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "senses in total, given to the tokens that need them most"
     _add(sub, "--budget", "N", about, type=int, required=True)
     _add(sub, "--output", "DIR", "new folder for the result", required=True)
+    _add_trust(sub)
 
 
 def _add_verify(sub: argparse.ArgumentParser) -> None:
     _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+    _add_trust(sub)
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -174,9 +159,9 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
         "The same command continues an interrupted run from its last checkpoint."
     )
     about = "show this help message and all options of TrainingArguments, and exit"
-    sub.add_argument("--help-all", action=_HelpAll, nargs=0, help=about)
+    sub.add_argument("--help-all", action=HelpAll, nargs=0, help=about)
     _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
-    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'", required=True)
+    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
     _add_texts(sub, "texts to learn from: " + FILES, required=True)
     _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
@@ -195,18 +180,20 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
     _add(student, "--residual", "SHARE", about, type=float)
-    _add(student, "--head", "", "also copy this head of a fine-tuned teacher to the student, frozen", choices=HEADS)
+    about = "also copy this head of the teacher to the student: frozen, or trained (causal_lm, to generate text)"
+    _add(student, "--head", "", about, choices=HEADS)
 
     training = sub.add_argument_group("training")
     about = (
         "loss, or several joined by '+': 'sense' (cross-entropy of the senses that the teacher picks), 'mse' (squared "
-        "error of the hidden states), 'sentence' (squared error of the sentence vectors) (default: "
-        "sense+mse+sentence; without layers mse+sentence)"
+        "error of the hidden states), 'sentence' (squared error of the sentence vectors); with --head causal_lm also "
+        "'lm' (cross-entropy of the next token) and 'kl' (divergence from the teacher's distribution) (default: "
+        "sense+mse+sentence; without layers mse+sentence; with --head causal_lm lm+kl+sense)"
     )
     _add(training, "--objective", "LOSS", about)
     about = "passes over the texts (default: 2.0; without layers 3.0, or up to 10.0 for few texts)"
     _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
-    about = "texts per device and step (default: 32; without layers 256)"
+    about = "texts per device and step (default: 32; without layers 256; with --head causal_lm 8)"
     _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
     _add(training, "--per-device-eval-batch-size", "N", about, default=32)
@@ -221,10 +208,12 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
     _add(training, "--label-top-k", "K", about, default=1)
     _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
-    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers 1.0)"
+    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers or with causal_lm 1.0)"
     _add(training, "--mse-weight", "W", about, type=float)
     about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
     _add(training, "--sentence-weight", "W", about, type=float)
+    _add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
+    _add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
     about = (
         "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
         "most 512)"
@@ -234,11 +223,16 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder", required=True)
-    about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
+    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
+    about = (
+        "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL; "
+        "'language_modeling' predicts the next token"
+    )
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
+    about = "for retrieval: a sense index to search, instead of --model and --corpus"
+    _add(sub, "--index", "DIR", about)
     _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
     _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
@@ -249,11 +243,13 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
     _add(data, "--train", "FILE", about, nargs="+")
-    about = "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'"
+    about = (
+        "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'; for language_modeling: column 'text'"
+    )
     _add(data, "--test", "FILE", about, nargs="+")
     _add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
     _add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
-    _add(data, "--text-column", "NAME", "for classification: column of the texts", default="text")
+    _add(data, "--text-column", "NAME", "for classification, language_modeling: column of the texts", default="text")
     _add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
     _add_device(_add_teacher(sub))
 
@@ -269,7 +265,9 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_index(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    actions = sub.add_subparsers(
+        dest="action", required=True, metavar="ACTION", title="actions", parser_class=AnyOrder
+    )
     about = "build an index of texts, which are kept as senses"
     usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
     build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
@@ -277,7 +275,8 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
     _add_texts(build, "texts to search: " + FILES, required=True)
     _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
-    _add(build, "--output", "DIR", "new folder for the index", required=True)
+    about = "new folder for the index; the same command continues an interrupted build there"
+    _add(build, "--output", "DIR", about, required=True)
     _add_device(build.add_argument_group("running the model"))
     about = "find the texts that answer a question best"
     usage = "%(prog)s DIR [QUESTION] [options]"
@@ -291,6 +290,10 @@ def _add_index(sub: argparse.ArgumentParser) -> None:
     _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
     _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
     _add_device(search.add_argument_group("running the model"))
+    about = "join indexes of different texts that have the same dictionary"
+    merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    _add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
+    _add(merge, "--output", "DIR", "new folder for the index", required=True)
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -320,8 +323,12 @@ def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
     about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
     _add(group, "--quantization-config", "JSON", about)
-    _add_flag(group, "--trust-remote-code", "run Python code from the model's repository")
+    _add_trust(group)
     return group
+
+
+def _add_trust(container: argparse._ActionsContainer) -> None:
+    _add_flag(container, "--trust-remote-code", "run Python code from the folders and repositories that are loaded")
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:
@@ -369,7 +376,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "index": (
         _add_index,
         "ACTION [options]",
-        "search texts that are kept as senses: build an index, or search one",
+        "search texts that are kept as senses: build an index, search one, or merge several",
     ),
     "demo": (
         _add_demo,

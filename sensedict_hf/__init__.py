@@ -45,7 +45,10 @@ if TYPE_CHECKING:
         evaluate_similarity,
         evaluate_token_classification,
     )
+    from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
+    from .retrieval.router import save_router
+    from .retrieval.sparse import fill_collection, search_collection, sparse_queries
 
 __version__ = "0.1.0"
 
@@ -70,14 +73,19 @@ _LAZY = {
     "encode_senses": ".distillation.labels",
     "encode_vectors": ".distillation.vectors",
     "evaluate_classification": ".evaluation",
+    "evaluate_language_modeling": ".evaluation_language",
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "fill_collection": ".retrieval.sparse",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
+    "save_router": ".retrieval.router",
+    "search_collection": ".retrieval.sparse",
+    "sparse_queries": ".retrieval.sparse",
 }
 
 __all__ = [
@@ -105,9 +113,11 @@ __all__ = [
     "encode_senses",
     "encode_vectors",
     "evaluate_classification",
+    "evaluate_language_modeling",
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "fill_collection",
     "find_occurrences",
     "load_senses",
     "load_teacher",
@@ -115,6 +125,9 @@ __all__ = [
     "plot_senses",
     "read_dataset",
     "report_senses",
+    "save_router",
+    "search_collection",
+    "sparse_queries",
 ]
 
 

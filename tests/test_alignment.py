@@ -24,7 +24,7 @@ from sensedict_hf.building.gathering import teacher_vectors
 from sensedict_hf.building.inspection import find_occurrences
 from sensedict_hf.cli import main
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint
-from sensedict_hf.models.teachers import check_teacher
+from sensedict_hf.models.matching import check_teacher
 
 TEMPLATES = {"both": "[CLS] $A [SEP]", "after": "$A [SEP]", "none": "$A", "two": "[CLS] [CLS] $A [SEP]"}
 

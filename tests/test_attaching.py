@@ -1,6 +1,7 @@
 """Senses attached to loaded models."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -218,3 +219,37 @@ def test_models_that_return_tuples(bert, texts):
         assert torch.equal(
             bert.model(**batch)[0], senses(batch["input_ids"], own, batch["attention_mask"]).hidden_states
         )
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_keeps_its_senses(bert, texts, copied):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    batch = bert.tokenizer(["w1 w2 w3"], return_tensors="pt")
+    attached = attach_senses(bert.model, senses, assignment="hard")
+    expected = bert.model(**batch).last_hidden_state
+    model = copied(bert.model)
+    attached.remove()
+    own = bert.model(**batch).last_hidden_state
+    assert torch.equal(model(**batch).last_hidden_state, expected) and not torch.equal(own, expected)
+
+
+def test_a_forward_pass_inside_a_forward_pass(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    first, second = (bert.tokenizer([text], return_tensors="pt") for text in ("w1 w2 w3", "w4 w5"))
+    with attach_senses(bert.model, senses, assignment="hard"):
+        expected = [bert.model(**batch).last_hidden_state for batch in (first, second)]
+        inner = []
+
+        def call_again(*_):
+            if not inner:
+                inner.append(None)
+                inner.append(bert.model(**second).last_hidden_state)
+
+        handle = bert.model.encoder.layer[0].register_forward_pre_hook(call_again)
+        outer = bert.model(**first).last_hidden_state
+        handle.remove()
+        assert torch.equal(outer, expected[0]) and torch.equal(inner[1], expected[1])
+        # A pass that fails leaves nothing for the next one.
+        with pytest.raises(IndexError):
+            bert.model(input_ids=torch.tensor([[10**6]]))
+        assert torch.equal(bert.model(**first).last_hidden_state, expected[0])

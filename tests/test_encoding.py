@@ -112,7 +112,7 @@ def test_sentences_that_are_no_lists_of_words(encoder):
 
 
 def test_wrong_options(encoder):
-    with pytest.raises(ValueError, match="batch_size=0: it must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0: give an integer of at least 1"):
         encoder.encode(["w1"], batch_size=0)
     with pytest.raises(TypeError, match="normalise"):
         encoder.encode([], normalise=True)

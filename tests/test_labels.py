@@ -55,7 +55,7 @@ def test_posteriors(bert, senses, texts):
 
 def test_a_temperature_must_be_above_0(bert, senses, texts):
     for temperature in (0.0, -1.0):
-        with pytest.raises(ValueError, match=f"temperature={temperature}: it must be above 0"):
+        with pytest.raises(ValueError, match=f"temperature={temperature}: give a finite number above 0"):
             encode_senses(bert, senses, texts, top_k=3, temperature=temperature)
 
 

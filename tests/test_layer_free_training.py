@@ -373,7 +373,7 @@ def test_what_is_refused(bert, senses, texts, tmp_path):
         ({"objective": "sense+mse"}, "a student without layers does not learn to pick senses"),
         ({"weight_decay": 0.1}, "weight_decay=0.1: there is none"),
         ({"optim": "sgd"}, "optim='sgd': a student without layers has its own optimizer"),
-        ({"table_learning_rate": 0.0}, "table_learning_rate=0.0: it must be above 0"),
+        ({"table_learning_rate": 0.0}, "table_learning_rate=0.0: give a finite number above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_trainer(bert, senses, texts, tmp_path, **settings)

@@ -150,7 +150,9 @@ def test_the_table_stays_mapped(tmp_path):
     config = SenseEmbeddingConfig(
         vocab_size=10, hidden_size=1000, num_senses=100_000, senses_dtype="float16", sense_device="cpu"
     )
-    SenseEmbeddingModel(config).save_pretrained(tmp_path)
+    model = SenseEmbeddingModel(config)
+    model.offsets[1:] = 100_000
+    model.save_pretrained(tmp_path)
     code = """if True:
         import sys, sensedict_hf
         from pathlib import Path

@@ -1,6 +1,7 @@
 """The sense index, against late interaction on the replaced vectors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
 from sensedict_hf.cli import main
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
-from sensedict_hf.retrieval.encoding import encode_queries
+from sensedict_hf.retrieval.encoding import encode_documents, encode_queries
 from sensedict_hf.retrieval.inverted_lists import InvertedLists
 from sensedict_hf.retrieval.searching import Searcher, by_row
+from sensedict_hf.retrieval.sparse import fill_collection, search_collection, sparse_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
 QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
@@ -322,6 +324,21 @@ def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
     np.testing.assert_allclose([row["scores"] for row in found], scores, atol=1e-4)
     status, out, _ = run(*search, QUERIES[0], "--explain")
     assert status == 0 and out.splitlines()[0] == f"{scores[0, 0]:.4f}\t{expected[0][0]}" and "w20 -> w" in out
+    # Options may stand before the question.
+    status, out, _ = run(*search, "--top-k", 2, QUERIES[1], "--device", "cpu")
+    assert status == 0 and [line.split("\t")[1] for line in out.splitlines()] == expected[1][:2]
+    assert run("search", "--top-k", 2, tmp_path / "index", QUERIES[1])[1] == out
+
+    for part in (texts[:20], texts[20:]):
+        (tmp_path / "part.jsonl").write_text("\n".join(json.dumps({"name": text, "text": text}) for text in part))
+        output = tmp_path / f"part-{len(part)}"
+        assert run(*build, "--texts", tmp_path / "part.jsonl", "--id-column", "name", "--output", output)[0] == 0
+    folders = [tmp_path / "part-20", tmp_path / "part-40"]
+    status, out, _ = run("merge", *folders, "--output", tmp_path / "merged")
+    assert status == 0 and "60 texts" in out
+    assert SenseIndex.load(tmp_path / "merged").ids == texts
+    status, _, err = run("merge", *folders, "--output", tmp_path / "merged")
+    assert status == 2 and "holds an index already" in err
     for wrong in [[], ["w1", "--queries", tmp_path / "queries.txt"], ["w1", "--json", "--explain"]]:
         assert run(*search, *wrong)[0] == 2
 
@@ -370,3 +387,127 @@ def test_a_large_index_is_searched_by_its_lists(index, monkeypatch):
     # The lists follow the documents.
     index.remove([found[0][0][0]])
     assert index.search(QUERIES[0], top_k=2)[0] == expected[0][0][1:]
+
+
+def test_merged_indexes(bert, texts):
+    few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
+    parts = [SenseIndex.build(bert, few, texts[a:b], ids=range(a, b)) for a, b in ((0, 20), (20, 30), (30, 60))]
+    merged = SenseIndex.merge(parts)
+    assert merged.ids == list(range(60)) and merged.num_own_rows == 25
+    # The rows of the first index stay, so its documents keep their scores.
+    for query in QUERIES:
+        scores = dict(zip(*merged.search(query, top_k=60)))
+        for name, score in zip(*parts[0].search(query, top_k=20)):
+            assert scores[name] == pytest.approx(float(score), abs=1e-5)
+    assert {match.document_token for match in merged.explain("w27", 45)} <= set(texts[45].split())
+    with pytest.raises(ValueError, match="id 0 is given twice"):
+        SenseIndex.merge([parts[0], parts[0]])
+    with pytest.raises(ValueError, match="no indexes"):
+        SenseIndex.merge([])
+    with pytest.raises(ValueError, match="different dictionaries"):
+        other = build_sense_dictionary(bert, texts, budget=50)
+        SenseIndex.merge([parts[0], SenseIndex.build(bert, other, texts[20:], ids=range(20, 60))])
+
+
+@pytest.mark.parametrize("dictionary", ["few", "all"])
+def test_an_interrupted_build_continues_with_the_same_bytes(bert, senses, texts, tmp_path, monkeypatch, dictionary):
+    if dictionary == "few":
+        senses = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
+    monkeypatch.setattr("sensedict_hf.retrieval.encoding.CHUNK", 16)
+    folder, calls = tmp_path / "index", []
+    SenseIndex.build(bert, senses, texts, output_dir=tmp_path / "whole")
+    assert not (tmp_path / "whole" / "parts").exists()
+
+    def fails_in_the_third(*arguments):
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode_documents(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sensedict_hf.retrieval.encoding.encode_documents", fails_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            SenseIndex.build(bert, senses, texts, output_dir=folder)
+        assert len(list((folder / "parts").iterdir())) == 2
+        for changed, settings in [(texts[1:], {}), (texts, {"batch_size": 7}), (texts, {"ids": range(1, 61)})]:
+            with pytest.raises(ValueError, match="unfinished build of other texts"):
+                SenseIndex.build(bert, senses, changed, output_dir=folder, **settings)
+        index = SenseIndex.build(bert, senses, texts, output_dir=folder)
+        assert len(calls) == 5  # two parts were there, and the third was begun twice
+    for path in sorted((tmp_path / "whole").glob("*.*")):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert not (folder / "parts").exists() and index.ids == list(range(60))
+    with pytest.raises(ValueError, match="holds an index already"):
+        SenseIndex.build(bert, senses, texts, output_dir=folder)
+    # In memory, the result is the same.
+    assert (SenseIndex.build(bert, senses, texts).search(QUERIES)[1] == index.search(QUERIES)[1]).all()
+
+
+def test_index_and_model_move_together(teacher_folder, senses, texts, tmp_path):
+    shutil.copytree(teacher_folder, tmp_path / "before" / "model")
+    SenseIndex.build(tmp_path / "before" / "model", senses, texts).save(tmp_path / "before" / "index")
+    assert json.loads((tmp_path / "before" / "index" / "config.json").read_text())["model"] == "../model"
+    (tmp_path / "before").rename(tmp_path / "after")
+    loaded = SenseIndex.load(tmp_path / "after" / "index")
+    assert len(loaded.search("w1")[0]) == 10
+    loaded.save(tmp_path / "after" / "index")
+    assert json.loads((tmp_path / "after" / "index" / "config.json").read_text())["model"] == "../model"
+    shutil.rmtree(tmp_path / "after" / "model")
+    with pytest.raises(ValueError, match="not there: pass it as model="):
+        SenseIndex.load(tmp_path / "after" / "index").search("w1")
+
+
+def test_an_index_is_evaluated(bert, senses, teacher_folder, texts, tmp_path, capsys):
+    index = SenseIndex.build(teacher_folder, senses, texts, ids=[f"d{number}" for number in range(60)])
+    index.save(tmp_path / "index")
+    queries = tmp_path / "queries.jsonl"
+    found = index.search(QUERIES, top_k=10)[0]
+    # The best document of one query, the second of another, and one that is not found.
+    relevant = [[found[0][0]], [found[1][1]], [next(name for name in index.ids if name not in found[2])]]
+    rows = [{"text": text, "relevant": names} for text, names in zip(QUERIES, relevant)]
+    queries.write_text("\n".join(map(json.dumps, rows)))
+    command = ["evaluate", "--task", "retrieval", "--index", str(tmp_path / "index"), "--queries", str(queries)]
+    command += ["--device", "cpu", "--query-model", str(teacher_folder), "--output", str(tmp_path / "scores.json")]
+    assert main(command) == 0
+    ndcg = (1 + 1 / np.log2(3)) / 3
+    assert f"| 60 | {ndcg:.4f} | {1 / 3:.4f} | {2 / 3:.4f} |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text())["ndcg_at_10"] == pytest.approx(ndcg)
+    for extra in (["--model", str(teacher_folder)], ["--corpus", str(queries)], ["--task", "similarity"]):
+        assert main([*command, *extra]) == 2 and "--index needs --task retrieval" in capsys.readouterr().err
+    queries.write_text(json.dumps({"text": "w1", "relevant": ["x"]}))
+    assert main(command) == 2 and "no document 'x'" in capsys.readouterr().err
+    assert main(["evaluate", "--test", str(queries)]) == 2 and "give --model" in capsys.readouterr().err
+
+
+def test_sparse_documents_and_queries(index):
+    sparse = index.to_sparse()
+    assert sparse.is_sparse and sparse.shape == (60, index.num_rows) and sparse.is_coalesced()
+    for number in (0, 59):
+        assert sparse[number].coalesce().indices()[0].tolist() == index._documents.of_document(number).tolist()
+    queries = sparse_queries(index, QUERIES, rows_per_token=5)
+    assert queries.is_sparse and queries.shape == (3, index.num_rows) and (queries.to_dense() >= 0).all()
+    assert (queries.to_dense() > 0).sum(1).tolist()[1] == 5  # one token
+    # The best documents are among those that sparse vectors find.
+    scores = queries.to_dense() @ sparse.to_dense().T
+    for best, row in zip(index.search(QUERIES, top_k=1)[0], scores):
+        assert row[best[0]] >= row.sort().values[-10]
+    assert sparse_queries(index, []).shape == (0, index.num_rows)
+    with pytest.raises(ValueError, match="rows_per_token=0"):
+        sparse_queries(index, QUERIES, rows_per_token=0)
+
+
+def test_a_collection_of_qdrant(bert, senses, texts):
+    qdrant_client = pytest.importorskip("qdrant_client")
+    index = SenseIndex.build(bert, senses, texts, ids=[f"d{number}" for number in range(60)])
+    client = qdrant_client.QdrantClient(":memory:")
+    fill_collection(client, "texts", index)
+    with pytest.raises(ValueError, match="already"):
+        fill_collection(client, "texts", index)
+    for query in QUERIES:
+        # With all documents as candidates the result is that of the index.
+        ids, scores = search_collection(client, "texts", index, query, top_k=5, candidates=60, rows_per_token=60)
+        expected = index.search(query, top_k=5)
+        assert ids == expected[0]
+        np.testing.assert_allclose(scores, expected[1], atol=1e-6)
+    with pytest.raises(ValueError, match="candidates=0"):
+        search_collection(client, "texts", index, "w1", candidates=0)

@@ -19,11 +19,15 @@ from sensedict_hf import (
     Prompt,
     SKDStudentConfig,
     SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
     build_sense_dictionary,
+    distill_student,
     load_senses,
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
+from sensedict_hf.models.teachers import origin_of
 
 
 def test_round_trip(teacher, texts, tmp_path):
@@ -84,18 +88,66 @@ def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
         def create_branch(self, repo_id, branch, exist_ok):
             uploaded["branch"] = repo_id, branch
 
-        def upload_folder(self, repo_id, folder_path, **_):
+        def upload_folder(self, repo_id, folder_path, commit_description, **_):
+            uploaded["description"] = commit_description
             uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
 
     monkeypatch.setattr("sensedict_hf.models.hub.HfApi", Api)
     student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
-    student.push_to_hub("student", token="secret", revision="new")
+    student.push_to_hub("student", token="secret", revision="new", tags=["mine"], commit_description="why")
+    assert uploaded.pop("description") == "why"
     assert uploaded.pop("branch") == ("me/student", "new")
     assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
-    assert b"knowledge-distillation" in uploaded["README.md"] and not any(
-        name.endswith((".bin", ".pt")) for name in uploaded
+    assert b"knowledge-distillation" in uploaded["README.md"] and b"\n- mine\n" in uploaded["README.md"]
+    assert not any(name.endswith((".bin", ".pt")) for name in uploaded)
+
+
+def test_a_training_pushes_the_finished_student(bert, texts, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(model, repo_id, **options):
+        pushed.append((repo_id, model.config.objective, options["token"], options["commit_message"]))
+
+    monkeypatch.setattr(
+        SKDTrainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "me/student")
     )
+    monkeypatch.setattr(SKDStudentModel, "push_to_hub", push)
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    options = {"max_steps": 2, "save_steps": 1, "report_to": "none", "hub_token": "secret", "use_cpu": True}
+    student = SKDStudentModel.from_teacher(bert, senses)
+    args = SKDTrainingArguments(str(tmp_path), push_to_hub=True, **options)
+    trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
+    trainer.train()
+    assert pushed == [("me/student", args.objective, "secret", "End of training")]
+    trainer.push_to_hub("again", blocking=True)
+    assert pushed[1:] == [("me/student", args.objective, "secret", "again")]
+
+
+def test_a_folder_is_called_by_its_name(tmp_path):
+    for path, name in [
+        ("hub/models--me--encoder/snapshots/0123", "me/encoder"),
+        ("minilm/model", "minilm"),
+        ("a/minilm", "minilm"),
+    ]:
+        (tmp_path / path).mkdir(parents=True)
+        assert origin_of(str(tmp_path / path)) == name
+    assert origin_of("me/encoder") == "me/encoder"
+
+
+def test_no_saved_file_has_a_path(teacher_folder, texts, tmp_path):
+    """What is saved tells nothing of the machine that it was made on."""
+    senses = build_sense_dictionary(str(teacher_folder), texts, budget=90, output_dir=tmp_path / "senses")
+    options = {"max_steps": 2, "report_to": "none", "use_cpu": True}
+    args = SKDTrainingArguments(str(tmp_path / "distilled"), **options)
+    distill_student(str(teacher_folder), str(tmp_path / "senses"), texts, args=args)
+    SKDStudentModel.from_teacher(str(teacher_folder), senses).save_pretrained(tmp_path / "student")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
+    AutoModel.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "again")
+    for name in ("senses", "distilled", "student", "head", "again"):
+        assert (tmp_path / name / "config.json").is_file()
+        for path in (tmp_path / name).rglob("*"):
+            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
 
 
 def test_the_card_names_repositories_only(bert, texts):

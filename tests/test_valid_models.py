@@ -135,8 +135,9 @@ def test_tensors_that_are_not_valid(senses, student, tmp_path, dtype, change, me
 def test_a_sense_that_is_not_finite_is_refused_where_it_is_read(bert, texts, bad, similarity, tmp_path, capsys):
     senses = build_sense_dictionary(bert, texts, budget=90, similarity=similarity)
     token = 30
-    senses.table[senses.rows_of(token).start, 2] = bad
+    row = senses.rows_of(token).start
     senses.save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors["senses"][row].fill_(bad))
     senses = load_senses(tmp_path)  # the table is not read
     hidden = torch.randn(1, 1, 16)
     ids = torch.tensor([[token]])

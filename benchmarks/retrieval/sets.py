@@ -1,11 +1,91 @@
-"""The texts of the benchmark."""
+"""The sets of the benchmark: documents, queries, and which documents are relevant."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..distillation.tasks import read_columns
 
 # A passage is a paragraph of an article with at least so many characters, and is cut off after so many.
 SHORTEST, LONGEST = 400, 1000
+# Documents and queries of the sets of intents, and the score that makes a pair of sentences paraphrases.
+INTENT_DOCUMENTS, INTENT_QUERIES, PARAPHRASE = 3000, 400, 4.0
+EVERY = 3  # of the questions of xquad_retrieval
+# Passages of Wikipedia, in two parts, and how many parts are among the documents of a set.
+PASSAGES = (700, 2000)
+XQUAD = {"xquad_retrieval": 0, "xquad_retrieval + 700": 1, "xquad_retrieval + 2,000": 2}
+NAMES = ("stsb", "hwu64", "banking77", *XQUAD)  # the cheapest first
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Documents and queries.
+
+    Attributes:
+        parts: The texts of the documents, by the names of their parts. Sets share parts.
+        queries: The texts of the queries.
+        relevant: For each query, the numbers of its relevant documents.
+    """
+
+    parts: dict[str, list[str]]
+    queries: list[str]
+    relevant: list[list[int]]
+
+    @property
+    def documents(self) -> list[str]:
+        """The texts of all documents."""
+        return [text for texts in self.parts.values() for text in texts]
+
+    @property
+    def first(self) -> str:
+        """Name of the first part. Sets with the same first part have the same queries."""
+        return next(iter(self.parts))
+
+
+def load_set(name: str, data: Path) -> RetrievalSet:
+    """Load a set.
+
+    - `xquad_retrieval`: every third question, and the paragraph that answers it.
+    - `banking77`, `hwu64`: texts of the test part as queries, and training texts with the same label.
+    - `stsb`: the first sentences of pairs with a score of 4 or more as queries, and the second ones. The documents are
+      the second sentences of all pairs.
+
+    Args:
+        name: One of `NAMES`.
+        data: The folder of all tasks.
+    """
+    if name in XQUAD:
+        corpus, questions = (
+            read_columns(data / "xquad_retrieval" / f"{part}.jsonl") for part in ("corpus", "queries")
+        )
+        numbers = {key: number for number, key in enumerate(corpus["id"])}
+        relevant = [[numbers[key] for key in keys] for keys in questions["relevant"][::EVERY]]
+        parts = {"xquad_retrieval": corpus["text"], **dict(list(passage_parts(data).items())[: XQUAD[name]])}
+        return RetrievalSet(parts, questions["text"][::EVERY], relevant)
+    if name == "stsb":
+        files = [read_columns(data / name / f"{part}.jsonl") for part in ("train", "dev", "test")]
+        pairs = [pair for part in files for pair in zip(part["sentence1"], part["sentence2"], part["score"])]
+        documents = list(dict.fromkeys(second for _, second, _ in pairs))
+        numbers = {text: number for number, text in enumerate(documents)}
+        found: dict[str, list[int]] = {}
+        for first, second, score in pairs:
+            if float(score) >= PARAPHRASE and first not in numbers:
+                found.setdefault(first, []).append(numbers[second])
+        return RetrievalSet({name: documents}, list(found), list(found.values()))
+    train, test = (read_columns(data / name / f"{part}.jsonl") for part in ("train", "test"))
+    steps = len(train["text"]) / INTENT_DOCUMENTS, len(test["text"]) / INTENT_QUERIES
+    rows, chosen = (
+        [int(steps[0] * i) for i in range(INTENT_DOCUMENTS)],
+        [int(steps[1] * i) for i in range(INTENT_QUERIES)],
+    )
+    by_label: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_label.setdefault(train["label"][row], []).append(number)
+    chosen = [row for row in chosen if test["label"][row] in by_label]
+    return RetrievalSet(
+        {name: [train["text"][row] for row in rows]},
+        [test["text"][row] for row in chosen],
+        [by_label[test["label"][row]] for row in chosen],
+    )
 
 
 def wikipedia_passages(data: Path, count: int) -> list[str]:
@@ -20,3 +100,10 @@ def wikipedia_passages(data: Path, count: int) -> list[str]:
     longest = max(map(len, paragraphs))
     passages = [texts[place] for place in range(longest) for texts in paragraphs if len(texts) > place]
     return passages[:count]
+
+
+def passage_parts(data: Path) -> dict[str, list[str]]:
+    """Return the parts of the passages, by name."""
+    passages = wikipedia_passages(data, PASSAGES[-1])
+    borders = zip((0, *PASSAGES), PASSAGES)
+    return {f"passages {begin} to {end}": passages[begin:end] for begin, end in borders}

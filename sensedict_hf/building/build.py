@@ -18,12 +18,14 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
-from ..models.arguments import check_flag, check_integer
+from ..models.arguments import check_flag, check_integer, check_path
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.files import reading
 from ..models.folder_code import auto_map, write_code
+from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_predicts, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
@@ -91,6 +93,7 @@ def build_sense_dictionary(
     sample_dtype: str = "float16",
     senses_dtype: str = "float16",
     prompt_senses: bool = False,
+    trust_remote_code: bool = False,
     num_senses: int | None = None,
 ) -> SenseEmbeddingModel:
     """Build a sense dictionary: run the teacher over texts and cluster the vectors of each token.
@@ -137,6 +140,7 @@ def build_sense_dictionary(
             scale for every sense.
         prompt_senses: Whether the tokens of the teacher's instruction and template get senses too. They do not count
             in the vector of a text.
+        trust_remote_code: Whether to run code from the folders or repositories of teacher and tokenizer.
         num_senses: Deprecated, use `senses_per_token`.
 
     Returns:
@@ -182,6 +186,9 @@ def build_sense_dictionary(
     if max_length is not None:
         max_length = check_integer("max_length", max_length, 1)
     truncation, overwrite = check_flag("truncation", truncation), check_flag("overwrite", overwrite)
+    for name, path in (("output_dir", output_dir), ("update", update)):
+        if path is not None:
+            check_path(name, path)
     state = process_state()
     if output_dir is None and (settings.keep_samples or state.num_processes > 1):
         reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"
@@ -195,9 +202,12 @@ def build_sense_dictionary(
     if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        with reading(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
-    teacher = load_teacher(teacher, tokenizer=tokenizer if is_nameless else None, device=device)
+    teacher = load_teacher(
+        teacher, tokenizer=tokenizer if is_nameless else None, device=device, trust_remote_code=trust_remote_code
+    )
     source = Source.of(
         teacher,
         tokenizer,
@@ -231,7 +241,7 @@ def build_sense_dictionary(
                 if state.is_main_process:
                     _finish(folder, source, settings, 0 if earlier is None else earlier.num_texts)
             state.wait_for_everyone()
-        senses = SenseEmbeddingModel.from_pretrained(path)
+        senses = SenseEmbeddingModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         if output_dir is None:
             senses._apply(torch.clone)  # the tables are mapped from files that are about to be removed
     senses.tokenizer = source.tokenizer

@@ -231,13 +231,17 @@ def teacher_vectors(
     Yields:
         For each batch, positions, `[n]`, and their vectors, `[n, hidden]`, float32. Each token that has a vector comes
         exactly once, in no particular order. Tokens that align with nothing or belong to a prompt do not come.
+
+    Raises:
+        ValueError: A vector is not finite.
     """
     begin, end = corpus.offsets[[first_text, last_text]]
     positions = np.arange(begin, end)[corpus.has_vectors(begin, end)]
     table = _owning_windows(corpus, positions, max_length, first_text, last_text)
     windows = PlannedWindows(*table[np.argsort(table[:, 1] - table[:, 2], kind="stable")].T)
     for first in range(0, len(windows), batch_size):
-        owned, vectors, _ = _window_vectors(teacher, corpus, windows[first : first + batch_size], positions, layer)
+        owned, vectors, text = _window_vectors(teacher, corpus, windows[first : first + batch_size], positions, layer)
+        _check(vectors, torch.finfo(vectors.dtype).max, teacher.name, text)
         yield positions[owned], vectors
 
 
@@ -326,7 +330,7 @@ def _window_vectors(
 
 def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) -> None:
     """Raise a ValueError if a vector is not finite or too large; `texts`, `[n]`, says which text it is from."""
-    found = float(vectors.abs().max())
+    found = float(vectors.abs().max()) if len(vectors) else 0.0
     if not np.isfinite(found):
         bad = texts[int((~vectors.isfinite().all(1)).nonzero()[0])]
         raise ValueError(f"{name} yields NaN or infinite vectors for text {bad}: load the teacher in another dtype")

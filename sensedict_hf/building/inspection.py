@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
 from ..models.arguments import check_integer
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher
+from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows

@@ -138,7 +138,7 @@ def plan_build(
                 f"no token of the corpus can be sampled, all of them are padding{first}: give other texts"
             )
         check_budget(settings.budget, int((together > 0).sum()))
-        check_room(folder.path, together, settings, probe.shape[-1], teacher.device)
+        check_room(folder.path, together, settings, probe.shape[-1], teacher.device, len(corpus))
         plan_samples(
             corpus,
             counts,
@@ -214,7 +214,9 @@ def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
-def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device) -> None:
+def check_room(
+    folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device, texts: int
+) -> None:
     """Log what a build needs on disk and in memory, and check that there is enough.
 
     Args:
@@ -223,6 +225,7 @@ def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width:
         settings: The settings of the build.
         width: Width of a vector.
         device: Device on which senses are fitted.
+        texts: Number of texts, each of which has a key of 8 bytes.
 
     Raises:
         ValueError: There is too little room. The message names the largest `max_samples_per_token` that fits.
@@ -238,7 +241,7 @@ def check_room(folder: Path, counts: np.ndarray, settings: BuildSettings, width:
         if senses is None:
             senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
         block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
-        return samples * sample_bytes + senses * width * 8, WORKING_COPIES * 4 * block + 32 * samples
+        return samples * sample_bytes + senses * width * 8 + texts * 8, WORKING_COPIES * 4 * block + 32 * samples
 
     # Compare with what there is.
     free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available

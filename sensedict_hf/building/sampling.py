@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .tensor_files import TensorFile, create_tensor_file
+from .tensor_files import TensorFile, create_array, create_tensor_file
 from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens, or texts, that are hashed at once
@@ -154,7 +154,7 @@ def plan_samples(
     plan.counts[:], plan.offsets[:] = counts, offsets
     # Sort the candidates of each block of tokens by token and priority, and keep the first ones of each token.
     block = np.cumsum(found) // BLOCK
-    by_slot = np.memmap(folder / "by_slot.bin", dtype=np.int64, mode="w+", shape=samples)
+    by_slot = create_array(folder / "by_slot.bin", np.int64, len(plan.slots))
     for number in range(int(block[-1]) + 1):
         first, last = np.searchsorted(block, [number, number + 1])
         rows = np.concatenate(
@@ -225,7 +225,7 @@ def _text_keys(corpus: TokenizedCorpus, path: Path, seed: int) -> np.ndarray:
         `[texts]`, uint64, memory-mapped.
     """
     digests = corpus.digests
-    keys = np.memmap(path, dtype=np.uint64, mode="w+", shape=digests.shape)
+    keys = create_array(path, np.uint64, len(digests))
     parts = 1 + len(digests) // BLOCK
     for part in range(parts):
         rows = np.concatenate(

@@ -14,8 +14,9 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,11 +110,33 @@ def create_tensor_file(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         size = file.tell() + end
-        if end and not sparse and hasattr(os, "posix_fallocate"):
-            # Reserve the space now: on a full disk, a later write to the map would kill the process.
-            os.posix_fallocate(file.fileno(), 0, size)
+        if end and not sparse:
+            _allocate(file, size)
         file.truncate(size)
     return TensorFile(path, writable=True)
+
+
+def create_array(path: Path, dtype: type, length: int) -> np.ndarray:
+    """Create a file of zeros without a header, and map it for writing.
+
+    Args:
+        path: The file; an existing one is overwritten.
+        dtype: Dtype of the numbers.
+        length: How many numbers there are.
+
+    Raises:
+        OSError: The disk has no room for the file.
+    """
+    with open(path, "wb") as file:
+        _allocate(file, max(1, length * np.dtype(dtype).itemsize))
+    return np.memmap(path, dtype=dtype, mode="r+", shape=(length,))
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Reserve the space of a file now: on a full disk, a later write to its map would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    file.truncate(size)
 
 
 def write_tensor_file(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from ..models.files import read_object, write_object
+from ..models.files import move_files, read_object, write_object
 from .manifest import MANIFEST, Manifest, read_manifest
 
 T = TypeVar("T")
@@ -68,6 +68,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process is working in the folder.
     """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        yield  # on a read-only disk nothing can change
+        return
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"building-{state.process_index}.lock"
@@ -266,7 +269,7 @@ class BuildFolder:
         manifest = Manifest.of(self.ready, {**self.settings, "corpus": corpus_sha256})
         manifest.write(self.ready)
 
-        # Remove what is overwritten, the marker first. Without a manifest to go by, only the new files replace others.
+        # Remove what is overwritten, the marker first.
         (self.path / marker).unlink(missing_ok=True)
         try:
             old = read_manifest(self.path)
@@ -274,11 +277,7 @@ class BuildFolder:
             old = None
         for name in old.files if old else ():
             (self.path / name).unlink(missing_ok=True)
-        (self.path / MANIFEST).unlink(missing_ok=True)
-
-        # Move the new files, the marker last.
-        for name in sorted([*manifest.files, MANIFEST], key=lambda name: (name == marker, name)):
-            (self.ready / name).replace(self.path / name)
+        move_files(self.ready, self.path, marker)
         self.discard()
 
     def discard(self) -> None:

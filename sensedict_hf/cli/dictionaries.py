@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -15,6 +15,7 @@ from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
+from ..models.files import is_unfinished
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
@@ -59,6 +60,7 @@ def build(options: argparse.Namespace) -> None:
         sample_dtype=options.sample_dtype,
         senses_dtype=options.dtype,
         prompt_senses=options.prompt_senses,
+        trust_remote_code=options.trust_remote_code,
     )
     if state.is_main_process:
         config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
@@ -73,12 +75,13 @@ def build(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
-    config = AutoConfig.from_pretrained(options.senses)
+    trust = options.trust_remote_code
+    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
     if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
         _convert_tables(options)
         return
-    converted = _rewrite([options.senses], options.output, lambda senses: senses[0].to_dtype(options.dtype))
-    before = load_senses(options.senses)
+    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(options.dtype))
+    before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
@@ -88,7 +91,7 @@ def convert(options: argparse.Namespace) -> None:
 def _convert_tables(options: argparse.Namespace) -> None:
     """Store the tables and the dictionary of a student without layers in another dtype."""
     _check_is_new(options.output)
-    student = _load_whole(options.senses)
+    student = _load_whole(options.senses, options.trust_remote_code)
     model = cast(SKDStudentModel, student.base_model)
     backbone = cast(LayerFreeModel, model.backbone)
     before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
@@ -101,19 +104,28 @@ def _convert_tables(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Merge several dictionaries, or make one dictionary or one student smaller."""
-    merged = _rewrite(options.senses, options.output, lambda senses: merge_sense_dictionaries(senses, options.budget))
+    merged = _rewrite(
+        options.senses,
+        options.output,
+        options.trust_remote_code,
+        lambda senses: merge_sense_dictionaries(senses, options.budget),
+    )
     config = merged.config
     print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
 
 
 def _rewrite(
-    sources: Sequence[str], output: str, change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel]
+    sources: Sequence[str],
+    output: str,
+    trust_remote_code: bool,
+    change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel],
 ) -> SenseEmbeddingModel:
     """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
 
     Args:
         sources: Folders of dictionaries or students.
         output: A new or empty folder.
+        trust_remote_code: Whether to run code from the sources.
         change: Makes one dictionary from the loaded ones.
 
     Returns:
@@ -123,8 +135,8 @@ def _rewrite(
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
     _check_is_new(output)
-    senses = change([load_senses(path) for path in sources])
-    model = senses if len(sources) > 1 else _load_whole(sources[0])
+    senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
+    model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
     if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
@@ -135,22 +147,21 @@ def _rewrite(
 
 def _check_is_new(output: str) -> None:
     """Raise a ValueError if a folder for a result is not empty."""
-    if os.path.isdir(output) and os.listdir(output):
+    if os.path.isdir(output) and os.listdir(output) and not is_unfinished(Path(output)):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
 
 
-def _load_whole(source: str) -> SensePreTrainedModel:
+def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     """Load a dictionary, or a student with its head if it has one."""
-    senses = load_senses(source)
-    config = AutoConfig.from_pretrained(source)
+    senses = load_senses(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     if config.model_type == "sense_embedding":
         return senses
     # AutoModel would drop the head. The config names the class with the head.
     classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
     heads = {head.__name__: head for head in classes}
-    student: SensePreTrainedModel
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(source)
-    return student
+    student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
+    return cast(SensePreTrainedModel, student_class.from_pretrained(source, trust_remote_code=trust_remote_code))
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -164,7 +175,7 @@ def verify(options: argparse.Namespace) -> None:
         documents = len(SenseIndex.load(folder))
         print(f"an index of {documents:,} texts, with this dictionary:")
         folder /= "senses"
-    model = _load_whole(str(folder))
+    model = _load_whole(str(folder), options.trust_remote_code)
     numbers = 0
     for name, tensor in model.state_dict().items():
         numbers += tensor.shape.numel()
@@ -183,7 +194,7 @@ def verify(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
-    senses = load_senses(options.senses)
+    senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     occurrences = None
     looked_at = " in the texts"
     if options.texts:

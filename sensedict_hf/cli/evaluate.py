@@ -11,17 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ..data import read_dataset
+from ..evaluation import score_ranking
+from ..evaluation_language import evaluate_language_modeling
 from ..evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
+from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
-from ..models.teachers import check_teacher
+from ..models.matching import check_teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
+from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments, check_device
+
+LANGUAGE_MODELING = "language_modeling"
 
 
 @dataclass
@@ -45,9 +51,17 @@ class Encoder:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a model on a task, print the scores as a table, and write them to `--output` if it is given."""
-    task = read_task(options)
     if options.output:  # a folder that cannot be made should not be found out after the work
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    if options.index:
+        evaluate_index(options)
+        return
+    if not options.model:
+        raise ValueError("give --model, or --index with --task retrieval")
+    if options.task == LANGUAGE_MODELING:
+        evaluate_language(options)
+        return
+    task = read_task(options)
     encoder = load_encoder(options)
     encode_queries = load_query_encoder(options)
     begin = time.perf_counter()
@@ -76,7 +90,80 @@ def evaluate(options: argparse.Namespace) -> None:
         used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print_row(cells)
+
+
+def print_row(cells: dict[str, str]) -> None:
+    """Print a table of one row, in Markdown."""
     print(f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |")
+
+
+def evaluate_index(options: argparse.Namespace) -> None:
+    """Score what a sense index finds, print the scores as a table, and write them to `--output` if it is given.
+
+    Raises:
+        ValueError: An option is missing or not for an index, or a relevant document is not in the index.
+    """
+    unused = [name for name in ("model", "senses", "assignment", "residual") if getattr(options, name) is not None]
+    unused += [name for name in ("train", "test", "corpus") if getattr(options, name)]
+    if (
+        options.task != "retrieval"
+        or not options.queries
+        or unused
+        or TeacherArguments.of(options) != TeacherArguments()
+    ):
+        raise ValueError("--index needs --task retrieval and --queries, and takes only --query-model with them")
+    queries = read_files(options, {"queries": ("text", "relevant")})["queries"]
+    encoder = load_text_encoder(options.query_model, check_device(options.device)) if options.query_model else None
+    index = SenseIndex.load(options.index, encoder)
+    numbers = {name: number for number, name in enumerate(index.ids)}
+    unknown = [name for names in queries["relevant"] for name in names if name not in numbers]
+    if unknown:
+        raise ValueError(f"the index has no document {unknown[0]!r}, which is relevant to a query: use the same ids")
+    begin = time.perf_counter()
+    found, _ = index.search(queries["text"], 10, batch_size=options.batch_size)
+    speed = len(found) / (time.perf_counter() - begin)
+    relevant = [[numbers[name] for name in names] for names in queries["relevant"]]
+    scores = score_ranking([[numbers[name] for name in best] for best in found], relevant)
+    cells = {name: f"{score:.4f}" for name, score in dict(scores).items()}
+    if options.output:  # written first: printing may fail
+        used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    print_row({"index": options.index, "documents": f"{len(index):,}", **cells, "queries/s": f"{speed:.0f}"})
+
+
+def evaluate_language(options: argparse.Namespace) -> None:
+    """Score how well a language model predicts texts, as :func:`evaluate`.
+
+    Raises:
+        ValueError: The task has no such option, the model has no head, or the dictionary is of another teacher.
+    """
+    if options.query_model or options.train or options.corpus or options.queries or not options.test:
+        raise ValueError(f"--task {LANGUAGE_MODELING} needs --test, and no other files or models")
+    if TeacherArguments.of(options) != TeacherArguments():
+        raise ValueError(f"--task {LANGUAGE_MODELING} runs a model as it was trained: leave out how to load it")
+    if not options.senses and (options.assignment or options.residual is not None):
+        raise ValueError(f"--task {LANGUAGE_MODELING}: --assignment and --residual need --senses")
+    texts = read_dataset(options.test, split="test")
+    device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_classifier(options.model, AutoModelForCausalLM)
+    model.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+    tokenizer, output = AutoTokenizer.from_pretrained(options.model), "raw"
+    if options.senses:
+        senses = load_senses(options.senses).to(device)  # type: ignore[arg-type]
+        changes = {"assignment": options.assignment, "residual": options.residual}
+        attach_senses(model, senses, tokenizer=tokenizer, **changes)
+        output = f"{options.assignment or senses.config.assignment}, key {senses.config.key}"
+    settings = {"tokenizer": tokenizer, "text_column": options.text_column, "batch_size": options.batch_size}
+    begin = time.perf_counter()
+    scores = evaluate_language_modeling(model, texts, **settings)
+    speed = scores["tokens"] / (time.perf_counter() - begin)
+    cells = {"model": options.model, "output": output, "perplexity": f"{scores['perplexity']:.2f}"}
+    cells |= {"next-token accuracy": f"{scores['token_accuracy']:.4f}", "tokens": f"{scores['tokens']:,}"}
+    print_row(cells | {"parameters": f"{parameters(model):,}", "tokens/s": f"{speed:.0f}"})
+    if options.output:
+        used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:
@@ -99,6 +186,21 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
         flags = [" and ".join(f"--{name}" for name in names) for names in (needed, given)]
         raise ValueError(f"--task {options.task} needs {flags[0]}, not {flags[1] or 'nothing'}")
 
+    sets = read_files(options, needed)
+    names = {"text": options.text_column, "label": options.label_column} if options.task == "classification" else {}
+    return TASKS[options.task](**sets, **names)
+
+
+def read_files(options: argparse.Namespace, needed: dict[str, tuple[str, ...]]) -> dict[str, dict[str, list[Any]]]:
+    """Read files that options name.
+
+    Args:
+        options: The options.
+        needed: The columns that each file must have, by the name of its option.
+
+    Raises:
+        ValueError: A file lacks a column.
+    """
     sets = {}
     for name, columns in needed.items():
         data = read_dataset(getattr(options, name), split=name)
@@ -106,8 +208,7 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
             if column not in data.column_names:
                 raise ValueError(f"--{name} has no column {column!r}, only {', '.join(data.column_names)}")
         sets[name] = data.to_dict()
-    names = {"text": options.text_column, "label": options.label_column} if options.task == "classification" else {}
-    return TASKS[options.task](**sets, **names)
+    return sets
 
 
 def load_encoder(options: argparse.Namespace) -> Encoder:
@@ -119,13 +220,14 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        if options.senses or TeacherArguments.of(options) != TeacherArguments():
+        trust = options.trust_remote_code
+        if options.senses or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=trust):
             raise ValueError(
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
         device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        student = AutoModel.from_pretrained(options.model).to(device)
+        student = AutoModel.from_pretrained(options.model, trust_remote_code=trust).to(device)
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
@@ -136,7 +238,7 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
     if options.senses:
-        senses = load_senses(options.senses)
+        senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
         check_teacher(senses, teacher)
         assignment = options.assignment or senses.config.assignment
         residual = senses.config.residual if options.residual is None else options.residual

@@ -1,4 +1,4 @@
-"""The subcommand `index`: build a sense index of texts, and search it."""
+"""The subcommand `index`: build a sense index of texts, search it, and merge several."""
 
 import argparse
 import json
@@ -13,23 +13,17 @@ from .teacher import check_device
 
 
 def index(options: argparse.Namespace) -> None:
-    """Build an index or search one."""
-    if options.action == "build":
-        build(options)
-    else:
-        search(options)
+    """Build an index, search one, or merge several."""
+    {"build": build, "search": search, "merge": merge}[options.action](options)
 
 
 def build(options: argparse.Namespace) -> None:
-    """Build an index, save it and print its size.
+    """Build an index, or continue an interrupted build, and print its size.
 
     Raises:
         ValueError: The output folder holds something already, or a column is missing.
     """
-    output = Path(options.output)
-    check_target(output)
-    if (output / "config.json").exists():
-        raise ValueError(f"{output} holds an index already: give a new folder, or remove it first")
+    check_target(Path(options.output), new=True)
     texts = read_dataset(options.texts)
     for column in (options.text_column, options.id_column):
         if column and column not in texts.column_names:
@@ -39,15 +33,32 @@ def build(options: argparse.Namespace) -> None:
         load_senses(options.senses),
         texts,
         texts[options.id_column] if options.id_column else None,
+        output_dir=options.output,
         text_column=options.text_column,
         batch_size=options.batch_size,
     )
-    made.save(output)
+    print_size(made, options.output)
+    if made.num_own_rows:
+        print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Merge indexes, save the result and print its size.
+
+    Raises:
+        ValueError: The output folder holds something already, or the indexes do not fit.
+    """
+    check_target(Path(options.output), new=True)
+    merged = SenseIndex.merge([SenseIndex.load(folder) for folder in options.indexes])
+    merged.save(options.output)
+    print_size(merged, options.output)
+
+
+def print_size(made: SenseIndex, output: str) -> None:
+    """Print the size of an index, and where it was saved."""
     print(
         f"{len(made):,} texts in {made.nbytes / 1e6:.1f} MB, and a table of {made.num_rows:,} rows: saved in {output}"
     )
-    if made.num_own_rows:
-        print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
 
 
 def search(options: argparse.Namespace) -> None:

@@ -1,19 +1,29 @@
 """What distillation refuses before the teacher runs, with errors that name the way out."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
+from .generation import is_generative
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
+
+TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
+NOT_FINITE = {
+    "teacher": "the teacher yields NaN or infinite vectors: load it in another dtype",
+    "student": f"the student yields NaN or infinite vectors: {TOO_FAST}",
+    "loss": f"the loss is NaN or infinite: {TOO_FAST}",
+}
 
 
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
@@ -22,7 +32,8 @@ def find_student(model: PreTrainedModel) -> SKDStudentModel:
     Raises:
         ValueError: There is no student, or it cannot be distilled.
     """
-    if isinstance(getattr(model, "student", None), SKDStudentModel):  # PEFT passes attributes on
+    has_student = isinstance(getattr(model, "student", None), SKDStudentModel)  # PEFT passes attributes on
+    if has_student and not is_generative(model):
         raise ValueError("adapters over a task model: put them on its student, model.student, and distil that")
     student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
     if student is None:
@@ -47,7 +58,7 @@ def refuse_unused(kwargs: dict[str, Any]) -> None:
             )
 
 
-def check_float32(model: nn.Module) -> None:
+def check_dtypes(model: nn.Module) -> None:
     """Raise a ValueError if weights to be trained are in half precision, which loses small updates."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -55,6 +66,34 @@ def check_float32(model: nn.Module) -> None:
                 f"weights to be trained are {parameter.dtype}: load the student with dtype=torch.float32; to compute "
                 "in half precision, set args.bf16"
             )
+
+
+def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) -> None:
+    """Raise a ValueError if a number is NaN or infinite. `Trainer` would log such a loss as 0.
+
+    Args:
+        step: Number of steps that are done.
+        mask: `[batch, positions]`, 0 for padding, which may be anything.
+        tensors: The vectors of `teacher` or `student`, `[batch, positions, hidden]`, or the `loss`.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not (tensor if mask is None else tensor[mask.bool()]).isfinite().all():
+            raise ValueError(f"step {step + 1}: {NOT_FINITE[name]}")
+
+
+def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
+    """Raise a ValueError if a checkpoint to resume from lacks the optimizer: the weights would become others.
+
+    Args:
+        resumed: The folder of the checkpoint. True: the last one in `output_dir`. None or False: there is none.
+        output_dir: Folder of the checkpoints.
+    """
+    path = get_last_checkpoint(output_dir) if resumed is True else resumed
+    if path and not any(Path(path).glob("optimizer.*")) and not any(Path(path).glob("global_step*")):
+        raise ValueError(
+            f"{path} holds no optimizer (save_only_model=True), so that training would not go on as it was: train "
+            "without resume_from_checkpoint"
+        )
 
 
 def each(datasets: Any) -> list[Any]:
@@ -147,8 +186,13 @@ def check_encoded(
             )
 
     # Rows are read in chunks: the dataset may be larger than the memory.
-    parts = dataset.with_format("arrow").iter(10_000)
-    longest = max((compute.max(compute.list_value_length(part["input_ids"])).as_py() for part in parts), default=0)
+    longest = 0
+    for part in dataset.with_format("arrow").iter(10_000):
+        longest = max(longest, compute.max(compute.list_value_length(part["input_ids"])).as_py())
+        for column in part["probabilities"].chunks if "probabilities" in part.column_names else ():
+            probabilities = column.flatten().to_numpy(zero_copy_only=False)
+            if not (np.isfinite(probabilities) & (probabilities >= 0)).all():
+                raise ValueError("the dataset has probabilities that are negative or not finite: encode it again")
     if longest > max_length:
         raise ValueError(
             f"the dataset has rows of {longest} tokens, above the {max_length} that student, teacher and "

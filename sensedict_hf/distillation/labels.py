@@ -36,11 +36,14 @@ from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
+from ..models.arguments import check_integer, check_number
 from ..models.encoding import pad_batch
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
+from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from .batches import window_rows
+from .training_args import MOST_SENSES
 from .vectors import check_half
 
 logger = logging.get_logger(__name__)
@@ -103,13 +106,11 @@ def encode_senses(
         (4, ['input_ids', 'labels'])
     """
     # Check what can be checked, and load the teacher.
+    batch_size, top_k = check_integer("batch_size", batch_size, 1), check_integer("top_k", top_k, 1, MOST_SENSES + 1)
+    temperature = check_number("temperature", temperature, above=0)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: it must be at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it must be above 0")
     is_keyed = senses.config.teacher_tokenizer_fingerprint is not None
     if keep_vectors and is_keyed:
         raise ValueError("keep_vectors: the dictionary is for another tokenizer than its teacher's; keep labels")

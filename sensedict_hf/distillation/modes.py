@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 @contextmanager
@@ -44,3 +47,16 @@ def sparse_gradients(model: nn.Module, *, is_on: bool) -> Iterator[None]:
     finally:
         for table, sparse in zip(tables, before):
             table.sparse = sparse
+
+
+def warn_of_adapters(model: nn.Module | None) -> None:
+    """Warn if a student with adapters of PEFT is trained.
+
+    Args:
+        model: The model.
+    """
+    if hasattr(model, "peft_config"):
+        logger.warning(
+            "a folder of adapters does not hold the student's config, which decides what the student returns "
+            "after distillation: merge the adapters into the student before you save it, or save its config too"
+        )

@@ -84,13 +84,8 @@ class RunFolder:
             (self.path / STATE).unlink()
 
     def finish(self, student: SKDStudentPreTrainedModel) -> None:
-        """Save the student, with the model's own config last: without it there is nothing to load."""
-        ready = self.path / "_student"
-        student.save_pretrained(ready)
-        files = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == "config.json"):
-            (self.path / path).parent.mkdir(exist_ok=True)
-            (ready / path).replace(self.path / path)
+        """Save the student, and remove what is only needed to continue."""
+        student.save_pretrained(self.path)
         write_object(self.path / STATE, {**(self._read() or {}), "finished": True})
         self._clear()
 

@@ -14,26 +14,35 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.encoding import padding_id
+from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, check_teacher, load_teacher
-from ..models.tokenization import check_max_length, model_max_length
-from .batches import Collator, stream_windows
-from .checks import SameSenses, check_datasets, check_float32, each, find_student, is_encoded, refuse_unused
-from .labels import encode_senses
+from ..models.teachers import Teacher, load_teacher
+from . import checks
+from .batches import Collator
+from .generation import (
+    GenerationCollator,
+    GenerationCounts,
+    check_generative,
+    generation_loss,
+    generation_means,
+    is_generative,
+)
 from .layer_free import (
     check_layer_free,
     collate_ragged,
     default_epochs,
-    encode_for,
     is_layer_free,
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, without_dropout
+from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
+from .texts import encode_texts
 from .training_args import SKDTrainingArguments
+from .uploading import push_student
 from .vectors import TeacherVectors, Variances
 
 logger = logging.get_logger(__name__)
@@ -64,6 +73,7 @@ class SKDTrainer(Trainer):
             dataset (`datasets.IterableDataset`) is encoded as it comes and needs `args.max_steps`.
         eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
         text_column: Name of the text column.
+        senses: The teacher's dictionary, for a student that generates text and so has none. It is not saved.
         kwargs: Further arguments of `Trainer`, such as `callbacks` or `optimizers`.
 
     Raises:
@@ -95,25 +105,35 @@ class SKDTrainer(Trainer):
         train_dataset: Texts | TeacherVectors | None = None,
         eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",
+        senses: SenseEmbeddingModel | None = None,
         **kwargs: Any,
     ):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
-        refuse_unused(kwargs)
-        has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
+        checks.refuse_unused(kwargs)
+        self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
+        self.is_generative = is_generative(model)
+        is_whole = self.is_generative or isinstance(model, SKDStudentModel)
+        has_head = isinstance(model, SKDStudentPreTrainedModel) and not is_whole
         model = cast(PreTrainedModel, model.student) if has_head else model
-        self.student = find_student(model)
-        self.senses = self.student.senses
+        self.student = checks.find_student(model)
+        self.senses = self.student.senses if senses is None else senses.to(args.device)  # type: ignore[arg-type]
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
             args = args.for_layer_free()
             check_layer_free(self.student, args)
+        if self.is_generative:
+            args = args.for_generation(has_senses=senses is not None)
+        check_generative(model, senses, args)
         if train_dataset is not None:
-            check_float32(model)
-        check_datasets(args, train_dataset, eval_dataset)
+            checks.check_dtypes(model)
+        checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
-        self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
+        if self.is_generative and teacher is not None:
+            self.teacher, self._language_head = load_language_model(teacher, self.student.tokenizer, args.device)
+        else:
+            self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
             self._check_teacher(self.teacher, has_head)
         self._has_prompt = bool(self.student.config.prompt or (self.teacher and self.teacher.prompt))
@@ -125,17 +145,19 @@ class SKDTrainer(Trainer):
             encoded_eval = {name: self._encode(texts, args, f"eval-{name}") for name, texts in eval_dataset.items()}
         elif eval_dataset is not None:
             encoded_eval = self._encode(eval_dataset, args, "eval")
-        if any(isinstance(data, IterableDataset) for data in (encoded_train, *each(encoded_eval))):
+        if any(isinstance(data, IterableDataset) for data in (encoded_train, *checks.each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors:
-            self.teacher = None  # its work is done: free its memory
+        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors or args.terms == ("lm",):
+            self.teacher = self._language_head = None  # its work is done: free its memory
 
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
         collator: Any = collate_ragged
         if self.is_layer_free:
             if encoded_train is not None:
                 args = default_epochs(args, len(encoded_train))
+        elif self.is_generative:
+            collator = GenerationCollator(padding_id(tokenizer, self.student))
         else:
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
@@ -157,7 +179,7 @@ class SKDTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings.
+        settings. With `args.push_to_hub` the trained student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -166,22 +188,28 @@ class SKDTrainer(Trainer):
         Raises:
             ValueError: The checkpoint to resume from belongs to a student with another dictionary.
         """
-        if hasattr(self.model, "peft_config"):
-            logger.warning(
-                "a folder of adapters does not hold the student's config, which decides what the student returns "
-                "after distillation: merge the adapters into the student before you save it, or save its config too"
-            )
+        warn_of_adapters(self.model)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
-        check = SameSenses(self.senses)
+        checks.check_checkpoint(
+            kwargs.get("resume_from_checkpoint", args[0] if args else None), str(self.args.output_dir)
+        )
+        check = checks.SameSenses(self.senses)
         self.add_callback(check)
         try:
             with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                return super().train(*args, **kwargs)
+                result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload the student with its card, see :func:`push_student`."""
+        return push_student(self, commit_message, **kwargs)
 
     def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
         """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
@@ -194,62 +222,11 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts to token ids and senses, or to the teacher's vectors, in the folder `_encoded/name`.
-
-        Datasets that are encoded already stay as they are.
-        """
-        # The teacher can run next to the student only if both read the same tokens.
-        is_streamed = isinstance(texts, IterableDataset)
-        is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
-        if is_keyed and (args.needs_vectors or is_streamed):
-            raise ValueError(
-                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's "
-                "tokens, as the dictionary is for another tokenizer; choose objective='sense' and texts that are not "
-                "streamed"
-            )
-        longest = model_max_length(self.student.tokenizer, self.student.config.text_config)
-        if self.teacher is not None and not is_keyed:
-            longest = min(longest, self.teacher.max_window)
-        max_length = check_max_length(args.max_length, longest)
-
-        in_folder: dict[str, Any] = {
-            "output_dir": os.path.join(str(args.output_dir), "_encoded", name),
-            "text_column": self.text_column,
-            "max_length": max_length,
-            "batch_size": args.per_device_eval_batch_size,
-        }
+        """Encode texts in the folder `_encoded/name`, see :func:`encode_texts`."""
+        data = encode_texts(texts, args, name, self.student, self.senses, self.teacher, self.text_column)
         if self.is_layer_free:
-            data = encode_for(self.student, self.teacher, texts, **in_folder)
             self._variances = self._variances or data.variances()  # the training texts come first
-            return data
-
-        # Texts, unless they are encoded already.
-        has_teacher, longest_row = self.teacher is not None, args.max_length or longest
-        if is_encoded(texts, self.senses, args, longest_row, self.text_column, has_teacher=has_teacher):
-            return texts
-        if self.teacher is None:
-            raise ValueError(
-                "texts need a teacher that picks their senses: pass teacher=, or datasets from encode_senses (with "
-                "objective='sense' the teacher is freed once the texts are encoded)"
-            )
-        if is_streamed:
-            if args.keeps_vectors:
-                raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
-            tokenizer, prompt = self.teacher.tokenizer, self.teacher.prompt
-            return stream_windows(
-                texts, tokenizer, max_length, self.text_column, prompt, is_shared=args.world_size > 1
-            )
-        return encode_senses(
-            self.teacher,
-            self.senses.to(self.teacher.device),  # type: ignore[arg-type]
-            texts,
-            **in_folder,
-            overwrite=True,
-            top_k=args.label_top_k,
-            temperature=args.label_temperature,
-            only_tokens=args.needs_vectors,
-            keep_vectors=args.keeps_vectors,
-        )
+        return data
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Compute the loss, summed over the positions of a batch; add to the sums for the log.
@@ -260,12 +237,16 @@ class SKDTrainer(Trainer):
         if self._variances is not None:
             seed = (args.seed, self.state.global_step) if model.training else None
             loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            checks.check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
+        if self.is_generative:
+            return self._generation_loss(model, inputs)
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        checks.check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
@@ -280,7 +261,22 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
+        checks.check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
+        return loss
+
+    def _generation_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute the loss of a student that generates text, see :meth:`_loss`."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
+        checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
+        loss, sums = generation_loss(
+            output.logits, student, inputs, self.args, teacher=teacher, head=self._language_head, senses=senses
+        )
+        checks.check_step(self.state.global_step, loss=loss)
+        self._sums += sums.stack()
         return loss
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -325,7 +321,9 @@ class SKDTrainer(Trainer):
             eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
         """
         data: Any = eval_dataset
-        is_known = data is None or isinstance(data, str) or any(data is known for known in each(self.eval_dataset))
+        is_known = (
+            data is None or isinstance(data, str) or any(data is known for known in checks.each(self.eval_dataset))
+        )
         if not is_known:
             data = self._encode(data, self.args, "evaluated")
         config = self.accelerator.dataloader_config
@@ -381,12 +379,15 @@ class SKDTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _no_sums(self) -> Tensor:
-        return torch.zeros(len((Errors if self.is_layer_free else Counts)._fields), device=self.args.device)
+        kind = Errors if self.is_layer_free else GenerationCounts if self.is_generative else Counts
+        return torch.zeros(len(kind._fields), device=self.args.device)
 
     def _means(self) -> dict[str, float]:
         """Compute the means over all processes."""
         sums = cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum"))
-        return mean_errors(sums, self.args.loss_weights) if self.is_layer_free else means(sums)
+        if self.is_layer_free:
+            return mean_errors(sums, self.args.loss_weights)
+        return generation_means(sums) if self.is_generative else means(sums)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the student's own card instead of that of `Trainer`."""

@@ -24,6 +24,7 @@ from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
+from ..models.arguments import check_integer
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
@@ -158,6 +159,7 @@ def encode_vectors(
         (4, torch.Size([384]))
     """
     # Load the teacher and describe the work.
+    batch_size, layer = check_integer("batch_size", batch_size, 1), check_integer("layer", layer)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     source = Source.of(teacher, max_length=check_max_length(max_length, teacher.max_window))

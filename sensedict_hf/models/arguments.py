@@ -1,5 +1,6 @@
 """Checks of arguments and settings: by name, type and range, once, where they come in."""
 
+import os
 import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -90,3 +91,17 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """
     if value not in tuple(allowed):
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Check an argument that must name a file or a folder.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Raises:
+        ValueError: It is no path, or empty.
+    """
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError(f"{name}={value!r}: give the name of a folder")

@@ -1,6 +1,7 @@
 """Attach senses to a loaded model, in place of its contextual vectors."""
 
 import threading
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NoReturn, cast
 
@@ -13,6 +14,15 @@ from .configuration_sense_embedding import check_assignment, check_residual
 from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .tokenization import count_embeddings, has_decoder
+
+
+@dataclass
+class _Pass:
+    """A forward pass: its token ids and mask, and how many calls of the hooked module it has seen."""
+
+    input_ids: Tensor
+    mask: Tensor | None
+    calls: int = 0
 
 
 class AttachedSenses:
@@ -57,15 +67,30 @@ class AttachedSenses:
         self._generating: PreTrainedModel | None = None  # the model whose `generate` is refused
         self._senses, self._assignment, self._residual = senses, assignment, residual
         self._signature = signature(base.forward)
-        # The inputs of a forward pass. Several may run at once in threads, as under DataParallel.
+        # The forward passes that are running, the innermost last. Each thread has its own, as under DataParallel.
         self._running = threading.local()
         # Hook into the model, and into the module that computes the layer of the dictionary.
         source, self._call = _find_source(base, senses.config.layer, senses.config.hidden_size)
         self._handles = [
             base.register_forward_pre_hook(self._remember_inputs, with_kwargs=True),
             source.register_forward_hook(self._replace, prepend=True),  # before the hooks that record hidden states
-            base.register_forward_hook(self._check_replaced),
+            base.register_forward_hook(self._check_replaced, always_call=True),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is of this process: a copy of the model, with its hooks, has its own forward passes."""
+        return {name: value for name, value in self.__dict__.items() if name != "_running"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._running = threading.local()
+
+    @property
+    def _passes(self) -> list["_Pass"]:
+        if not hasattr(self._running, "passes"):
+            self._running.passes = []
+        passes: list[_Pass] = self._running.passes
+        return passes
 
     def _remember_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep token ids and mask of a forward pass, for the hook inside the model.
@@ -87,7 +112,7 @@ class AttachedSenses:
                     "which tells padding from text"
                 )
             mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
-        self._running.inputs, self._running.calls = (input_ids, mask), 0
+        self._passes.append(_Pass(input_ids, mask))
 
     def refuse_generation(self, model: PreTrainedModel) -> None:
         """Make `generate` of a model raise a ValueError until the senses are removed.
@@ -106,14 +131,14 @@ class AttachedSenses:
 
     def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Replace the output of a module by senses, in the call that computes the layer of the dictionary."""
-        running = self._running
-        if not hasattr(running, "calls"):
-            return None  # gradient checkpointing runs a layer again, in a thread of its own
+        if not self._passes:
+            return None  # gradient checkpointing runs a layer again, after the forward pass
+        running = self._passes[-1]
         running.calls += 1
         if running.calls - 1 != self._call:
             return None
-        (input_ids, mask), hidden_states = running.inputs, output if isinstance(output, Tensor) else output[0]
-        result = self._senses(input_ids, hidden_states, mask, self._assignment, self._residual)
+        hidden_states = output if isinstance(output, Tensor) else output[0]
+        result = self._senses(running.input_ids, hidden_states, running.mask, self._assignment, self._residual)
         self.sense_ids = result.sense_ids
         return result.hidden_states if isinstance(output, Tensor) else (result.hidden_states, *output[1:])
 
@@ -123,7 +148,7 @@ class AttachedSenses:
         Raises:
             ValueError: It has not.
         """
-        if self._running.calls <= self._call:
+        if self._passes and self._passes.pop().calls <= self._call and output is not None:
             raise ValueError(
                 "the senses were left out of this forward pass, as torch.compile may do: set "
                 "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling, or compile a student instead"

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .arguments import check_choice, check_integer
+
 TABLE_DTYPES = ("float32", "int8")
 
 
@@ -68,15 +70,6 @@ class LayerFreeConfig(PreTrainedConfig):
             ("context_hidden_size", 1),
             ("text_hidden_size", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least {least}")
-        check_table_dtype(table_dtype)
+            setattr(self, name, check_integer(name, getattr(self, name), least))
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
         super().__init__(**kwargs)
-
-
-def check_table_dtype(table_dtype: str) -> None:
-    """Raise a ValueError if the dtype of tables is unknown."""
-    if table_dtype not in TABLE_DTYPES:
-        raise ValueError(
-            f"table_dtype={table_dtype!r}: the tables of a student without layers are {' or '.join(TABLE_DTYPES)}"
-        )

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .arguments import check_integer
+from .arguments import check_flag, check_integer, check_number
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
@@ -89,7 +89,9 @@ class SKDStudentConfig(PreTrainedConfig):
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
         if isinstance(text_config, dict):
-            kind = text_config["model_type"]
+            kind = str(text_config.get("model_type"))
+            if kind not in CONFIG_MAPPING and kind != LayerFreeConfig.model_type:
+                raise ValueError(f"unknown model_type {kind!r} of the backbone: upgrade transformers")
             # Where the code of a saved folder runs, only the classes of transformers are registered.
             config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
             text_config = config_class(**text_config)
@@ -138,7 +140,6 @@ class SKDStudentConfig(PreTrainedConfig):
             >>> config.residual = 0.25
             >>> config.check()
         """
-        check_integer("max_seq_length", self.max_seq_length, 1)
         for name in ("prompt", "prompts"):
             if not isinstance(getattr(self, name), (dict, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
@@ -146,6 +147,10 @@ class SKDStudentConfig(PreTrainedConfig):
             check_assignment(self.assignment)
         if self.residual is not None:
             check_residual(self.residual)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        check_number("classifier_dropout", self.classifier_dropout, least=0, most=1)
+        for name in ("include_prompt", "freeze_head"):
+            check_flag(name, getattr(self, name))
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(

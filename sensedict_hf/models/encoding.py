@@ -10,17 +10,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
 from .arguments import check_integer
-from .prompts import Prompt, Prompted, check_texts, check_unicode
+from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
 from .tokenization import check_offsets, count_embeddings
 
+logger = logging.get_logger(__name__)
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 # A backbone without layers computes the vector of a text itself, with weights that it has learned.
 LEARNED = "learned"
+LONG_TEXTS = ("truncate", "windows")
 # How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
-CHUNK = 16_384
+CHUNK = 4096
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -117,6 +120,8 @@ class BatchEncoder:
         pooling: How the hidden states of a text become one vector, see :func:`pool`.
         prompt: What the model reads around each text. It is not used for words.
         hidden_size: Width of the vectors, for a result without texts.
+        long_texts: What is done with texts longer than `max_length`: `truncate`, or `windows`, see
+            :meth:`TextEncoder.encode`.
     """
 
     forward: Callable[[Tensor, Tensor], Tensor]
@@ -128,9 +133,12 @@ class BatchEncoder:
     pooling: str = "mean"
     prompt: Prompt | None = None
     hidden_size: int = 0
+    long_texts: str = "truncate"
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
+        if self.long_texts not in LONG_TEXTS:
+            raise ValueError(f"unknown long_texts={self.long_texts!r}: choose one of {', '.join(LONG_TEXTS)}")
         check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
@@ -193,8 +201,27 @@ class BatchEncoder:
             has_instructions = any(not isinstance(text, str) for text in texts)
             prompt = Prompt() if has_instructions else Prompt(pooled="all")
         rows = prompt.tokenize(self.tokenizer, texts, self.max_length)
+        _check_rows([row.input_ids for row in rows], texts, first)
+        if not any(row.is_cut for row in rows):
+            return self._encode_rows(rows, progress)
+        if self.long_texts == "truncate":
+            _warn_of_cut(sum(row.is_cut for row in rows), len(rows), self.max_length)
+            return self._encode_rows(rows, progress)
+
+        # The vector of a long text is the mean over its windows, weighted by the tokens that they own.
+        windows = [
+            prompt.windows(self.tokenizer, text, self.max_length) if row.is_cut else [row]
+            for text, row in zip(texts, rows)
+        ]
+        vectors = self._encode_rows(list(chain.from_iterable(windows)), progress)
+        owner = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(row) for row in windows]))
+        weights = torch.tensor([float(max(1, row.end - row.begin)) for part in windows for row in part])
+        weights /= torch.zeros(len(windows)).index_add(0, owner, weights)[owner]
+        return torch.zeros(len(windows), vectors.shape[1]).index_add(0, owner, vectors * weights[:, None])
+
+    def _encode_rows(self, rows: Sequence[PromptedRow], progress: Any) -> Tensor:
+        """Return the vectors of rows of token ids, `[rows, hidden]`."""
         ids = [row.input_ids for row in rows]
-        _check_rows(ids, texts, first)
         order: list[int] = []
         vectors: list[Tensor] = []
         for batch, hidden_states, mask in self._run(ids, progress):
@@ -252,6 +279,11 @@ class RaggedEncoder(BatchEncoder):
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1)
+        if self.long_texts != "truncate":
+            raise ValueError(
+                f"long_texts={self.long_texts!r}: a model without layers reads texts of any length in one piece; set "
+                "a larger max_seq_length in its config"
+            )
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         check_texts(texts, first)
@@ -287,9 +319,22 @@ class RaggedEncoder(BatchEncoder):
             # A fifth faster than through `tokenizer`, as nobody asks for the characters of each token.
             backend.no_padding()
             backend.enable_truncation(longest, direction=self.tokenizer.truncation_side)
-            return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            rows = backend.encode_batch_fast(texts, add_special_tokens=False)
+            if num_cut := sum(bool(row.overflowing) for row in rows):
+                _warn_of_cut(num_cut, len(rows), self.max_length)
+            return [row.ids for row in rows]
         prompted = (self.prompt or Prompt()).tokenize(self.tokenizer, texts, self.max_length)
+        if num_cut := sum(row.is_cut for row in prompted):
+            _warn_of_cut(num_cut, len(prompted), self.max_length)
         return [row.input_ids[row.begin : row.end] for row in prompted]
+
+
+def _warn_of_cut(cut: int, texts: int, max_length: int) -> None:
+    """Warn once that texts were truncated."""
+    logger.warning_once(
+        f"{cut:,} of {texts:,} texts are longer than {max_length:,} tokens, and what comes after these is left out; "
+        "encode(..., long_texts='windows') reads all of it"
+    )
 
 
 def _read_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -1,10 +1,73 @@
-"""The small JSON files of a saved folder: read with care, and written whole or not at all."""
+"""The files of a saved folder: read with care, and written whole or not at all."""
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+# The folder in which the files of a model are written before they replace others.
+SAVING = "_saving"
+# Files of a saved model that would be loaded with, or instead of, the new ones.
+REPLACED = (
+    "manifest.json",
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+)
+
+
+def check_source(source: object) -> str:
+    """Check the name of a repository or folder.
+
+    Args:
+        source: The name, or the path of the folder.
+
+    Returns:
+        The name as a string.
+
+    Raises:
+        ValueError: There is no such folder, and no repository can have such a name.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"{source!r:.60} is {type(source).__name__}: give a folder, or a name on the Hub")
+    name = os.fspath(source)
+    if not os.path.isdir(name):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(
+                f"there is no folder {name} here, and it is no name on the Hub, OWNER/NAME, either: check the path"
+            ) from error
+    return name
+
+
+@contextmanager
+def reading(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise for a damaged folder, inside a `with` block, into a ValueError that names the folder.
+
+    Args:
+        name: The folder or repository that is read.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise  # says what is wrong
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} cannot be loaded ({type(error).__name__}: {message}): it is damaged, or not what its config says"
+        ) from error
 
 
 def read_json_file(path: Path) -> Any:
@@ -52,3 +115,60 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())  # a rename may reach the disk before the content does
     partial.replace(path)
+
+
+@contextmanager
+def replacing(folder: Path, marker: str = "config.json") -> Iterator[Path]:
+    """Give a `with` block a new folder to write to. Its files then replace those of a model in another folder.
+
+    The old files may be mapped in memory: they stay as they are until nothing uses them.
+
+    Args:
+        folder: The folder of the model; it is created if it does not exist.
+        marker: The file without which the model does not load.
+
+    Yields:
+        The new folder.
+    """
+    ready = folder / SAVING
+    shutil.rmtree(ready, ignore_errors=True)  # an interruption has left it
+    ready.mkdir(parents=True)
+    try:
+        yield ready
+        move_files(ready, folder, marker)
+    finally:
+        shutil.rmtree(ready, ignore_errors=True)
+
+
+def move_files(ready: Path, folder: Path, marker: str) -> None:
+    """Move all files of a folder into another one, and remove there what is left of a model that they replace.
+
+    The marker goes first and comes last. So there is the old model, the new one, or none that loads.
+
+    Args:
+        ready: Where the files are.
+        folder: Where they go.
+        marker: The file without which the result does not load.
+
+    Raises:
+        OSError: A folder is in the place of a file, or the disk has no room. The old model is there if nothing was
+            moved.
+    """
+    names = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name} is a folder, where a file must go")
+        with open(ready / name, "rb") as file:
+            os.fsync(file.fileno())
+    (folder / marker).unlink(missing_ok=True)
+    for path in [path for pattern in REPLACED for path in folder.glob(pattern)]:
+        if path.relative_to(folder) not in names and path.is_file():
+            path.unlink()
+    for name in sorted(names, key=lambda name: (str(name) == marker, name)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (ready / name).replace(folder / name)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether a folder holds only what an interrupted save has left there."""
+    return (folder / SAVING).is_dir() and not (folder / "config.json").exists()

@@ -14,7 +14,9 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from .configuration_sense_embedding import SenseEmbeddingConfig
-from .teachers import check_name, origin_of
+from .files import reading
+from .matching import check_name
+from .teachers import origin_of
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
 # the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,
@@ -51,13 +53,14 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier
+    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
     Args:
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
+        trust_remote_code: Whether to run code from the folder or repository.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -71,8 +74,11 @@ def load_classifier(
         raise ValueError(
             f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
         )
-    loaded: Any = auto_class.from_pretrained(classifier, dtype="auto", output_loading_info=True)
     model: PreTrainedModel
+    with reading(classifier):
+        loaded: Any = auto_class.from_pretrained(
+            classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])

@@ -2,18 +2,18 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoints import check_source
+from .files import check_source, reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
@@ -53,7 +53,12 @@ class SensePreTrainedModel(PreTrainedModel):
                     f"this {type(self).__name__} was made without a tokenizer: assign one to `model.tokenizer`"
                 )
             source, options = self._tokenizer_source
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with reading(source):
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            config = getattr(self.config, "sense_config", self.config)
+            if config.tokenizer_fingerprint is not None:
+                config.check_tokenizer(tokenizer)
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     @tokenizer.setter
@@ -103,13 +108,16 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = check_source(pretrained_model_name_or_path)
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
-        config = cls._read_config(source, kwargs)
+        with reading(source):
+            config = cls._read_config(source, kwargs)
         has_new_head = cls._has_new_head(config, source)
         is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
         if not is_quantized:  # a quantizer changes sizes and names
-            cls._check_files(config, source, has_new_head, kwargs)
+            with reading(source):
+                cls._check_files(config, source, has_new_head, kwargs)
 
         # Tables that stay in host memory must not be loaded onto a device: the rest is moved there afterwards.
         devices = requested_devices(kwargs.get("device_map"))
@@ -118,7 +126,8 @@ class SensePreTrainedModel(PreTrainedModel):
             placement = {name: kwargs.pop(name) for name in PLACEMENT_OPTIONS if name in kwargs}
             placement["device_map"], kwargs["device_map"] = devices, "cpu"
 
-        loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
+        with reading(source):
+            loaded: Any = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
 
@@ -208,7 +217,7 @@ class SensePreTrainedModel(PreTrainedModel):
             kwargs: Other arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: `push_to_hub` is True.
+            ValueError: `push_to_hub` is True, a weight is NaN or infinite, or the dictionary is not valid.
 
         Example:
             >>> senses.save_pretrained("senses", license="mit")
@@ -220,20 +229,40 @@ class SensePreTrainedModel(PreTrainedModel):
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"
             )
         self.config.auto_map = auto_map(self.config.model_type)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            write_code(save_directory, self.config.model_type, with_code)
-            self._write_other_files(save_directory)
-            # The manifest of a build would describe files that have just been replaced.
-            Path(save_directory, "manifest.json").unlink(missing_ok=True)
+        if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, **kwargs)
+            return
+        self._check_numbers(kwargs.get("state_dict"))
+        with replacing(Path(save_directory)) as ready:
+            super().save_pretrained(ready, **kwargs)
+            write_code(ready, self.config.model_type, with_code)
+            self._write_other_files(ready)
             try:
-                self.tokenizer.save_pretrained(save_directory)
+                self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            model_card(self.config, card_name, license, with_code).save(f"{os.fspath(save_directory)}/README.md")
+            card = model_card(self.config, card_name, license, with_code)
+            data: Any = card.data
+            data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
+            card.save(ready / "README.md")
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
+
+    def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
+        """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.
+
+        Args:
+            state_dict: The tensors to save. None: all.
+        """
+        for part in self._parts():
+            part._check_structure()
+        for name, tensor in (state_dict or self.state_dict()).items():
+            if not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{name} is NaN or infinite, so the model is not saved: train it with a lower learning rate, or "
+                    "make it again"
+                )
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -247,6 +276,8 @@ class SensePreTrainedModel(PreTrainedModel):
         max_shard_size: int | str = "50GB",
         license: str | None = None,
         with_code: bool = True,
+        commit_description: str | None = None,
+        tags: str | list[str] | None = None,
     ) -> CommitInfo:
         """Upload everything that :meth:`save_pretrained` writes. The repository is created if it does not exist.
 
@@ -260,6 +291,8 @@ class SensePreTrainedModel(PreTrainedModel):
             max_shard_size: Largest size of a file of weights.
             license: Licence in the card, as an identifier of the Hub such as `mit`.
             with_code: Whether to upload the code of the model, too.
+            commit_description: What the commit says below its message.
+            tags: Tags in the card, with those that `add_model_tags` has added.
 
         Returns:
             The commit.
@@ -267,6 +300,8 @@ class SensePreTrainedModel(PreTrainedModel):
         Example:
             >>> senses.push_to_hub("me/minilm-senses", license="mit")  # doctest: +SKIP
         """
+        if tags:
+            self.add_model_tags(tags)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
@@ -275,9 +310,13 @@ class SensePreTrainedModel(PreTrainedModel):
             self.save_pretrained(
                 folder, max_shard_size=max_shard_size, license=license, card_name=repo_id, with_code=with_code
             )
-            message = commit_message or f"Upload {type(self).__name__}"
             return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
             )
 
 

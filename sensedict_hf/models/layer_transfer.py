@@ -14,9 +14,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .modeling_layer_free import LayerFreeModel
-from .modeling_sense_embedding import SenseEmbeddingModel
-from .teachers import Teacher, check_predicts
-from .tokenization import count_embeddings
+from .teachers import Teacher
 
 # Parts next to the layers, which the hidden states do not depend on: a pooler would read the vectors before the
 # senses, and the number of layers decides the size of ESM's head for contacts.
@@ -41,27 +39,6 @@ def check_weights(source: Teacher) -> None:
         raise ValueError(
             f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
             "load_teacher(name), and make the student from that"
-        )
-
-
-def check_backbone(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
-    """Check that a backbone has an embedding for every token that has senses, and is causal if states predict.
-
-    Args:
-        senses: The sense dictionary.
-        backbone: The model that is to read the dictionary's tokens.
-
-    Raises:
-        ValueError: A token with senses has no embedding, or the senses are of the next token and the backbone is not
-            causal.
-    """
-    if senses.config.key == "next":
-        check_predicts(backbone)
-    count = count_embeddings(backbone.model)
-    if (senses.offsets[count:].diff() > 0).any():
-        raise ValueError(
-            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
-            "model its own tokenizer, or resize its embeddings to this one"
         )
 
 
@@ -99,8 +76,14 @@ def student_config(
         A config for a student in float32.
 
     Raises:
-        ValueError: `settings` names an unknown field, or a field has a value that is not allowed.
+        ValueError: `settings` names an unknown field, or a field has a value that is not allowed, or the code of the
+            backbone is not that of transformers.
     """
+    if type(text_config).__module__.startswith("transformers_modules."):
+        raise ValueError(
+            f"{type(text_config).__name__} comes with code of its own, which a student would not have: make the "
+            "student from another model, by SKDStudentModel.from_backbone"
+        )
     text_config, sense_config = copy.deepcopy(text_config), copy.deepcopy(sense_config)
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
@@ -112,20 +95,6 @@ def student_config(
             "pooling"
         )
     return SKDStudentConfig(text_config=text_config, sense_config=sense_config, **settings)
-
-
-def read_layers(num_hidden_layers: Any) -> int | list[int]:
-    """Check the type of a number of layers, or of a list of their indices; integers of numpy become those of Python.
-
-    Args:
-        num_hidden_layers: The argument of :func:`choose_layers`.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if isinstance(num_hidden_layers, Iterable) and not isinstance(num_hidden_layers, (str, bytes)):
-        return [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
-    return check_integer("num_hidden_layers", num_hidden_layers)
 
 
 def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer: int = -1) -> list[int]:
@@ -145,10 +114,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total, number = source.model.config.num_hidden_layers, read_layers(num_hidden_layers)
-    if not isinstance(number, int):
-        layers = number
-    elif 0 < number <= total:
+    total = source.model.config.num_hidden_layers
+    if isinstance(num_hidden_layers, Iterable):
+        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:
@@ -226,7 +195,7 @@ def make_backbone(config: PreTrainedConfig) -> Any:  # as AutoModel says
     # Where the code of a saved folder runs, AutoModel does not know this class.
     if isinstance(config, LayerFreeConfig):
         return LayerFreeModel(config)
-    backbone = AutoModel.from_config(config)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
     for name in HEADS:
         if getattr(backbone, name, None) is not None:
             setattr(backbone, name, nn.Identity())  # some architectures call it in any case

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from .checkpoints import Checkpoint, check_source, read_checkpoint
+from .checkpoints import Checkpoint, read_checkpoint
+from .files import check_source, reading
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sentence_head import Dense, make_sentence_head
 
@@ -67,15 +68,16 @@ def load_model(
     Raises:
         ValueError: The checkpoint lacks weights, or `device_map` leaves some outside of all devices.
     """
-    model, info = AutoModel.from_pretrained(
-        name,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype or "auto",
-        device_map=device_map,
-        output_loading_info=True,
-        **options,
-    )
+    with reading(name):
+        model, info = AutoModel.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            output_loading_info=True,
+            **options,
+        )
     # A checkpoint trained without a pooler gets a random one. The hidden states do not depend on it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -120,10 +122,9 @@ def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_co
     if not name:
         raise ValueError("the model does not say where it was loaded from: pass its tokenizer as tokenizer=")
     options = {"revision": revision} if name == source else {}
-    return cast(
-        PreTrainedTokenizerBase,
-        AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options),
-    )
+    with reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_sentence_head(
@@ -226,12 +227,13 @@ def check_dictionary(senses: object) -> None:
         raise ValueError(f"senses is {type(senses).__name__}: pass a SenseEmbeddingModel, such as load_senses(folder)")
 
 
-def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
+def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> SenseEmbeddingModel:
     """Load a sense dictionary, or the dictionary inside a student.
 
     Args:
         path: A folder or a repository of the Hub that holds a :class:`SenseEmbeddingModel`, or a student with or
             without a head.
+        trust_remote_code: Whether to run code from the folder or repository, such as that of its tokenizer.
 
     Returns:
         The dictionary, in evaluation mode.
@@ -252,10 +254,11 @@ def load_senses(path: str | os.PathLike[str]) -> SenseEmbeddingModel:
             f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "
             "again"
         )
-    kind = AutoConfig.from_pretrained(path).model_type
+    with reading(path):
+        kind = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     if kind not in ("sense_embedding", "skd_student"):
         raise ValueError(
             f"{path} holds a {kind} model, not a sense dictionary or a student: make a dictionary with sensedict build"
         )
-    model = AutoModel.from_pretrained(path)
+    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
     return cast(SenseEmbeddingModel, model.senses if kind == "skd_student" else model)

@@ -8,7 +8,8 @@ depend on the token and on its context. `U` and the hidden layer are applied to 
 for a token. So a text costs little more than reading its rows of the tables, and takes memory for its token ids and a
 few small numbers for each.
 
-All texts of a batch are in one long row, without padding.
+`encode_ragged` has all texts of a batch in one long row, without padding: that is how students encode and are trained.
+`forward` computes the same for a padded batch, as other libraries have it.
 """
 
 from typing import Any, cast
@@ -20,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_layer_free import LayerFreeConfig, check_table_dtype
+from .arguments import check_choice
+from .configuration_layer_free import TABLE_DTYPES, LayerFreeConfig
 from .sense_lookup import store_senses
 
 # Rows of an int8 table that become floats at a time. They fit into the cache of a core.
@@ -138,7 +140,7 @@ class LayerFreeModel(PreTrainedModel):
             >>> model.token_embeddings.weight.dtype
             torch.int8
         """
-        check_table_dtype(table_dtype)
+        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
         if table_dtype == self.config.table_dtype:
             return
         for name in ("token_embeddings", "context_embeddings"):
@@ -179,8 +181,7 @@ class LayerFreeModel(PreTrainedModel):
         if seen is not None:
             mean_seen = _sum_texts(seen * weights[:, None], text, len(lengths))
             vectors = vectors + self.context_directions(self.context(mean_seen))
-        if self.config.text_hidden_size:
-            vectors = vectors + self.text_output(F.gelu(self.text_hidden(vectors)))
+        vectors = self._transform_texts(vectors)
 
         if positions is None:
             return None, vectors
@@ -217,7 +218,7 @@ class LayerFreeModel(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Compute the vectors of a padded batch.
+        """Compute the vectors of a padded batch. `torch.onnx.export` takes it, for any number and length of texts.
 
         Args:
             input_ids: `[batch, positions]`, token ids.
@@ -231,16 +232,30 @@ class LayerFreeModel(PreTrainedModel):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         for token_id in self.config.special_token_ids:
             mask = mask & (input_ids != token_id)
-        hidden_states = self.token_embeddings(input_ids)
-        pooled = hidden_states.new_zeros(len(input_ids), hidden_states.shape[-1])
-        lengths = mask.sum(1)
-        has_tokens = lengths > 0
-        if has_tokens.any():
-            every = torch.arange(int(lengths.sum()), device=input_ids.device)
-            own, texts = self.encode_ragged(input_ids[mask], lengths[has_tokens], every)
-            hidden_states = hidden_states.masked_scatter(mask[..., None], cast(Tensor, own).to(hidden_states.dtype))
-            pooled = pooled.masked_scatter(has_tokens[:, None], texts.to(pooled.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+        # The tokens that count move to the front of their row, so that neighbours are next to each other.
+        count = mask.sum(1, keepdim=True)
+        place = torch.where(mask, mask.cumsum(1), count + (~mask).cumsum(1)) - 1
+        token_ids = torch.zeros_like(input_ids).scatter(1, place, input_ids)
+        is_token = (torch.arange(input_ids.shape[1], device=input_ids.device) < count)[..., None]
+
+        vectors, logits = self.token_embeddings(token_ids), self.token_weights(token_ids)
+        if self.config.context_size:
+            embeddings = self.context_embeddings(token_ids) * is_token
+            mean = embeddings.sum(1) / count.clamp_min(1)
+            seen = self.neighbours(embeddings.transpose(1, 2)).transpose(1, 2)
+            seen = F.gelu(seen + self.text_mean(mean)[:, None])
+            logits = logits + self.context_weight(seen)
+            vectors = vectors + self.context_directions(self.context(seen)) * is_token
+        weights = logits.masked_fill(~is_token, torch.finfo(logits.dtype).min).softmax(1)
+        pooled = self._transform_texts((vectors * weights).sum(1)) * (count > 0)
+        own = vectors.gather(1, place[..., None].expand_as(vectors))
+        return BaseModelOutputWithPooling(last_hidden_state=own, pooler_output=pooled)
+
+    def _transform_texts(self, vectors: Tensor) -> Tensor:
+        """Apply the hidden layer to the weighted means of texts, `[texts, hidden]`."""
+        if self.config.text_hidden_size:
+            vectors = vectors + self.text_output(F.gelu(self.text_hidden(vectors)))
+        return vectors
 
 
 def _softmax_in_texts(logits: Tensor, lengths: Tensor, text: Tensor) -> Tensor:

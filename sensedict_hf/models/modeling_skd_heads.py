@@ -191,14 +191,14 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         return not config.freeze_head and saved_as != cls.__name__
 
     @classmethod
-    def load_classifier(cls, classifier: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
-        """Load a fine-tuned teacher with its head.
+    def load_classifier(
+        cls, classifier: str | os.PathLike[str] | PreTrainedModel, trust_remote_code: bool = False
+    ) -> PreTrainedModel:
+        """Load a fine-tuned teacher with its head, in evaluation mode.
 
         Args:
             classifier: A name or a path. A loaded model is returned as it is.
-
-        Returns:
-            The model, in evaluation mode if it was loaded here.
+            trust_remote_code: Whether to run code from the folder or repository.
 
         Raises:
             ValueError: Weights of the head are missing, or `classifier` is none of these.
@@ -208,7 +208,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             >>> SKDStudentForSequenceClassification.load_classifier(teacher.model) is teacher.model
             True
         """
-        return load_classifier(classifier, cls._teacher_class)
+        return load_classifier(classifier, cls._teacher_class, trust_remote_code)
 
     @classmethod
     def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
-    check_backbone,
     check_weights,
     choose_layers,
     encoding_settings,
@@ -24,16 +24,16 @@ from .layer_transfer import (
     keep_layers,
     load_weights,
     make_backbone,
-    read_layers,
     student_config,
 )
 from .loading import check_dictionary
+from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
 from .sentence_files import write_student_files
 from .sentence_head import make_sentence_head
-from .teachers import Teacher, check_teacher, load_teacher
+from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
 from .tokenization import complete_tokenizer
 
@@ -162,10 +162,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if (kept := read_layers(num_hidden_layers)) == 0:
+        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
         check_weights(teacher)
-        layers = choose_layers(kept, teacher, senses.config.layer)
+        layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         weights = keep_layer_weights(teacher.model, layers)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .tokenization import check_offsets
+from .windows import SMALLEST_WIDTH, cut_windows
 
 logger = logging.get_logger(__name__)
 POOLED = ("text", "text_and_tail", "all")
@@ -23,11 +24,13 @@ class PromptedRow(NamedTuple):
         input_ids: All token ids that the model reads.
         begin: The first position that is pooled.
         end: The position after the last one that is pooled.
+        is_cut: Whether tokens of the text are left out, because it is too long.
     """
 
     input_ids: list[int]
     begin: int
     end: int
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,14 +137,17 @@ class Prompt:
         if not parts:
             return []
         if self.pooled == "text":
-            return [self._cut(*located, max_length) for located in self._locate(tokenizer, parts)]
+            return [self._cut(row.input_ids, row.begin, row.end, max_length) for row in self._locate(tokenizer, parts)]
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-        rows = tokenizer(["".join(part) for part in parts], **cut)["input_ids"]
+        encoding = tokenizer(["".join(part) for part in parts], **cut)
+        rows = encoding["input_ids"]
+        are_cut = [bool(row.overflowing) for row in encoding.encodings or ()] or [False] * len(rows)
         if self.pooled == "all":
-            return [PromptedRow(ids, 0, len(ids)) for ids in rows]
+            return [PromptedRow(ids, 0, len(ids), is_cut) for ids, is_cut in zip(rows, are_cut)]
         ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
         # If text and tail have no tokens, the whole row is pooled.
-        return [PromptedRow(ids, max(0, len(ids) - len(end)) if end else 0, len(ids)) for ids, end in zip(rows, ends)]
+        begins = [max(0, len(ids) - len(end)) if end else 0 for ids, end in zip(rows, ends)]
+        return [PromptedRow(ids, begin, len(ids), is_cut) for ids, begin, is_cut in zip(rows, begins, are_cut)]
 
     def around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         """Return the token ids before and after any text, special tokens included.
@@ -161,7 +167,7 @@ class Prompt:
             >>> teacher.tokenizer.convert_ids_to_tokens(before + after)
             ['[CLS]', 'query', ':', '[SEP]']
         """
-        ((ids, begin, end),) = self._locate(tokenizer, [self.parts("a")])
+        ((ids, begin, end, _),) = self._locate(tokenizer, [self.parts("a")])
         return ids[:begin], ids[end:]
 
     def content(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -182,7 +188,7 @@ class Prompt:
         """
         before, after = self.around(tokenizer)
         rows = []
-        for ids, begin, end in self._locate(tokenizer, [self.parts(text) for text in texts]):
+        for ids, begin, end, _ in self._locate(tokenizer, [self.parts(text) for text in texts]):
             # Where prompt and text share a token, it belongs to the text.
             first, last = len(before), len(ids) - len(after)
             if first <= begin and ids[:first] == before:
@@ -191,6 +197,44 @@ class Prompt:
                 end = last
             rows.append(ids[begin:end])
         return rows
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase, text: Prompted, max_length: int) -> list[PromptedRow]:
+        """Cut a text into overlapping windows, each with the prompt around it.
+
+        Args:
+            tokenizer: The tokenizer of the model; a fast one.
+            text: A string, or a pair of an instruction and a text.
+            max_length: The longest row in tokens, prompt and special tokens included.
+
+        Returns:
+            For each window its token ids, and the tokens that are pooled. Each token of the text is pooled in one
+            window, with context on both sides.
+
+        Raises:
+            ValueError: The tokenizer does not return character offsets, or the prompt leaves no room for a text.
+
+        Example:
+            >>> from sensedict_hf import Prompt
+            >>> rows = Prompt().windows(teacher.tokenizer, "a b c d e f g h i j", max_length=10)
+            >>> [(len(row.input_ids), row.begin, row.end) for row in rows]
+            [(10, 1, 8), (10, 6, 9)]
+        """
+        prompt = self
+        if not isinstance(text, str):
+            prompt, text = replace(self, instruction=text[0]), text[1]
+        before, after = prompt.around(tokenizer)
+        (ids,) = prompt.content(tokenizer, [text])
+        width = max_length - len(before) - len(after)
+        if width < SMALLEST_WIDTH:
+            raise ValueError(
+                f"max_length={max_length}: the prompt has {len(before) + len(after)} tokens, which leaves no room for "
+                "windows of a text: raise max_length, or shorten the prompt"
+            )
+        found = cut_windows(np.array([len(ids)]), width)
+        return [
+            PromptedRow([*before, *ids[start:stop], *after], len(before) + own - start, len(before) + own_stop - start)
+            for start, stop, own, own_stop in zip(found.start, found.stop, found.own_start, found.own_stop)
+        ]
 
     def _locate(
         self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]]
@@ -214,7 +258,7 @@ class Prompt:
         ids, end = ids[: end - excess] + ids[end:], end - excess
         if begin == end:  # if the text has no tokens, the whole row is pooled
             return PromptedRow(ids, 0, len(ids))
-        return PromptedRow(ids, begin, end if self.tail else len(ids))
+        return PromptedRow(ids, begin, end if self.tail else len(ids), excess > 0)
 
 
 def choose_prompt(

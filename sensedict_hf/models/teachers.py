@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .attention import make_attend, probe_attention
-from .checkpoints import check_source, read_checkpoint
-from .configuration_sense_embedding import SenseEmbeddingConfig
+from .attention import make_attend
+from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
+from .files import check_source
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
-from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
 from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
@@ -290,73 +289,21 @@ def load_teacher(
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
+    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+
     Args:
         name: The repository, or the path of the folder.
+
+    Example:
+        >>> origin_of("sentence-transformers/all-MiniLM-L6-v2")
+        'sentence-transformers/all-MiniLM-L6-v2'
     """
-    return Path(name).resolve().name if os.path.isdir(name) else name
-
-
-def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
-    """Warn if a dictionary was built from a model of another name.
-
-    Args:
-        senses: Config of the dictionary.
-        name: Name of the model.
-    """
-    if senses.base_model_name_or_path != name:
-        logger.warning_once(
-            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
-            "the same model, the senses are meaningless"
-        )
-
-
-def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
-
-    Args:
-        senses: The dictionary.
-        teacher: The teacher.
-
-    Raises:
-        ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
-    """
-    width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
-    if senses.config.hidden_size != width:
-        raise ValueError(
-            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
-            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
-        )
-    if not -depth - 1 <= senses.config.layer <= depth:
-        raise ValueError(
-            f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
-            "dictionary from this teacher"
-        )
-    check_name(senses.config, teacher.name)
-    senses.config.check_attention(teacher.name, teacher.attention)
-    before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
-    if before != now:
-        logger.warning_once(
-            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: the senses may fit its "
-            "vectors less well"
-        )
-    senses.config.check_teacher_tokenizer(teacher.tokenizer)
-
-
-def check_predicts(model: Teacher) -> None:
-    """Check that the states of a model can belong to the next token, as `key="next"` has it.
-
-    Args:
-        model: A teacher, or the backbone of a student.
-
-    Raises:
-        ValueError: Its states may have seen the next token, because it is not causal.
-    """
-    attention = model.attention or probe_attention(model.model)
-    if attention != "causal":
-        raise ValueError(
-            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
-            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
-        )
+    if not os.path.isdir(name):
+        return name
+    path = Path(name).resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _refuse(what: str, **arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -41,6 +42,7 @@ class TextEncoder:
         show_progress_bar: bool | None = None,
         convert_to_numpy: Literal[False] = False,
         normalize_embeddings: bool = False,
+        long_texts: str = "truncate",
         **options: Any,
     ) -> Tensor: ...
 
@@ -54,6 +56,7 @@ class TextEncoder:
         show_progress_bar: bool | None = None,
         convert_to_numpy: Literal[True],
         normalize_embeddings: bool = False,
+        long_texts: str = "truncate",
         **options: Any,
     ) -> npt.NDArray[np.float32]: ...
 
@@ -66,6 +69,7 @@ class TextEncoder:
         show_progress_bar: bool | None = None,
         convert_to_numpy: bool = False,
         normalize_embeddings: bool = False,
+        long_texts: str = "truncate",
         show_progress: bool | None = None,
         **options: Any,
     ) -> Tensor | npt.NDArray[np.float32]:
@@ -73,8 +77,8 @@ class TextEncoder:
 
         If the model has modules after its pooling, as in sentence-transformers, the vectors have gone through them.
 
-        Texts that are longer than the model's `max_seq_length` are truncated. A list is sorted by length as a whole.
-        Any other iterable, such as a generator, is read and sorted in chunks of 16,384 texts, so that it may be larger
+        A list is sorted by length as a whole.
+        Any other iterable, such as a generator, is read and sorted in chunks of 4,096 texts, so that it may be larger
         than memory.
 
         Args:
@@ -84,6 +88,9 @@ class TextEncoder:
             show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
             convert_to_numpy: Whether to return a numpy array instead of a tensor.
             normalize_embeddings: Whether to scale each vector to length 1.
+            long_texts: What is done with texts that are longer than the model's `max_seq_length`: `truncate` leaves
+                their end out, and a warning says of how many texts. `windows` cuts them into windows that overlap by a
+                quarter; the vector of the text is the mean of their vectors, weighted by the number of tokens.
             show_progress: Deprecated, use `show_progress_bar`.
             options: Options of this kind of model. Students take `assignment` (`hard`, `soft` or `none`).
 
@@ -102,7 +109,7 @@ class TextEncoder:
             >>> student.encode((text for text in texts[:5]), assignment="hard").shape
             torch.Size([5, 384])
         """
-        encoder = self._batch_encoder(prompt_name, batch_size, **options)
+        encoder = replace(self._batch_encoder(prompt_name, batch_size, **options), long_texts=long_texts)
         show_progress_bar = _rename(show_progress, show_progress_bar)
         vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
         if self.sentence_head is not None:

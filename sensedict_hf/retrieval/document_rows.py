@@ -49,7 +49,16 @@ class DocumentRows:
         """
         keys = np.unique(documents << 32 | rows)
         sizes = np.bincount(keys >> 32, minlength=count)
-        return cls(keys & ((1 << 32) - 1), np.append(0, np.cumsum(sizes)))
+        return cls((keys & ((1 << 32) - 1)).astype(np.int32), np.append(0, np.cumsum(sizes)))
+
+    def renumber(self, numbers: NDArray[np.int64]) -> "DocumentRows":
+        """Return the same documents with other numbers of rows.
+
+        Args:
+            numbers: The new number of each row, all different, `[rows]`.
+        """
+        owners = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return DocumentRows.of(owners, numbers[self.rows], len(self))
 
     @classmethod
     def join(cls, parts: Sequence["DocumentRows"], num_rows: int) -> "DocumentRows":

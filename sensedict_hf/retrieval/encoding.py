@@ -1,8 +1,11 @@
 """Documents as rows, queries as vectors, and the models that encode both."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from hashlib import sha256
 from itertools import count, islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -12,12 +15,14 @@ from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
 from ..models.checkpoints import read_json
+from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from .document_rows import DocumentRows
 from .index_files import check_ids
 from .own_rows import OwnRows
+from .parts import Part, read_part, write_part
 from .token_vectors import TokenEncoder
 
 # What encodes documents and queries.
@@ -25,15 +30,12 @@ Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Teacher | SKDStude
 CHUNK = 1024  # texts that are tokenized and sorted by length at a time
 
 
-def encode_documents(
-    encoder: TokenEncoder, senses: SenseEmbeddingModel, own_rows: OwnRows, texts: list[str], first: int = 0
-) -> DocumentRows:
-    """Return the rows of some documents.
+def encode_documents(encoder: TokenEncoder, senses: SenseEmbeddingModel, texts: list[str], first: int = 0) -> Part:
+    """Return some documents as a part of an index, without ids.
 
     Args:
         encoder: Makes the vectors of tokens.
         senses: The dictionary.
-        own_rows: The rows of tokens without senses. New tokens are added.
         texts: The documents.
         first: Number of the first document, for messages.
 
@@ -42,10 +44,11 @@ def encode_documents(
     """
     tokenized = encoder.tokenize(texts)
     for number, row in enumerate(tokenized):
-        if not row:
+        if not len(row):
             raise ValueError(
                 f"document {first + number} ({texts[number]!r:.60}) has no tokens: remove it, as nothing can find it"
             )
+    own_rows, num_senses = OwnRows(senses.config.hidden_size), senses.config.num_senses
     documents, rows, offsets = [], [], senses.offsets.cpu()
     for batch in encoder.batches(tokenized):
         tokens = batch.token_ids
@@ -54,36 +57,35 @@ def encode_documents(
         found = offsets[tokens] + sense_ids
         is_missing = sense_ids < 0
         if is_missing.any():
-            own = own_rows.take(tokens[is_missing], vectors.cpu()[is_missing])
-            found[is_missing] = own + senses.config.num_senses
+            found[is_missing] = num_senses + own_rows.take(tokens[is_missing], vectors.cpu()[is_missing])
         documents.append(batch.texts)
         rows.append(found)
-    return DocumentRows.of(torch.cat(documents).numpy(), torch.cat(rows).numpy(), len(texts))
+    return Part(DocumentRows.of(torch.cat(documents).numpy(), torch.cat(rows).numpy(), len(texts)), own_rows, [])
 
 
 def encode_corpus(
     encoder: TokenEncoder,
     senses: SenseEmbeddingModel,
-    own_rows: OwnRows,
     documents: Texts,
     text_column: str,
     ids: Iterable[str] | Iterable[int] | None,
-    known_ids: Sequence[str] | Sequence[int],
-) -> tuple[list[DocumentRows], list[Any]]:
-    """Return the rows of all documents, in parts, and their ids.
+    known_ids: Sequence[str] | Sequence[int] = (),
+    folder: Path | None = None,
+) -> Iterator[Part]:
+    """Yield all documents, in parts.
 
     Args:
         encoder: Makes the vectors of tokens.
         senses: The dictionary.
-        own_rows: The rows of tokens without senses. New tokens are added.
         documents: A list or iterable of strings, or a dataset.
         text_column: Name of the text column of a dataset.
         ids: The ids. Default: the integers that follow the largest known one.
         known_ids: Ids that are in the index already.
+        folder: Where parts are kept. Parts that are there are not encoded again.
 
     Raises:
         ValueError: A document is no string or has no tokens, or the ids are not unique, of two kinds, or not as many
-            as the documents.
+            as the documents, or a part in the folder is of other documents, or of another model or dictionary.
     """
     # Check the ids as far as they are known.
     if ids is None and known_ids and isinstance(known_ids[0], str):
@@ -92,22 +94,35 @@ def encode_corpus(
     if isinstance(ids, Sized) and size is not None and len(ids) != size:
         raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
+    origin = "" if folder is None else origin_of(encoder, senses)
 
     # Encode in chunks.
-    parts: list[DocumentRows] = []
-    new_ids: list[Any] = []
-    seen: set[object] = set(known_ids)
+    first, kind, seen = 0, list[Any](known_ids[:1]), set[object](known_ids)
     reader = iterate_texts(documents, text_column)
     with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
         while chunk := list(islice(reader, CHUNK)):
-            chosen = list(islice(given, len(chunk)))
-            check_ids(chosen, [*known_ids[:1], *new_ids[:1]], seen, len(chunk))
-            parts.append(encode_documents(encoder, senses, own_rows, chunk, len(new_ids)))
-            new_ids += chosen
+            chosen: list[Any] = list(islice(given, len(chunk)))
+            check_ids(chosen, kind, seen, len(chunk))
+            kind = kind or chosen[:1]
+            path = None if folder is None else folder / f"{first:09d}.safetensors"
+            digest = sha256(json.dumps([origin, chunk, chosen]).encode()).hexdigest()
+            part = read_part(path, digest) if path is not None and path.is_file() else None
+            if part is None:
+                part = encode_documents(encoder, senses, chunk, first)
+                if path is not None:
+                    write_part(path, part, digest)
+            yield part._replace(ids=chosen)
+            first += len(chunk)
             progress.update(len(chunk))
     if ids is not None and next(given, None) is not None:
-        raise ValueError(f"there are more ids than the {len(new_ids)} documents: give one for each")
-    return parts, new_ids
+        raise ValueError(f"there are more ids than the {first} documents: give one for each")
+
+
+def origin_of(encoder: TokenEncoder, senses: SenseEmbeddingModel) -> str:
+    """Return a digest of a model and a dictionary, and of the settings that change a part."""
+    model = encoder.model.model if isinstance(encoder.model, Teacher) else encoder.model
+    prompt = [encoder.before, encoder.after, encoder.max_length, encoder.batch_size]
+    return digest_tensors(json.dumps([prompt, senses.fingerprint()]), model.state_dict())
 
 
 def encode_queries(encoder: TokenEncoder, queries: Iterable[str]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,14 +163,49 @@ def load_encoder(model: Model, device: torch.device | str | None = None) -> Teac
     if isinstance(model, PreTrainedModel):
         return load_teacher(model)
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
-        student: SKDStudentModel = AutoModel.from_pretrained(model)
+        student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=False)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         student.to(place)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         return student
     return load_teacher(model, device=device)
 
 
-def source_of(model: Teacher | SKDStudentModel) -> str:
-    """Return the name or the absolute path that a model was loaded from; empty if it is not known."""
-    name = str((model.model if isinstance(model, Teacher) else model).name_or_path or "")
-    return os.path.abspath(name) if os.path.isdir(name) else name
+def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
+    """Return the name of a model, or the path to it from a folder, so that both can move; empty if none is known.
+
+    Args:
+        model: The model, or its name.
+        folder: The folder that keeps the result.
+    """
+    name = model if isinstance(model, str) else (model.model if isinstance(model, Teacher) else model).name_or_path
+    if not name or not os.path.isdir(name):
+        return name or ""
+    try:
+        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
+    except ValueError:  # another drive of Windows
+        return os.path.abspath(name)
+
+
+def find_source(source: str, folder: Path) -> str:
+    """Return the name of a model, or the path of it, from the result of :func:`source_of`."""
+    path = folder / source
+    return str(path) if source and path.is_dir() else source
+
+
+def load_source(source: str) -> Teacher | SKDStudentModel:
+    """Load the model that an index was built with.
+
+    Args:
+        source: Its name or path; empty if it is not known.
+
+    Raises:
+        ValueError: It is not known, or not there.
+    """
+    if not source:
+        raise ValueError("the index does not know where its model came from: pass it as model=")
+    try:
+        return load_encoder(source)
+    except OSError as error:
+        raise ValueError(
+            f"the index was built with the model {source}, which is not there: pass it as model="
+        ) from error

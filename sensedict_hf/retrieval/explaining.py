@@ -1,9 +1,12 @@
 """What the tokens of a query match in a document."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from .own_rows import OwnRows
@@ -38,3 +41,28 @@ def tokens_of_rows(rows: Tensor, senses: SenseEmbeddingModel, own_rows: OwnRows)
     tokens = torch.searchsorted(offsets, rows, right=True) - 1
     tokens[~is_sense] = own_rows.tokens[rows[~is_sense] - num_senses]
     return tokens, torch.where(is_sense, rows - offsets[tokens], -1)
+
+
+def find_matches(
+    query_tokens: Tensor,
+    cosines: Tensor,
+    rows: NDArray[np.integer[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    senses: SenseEmbeddingModel,
+    own_rows: OwnRows,
+) -> list[Match]:
+    """Return what each token of a query matched in a document.
+
+    Args:
+        query_tokens: The tokens of the query, `[tokens]`.
+        cosines: The cosine of each with each row of the index, `[tokens, rows]`.
+        rows: The rows of the document.
+        tokenizer: Names the tokens.
+        senses: The dictionary.
+        own_rows: The rows of tokens without senses.
+    """
+    found = torch.from_numpy(rows.astype(np.int64))
+    best = cosines[:, found].max(dim=1)
+    tokens, sense_ids = tokens_of_rows(found[best.indices], senses, own_rows)
+    names = map(tokenizer.convert_ids_to_tokens, (query_tokens.tolist(), tokens.tolist()))
+    return [Match(*match) for match in zip(*names, sense_ids.tolist(), best.values.tolist())]

@@ -1,9 +1,9 @@
 """The sense index: search by late interaction, over documents that are kept as senses."""
 
 import os
-from collections.abc import Iterable
-from importlib.metadata import version
-from itertools import islice
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from .document_rows import DocumentRows
-from .encoding import Model, encode_corpus, encode_queries, load_encoder, source_of
-from .explaining import Match, tokens_of_rows
-from .index_files import check_target, pack_ids, read_documents, read_manifest, unpack_ids, write_index
+from .encoding import Model, encode_corpus, encode_queries, find_source, load_encoder, load_source, source_of
+from .explaining import Match, find_matches
+from .index_files import PARTS, check_ids, check_target, read_documents, read_manifest, unpack_ids, write_index
 from .own_rows import OwnRows
+from .parts import Part, join_parts
 from .searching import Searcher
+from .sparse import sparse_documents
 from .token_vectors import TokenEncoder
 
 logger = logging.get_logger(__name__)
@@ -54,16 +56,9 @@ class SenseIndex:
         (7, (3,))
     """
 
-    def __init__(
-        self,
-        senses: SenseEmbeddingModel,
-        own_rows: OwnRows,
-        documents: DocumentRows,
-        ids: list[str] | list[int],
-        model: Teacher | SKDStudentModel | str,
-    ) -> None:
-        self.senses, self.ids = senses, ids
-        self._own_rows, self._documents, self._model = own_rows, documents, model
+    def __init__(self, senses: SenseEmbeddingModel, content: Part, model: Teacher | SKDStudentModel | str) -> None:
+        self.senses, self._model = senses, model
+        self._documents, self._own_rows, self.ids = content
         self._made: Searcher | None = None
 
     def __len__(self) -> int:
@@ -82,10 +77,6 @@ class SenseIndex:
         """How many tokens without senses have got a row of their own."""
         return len(self._own_rows)
 
-    def table(self) -> Tensor:
-        """Return the rows of the table, `[num_rows, hidden]`, float32: the senses, then the rows of other tokens."""
-        return torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
-
     @property
     def nbytes(self) -> int:
         """Size of the documents in bytes, without the table, which does not grow with them."""
@@ -99,6 +90,7 @@ class SenseIndex:
         documents: Texts,
         ids: Iterable[str] | Iterable[int] | None = None,
         *,
+        output_dir: str | os.PathLike[str] | None = None,
         text_column: str = "text",
         batch_size: int = 32,
     ) -> "SenseIndex":
@@ -112,6 +104,8 @@ class SenseIndex:
             senses: The dictionary. It may have been built from other texts than the documents.
             documents: A list or iterable of strings, or a dataset with a text column. They are read in batches.
             ids: Strings or integers, one for each document and all different. Default: 0, 1, 2 ...
+            output_dir: Folder where the index is saved. The same call continues an interrupted build there, with the
+                same result. Default: the index is held in memory.
             text_column: Name of the text column of a dataset.
             batch_size: Windows in a forward pass.
 
@@ -121,6 +115,7 @@ class SenseIndex:
         Raises:
             ValueError: The dictionary is of another model, a document is no string or has no tokens, or the ids are
                 not unique, of two kinds, or not as many as the documents.
+            ValueError: `output_dir` holds something else, or an unfinished build of other texts or settings.
 
         Example:
             >>> from sensedict_hf import SenseIndex
@@ -128,9 +123,17 @@ class SenseIndex:
             >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
             ['money']
         """
-        nothing = DocumentRows.join([], senses.config.num_senses)
-        index = cls(senses, OwnRows(senses.config.hidden_size), nothing, [], load_encoder(model))
-        index.add(documents, ids, text_column=text_column, batch_size=batch_size)
+        folder = None if output_dir is None else Path(output_dir)
+        if folder is not None:
+            check_target(folder, new=True)
+        index = cls(
+            senses, join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size)), load_encoder(model)
+        )
+        encoder = TokenEncoder(index._load_model(None), senses, batch_size)
+        index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
+        if folder is not None:
+            index.save(folder)
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
         return index
 
     def add(
@@ -163,13 +166,45 @@ class SenseIndex:
             [0, 1, 2, 3, 4, 5, 6, 7]
         """
         encoder = TokenEncoder(self._load_model(model), self.senses, batch_size)
-        own_rows = self._own_rows.copy()
-        parts, new_ids = encode_corpus(encoder, self.senses, own_rows, documents, text_column, ids, self.ids)
-        added = len(own_rows) - len(self._own_rows)
-        self._own_rows, self.ids, self._made = own_rows, [*self.ids, *new_ids], None
-        self._documents = DocumentRows.join([self._documents, *parts], self.num_rows)
-        if added:
+        self._join(encode_corpus(encoder, self.senses, documents, text_column, ids, self.ids))
+
+    def _join(self, parts: Iterable[Part]) -> None:
+        """Add documents that are encoded. The rows that are there do not change."""
+        known = Part(self._documents, OwnRows(self.senses.config.hidden_size), self.ids)
+        whole = join_parts(chain([known], parts), self.senses.config.num_senses, self._own_rows.copy())
+        if added := len(whole.own_rows) - len(self._own_rows):
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
+        self._documents, self._own_rows, self.ids, self._made = *whole, None
+
+    @classmethod
+    def merge(cls, indexes: Sequence["SenseIndex"]) -> "SenseIndex":
+        """Join indexes of different documents into one, which has the model of the first one.
+
+        A token without senses keeps its row in the first index. Other tokens get the mean of their rows.
+
+        Args:
+            indexes: The indexes, of one dictionary.
+
+        Raises:
+            ValueError: There are none, the dictionaries differ, or an id is in two of them.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> parts = [SenseIndex.build(teacher, senses, texts[:5], ids=range(5))]
+            >>> parts.append(SenseIndex.build(teacher, senses, texts[5:9], ids=range(5, 9)))
+            >>> SenseIndex.merge(parts).ids
+            [0, 1, 2, 3, 4, 5, 6, 7, 8]
+        """
+        if not indexes:
+            raise ValueError("there are no indexes to merge: give at least one")
+        first, seen = indexes[0], set[object]()
+        for index in indexes:
+            if index.senses.fingerprint() != first.senses.fingerprint():
+                raise ValueError("the indexes have different dictionaries: build them with one")
+            check_ids(index.ids, first.ids[:1], seen, len(index))
+        merged = cls(first.senses, Part(first._documents, first._own_rows, first.ids), first._model)
+        merged._join(Part(index._documents, index._own_rows, index.ids) for index in indexes[1:])
+        return merged
 
     def remove(self, ids: Iterable[str] | Iterable[int]) -> None:
         """Remove documents.
@@ -194,7 +229,7 @@ class SenseIndex:
             raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
         kept = np.flatnonzero([name not in unwanted for name in self.ids])
         self._documents, self._made = self._documents.take(kept), None
-        self.ids = [name for name in self.ids if name not in unwanted]  # type: ignore[assignment]  # of one kind
+        self.ids = [name for name in self.ids if name not in unwanted]
 
     def search(
         self,
@@ -238,15 +273,35 @@ class SenseIndex:
             raise ValueError("the index has no documents: add some first")
         top_k = min(top_k, len(self))
         ids, scores = [], []
-        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
-        encoded = encode_queries(encoder, [queries] if isinstance(queries, str) else queries)
-        while group := [vectors for _, vectors in islice(encoded, GROUP)]:
+        encoded = self._encode(queries, model, prompt_name, batch_size)
+        while group := list(islice(encoded, GROUP)):
             for best, found in self._searcher.search(group, top_k):
                 ids.append([self.ids[number] for number in best.tolist()])
                 scores.append(found)
         if isinstance(queries, str):
             return ids[0], scores[0]
         return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
+
+    def _encode(
+        self, queries: str | Iterable[str], model: Model | None, prompt_name: str | None, batch_size: int
+    ) -> Iterator[Tensor]:
+        """Yield the vectors of the tokens of each query, `[tokens, hidden]`."""
+        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
+        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
+            yield vectors
+
+    def to_sparse(self) -> Tensor:
+        """Return the documents as sentence-transformers' `SparseEncoder` returns them: a sparse tensor.
+
+        It is `[documents, num_rows]`, with 1 for each row that a document has. :func:`sparse_queries` makes queries.
+
+        Example:
+            >>> from sensedict_hf import SenseIndex
+            >>> index = SenseIndex.build(teacher, senses, texts[:5])
+            >>> index.to_sparse().shape == (5, index.num_rows)
+            True
+        """
+        return sparse_documents(self._documents, self.num_rows)
 
     def explain(
         self, query: str, document: str | int, *, model: Model | None = None, prompt_name: str | None = None
@@ -274,20 +329,16 @@ class SenseIndex:
             raise ValueError(f"the index has no document {document!r}: check the id")
         encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
-        rows = self._documents.of_document(self.ids.index(document)).astype(np.int64)  # type: ignore[arg-type]
-        cosines = self._searcher.cosines(vectors)[:, rows].T.numpy()
-        best = torch.from_numpy(rows[cosines.argmax(axis=0)])
-
-        found, sense_ids = tokens_of_rows(best, self.senses, self._own_rows)
-        convert = encoder.tokenizer.convert_ids_to_tokens
-        columns = convert(tokens.tolist()), convert(found.tolist()), sense_ids.tolist(), cosines.max(axis=0).tolist()
-        return [Match(*match) for match in zip(*columns)]
+        rows = self._documents.of_document(self.ids.index(document))
+        cosines = self._searcher.cosines(vectors)
+        return find_matches(tokens, cosines, rows, encoder.tokenizer, self.senses, self._own_rows)
 
     @property
     def _searcher(self) -> Searcher:
         """The table and the documents, ready to be searched. A change of the index sets it to None."""
         if self._made is None:
-            self._made = Searcher(self.table(), self._documents)
+            table = torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
+            self._made = Searcher(table, self._documents)
         return self._made
 
     def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
@@ -295,14 +346,7 @@ class SenseIndex:
         if model is not None:
             return load_encoder(model)
         if isinstance(self._model, str):
-            if not self._model:
-                raise ValueError("the index does not know where its model came from: pass it as model=")
-            try:
-                self._model = load_encoder(self._model)
-            except OSError as error:
-                raise ValueError(
-                    f"the index was built with the model {self._model}, which is not there: pass it as model="
-                ) from error
+            self._model = load_source(self._model)
         return self._model
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -322,32 +366,8 @@ class SenseIndex:
         """
         folder = Path(folder)
         check_target(folder)
-        fingerprint = self.senses.fingerprint()
-        if (folder / "config.json").is_file():
-            if read_manifest(folder)["senses_fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"{folder} holds an index of another dictionary: give a new folder, or remove it first"
-                )
-        else:
-            self.senses.save_pretrained(folder / "senses")
-        rows, own_rows = self._documents, self._own_rows
-        tensors = {
-            "rows": torch.from_numpy(np.ascontiguousarray(rows.rows)),
-            "offsets": torch.from_numpy(rows.offsets),
-            "own_tokens": own_rows.tokens,
-            "own_vectors": own_rows.vectors.to(torch.float32),
-            **pack_ids(self.ids),
-        }
-        manifest = {
-            "num_documents": len(self),
-            "num_entries": len(rows.rows),
-            "num_own_rows": len(own_rows),
-            "ids": "strings" if self.ids and isinstance(self.ids[0], str) else "integers",
-            "model": self._model if isinstance(self._model, str) else source_of(self._model),
-            "senses_fingerprint": fingerprint,
-            "sensedict_version": version("sensedict_hf"),
-        }
-        write_index(folder, manifest, tensors)
+        whole = Part(self._documents, self._own_rows, self.ids)
+        write_index(folder, whole, source_of(self._model, folder), self.senses)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: Model | None = None) -> "SenseIndex":
@@ -374,5 +394,5 @@ class SenseIndex:
         tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
         documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
         own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
-        found = manifest["model"] if model is None else load_encoder(model)
-        return cls(senses, own_rows, documents, unpack_ids(tensors), found)
+        found = find_source(manifest["model"], folder) if model is None else load_encoder(model)
+        return cls(senses, Part(documents, own_rows, unpack_ids(tensors)), found)

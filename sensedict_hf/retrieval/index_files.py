@@ -3,6 +3,7 @@
     config.json                      what the index is, and which of the other files belong to it; written last
     documents-DIGEST.safetensors     rows, offsets and ids of the documents, and the rows that the index has added
     senses/                          the dictionary, with its tokenizer
+    parts/                           documents of a build that is not finished
 
 A new version of the documents gets a new name. So an interruption leaves the old index as it was.
 """
@@ -10,6 +11,7 @@ A new version of the documents gets a new name. So an interruption leaves the ol
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from torch import Tensor
 
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from .document_rows import rows_dtype
+from .parts import Part
 
 KIND = "sense_index"
+PARTS = "parts"  # folder of the parts of a build that is not finished
 FORMAT = 1
 # The fields of config.json.
 FIELDS = {
@@ -119,29 +124,59 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
     return tensors
 
 
-def write_index(folder: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write documents and manifest, the manifest last.
+def write_index(folder: Path, content: Part, model: str, senses: SenseEmbeddingModel) -> None:
+    """Write the dictionary, unless it is there, then the documents, and the manifest last.
 
     Args:
-        folder: The folder of the index, where the dictionary is already.
-        manifest: All fields but `kind`, `format` and `documents`.
-        tensors: The documents.
+        folder: The folder of the index.
+        content: The documents.
+        model: Name of the model, or its path from the folder.
+        senses: The dictionary.
+
+    Raises:
+        ValueError: The folder holds an index of another dictionary.
     """
+    senses_fingerprint = senses.fingerprint()
+    if not (folder / "config.json").is_file():
+        senses.save_pretrained(folder / "senses")
+    elif read_manifest(folder)["senses_fingerprint"] != senses_fingerprint:
+        raise ValueError(f"{folder} holds an index of another dictionary: give a new folder, or remove it first")
+    documents, own_rows, ids = content
+    tensors = {
+        "rows": torch.from_numpy(np.ascontiguousarray(documents.rows)),
+        "offsets": torch.from_numpy(documents.offsets),
+        "own_tokens": own_rows.tokens,
+        "own_vectors": own_rows.vectors,
+        **pack_ids(ids),
+    }
     name = f"documents-{digest_tensors(KIND, tensors)}.safetensors"
+    manifest = {
+        "kind": KIND,
+        "format": FORMAT,
+        "documents": name,
+        "num_documents": len(documents),
+        "num_entries": len(documents.rows),
+        "num_own_rows": len(own_rows),
+        "ids": "strings" if ids and isinstance(ids[0], str) else "integers",
+        "model": model,
+        "senses_fingerprint": senses_fingerprint,
+        "sensedict_version": version("sensedict_hf"),
+    }
     partial = folder / f"{name}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, folder / name)
-    write_object(folder / "config.json", {"kind": KIND, "format": FORMAT, "documents": name, **manifest})
+    write_object(folder / "config.json", manifest)
     for old in folder.glob("documents-*"):
         if old.name != name:
             old.unlink()
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, new: bool = False) -> None:
     """Check that an index may be saved in a folder: it is new or empty, or holds an index.
 
     Args:
         folder: The folder.
+        new: Whether it must not hold a finished index.
 
     Raises:
         ValueError: It holds something else.
@@ -152,11 +187,13 @@ def check_target(folder: Path) -> None:
         return
     config = folder / "config.json"
     is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
-    # A first save that was interrupted has left these.
-    is_ours = [path.name == "senses" or path.name.startswith("documents-") for path in folder.iterdir()]
+    # A build or a first save that was interrupted has left these.
+    is_ours = [path.name in ("senses", PARTS) or path.name.startswith("documents-") for path in folder.iterdir()]
     is_unfinished = not config.exists() and all(is_ours)
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
+    if is_index and new:
+        raise ValueError(f"{folder} holds an index already: give a new folder, or remove it first")
 
 
 def pack_ids(ids: Sequence[str] | Sequence[int]) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Rows of an index for tokens that the dictionary has no senses for."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,17 @@ class OwnRows:
             tokens: `[n]`.
             vectors: `[n, hidden]`.
         """
+        return self._add(tokens, vectors.double(), torch.ones(len(tokens), dtype=torch.float64))
+
+    def absorb(self, others: "OwnRows") -> Tensor:
+        """Return the row of the token of each other row, as if all vectors had been taken.
+
+        Args:
+            others: The other rows.
+        """
+        return self._add(others.tokens, others._sums, others._counts)
+
+    def _add(self, tokens: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
         new = tokens.unique()
         new = new[~torch.isin(new, self.tokens)]
         self.tokens = torch.cat([self.tokens, new])
@@ -60,6 +73,17 @@ class OwnRows:
         order = self.tokens.argsort()
         rows = order[torch.searchsorted(self.tokens[order], tokens)]
         is_open = rows >= self._num_fixed
-        self._sums.index_add_(0, rows[is_open], vectors[is_open].double())
-        self._counts.index_add_(0, rows[is_open], self._counts.new_ones(int(is_open.sum())))
+        self._sums.index_add_(0, rows[is_open], sums[is_open])
+        self._counts.index_add_(0, rows[is_open], counts[is_open])
+        return rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what :meth:`from_tensors` needs to make rows that can take further vectors."""
+        return {"own_tokens": self.tokens, "own_sums": self._sums, "own_counts": self._counts}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "OwnRows":
+        """Return the rows in tensors from :meth:`tensors`."""
+        rows = cls(tensors["own_sums"].shape[1])
+        rows.tokens, rows._sums, rows._counts = (tensors[f"own_{name}"] for name in ("tokens", "sums", "counts"))
         return rows

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..models.encoding import pad_batch, padding_id
+from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
-from ..models.teachers import Teacher, check_teacher
+from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length, model_max_length, special_token_counts
 from ..models.windows import SMALLEST_WIDTH, cut_windows
 

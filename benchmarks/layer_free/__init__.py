@@ -1,0 +1,1 @@
+"""Students without layers against their teacher and baselines: `python -m benchmarks.layer_free`."""

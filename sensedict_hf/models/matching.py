@@ -1,0 +1,97 @@
+"""Whether a dictionary and a model belong together."""
+
+from dataclasses import asdict
+
+from transformers.utils import logging
+
+from .attention import probe_attention
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .modeling_sense_embedding import SenseEmbeddingModel
+from .teachers import Teacher
+from .tokenization import count_embeddings
+
+logger = logging.get_logger(__name__)
+
+
+def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
+    """Warn if a dictionary was built from a model of another name.
+
+    Args:
+        senses: Config of the dictionary.
+        name: Name of the model.
+    """
+    if senses.base_model_name_or_path != name:
+        logger.warning_once(
+            f"the dictionary was built from {senses.base_model_name_or_path}, the teacher is {name}: if they are not "
+            "the same model, the senses are meaningless"
+        )
+
+
+def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
+    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
+
+    Args:
+        senses: The dictionary.
+        teacher: The teacher.
+
+    Raises:
+        ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
+    """
+    width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
+    if senses.config.hidden_size != width:
+        raise ValueError(
+            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
+            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
+        )
+    if not -depth - 1 <= senses.config.layer <= depth:
+        raise ValueError(
+            f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
+            "dictionary from this teacher"
+        )
+    check_name(senses.config, teacher.name)
+    senses.config.check_attention(teacher.name, teacher.attention)
+    before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
+    if before != now:
+        logger.warning_once(
+            f"the dictionary was built with prompt={before}, the teacher has prompt={now}: the senses may fit its "
+            "vectors less well"
+        )
+    senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def check_predicts(model: Teacher) -> None:
+    """Check that the states of a model can belong to the next token, as `key="next"` has it.
+
+    Args:
+        model: A teacher, or the backbone of a student.
+
+    Raises:
+        ValueError: Its states may have seen the next token, because it is not causal.
+    """
+    attention = model.attention or probe_attention(model.model)
+    if attention != "causal":
+        raise ValueError(
+            f"key='next' with {model.name}, whose attention is {attention}: its states have seen the next token; load "
+            "a decoder with bidirectional=False (load_teacher), or choose key='input'"
+        )
+
+
+def check_backbone(senses: SenseEmbeddingModel, backbone: Teacher) -> None:
+    """Check that a backbone has an embedding for every token that has senses, and is causal if states predict.
+
+    Args:
+        senses: The sense dictionary.
+        backbone: The model that is to read the dictionary's tokens.
+
+    Raises:
+        ValueError: A token with senses has no embedding, or the senses are of the next token and the backbone is not
+            causal.
+    """
+    if senses.config.key == "next":
+        check_predicts(backbone)
+    count = count_embeddings(backbone.model)
+    if (senses.offsets[count:].diff() > 0).any():
+        raise ValueError(
+            f"{backbone.name} has embeddings for {count} tokens, but the dictionary has senses of others: give the "
+            "model its own tokenizer, or resize its embeddings to this one"
+        )
