@@ -204,7 +204,7 @@ def test_files(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     for files, message in [
         ([str(tmp_path / "empty.jsonl")], "is empty: give files"),
-        (["a.pdf"], "cannot read"),
+        (["a.pdf"], "there is no file"),
         (["none.txt"], "there is no file"),
         ([str(tmp_path / "a.jsonl"), str(tmp_path / "c.txt")], "different kinds"),
     ]:

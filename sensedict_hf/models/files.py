@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 # The folder in which the files of a model are written before they replace others.
 SAVING = "_saving"
 # Files of a saved model that would be loaded with, or instead of, the new ones.
@@ -23,6 +25,31 @@ REPLACED = (
     "vocab.*",
     "merges.txt",
 )
+
+
+def check_source(source: object) -> str:
+    """Check the name of a repository or folder.
+
+    Args:
+        source: The name, or the path of the folder.
+
+    Returns:
+        The name as a string.
+
+    Raises:
+        ValueError: There is no such folder, and no repository can have such a name.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"{source!r:.60} is {type(source).__name__}: give a folder, or a name on the Hub")
+    name = os.fspath(source)
+    if not os.path.isdir(name):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(
+                f"there is no folder {name} here, and it is no name on the Hub, OWNER/NAME, either: check the path"
+            ) from error
+    return name
 
 
 @contextmanager

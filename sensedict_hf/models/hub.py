@@ -14,8 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from .arguments import check_number
-from .checkpoints import check_source
-from .files import reading, replacing
+from .files import check_source, reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices

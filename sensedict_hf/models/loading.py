@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from .checkpoints import Checkpoint, check_source, read_checkpoint
-from .files import reading
+from .checkpoints import Checkpoint, read_checkpoint
+from .files import check_source, reading
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sentence_head import Dense, make_sentence_head
 

@@ -23,7 +23,6 @@ from .layer_transfer import (
     keep_layers,
     load_weights,
     make_backbone,
-    read_layers,
     student_config,
 )
 from .loading import check_dictionary
@@ -163,10 +162,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if (kept := read_layers(num_hidden_layers)) == 0:
+        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
             return cls._without_layers(teacher, senses, config)
         check_weights(teacher)
-        layers = choose_layers(kept, teacher, senses.config.layer)
+        layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         weights = keep_layer_weights(teacher.model, layers)

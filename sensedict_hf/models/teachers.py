@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .attention import make_attend
-from .checkpoints import check_source, read_checkpoint
+from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
+from .files import check_source
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
 from .prompts import Prompt, change_prompt, choose_prompt
