@@ -10,14 +10,14 @@ from .parsing import AnyOrder, HelpAll, Version
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
-HEADS = ("sequence_classification", "token_classification")
+HEADS = ("causal_lm", "sequence_classification", "token_classification")
 KEYS = ("input", "next")
 METHODS = ("budget", "senses_per_token", "mcl")
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 SAMPLE_DTYPES = ("float16", "float32")
 SENSES_DTYPES = ("float16", "bfloat16", "float32", "int8")
 SIMILARITIES = ("l2", "cosine", "dot")
-TASKS = ("classification", "similarity", "retrieval", "tokens")
+TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
 # What a shell completes, by the placeholder that help shows for a value.
@@ -161,7 +161,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "show this help message and all options of TrainingArguments, and exit"
     sub.add_argument("--help-all", action=HelpAll, nargs=0, help=about)
     _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
-    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'", required=True)
+    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
     _add_texts(sub, "texts to learn from: " + FILES, required=True)
     _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
@@ -180,18 +180,20 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
     _add(student, "--residual", "SHARE", about, type=float)
-    _add(student, "--head", "", "also copy this head of a fine-tuned teacher to the student, frozen", choices=HEADS)
+    about = "also copy this head of the teacher to the student: frozen, or trained (causal_lm, to generate text)"
+    _add(student, "--head", "", about, choices=HEADS)
 
     training = sub.add_argument_group("training")
     about = (
         "loss, or several joined by '+': 'sense' (cross-entropy of the senses that the teacher picks), 'mse' (squared "
-        "error of the hidden states), 'sentence' (squared error of the sentence vectors) (default: "
-        "sense+mse+sentence; without layers mse+sentence)"
+        "error of the hidden states), 'sentence' (squared error of the sentence vectors); with --head causal_lm also "
+        "'lm' (cross-entropy of the next token) and 'kl' (divergence from the teacher's distribution) (default: "
+        "sense+mse+sentence; without layers mse+sentence; with --head causal_lm lm+kl+sense)"
     )
     _add(training, "--objective", "LOSS", about)
     about = "passes over the texts (default: 2.0; without layers 3.0, or up to 10.0 for few texts)"
     _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
-    about = "texts per device and step (default: 32; without layers 256)"
+    about = "texts per device and step (default: 32; without layers 256; with --head causal_lm 8)"
     _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
     _add(training, "--per-device-eval-batch-size", "N", about, default=32)
@@ -206,10 +208,13 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
     _add(training, "--label-top-k", "K", about, default=1)
     _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
-    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers 1.0)"
+    about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers or with causal_lm 1.0)"
     _add(training, "--mse-weight", "W", about, type=float)
     about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
     _add(training, "--sentence-weight", "W", about, type=float)
+    _add(training, "--sense-weight", "W", "weight of 'sense' when it is added to other losses", default=1.0)
+    _add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
+    _add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
     about = (
         "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
         "most 512)"
@@ -220,7 +225,10 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
-    about = "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL"
+    about = (
+        "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL; "
+        "'language_modeling' predicts the next token"
+    )
     _add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
     _add(sub, "--query-model", "MODEL", about)
@@ -236,11 +244,13 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
     _add(data, "--train", "FILE", about, nargs="+")
-    about = "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'"
+    about = (
+        "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'; for language_modeling: column 'text'"
+    )
     _add(data, "--test", "FILE", about, nargs="+")
     _add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
     _add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
-    _add(data, "--text-column", "NAME", "for classification: column of the texts", default="text")
+    _add(data, "--text-column", "NAME", "for classification, language_modeling: column of the texts", default="text")
     _add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
     _add_device(_add_teacher(sub))
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         evaluate_similarity,
         evaluate_token_classification,
     )
+    from .evaluation_language import evaluate_language_modeling
     from .retrieval.index import SenseIndex
     from .retrieval.router import save_router
     from .retrieval.sparse import fill_collection, search_collection, sparse_queries
@@ -72,6 +73,7 @@ _LAZY = {
     "encode_senses": ".distillation.labels",
     "encode_vectors": ".distillation.vectors",
     "evaluate_classification": ".evaluation",
+    "evaluate_language_modeling": ".evaluation_language",
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
@@ -111,6 +113,7 @@ __all__ = [
     "encode_senses",
     "encode_vectors",
     "evaluate_classification",
+    "evaluate_language_modeling",
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",

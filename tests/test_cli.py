@@ -220,7 +220,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
     assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
     left = {path.name for path in (tmp_path / "stopped").iterdir()}
     assert not any(
-        name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
+        name.startswith(("checkpoint-", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
     )
 
     assert run(capsys, *command)[0] == 0 and len(steps) == 8  # the student is finished: no more steps
@@ -238,7 +238,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         (["build", "--texts", "none.jsonl"], "there is no file or folder none.jsonl"),
         (["build", "--texts", "TRAIN", "--text-column", "sentence"], "no column 'sentence', only text, label"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER"], "holds a bert model, not a sense dictionary"),
-        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+kl"], "unknown objective 'kl'"),
+        (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "sense+ce"], "unknown objective 'ce'"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is no longer an option"),
         (
@@ -478,7 +478,7 @@ def test_choices_and_defaults_are_those_of_the_package():
     assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
     assert cli_options.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
     assert cli_options.POOLINGS == POOLINGS
-    assert cli_options.TASKS == tuple(TASKS)
+    assert cli_options.TASKS == (*TASKS, "language_modeling")
     assert cli_options.HEADS == tuple(HEADS)
     assert all(hasattr(torch, name) for name in cli_options.TEACHER_DTYPES)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import SIZES, make_model
+from tiny_models import SIZES, WORDS, make_model, make_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -14,10 +14,22 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    TrainerCallback,
     pipeline,
 )
 
-from sensedict_hf import SKDStudentForCausalLM, SKDStudentModel, Teacher
+from sensedict_cli import main
+from sensedict_hf import (
+    SKDStudentForCausalLM,
+    SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
+    Teacher,
+    build_sense_dictionary,
+    distill_student,
+    load_teacher,
+)
+from sensedict_hf.distillation.generation import GenerationCollator, generation_loss
 
 
 def make_decoder(kind="tied"):
@@ -114,3 +126,194 @@ def test_teachers_that_do_not_fit_are_refused(tokenizer):
         SKDStudentForCausalLM.from_teacher(model, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="num_hidden_layers=5"):
         SKDStudentForCausalLM.from_teacher(make_decoder(), 5, tokenizer=tokenizer)
+
+
+def make_senses(teacher, tokenizer, texts, **options):
+    loaded = load_teacher(teacher, tokenizer=tokenizer)
+    return build_sense_dictionary(loaded, texts, budget=90, senses_dtype="float32", **options)
+
+
+def settings_of(folder, **changes):
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-2}
+    return SKDTrainingArguments(str(folder), **quiet | {"max_steps": 20} | changes)
+
+
+@pytest.mark.parametrize("key", ["input", "next"])
+def test_the_losses_are_those_of_one_text_at_a_time(key, tokenizer, texts, tmp_path):
+    """All losses, computed naively in float64, without padding."""
+    teacher = make_decoder("untied")
+    senses = make_senses(teacher, tokenizer, texts, key=key)
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    collate = GenerationCollator(0)
+    rows = [tokenizer(text)["input_ids"] for text in texts[:4]]
+    batch = collate([{"input_ids": row, "labels": [-1] * len(row)} for row in rows])
+    output = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+    states = teacher.model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    given = dict(teacher=states, head=teacher.lm_head, senses=senses)
+
+    expected = dict.fromkeys(("lm", "kl", "sense"), 0.0)
+    right = counted = 0
+    for row in rows:
+        ids = torch.tensor([row])
+        own = student(ids, output_hidden_states=True)
+        target = teacher.model(ids).last_hidden_state[0].double()
+        log_own = own.logits[0].double().log_softmax(-1)
+        log_target = teacher.lm_head(target.float()).double().log_softmax(-1)
+        for place in range(len(row) - 1):
+            expected["lm"] -= float(log_own[place, row[place + 1]])
+            expected["kl"] += float((log_target[place].exp() * (log_target[place] - log_own[place])).sum())
+            table = senses.senses_of(row[place + (key == "next")]).double()
+            label = int((table - target[place]).square().sum(1).argmin())
+            scores = -(table - own.hidden_states[-1][0, place].double()).square().sum(1)
+            scores = scores / senses.score_temperature(0.15)
+            expected["sense"] -= float(scores.log_softmax(0)[label])
+            right += int(scores.argmax()) == label
+            counted += 1
+    for name, value in expected.items():
+        args = settings_of(tmp_path, objective=name)
+        loss, counts = generation_loss(output.logits, output.hidden_states[-1], batch, args, **given)
+        assert float(loss) == pytest.approx(value, rel=1e-4)
+        assert int(counts.counted) == int(counts.known) == counted and int(counts.right) == right
+        assert float(counts.cross_entropy) == pytest.approx(expected["lm"], rel=1e-4)
+    # A sum of losses has their weights.
+    args = settings_of(tmp_path, objective="lm+kl+sense", lm_weight=0.5, kl_weight=2.0, sense_weight=3.0)
+    loss, _ = generation_loss(output.logits, output.hidden_states[-1], batch, args, **given)
+    assert float(loss) == pytest.approx(expected["lm"] / 2 + 2 * expected["kl"] + 3 * expected["sense"], rel=1e-4)
+    # The teacher itself has no divergence and no distance.
+    for name in ("kl", "mse"):
+        args = settings_of(tmp_path, objective=name)
+        loss, _ = generation_loss(teacher.lm_head(states), states, batch, args, **given)
+        assert float(loss) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["lm", "lm+kl", "lm+kl+mse", None])
+def test_students_that_generate_are_trained(objective, tokenizer, texts, tmp_path):
+    teacher = make_decoder()
+    senses = make_senses(teacher, tokenizer, texts, key="next") if objective is None else None
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    args = settings_of(tmp_path / "run", objective=objective)
+    trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=texts, senses=senses)
+    before = trainer.evaluate()
+    batch = tokenizer(texts[0], return_tensors="pt", return_token_type_ids=False)
+    rows = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    losses = [student(row, labels=row).loss * (row.shape[1] - 1) for row in rows]
+    total = sum(row.shape[1] - 1 for row in rows)
+    assert before["eval_perplexity"] == pytest.approx(float(torch.exp(sum(losses) / total)), rel=1e-4)
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < before["eval_loss"]
+    assert ("eval_sense_accuracy" in after) == (objective is None)
+    assert student.config.objective == (objective or "lm+kl+sense")
+    assert ("lm_weight" in student.config.distillation) and "sentence_weight" not in student.config.distillation
+    # What is saved has no senses, in checkpoints too.
+    trainer.save_model(tmp_path / "student")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert torch.equal(loaded(**batch).logits, student(**batch).logits)
+    assert loaded.student.senses.table.shape[0] == 0 and loaded.config.objective == student.config.objective
+
+
+def test_training_that_stops_and_goes_on_ends_alike(tokenizer, texts, tmp_path):
+    ends = []
+    for name, stops in (("straight", ()), ("stopped", (4,))):
+        teacher = make_decoder()
+        torch.manual_seed(0)
+        teacher.load_state_dict({key: torch.randn_like(value) / 4 for key, value in teacher.state_dict().items()})
+        teacher.tie_weights()
+        senses = make_senses(teacher, tokenizer, texts)
+        for stop in (*stops, 8):
+            student = SKDStudentForCausalLM.from_teacher(teacher, 1, tokenizer=tokenizer)
+            args = settings_of(tmp_path / name, max_steps=8, save_strategy="steps", save_steps=4)
+            trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, senses=senses)
+            if stop < 8:
+                trainer.add_callback(StopAt(stop))
+            trainer.train(resume_from_checkpoint=stop == 8 and bool(stops))
+        ends.append(student.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_adapters_are_trained_too(tokenizer, texts, tmp_path):
+    peft = pytest.importorskip("peft")
+    teacher = make_decoder()
+    senses = make_senses(teacher, tokenizer, texts, key="next")
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    model = peft.get_peft_model(student, peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    trainer = SKDTrainer(model, settings_of(tmp_path), teacher=teacher, train_dataset=texts, senses=senses)
+    before = trainer.evaluate(texts)
+    trainer.train()
+    assert trainer.evaluate(texts)["eval_loss"] < before["eval_loss"]
+    batch = tokenizer(texts[0], return_tensors="pt", return_token_type_ids=False)
+    assert model.generate(**batch, max_new_tokens=2, min_new_tokens=2).shape[1] == batch["input_ids"].shape[1] + 2
+
+
+def test_a_teacher_with_other_tokens_is_refused(tokenizer, texts, tmp_path):
+    student = SKDStudentForCausalLM.from_teacher(make_decoder(), 2, tokenizer=tokenizer)
+    make_decoder().save_pretrained(tmp_path / "teacher")
+    make_tokenizer(words=WORDS[::-1]).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="the teacher's tokenizer|the tokenizer"):
+        SKDTrainer(student, settings_of(tmp_path), teacher=str(tmp_path / "teacher"), train_dataset=texts)
+
+
+def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):
+    teacher = make_decoder()
+    senses = make_senses(teacher, tokenizer, texts)
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+
+    def train(model=student, teacher=teacher, senses=senses, **settings):
+        args = settings_of(tmp_path, **settings)
+        return SKDTrainer(model, args, teacher=teacher, train_dataset=texts, senses=senses)
+
+    for objective in ("sense", "mse", "lm+sentence"):
+        with pytest.raises(ValueError, match="give lm, kl or both"):
+            train(objective=objective)
+    with pytest.raises(ValueError, match="needs the teacher's dictionary"):
+        train(senses=None, objective="lm+sense")
+    with pytest.raises(ValueError, match="cache_vectors"):
+        train(cache_vectors=True)
+    with pytest.raises(ValueError, match="the head reads the last"):
+        train(senses=make_senses(teacher, tokenizer, texts, layer=2))
+    with pytest.raises(ValueError, match="lm_weight=0"):
+        train(lm_weight=0)
+    with pytest.raises(ValueError, match="a Teacher has no language-model head"):
+        train(teacher=load_teacher(teacher, tokenizer=tokenizer))
+    encoder = SKDStudentModel.from_teacher(load_teacher(teacher, tokenizer=tokenizer), senses)
+    with pytest.raises(ValueError, match="lm and kl train a language-model head"):
+        train(model=encoder, senses=None, objective="sense+lm")
+    with pytest.raises(ValueError, match="a dictionary of its own"):
+        train(model=encoder)
+
+
+def test_distilling_into_a_folder(tokenizer, texts, tmp_path, capsys):
+    teacher = make_decoder()
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    senses = build_sense_dictionary(str(tmp_path / "teacher"), texts, budget=90, key="next")
+    args = settings_of(tmp_path / "student", max_steps=3)
+    student = distill_student(str(tmp_path / "teacher"), senses, texts, args=args, head="causal_lm", layers=[0, 3])
+    assert student.config.objective == "lm+kl+sense" and student.config.teacher_layers == [0, 3]
+    again = distill_student(str(tmp_path / "teacher"), senses, texts, args=args, head="causal_lm", layers=[0, 3])
+    assert type(again) is SKDStudentForCausalLM
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in student.state_dict().items())
+    with pytest.raises(ValueError, match="give senses, the teacher's dictionary"):
+        distill_student(str(tmp_path / "teacher"), None, texts, args=args)
+    with pytest.raises(ValueError, match="assignment with head='causal_lm'"):
+        distill_student(str(tmp_path / "teacher"), senses, texts, args=args, head="causal_lm", assignment="hard")
+
+    # The same from the command line, without senses.
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    given = ["--teacher", tmp_path / "teacher", "--texts", tmp_path / "texts.txt", "--head", "causal_lm"]
+    given += ["--output", tmp_path / "plain", "--max-steps", 2, "--report-to", "none", "--disable-tqdm", "true"]
+    assert main(["distill", *map(str, given)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'plain').num_parameters():,} parameters: saved" in printed
+    )
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert config["objective"] == "lm+kl" and config["distillation"]["per_device_train_batch_size"] == 8

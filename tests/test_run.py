@@ -148,7 +148,10 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
         ({"output_dir": tmp_path, "args": settings(tmp_path)}, "give either output_dir"),
         ({"backbone": bert, "layers": [0]}, "give one of them"),
         ({"adopt_tokenizer": True}, "adopt_tokenizer is for a backbone, but none is given"),
-        ({"head": "tagging"}, "unknown head 'tagging': choose sequence_classification or token_classification"),
+        (
+            {"head": "tagging"},
+            "unknown head 'tagging': choose one of causal_lm, sequence_classification, token_classification",
+        ),
         ({"head": "token_classification"}, "classifier is a Teacher: pass a name, a path or a fine-tuned model"),
         ({"head": "token_classification", "teacher_options": {"adapters": ["a"]}}, "merge them first"),
         ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),

@@ -534,7 +534,7 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="needs the teacher's vectors"):
         make_trainer(bert, senses, encode_senses(bert, senses, texts), tmp_path, teacher=False, objective="mse")
     wrong = [
-        ({"objective": "kl"}, "'kl': choose sense"),
+        ({"objective": "ce"}, "'ce': choose sense"),
         ({"temperature": 0}, "temperature"),
         ({"mse_weight": -1}, "mse_weight"),
     ]

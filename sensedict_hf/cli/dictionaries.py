@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -160,11 +160,8 @@ def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     # AutoModel would drop the head. The config names the class with the head.
     classes = (SKDStudentForCausalLM, SKDStudentForSequenceClassification, SKDStudentForTokenClassification)
     heads = {head.__name__: head for head in classes}
-    student: SensePreTrainedModel
-    student = heads.get(next(iter(config.architectures or []), ""), AutoModel).from_pretrained(
-        source, trust_remote_code=trust_remote_code
-    )
-    return student
+    student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
+    return cast(SensePreTrainedModel, student_class.from_pretrained(source, trust_remote_code=trust_remote_code))
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -91,8 +91,9 @@ def distill(options: argparse.Namespace) -> None:
         },
         **{name: values[name] for name in names},
     )
-    size = megabytes(cast(SKDStudentModel, student.base_model).senses)
-    print(f"{parameters(student):,} parameters and {size:.1f} MB of senses: saved in {options.output_dir}")
+    senses = cast(SKDStudentModel, student.base_model).senses
+    size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
+    print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")
 
 
 def _refuse_removed(arguments: Sequence[str]) -> None:

@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ..data import read_dataset
 from ..evaluation import score_ranking
+from ..evaluation_language import evaluate_language_modeling
 from ..evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
+from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
 from ..models.matching import check_teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
 from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments, check_device
+
+LANGUAGE_MODELING = "language_modeling"
 
 
 @dataclass
@@ -54,6 +58,9 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     if not options.model:
         raise ValueError("give --model, or --index with --task retrieval")
+    if options.task == LANGUAGE_MODELING:
+        evaluate_language(options)
+        return
     task = read_task(options)
     encoder = load_encoder(options)
     encode_queries = load_query_encoder(options)
@@ -123,6 +130,40 @@ def evaluate_index(options: argparse.Namespace) -> None:
         used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
     print_row({"index": options.index, "documents": f"{len(index):,}", **cells, "queries/s": f"{speed:.0f}"})
+
+
+def evaluate_language(options: argparse.Namespace) -> None:
+    """Score how well a language model predicts texts, as :func:`evaluate`.
+
+    Raises:
+        ValueError: The task has no such option, the model has no head, or the dictionary is of another teacher.
+    """
+    if options.query_model or options.train or options.corpus or options.queries or not options.test:
+        raise ValueError(f"--task {LANGUAGE_MODELING} needs --test, and no other files or models")
+    if TeacherArguments.of(options) != TeacherArguments():
+        raise ValueError(f"--task {LANGUAGE_MODELING} runs a model as it was trained: leave out how to load it")
+    if not options.senses and (options.assignment or options.residual is not None):
+        raise ValueError(f"--task {LANGUAGE_MODELING}: --assignment and --residual need --senses")
+    texts = read_dataset(options.test, split="test")
+    device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_classifier(options.model, AutoModelForCausalLM)
+    model.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+    tokenizer, output = AutoTokenizer.from_pretrained(options.model), "raw"
+    if options.senses:
+        senses = load_senses(options.senses).to(device)  # type: ignore[arg-type]
+        changes = {"assignment": options.assignment, "residual": options.residual}
+        attach_senses(model, senses, tokenizer=tokenizer, **changes)
+        output = f"{options.assignment or senses.config.assignment}, key {senses.config.key}"
+    settings = {"tokenizer": tokenizer, "text_column": options.text_column, "batch_size": options.batch_size}
+    begin = time.perf_counter()
+    scores = evaluate_language_modeling(model, texts, **settings)
+    speed = scores["tokens"] / (time.perf_counter() - begin)
+    cells = {"model": options.model, "output": output, "perplexity": f"{scores['perplexity']:.2f}"}
+    cells |= {"next-token accuracy": f"{scores['token_accuracy']:.4f}", "tokens": f"{scores['tokens']:,}"}
+    print_row(cells | {"parameters": f"{parameters(model):,}", "tokens/s": f"{speed:.0f}"})
+    if options.output:
+        used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
+        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:

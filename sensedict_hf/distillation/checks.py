@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from ..data import Texts
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
+from .generation import is_generative
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
 
@@ -31,7 +32,8 @@ def find_student(model: PreTrainedModel) -> SKDStudentModel:
     Raises:
         ValueError: There is no student, or it cannot be distilled.
     """
-    if isinstance(getattr(model, "student", None), SKDStudentModel):  # PEFT passes attributes on
+    has_student = isinstance(getattr(model, "student", None), SKDStudentModel)  # PEFT passes attributes on
+    if has_student and not is_generative(model):
         raise ValueError("adapters over a task model: put them on its student, model.student, and distil that")
     student = next((module for module in model.modules() if isinstance(module, SKDStudentModel)), None)
     if student is None:

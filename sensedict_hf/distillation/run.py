@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
-from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -19,9 +19,11 @@ from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
 from ..models.arguments import check_integer, check_path
+from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
@@ -31,7 +33,9 @@ from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 
 logger = logging.get_logger(__name__)
-HEADS = {
+GENERATIVE = "causal_lm"
+HEADS: dict[str, Any] = {
+    GENERATIVE: SKDStudentForCausalLM,
     "sequence_classification": SKDStudentForSequenceClassification,
     "token_classification": SKDStudentForTokenClassification,
 }
@@ -55,7 +59,7 @@ LOADING = {
 
 def distill_student(
     teacher: str | os.PathLike | PreTrainedModel | Teacher,
-    senses: str | os.PathLike | SenseEmbeddingModel,
+    senses: str | os.PathLike | SenseEmbeddingModel | None,
     texts: Texts,
     *,
     output_dir: str | os.PathLike | None = None,
@@ -82,7 +86,7 @@ def distill_student(
     Args:
         teacher: A name, a folder, a model or a :class:`Teacher`. With `head` a name, a folder or a fine-tuned model.
         senses: The teacher's dictionary: a model, a folder or a name. The dictionary inside a student can be named
-            too.
+            too. None: the student generates text, and no senses guide its training.
         texts: A list of strings, or a dataset with a text column; :func:`read_dataset` reads files. A streamed data
             set needs `args.max_steps`.
         output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
@@ -95,7 +99,8 @@ def distill_student(
             It must have the dictionary's tokenizer.
         adopt_tokenizer: Whether the backbone gets the dictionary's tokenizer, see :func:`adopt_tokenizer`.
         head: `sequence_classification` or `token_classification` copies the head of a fine-tuned teacher to the
-            student and freezes it.
+            student and freezes it. `causal_lm` makes a student that generates text, with the head of its teacher,
+            which is trained too.
         assignment: What the student returns: `hard`, `soft` or `none`. Default: by the objective, see
             :class:`SKDStudentConfig`.
         residual: Share of the student's own vectors in what it returns, from 0 to 1. Default: by the objective.
@@ -134,16 +139,24 @@ def distill_student(
     options = dict(teacher_options or {})
     trust = bool(options.get("trust_remote_code"))
     start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
-    start.check(options)
+    start.check(options, has_senses=senses is not None)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
     with locked(folder.path):
         # Load the models.
-        classifier = HEADS[head].load_classifier(teacher, trust) if head else None  # type: ignore[arg-type]
-        loaded = load_teacher(teacher, device=args.device, **options)
-        dictionary = (
-            senses if isinstance(senses, SenseEmbeddingModel) else load_senses(senses, trust_remote_code=trust)
-        )
+        classifier: PreTrainedModel | None = None
+        if head == GENERATIVE:
+            classifier = load_classifier(teacher, AutoModelForCausalLM, trust)  # type: ignore[arg-type]
+            classifier.to(args.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+            args = args.for_generation(has_senses=senses is not None)
+        elif head:
+            classifier = HEADS[head].load_classifier(teacher, trust)
+        source: Any = classifier if head == GENERATIVE else teacher
+        loaded = load_teacher(source, device=args.device, **options)
+        if isinstance(senses, (str, os.PathLike)):
+            dictionary: SenseEmbeddingModel | None = load_senses(senses, trust_remote_code=trust)
+        else:
+            dictionary = senses
         other = start.load_backbone(dictionary, options)
         if start.is_layer_free(other):
             args = args.for_layer_free()
@@ -156,7 +169,8 @@ def distill_student(
             settings = {name: value for name, value in settings.items() if not name.startswith(INDECISIVE)}
             settings |= {"processes": state.num_processes, **(recorded or {})}
             settings |= {"prompt": loaded.prompt and asdict(loaded.prompt), "teacher_pooling": loaded.pooling}
-            settings |= {"teacher_fingerprint": loaded.fingerprint(), "senses_fingerprint": dictionary.fingerprint()}
+            settings |= {"teacher_fingerprint": loaded.fingerprint()}
+            settings |= {"senses_fingerprint": dictionary and dictionary.fingerprint()}
             settings |= {"least_steps": args.least_steps} if start.is_layer_free(other) else {}
             settings["backbone_fingerprint"] = other and other.fingerprint()
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
@@ -170,7 +184,9 @@ def distill_student(
         set_seed(args.seed)
         try:
             student = start.make(loaded, dictionary, other, classifier)
-            trainer = SKDTrainer(student, args, loaded, texts, eval_texts, text_column)
+            data: dict[str, Any] = {"train_dataset": texts, "eval_dataset": eval_texts, "text_column": text_column}
+            guides: dict[str, Any] = {"teacher": classifier, "senses": dictionary} if head == GENERATIVE else {}
+            trainer = SKDTrainer(student, args, **{"teacher": loaded} | guides, **data)
         except ValueError:
             if state.is_main_process:
                 folder.forget()
@@ -237,15 +253,24 @@ class StudentStart:
     assignment: str | None = None
     residual: float | None = None
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, options: Mapping[str, Any], *, has_senses: bool) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        if self.head == GENERATIVE:
+            others = {"backbone": self.backbone, "assignment": self.assignment, "residual": self.residual}
+            if given := [name for name, value in others.items() if value is not None]:
+                raise ValueError(
+                    f"{given[0]} with head={GENERATIVE!r}: a student that generates text has layers of its teacher "
+                    "and returns no senses; leave it out"
+                )
+        elif not has_senses:
+            raise ValueError(f"give senses, the teacher's dictionary: only head={GENERATIVE!r} does without")
         check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
         if self.adopt_tokenizer and self.backbone is None:
             raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
         if self.head is not None and self.head not in HEADS:
-            raise ValueError(f"unknown head {self.head!r}: choose {' or '.join(HEADS)}")
+            raise ValueError(f"unknown head {self.head!r}: choose one of {', '.join(HEADS)}")
         if self.head is not None and options.get("adapters"):
             raise ValueError(
                 f"head={self.head!r} is copied from the teacher itself, not from adapters: merge them first"
@@ -269,14 +294,14 @@ class StudentStart:
             return isinstance(backbone.model, LayerFreeModel)
         return not self.layers and self.num_hidden_layers == 0
 
-    def load_backbone(self, senses: SenseEmbeddingModel, options: Mapping[str, Any]) -> Teacher | None:
+    def load_backbone(self, senses: SenseEmbeddingModel | None, options: Mapping[str, Any]) -> Teacher | None:
         """Load the backbone if there is one.
 
         Args:
             senses: The dictionary, whose tokenizer is taken for a model that has none.
             options: Those of the teacher.
         """
-        if self.backbone is None:
+        if self.backbone is None or senses is None:
             return None
         if isinstance(self.backbone, PreTrainedModel) and not self.backbone.name_or_path:
             return load_teacher(self.backbone, tokenizer=senses.tokenizer)
@@ -288,16 +313,20 @@ class StudentStart:
     def make(
         self,
         teacher: Teacher,
-        senses: SenseEmbeddingModel,
+        senses: SenseEmbeddingModel | None,
         backbone: Teacher | None,
         classifier: PreTrainedModel | None,
     ) -> SKDStudentPreTrainedModel:
         """Make the student from the loaded models."""
+        layers = self.layers or self.num_hidden_layers
+        if senses is None or self.head == GENERATIVE:
+            model = cast(PreTrainedModel, classifier)
+            return SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
         output = {"assignment": self.assignment, "residual": self.residual}
         if backbone is not None:
             student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
         else:
-            student = SKDStudentModel.from_teacher(teacher, senses, self.layers or self.num_hidden_layers, **output)
+            student = SKDStudentModel.from_teacher(teacher, senses, layers, **output)
         if self.head is None or classifier is None:
             return student
-        return HEADS[self.head].from_student(student, classifier)
+        return cast(SKDStudentPreTrainedModel, HEADS[self.head].from_student(student, classifier))

@@ -17,23 +17,30 @@ from ..models.encoding import padding_id
 from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
-from ..models.tokenization import check_max_length, model_max_length
 from . import checks
-from .batches import Collator, stream_windows
-from .labels import encode_senses
+from .batches import Collator
+from .generation import (
+    GenerationCollator,
+    GenerationCounts,
+    check_generative,
+    generation_loss,
+    generation_means,
+    is_generative,
+)
 from .layer_free import (
     check_layer_free,
     collate_ragged,
     default_epochs,
-    encode_for,
     is_layer_free,
     layer_free_loss,
 )
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
 from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
+from .texts import encode_texts
 from .training_args import SKDTrainingArguments
 from .uploading import push_student
 from .vectors import TeacherVectors, Variances
@@ -66,6 +73,7 @@ class SKDTrainer(Trainer):
             dataset (`datasets.IterableDataset`) is encoded as it comes and needs `args.max_steps`.
         eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
         text_column: Name of the text column.
+        senses: The teacher's dictionary, for a student that generates text and so has none. It is not saved.
         kwargs: Further arguments of `Trainer`, such as `callbacks` or `optimizers`.
 
     Raises:
@@ -97,25 +105,38 @@ class SKDTrainer(Trainer):
         train_dataset: Texts | TeacherVectors | None = None,
         eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",
+        senses: SenseEmbeddingModel | None = None,
         **kwargs: Any,
     ):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
         checks.refuse_unused(kwargs)
-        has_head = isinstance(model, SKDStudentPreTrainedModel) and not isinstance(model, SKDStudentModel)
+        self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
+        self.is_generative = is_generative(model)
+        is_whole = self.is_generative or isinstance(model, SKDStudentModel)
+        has_head = isinstance(model, SKDStudentPreTrainedModel) and not is_whole
         model = cast(PreTrainedModel, model.student) if has_head else model
         self.student = checks.find_student(model)
-        self.senses = self.student.senses
+        self.senses = self.student.senses if senses is None else senses.to(args.device)  # type: ignore[arg-type]
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
             args = args.for_layer_free()
             check_layer_free(self.student, args)
+        if self.is_generative:
+            args = args.for_generation(has_senses=senses is not None)
+        check_generative(model, senses, args)
         if train_dataset is not None:
             checks.check_dtypes(model)
         checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
-        self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
+        if self.is_generative and teacher is not None:
+            own = (
+                None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
+            )  # of a model without a name
+            self.teacher, self._language_head = load_language_model(teacher, own, args.device)
+        else:
+            self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
             self._check_teacher(self.teacher, has_head)
         self._has_prompt = bool(self.student.config.prompt or (self.teacher and self.teacher.prompt))
@@ -130,14 +151,16 @@ class SKDTrainer(Trainer):
         if any(isinstance(data, IterableDataset) for data in (encoded_train, *checks.each(encoded_eval))):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors:
-            self.teacher = None  # its work is done: free its memory
+        elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors or args.terms == ("lm",):
+            self.teacher = self._language_head = None  # its work is done: free its memory
 
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
         collator: Any = collate_ragged
         if self.is_layer_free:
             if encoded_train is not None:
                 args = default_epochs(args, len(encoded_train))
+        elif self.is_generative:
+            collator = GenerationCollator(padding_id(tokenizer, self.student))
         else:
             # Without the teacher's vectors only positions whose token has senses teach something.
             has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
@@ -202,59 +225,11 @@ class SKDTrainer(Trainer):
             )
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
-        """Encode texts, unless they are, to token ids and senses or the teacher's vectors in `_encoded/name`."""
-        # The teacher can run next to the student only if both read the same tokens.
-        is_streamed = isinstance(texts, IterableDataset)
-        is_keyed = self.senses.config.teacher_tokenizer_fingerprint is not None
-        if is_keyed and (args.needs_vectors or is_streamed):
-            raise ValueError(
-                f"objective={args.objective!r}{' on a stream' * is_streamed}: the teacher cannot read the student's "
-                "tokens, as the dictionary is for another tokenizer; choose objective='sense' and texts that are not "
-                "streamed"
-            )
-        longest = model_max_length(self.student.tokenizer, self.student.config.text_config)
-        if self.teacher is not None and not is_keyed:
-            longest = min(longest, self.teacher.max_window)
-        max_length = check_max_length(args.max_length, longest)
-
-        in_folder: dict[str, Any] = {
-            "output_dir": os.path.join(str(args.output_dir), "_encoded", name),
-            "text_column": self.text_column,
-            "max_length": max_length,
-            "batch_size": args.per_device_eval_batch_size,
-        }
+        """Encode texts in the folder `_encoded/name`, see :func:`encode_texts`."""
+        data = encode_texts(texts, args, name, self.student, self.senses, self.teacher, self.text_column)
         if self.is_layer_free:
-            data = encode_for(self.student, self.teacher, texts, **in_folder)
             self._variances = self._variances or data.variances()  # the training texts come first
-            return data
-
-        # Texts, unless they are encoded already.
-        has_teacher, longest_row = self.teacher is not None, args.max_length or longest
-        if checks.is_encoded(texts, self.senses, args, longest_row, self.text_column, has_teacher=has_teacher):
-            return texts
-        if self.teacher is None:
-            raise ValueError(
-                "texts need a teacher that picks their senses: pass teacher=, or datasets from encode_senses (with "
-                "objective='sense' the teacher is freed once the texts are encoded)"
-            )
-        if is_streamed:
-            if args.keeps_vectors:
-                raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
-            tokenizer, prompt = self.teacher.tokenizer, self.teacher.prompt
-            return stream_windows(
-                texts, tokenizer, max_length, self.text_column, prompt, is_shared=args.world_size > 1
-            )
-        return encode_senses(
-            self.teacher,
-            self.senses.to(self.teacher.device),  # type: ignore[arg-type]
-            texts,
-            **in_folder,
-            overwrite=True,
-            top_k=args.label_top_k,
-            temperature=args.label_temperature,
-            only_tokens=args.needs_vectors,
-            keep_vectors=args.keeps_vectors,
-        )
+        return data
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Compute the loss, summed over the positions of a batch; add to the sums for the log.
@@ -268,6 +243,8 @@ class SKDTrainer(Trainer):
             checks.check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
+        if self.is_generative:
+            return self._generation_loss(model, inputs)
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
@@ -289,6 +266,20 @@ class SKDTrainer(Trainer):
         )
         checks.check_step(self.state.global_step, loss=loss)
         self._sums += counts.stack()
+        return loss
+
+    def _generation_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute the loss of a student that generates text, see :meth:`_loss`."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
+        checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
+        loss, sums = generation_loss(
+            output.logits, student, inputs, self.args, teacher=teacher, head=self._language_head, senses=senses
+        )
+        checks.check_step(self.state.global_step, loss=loss)
+        self._sums += sums.stack()
         return loss
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -391,12 +382,15 @@ class SKDTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _no_sums(self) -> Tensor:
-        return torch.zeros(len((Errors if self.is_layer_free else Counts)._fields), device=self.args.device)
+        kind = Errors if self.is_layer_free else GenerationCounts if self.is_generative else Counts
+        return torch.zeros(len(kind._fields), device=self.args.device)
 
     def _means(self) -> dict[str, float]:
         """Compute the means over all processes."""
         sums = cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum"))
-        return mean_errors(sums, self.args.loss_weights) if self.is_layer_free else means(sums)
+        if self.is_layer_free:
+            return mean_errors(sums, self.args.loss_weights)
+        return generation_means(sums) if self.is_generative else means(sums)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the student's own card instead of that of `Trainer`."""

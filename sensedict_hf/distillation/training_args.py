@@ -1,6 +1,7 @@
 """Settings of distillation."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -8,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..models.arguments import check_integer, check_number, check_path
 
-OBJECTIVES = ("sense", "mse", "sentence")
+OBJECTIVES = ("sense", "mse", "sentence", "lm", "kl")
 # Settings that a student's config keeps, so that its model card tells how it was distilled.
 REMEMBERED = (
     "learning_rate",
@@ -18,13 +19,15 @@ REMEMBERED = (
     "temperature",
     "label_top_k",
     "label_temperature",
+    "sense_weight",
     "mse_weight",
     "sentence_weight",
     "seed",
 )
+LANGUAGE_SETTINGS = ("lm_weight", "kl_weight")
 # The most senses in a label. Beyond that, labels take more room than the teacher's vectors.
 MOST_SENSES = 1000
-SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature")
+SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature", "sense_weight")
 # Defaults that depend on the student.
 WITH_LAYERS: dict[str, str | float] = {
     "objective": "sense+mse+sentence",
@@ -44,6 +47,11 @@ LAYER_FREE: dict[str, str | float] = {
     "num_train_epochs": 3.0,
     "max_grad_norm": 0.0,
 }
+GENERATIVE: dict[str, str | float] = WITH_LAYERS | {
+    "objective": "lm+kl+sense",
+    "mse_weight": 1.0,
+    "per_device_train_batch_size": 8,
+}
 # Steps of a student without layers if there are few texts and neither epochs nor steps are given.
 LEAST_STEPS = 200
 
@@ -55,10 +63,11 @@ class SKDTrainingArguments(TrainingArguments):
     Some defaults depend on the student. A student without layers (`num_hidden_layers=0`) has a cheap step, and learns
     from vectors of the teacher that are computed once. What you set yourself is never replaced:
 
-    - `objective`: `sense+mse+sentence`; without layers `mse+sentence`.
-    - `mse_weight` and `sentence_weight`: 3 and 9; without layers 1 and 3.
+    - `objective`: `sense+mse+sentence`; without layers `mse+sentence`; for a student that generates text
+      `lm+kl+sense`, or `lm+kl` without a dictionary.
+    - `mse_weight` and `sentence_weight`: 3 and 9; without layers 1 and 3; `mse_weight` 1 for one that generates text.
     - `learning_rate`: 1e-3; without layers 3e-3.
-    - `per_device_train_batch_size`: 32; without layers 256.
+    - `per_device_train_batch_size`: 32; without layers 256; 8 for one that generates text, for its logits are large.
     - `num_train_epochs`: 2; without layers 3, but with few texts as many as are 200 steps, at most 10.
     - `max_grad_norm`: 1; without layers 0, which is no clipping.
 
@@ -67,14 +76,19 @@ class SKDTrainingArguments(TrainingArguments):
             teacher and student pick; not for students without layers. `mse` is the squared distance between their
             hidden states, the usual baseline. `sentence` is the squared distance between their sentence vectors. With
             `sense` alone the teacher runs once, before training; with the others it runs at every step, unless
-            `cache_vectors` is set. For students without layers it runs once in any case.
+            `cache_vectors` is set. For students without layers it runs once in any case. For students that generate
+            text there are also `lm`, the cross-entropy of the next token, and `kl`, the divergence from the teacher's
+            distribution of it; their `mse` is in units of the variance of the teacher's states.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
             keeps the most probable senses and their probabilities (soft labels).
         label_temperature: Temperature of the probabilities in soft labels, in the same unit as `temperature`.
+        sense_weight: Weight of `sense` in a sum of losses.
         mse_weight: Weight of `mse` in a sum of losses.
         sentence_weight: Weight of `sentence` in a sum of losses.
+        lm_weight: Weight of `lm` in a sum of losses.
+        kl_weight: Weight of `kl` in a sum of losses.
         table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
             token. `learning_rate` is that of its other weights.
         cache_vectors: Whether the teacher runs once, before training, and its vectors are kept on disk in half
@@ -99,7 +113,9 @@ class SKDTrainingArguments(TrainingArguments):
     # None: the default depends on the student, see above.
     objective: str = field(
         default=None,  # type: ignore[assignment]
-        metadata={"help": "losses, joined by +: sense, mse (hidden states), sentence (sentence vectors)"},
+        metadata={
+            "help": "losses, joined by +: sense, mse (states), sentence (vectors of texts), lm, kl (next token)"
+        },
     )
     temperature: float = field(
         default=0.15,
@@ -111,6 +127,7 @@ class SKDTrainingArguments(TrainingArguments):
     label_temperature: float = field(
         default=0.15, metadata={"help": "temperature of soft labels; in units of the dictionary's distortion"}
     )
+    sense_weight: float = field(default=1.0, metadata={"help": "weight of sense in a sum of losses"})
     mse_weight: float = field(
         default=None,  # type: ignore[assignment]
         metadata={"help": "weight of mse in a sum of losses"},
@@ -119,6 +136,8 @@ class SKDTrainingArguments(TrainingArguments):
         default=None,  # type: ignore[assignment]
         metadata={"help": "weight of sentence in a sum of losses"},
     )
+    lm_weight: float = field(default=1.0, metadata={"help": "weight of lm in a sum of losses"})
+    kl_weight: float = field(default=1.0, metadata={"help": "weight of kl in a sum of losses"})
     table_learning_rate: float = field(
         default=2e-2, metadata={"help": "highest learning rate of the tables of a student without layers"}
     )
@@ -165,7 +184,7 @@ class SKDTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # Settings that were not given have the defaults for students with layers, until the student is known.
         self._unset = [name for name in WITH_LAYERS if getattr(self, name) is None]
-        self._is_layer_free = False
+        self._is_layer_free = self._is_generative = False
         self.least_steps = 0  # the number of epochs is given, or does not depend on the texts
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
@@ -185,8 +204,6 @@ class SKDTrainingArguments(TrainingArguments):
         if len(set(self.terms)) < len(self.terms):
             raise ValueError(f"objective={self.objective!r} names a loss twice: name it once, and give it a weight")
 
-        # Numbers.
-
         # Settings of transformers that do not work here.
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the columns of soft labels: leave it off")
@@ -201,7 +218,7 @@ class SKDTrainingArguments(TrainingArguments):
         check_path("output_dir", self.output_dir)
         for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
-        for name in ("learning_rate", "num_train_epochs"):
+        for name in ("learning_rate", "num_train_epochs", "sense_weight", *LANGUAGE_SETTINGS):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
         for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
             setattr(self, name, check_number(name, getattr(self, name), least=0))
@@ -226,13 +243,34 @@ class SKDTrainingArguments(TrainingArguments):
         """
         if self._is_layer_free:
             return self
-        args = copy.copy(self)
+        args = self._with_defaults(LAYER_FREE)
         args._is_layer_free = True
-        for name in self._unset:
-            if getattr(self, name) == WITH_LAYERS[name]:  # not set meanwhile
-                setattr(args, name, LAYER_FREE[name])
         if "num_train_epochs" in self._unset and self.max_steps <= 0:
             args.least_steps = LEAST_STEPS
+        return args
+
+    def for_generation(self, *, has_senses: bool) -> "SKDTrainingArguments":
+        """Return the settings with the defaults for students that generate text; what was given stays.
+
+        Args:
+            has_senses: Whether there is a dictionary to guide them.
+
+        Example:
+            >>> from sensedict_hf import SKDTrainingArguments
+            >>> SKDTrainingArguments("skd-llama").for_generation(has_senses=False).loss_weights
+            {'lm': 1.0, 'kl': 1.0}
+        """
+        if self._is_generative:
+            return self
+        args = self._with_defaults(GENERATIVE if has_senses else GENERATIVE | {"objective": "lm+kl"})
+        args._is_generative = True
+        return args
+
+    def _with_defaults(self, defaults: Mapping[str, str | float]) -> "SKDTrainingArguments":
+        args = copy.copy(self)
+        for name in self._unset:
+            if getattr(self, name) == WITH_LAYERS[name]:  # not set meanwhile
+                setattr(args, name, defaults[name])
         return args
 
     @property
@@ -245,7 +283,8 @@ class SKDTrainingArguments(TrainingArguments):
         """Weight of each loss in the objective by its name. A loss alone has weight 1."""
         if len(self.terms) == 1:
             return {self.objective: 1.0}
-        weights = {"sense": 1.0, "mse": self.mse_weight, "sentence": self.sentence_weight}
+        weights = {"sense": self.sense_weight, "mse": self.mse_weight, "sentence": self.sentence_weight}
+        weights |= {"lm": self.lm_weight, "kl": self.kl_weight}
         return {term: weights[term] for term in self.terms}
 
     @property
@@ -261,6 +300,7 @@ class SKDTrainingArguments(TrainingArguments):
     @property
     def remembered(self) -> dict[str, float]:
         """The settings that the config of a student keeps as `distillation`."""
-        names = [*REMEMBERED, "table_learning_rate"]
-        unused = SENSE_SETTINGS if self._is_layer_free else ("table_learning_rate",)
+        names = [*REMEMBERED, "table_learning_rate", *LANGUAGE_SETTINGS]
+        unused: tuple[str, ...] = SENSE_SETTINGS if self._is_layer_free else ("table_learning_rate",)
+        unused += ("sentence_weight",) if self._is_generative else LANGUAGE_SETTINGS
         return {name: getattr(self, name) for name in names if name not in unused}

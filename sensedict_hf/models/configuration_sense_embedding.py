@@ -229,8 +229,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         """
         if self.key == "input":
             return input_ids, attention_mask
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        return F.pad(input_ids[..., 1:], (0, 1)), mask & F.pad(mask[..., 1:], (0, 1))
+        return next_tokens(input_ids, attention_mask)
 
     def check_same_vectors(self, other: "SenseEmbeddingConfig") -> None:
         """Check that the senses of two dictionaries can be mixed.
@@ -370,6 +369,20 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                 f"the dictionary was built from a {own} teacher, {name} is {attention}: load it with "
                 f"bidirectional={own == 'bidirectional'} (load_teacher), or build a dictionary from it as it is"
             )
+
+
+def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the token after each position, and a mask that is False where there is none.
+
+    Args:
+        input_ids: `[batch, positions]`, token ids.
+        attention_mask: `[batch, positions]`, 0 for padding on either side. None: there is no padding.
+
+    Returns:
+        Token ids and mask, both `[batch, positions]`.
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    return F.pad(input_ids[..., 1:], (0, 1)), mask & F.pad(mask[..., 1:], (0, 1))
 
 
 def check_assignment(assignment: str) -> None:

@@ -201,7 +201,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
 
 
 def load_language_model(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | Teacher,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Teacher, nn.Linear]:
