@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
@@ -45,7 +45,10 @@ def read_dataset(
         >>> dataset[1]
         {'text': 'The bark of a birch is white.'}
     """
-    names = [os.fspath(name) for name in ([source] if isinstance(source, (str, os.PathLike)) else source)]
+    given: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
+    if not given or not all(isinstance(name, (str, os.PathLike)) for name in given):
+        raise ValueError(f"{source!r:.60} is not the name of a dataset, nor a list of files: give one of these")
+    names = [os.fspath(name) for name in given]
 
     # A single source can also be a saved dataset, or a name on the Hub such as "ag_news" or "org/v1.0".
     if len(names) == 1 and not glob.has_magic(names[0]):
@@ -86,6 +89,8 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     if hasattr(texts, "columns"):
         raise ValueError(f"texts is a {type(texts).__name__}: choose one of its columns, and pass that as a list")
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"texts is {type(texts).__name__}: pass a list of strings")
     if isinstance(texts, Mapping):
         raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: pass the list of one of these keys")
 

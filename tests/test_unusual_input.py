@@ -1,5 +1,6 @@
 """Texts and models that are not as usual."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import SIZES
@@ -18,8 +19,16 @@ from transformers import (
     ViTModel,
 )
 
-from sensedict_hf import SKDStudentModel, attach_senses, build_sense_dictionary, load_teacher
-from sensedict_hf.data import iterate_texts
+from sensedict_hf import (
+    Prompt,
+    SKDStudentConfig,
+    SKDStudentModel,
+    attach_senses,
+    build_sense_dictionary,
+    load_senses,
+    load_teacher,
+)
+from sensedict_hf.data import iterate_texts, read_dataset
 from sensedict_hf.models.prompts import check_texts
 from sensedict_hf.models.tokenization import model_max_length
 
@@ -69,6 +78,7 @@ def test_the_encoder_of_an_encoder_decoder_is_a_teacher(tokenizer, texts, kind):
         assert not torch.equal(teacher.encode(texts[:3]), before)
     with pytest.raises(ValueError, match="is the encoder of an encoder-decoder"):
         SKDStudentModel.from_teacher(teacher, senses)
+    assert SKDStudentModel.from_teacher(teacher, senses, 0).encode(texts[:3]).shape == (3, 16)
 
 
 @pytest.mark.parametrize("kind", ["esm", "layoutlm", "squeezebert", "big_bird", "ibert"])
@@ -80,3 +90,44 @@ def test_heads_next_to_the_layers_are_left_out_of_a_student(tokenizer, texts, tm
     assert not any("pooler" in name or "contact_head" in name for name in student.state_dict())
     student.save_pretrained(tmp_path)
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path).encode(texts), student.encode(texts))
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "a/b/c", "~/model", ""])
+def test_a_folder_that_is_not_there_is_named(name):
+    for load in (load_teacher, load_senses, SKDStudentModel.from_pretrained):
+        with pytest.raises(ValueError, match=f"there is no folder {name} here"):
+            load(name)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, 2.5, True])
+def test_python_arguments_of_a_wrong_type_are_named(bert, texts, wrong):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    for call in (bert.encode, bert.encode_words, lambda given: build_sense_dictionary(bert, given, budget=60)):
+        with pytest.raises(ValueError, match=type(wrong).__name__):
+            call(wrong)
+    wrong_calls = {
+        "senses is": lambda: SKDStudentModel.from_teacher(bert, wrong),
+        "senses is .*load_senses": lambda: attach_senses(bert.model, wrong),
+        "model is": lambda: attach_senses(wrong, senses),
+        "not the name of a dataset": lambda: read_dataset(wrong),
+        "give a folder": lambda: load_senses(wrong),
+        "template=": lambda: Prompt(wrong),
+        "prompts=": lambda: SKDStudentConfig(prompts=wrong or [None]),
+    }
+    if wrong is not None:
+        wrong_calls["tokenizer is"] = lambda: load_teacher(bert.model, tokenizer=wrong)
+    if not isinstance(wrong, int) or wrong is True:
+        wrong_calls["batch_size="] = lambda: bert.encode(texts, batch_size=wrong)
+        wrong_calls["num_hidden_layers="] = lambda: SKDStudentModel.from_teacher(bert, senses, wrong)
+        wrong_calls["token="] = lambda: senses.senses_of(wrong)
+        wrong_calls["max_seq_length="] = lambda: SKDStudentConfig(max_seq_length=wrong)
+    for message, call in wrong_calls.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_integers_of_numpy_are_integers(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    for layers in (np.int64(2), np.array([0, 3])):
+        assert SKDStudentModel.from_teacher(bert, senses, layers).config.teacher_layers == [0, 3]
+    assert bert.encode(texts, batch_size=np.int64(4)).shape == (60, 16)

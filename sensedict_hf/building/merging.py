@@ -8,6 +8,7 @@ import torch
 
 from ..models.arguments import check_integer
 from ..models.configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
 from .fitting import fit_senses, read_senses
@@ -40,6 +41,8 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     """
     if not dictionaries:
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
+    for dictionary in dictionaries:
+        check_dictionary(dictionary)
     budget = check_integer("budget", budget, 1)
     configs = [dictionary.config for dictionary in dictionaries]
     first = configs[0]

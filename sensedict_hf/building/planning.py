@@ -1,6 +1,7 @@
 """The first stage of a build: tokenize the texts, draw the occurrences to sample, plan what the teacher reads."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: 
             texts.
     """
     # Stop if there is nothing to do. An iterator that replaces something is not compared: it can be read only once.
-    is_one_shot = iter(texts) is texts
+    is_one_shot = isinstance(texts, Iterator)
     if not (folder.overwrite and is_one_shot) and folder.is_finished(lambda: corpus_digest(texts, text_column)):
         folder.discard()
         logger.info(f"{folder.path} holds this {folder.kind} already")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attention import evaluating, probe_attention
 from .configuration_sense_embedding import check_assignment, check_residual
+from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .tokenization import count_embeddings, has_decoder
 
@@ -215,6 +216,9 @@ def attach_senses(
         torch.Size([1, 7, 384])
     """
     # Find the model inside adapters and heads.
+    check_dictionary(senses)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {type(model).__name__}: pass a model of transformers, such as teacher.model")
     if hasattr(model, "get_base_model"):  # adapters of PEFT
         model = cast(Any, model).get_base_model()
     base = cast(PreTrainedModel, model.base_model)

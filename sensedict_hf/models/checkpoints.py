@@ -1,10 +1,12 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -267,6 +269,31 @@ def _find_base_model(name: str | None, adapter: str) -> str:
     sibling = own.parent / Path(name).name
     is_here = not Path(name).is_dir() and own.is_dir() and sibling.is_dir() and sibling != own
     return str(sibling) if is_here else name
+
+
+def check_source(source: object) -> str:
+    """Check the name of a repository or folder.
+
+    Args:
+        source: The name, or the path of the folder.
+
+    Returns:
+        The name as a string.
+
+    Raises:
+        ValueError: There is no such folder, and no repository can have such a name.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"{source!r:.60} is {type(source).__name__}: give a folder, or a name on the Hub")
+    name = os.fspath(source)
+    if not os.path.isdir(name):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(
+                f"there is no folder {name} here, and it is no name on the Hub, OWNER/NAME, either: check the path"
+            ) from error
+    return name
 
 
 def read_json(source: str, name: str, revision: str | None = None) -> Any:

@@ -140,6 +140,10 @@ class SKDStudentConfig(PreTrainedConfig):
             >>> config.residual = 0.25
             >>> config.check()
         """
+        check_integer("max_seq_length", self.max_seq_length, 1)
+        for name in ("prompt", "prompts"):
+            if not isinstance(getattr(self, name), (dict, type(None))):
+                raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
         if self.assignment is not None:
             check_assignment(self.assignment)
         if self.residual is not None:

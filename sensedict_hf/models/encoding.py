@@ -152,7 +152,8 @@ class BatchEncoder:
             ValueError: `texts` is a table or a mapping, or one of the texts is neither a string nor a pair of strings,
                 or has no tokens.
         """
-        if isinstance(texts, (Mapping, bytes)) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        is_table = hasattr(texts, "columns") or hasattr(texts, "column_names")
+        if is_table or not isinstance(texts, Iterable) or isinstance(texts, (Mapping, bytes)):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
         vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
         return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size)
@@ -172,6 +173,8 @@ class BatchEncoder:
                 character offsets.
         """
         check_offsets(self.tokenizer)
+        if not isinstance(sentences, Iterable):
+            raise ValueError(f"sentences is {type(sentences).__name__}: pass one list of words for each")
         chunks = self._map_chunks(self._encode_words, sentences, show_progress_bar)
         return [vectors for chunk in chunks for vectors in chunk]
 
@@ -354,8 +357,9 @@ def _check_rows(rows: Sequence[Sequence[int]], texts: Sequence[Any], first: int)
 def _check_sentences(sentences: Sequence[Any], first: int) -> None:
     """Raise a ValueError if a sentence is not a list of strings; `first` is the number of the first sentence."""
     for number, sentence in enumerate(sentences, first):
-        if isinstance(sentence, str):
-            raise ValueError(f"sentence {number} is one string: pass each sentence as a list of words")
+        if isinstance(sentence, str) or not isinstance(sentence, Iterable):
+            kind = "one string" if isinstance(sentence, str) else type(sentence).__name__
+            raise ValueError(f"sentence {number} is {kind}: pass each sentence as a list of words")
         for word in sentence:
             if not isinstance(word, str):
                 raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")

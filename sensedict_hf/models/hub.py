@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .arguments import check_number
+from .checkpoints import check_source
 from .files import reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
@@ -55,9 +57,10 @@ class SensePreTrainedModel(PreTrainedModel):
             source, options = self._tokenizer_source
             with reading(source):
                 tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            config = getattr(self.config, "sense_config", self.config)
-            if config.tokenizer_fingerprint is not None:
-                config.check_tokenizer(tokenizer)
+                check_number("model_max_length", tokenizer.model_max_length, above=0)
+                config = getattr(self.config, "sense_config", self.config)
+                if config.tokenizer_fingerprint is not None:
+                    config.check_tokenizer(tokenizer)
             self._tokenizer = tokenizer
         return self._tokenizer
 
@@ -107,7 +110,7 @@ class SensePreTrainedModel(PreTrainedModel):
             >>> type(senses).from_pretrained("senses", sense_device="cpu").config.sense_device
             'cpu'
         """
-        source = os.fspath(pretrained_model_name_or_path)
+        source = check_source(pretrained_model_name_or_path)
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")

@@ -97,6 +97,20 @@ def student_config(
     return SKDStudentConfig(text_config=text_config, sense_config=sense_config, **settings)
 
 
+def read_layers(num_hidden_layers: Any) -> int | list[int]:
+    """Check the type of a number of layers, or of a list of their indices; integers of numpy become those of Python.
+
+    Args:
+        num_hidden_layers: The argument of :func:`choose_layers`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(num_hidden_layers, Iterable) and not isinstance(num_hidden_layers, (str, bytes)):
+        return [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
+    return check_integer("num_hidden_layers", num_hidden_layers)
+
+
 def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer: int = -1) -> list[int]:
     """Return the indices of the layers to keep.
 
@@ -114,10 +128,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
     Raises:
         ValueError: No layer is left, or the model has no layer of that index.
     """
-    total = source.model.config.num_hidden_layers
-    if isinstance(num_hidden_layers, Iterable):
-        layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
-    elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:
+    total, number = source.model.config.num_hidden_layers, read_layers(num_hidden_layers)
+    if not isinstance(number, int):
+        layers = number
+    elif 0 < number <= total:
         last = max(number, layer % (total + 1)) - 1  # hidden states 0 are the embeddings
         layers = [0] if number == 1 else [*range(number - 1), last]
     else:

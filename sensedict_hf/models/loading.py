@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from .checkpoints import Checkpoint, read_checkpoint
+from .checkpoints import Checkpoint, check_source, read_checkpoint
 from .files import reading
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sentence_head import Dense, make_sentence_head
@@ -221,6 +221,12 @@ def _import_peft() -> Any:
     return peft
 
 
+def check_dictionary(senses: object) -> None:
+    """Raise a ValueError if an object is not a sense dictionary."""
+    if not isinstance(senses, SenseEmbeddingModel):
+        raise ValueError(f"senses is {type(senses).__name__}: pass a SenseEmbeddingModel, such as load_senses(folder)")
+
+
 def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> SenseEmbeddingModel:
     """Load a sense dictionary, or the dictionary inside a student.
 
@@ -233,8 +239,8 @@ def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False
         The dictionary, in evaluation mode.
 
     Raises:
-        ValueError: The folder holds no finished model, or another kind of model.
-        OSError: There is no such folder or repository.
+        ValueError: There is no such folder, or it holds no finished model, or another kind of model.
+        OSError: There is no such repository.
 
     Example:
         >>> from sensedict_hf import load_senses
@@ -242,6 +248,7 @@ def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False
         >>> load_senses("skd-minilm").senses_of("bank").shape[1]
         384
     """
+    path = check_source(path)
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
         raise ValueError(
             f"{path} holds no finished model (there is no config.json): if a command was making one there, run it "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
+from .arguments import check_integer
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, check_assignment, check_residual
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
@@ -327,11 +328,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             True
         """
         if not isinstance(token, str):
-            if not 0 <= token < self.config.vocab_size:
-                raise ValueError(
-                    f"token id {token} is outside the dictionary's vocabulary of {self.config.vocab_size} tokens"
-                )
-            return token
+            return check_integer("token", token, 0, self.config.vocab_size)
         ids = find_token(token, self.tokenizer)
         return next((number for number in ids if self.offsets[number + 1] > self.offsets[number]), ids[0])
 

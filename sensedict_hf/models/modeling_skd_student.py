@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
@@ -24,12 +23,15 @@ from .layer_transfer import (
     keep_layers,
     load_weights,
     make_backbone,
+    read_layers,
     student_config,
 )
+from .loading import check_dictionary
 from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
+from .reading import TokenSense, senses_in
 from .sentence_files import write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
@@ -157,13 +159,14 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             (2, [0, 5])
         """
         # Check that dictionary, teacher and layers belong together.
+        check_dictionary(senses)
         senses.config.check_takes_teacher_tokens()
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
-        if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
+        if (kept := read_layers(num_hidden_layers)) == 0:
             return cls._without_layers(teacher, senses, config)
         check_weights(teacher)
-        layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
+        layers = choose_layers(kept, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
         settings = encoding_settings(teacher) | {"teacher_layers": layers} | config
         weights = keep_layer_weights(teacher.model, layers)
@@ -219,6 +222,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             Linear(in_features=128, out_features=384, bias=True)
         """
         # Check that dictionary and backbone share their tokens.
+        check_dictionary(senses)
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
         backbone = load_teacher(backbone)
@@ -296,6 +300,15 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
+
+    def senses_in(self, text: str) -> list[TokenSense]:
+        """Return the sense of each token of a text, special tokens left out.
+
+        Example:
+            >>> [(token.text, token.sense_id >= 0) for token in student.senses_in("the bank")]
+            [('the', True), ('bank', True)]
+        """
+        return senses_in(self, text)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

@@ -65,6 +65,9 @@ class Prompt:
     max_text_length: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("template", "instruction"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a string")
         if self.template.count("{text}") != 1:
             raise ValueError(f"template {self.template!r}: it must contain {{text}} once, where the text goes")
         if self.pooled not in POOLED:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .attention import make_attend
-from .checkpoints import read_checkpoint
+from .checkpoints import check_source, read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
@@ -236,14 +236,14 @@ def load_teacher(
 
     # The model, and what the files next to its weights say.
     _check_kind(teacher)
-    given = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters or []
-    names = [os.fspath(name) for name in given]
+    given = adapters or [] if isinstance(adapters, (list, tuple, type(None))) else [adapters]
+    names = [check_source(name) for name in given]
     if isinstance(teacher, PreTrainedModel):
         _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
         source = str(teacher.name_or_path or "")
         model, checkpoint = take_model(teacher, names, revision, pooling, device)
     else:
-        source = os.fspath(teacher)
+        source = check_source(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
         model = load_model(
             checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
@@ -262,6 +262,8 @@ def load_teacher(
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
         if checkpoint.lower_case:
             lower_case(tokenizer)
+    elif not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer is {type(tokenizer).__name__}: pass a name, a folder or a tokenizer")
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
