@@ -212,6 +212,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(training, "--mse-weight", "W", about, type=float)
     about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
     _add(training, "--sentence-weight", "W", about, type=float)
+    _add(training, "--sense-weight", "W", "weight of 'sense' when it is added to other losses", default=1.0)
     _add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
     _add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
     about = (

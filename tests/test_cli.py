@@ -220,7 +220,7 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
     assert str(tmp_path) not in (tmp_path / "stopped" / "_distilling.json").read_text()
     left = {path.name for path in (tmp_path / "stopped").iterdir()}
     assert not any(
-        name.startswith(("checkpoint", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
+        name.startswith(("checkpoint-", "_encoded", "_student")) or name.endswith((".bin", ".pt")) for name in left
     )
 
     assert run(capsys, *command)[0] == 0 and len(steps) == 8  # the student is finished: no more steps

@@ -108,3 +108,12 @@ def test_examples_print_what_they_show(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(block, name(page), "exec"), names)
         assert same_output(shown, printed.getvalue()), printed.getvalue()
+
+
+def test_promises_name_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    for row in re.findall(r"\| ([^|]*) \|$", text, re.MULTILINE):
+        content = ""
+        for file, function in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", row):
+            content = (ROOT / "tests" / file).read_text(encoding="utf-8") if file else content
+            assert f"def {function}" in content

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import SIZES, make_model
+from tiny_models import SIZES, WORDS, make_model, make_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -176,9 +176,9 @@ def test_the_losses_are_those_of_one_text_at_a_time(key, tokenizer, texts, tmp_p
         assert int(counts.counted) == int(counts.known) == counted and int(counts.right) == right
         assert float(counts.cross_entropy) == pytest.approx(expected["lm"], rel=1e-4)
     # A sum of losses has their weights.
-    args = settings_of(tmp_path, objective="lm+kl+sense", lm_weight=0.5, kl_weight=2.0)
+    args = settings_of(tmp_path, objective="lm+kl+sense", lm_weight=0.5, kl_weight=2.0, sense_weight=3.0)
     loss, _ = generation_loss(output.logits, output.hidden_states[-1], batch, args, **given)
-    assert float(loss) == pytest.approx(expected["lm"] / 2 + 2 * expected["kl"] + expected["sense"], rel=1e-4)
+    assert float(loss) == pytest.approx(expected["lm"] / 2 + 2 * expected["kl"] + 3 * expected["sense"], rel=1e-4)
     # The teacher itself has no divergence and no distance.
     for name in ("kl", "mse"):
         args = settings_of(tmp_path, objective=name)
@@ -237,6 +237,28 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step >= self.step
+
+
+def test_adapters_are_trained_too(tokenizer, texts, tmp_path):
+    peft = pytest.importorskip("peft")
+    teacher = make_decoder()
+    senses = make_senses(teacher, tokenizer, texts, key="next")
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    model = peft.get_peft_model(student, peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    trainer = SKDTrainer(model, settings_of(tmp_path), teacher=teacher, train_dataset=texts, senses=senses)
+    before = trainer.evaluate(texts)
+    trainer.train()
+    assert trainer.evaluate(texts)["eval_loss"] < before["eval_loss"]
+    batch = tokenizer(texts[0], return_tensors="pt", return_token_type_ids=False)
+    assert model.generate(**batch, max_new_tokens=2, min_new_tokens=2).shape[1] == batch["input_ids"].shape[1] + 2
+
+
+def test_a_teacher_with_other_tokens_is_refused(tokenizer, texts, tmp_path):
+    student = SKDStudentForCausalLM.from_teacher(make_decoder(), 2, tokenizer=tokenizer)
+    make_decoder().save_pretrained(tmp_path / "teacher")
+    make_tokenizer(words=WORDS[::-1]).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="the teacher's tokenizer|the tokenizer"):
+        SKDTrainer(student, settings_of(tmp_path), teacher=str(tmp_path / "teacher"), train_dataset=texts)
 
 
 def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):

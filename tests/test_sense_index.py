@@ -1,6 +1,7 @@
 """The sense index, against late interaction on the replaced vectors."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -215,8 +216,12 @@ def test_changed_documents_are_refused(bert, texts, tmp_path, name, change, mess
 
 
 def test_a_first_save_that_was_interrupted_can_be_repeated(index, bert, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("no space")
+    replace = os.replace
+
+    def fail(source, target):
+        if "documents-" in str(target):  # the dictionary is saved before
+            raise OSError("no space")
+        replace(source, target)
 
     with monkeypatch.context() as patched:
         patched.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)

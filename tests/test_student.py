@@ -182,3 +182,20 @@ def test_what_a_student_returns_follows_from_its_objective():
     assert directions.default_residual == 0  # the lengths of its own vectors are not learned
     own = SKDStudentConfig(objective="sense+mse", assignment="hard", residual=0.0)
     assert (own.default_assignment, own.default_residual) == ("hard", 0.0)
+
+
+def test_senses_in_a_text(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=4).train()
+    found = student.senses_in("w27 w26 nothing")
+    assert student.training and [token.text for token in found] == ["w27", "w26", "nothing"]
+    ids = student.tokenizer("w27 w26 nothing", return_tensors="pt")["input_ids"]
+    best = student.eval()(ids, assignment="hard").sense_ids[0, 1:-1]
+    assert [token.sense_id for token in found] == best.tolist()
+    for token, token_id in zip(found[:2], ids[0, 1:3]):
+        usage = senses.usage[senses.rows_of(int(token_id))]
+        assert token.share == pytest.approx(float(usage[token.sense_id] / usage.sum()))
+    assert found[2].sense_id == -1 and found[2].share == 0
+    student.config.max_seq_length = 8
+    with pytest.raises(ValueError, match="the text has 9 tokens, the student reads 8"):
+        student.senses_in("w1 " * 7)

@@ -131,7 +131,10 @@ class SKDTrainer(Trainer):
         checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
-            self.teacher, self._language_head = load_language_model(teacher, self.student.tokenizer, args.device)
+            own = (
+                None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
+            )  # of a model without a name
+            self.teacher, self._language_head = load_language_model(teacher, own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:

@@ -19,6 +19,7 @@ REMEMBERED = (
     "temperature",
     "label_top_k",
     "label_temperature",
+    "sense_weight",
     "mse_weight",
     "sentence_weight",
     "seed",
@@ -26,7 +27,7 @@ REMEMBERED = (
 LANGUAGE_SETTINGS = ("lm_weight", "kl_weight")
 # The most senses in a label. Beyond that, labels take more room than the teacher's vectors.
 MOST_SENSES = 1000
-SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature")
+SENSE_SETTINGS = ("temperature", "label_top_k", "label_temperature", "sense_weight")
 # Defaults that depend on the student.
 WITH_LAYERS: dict[str, str | float] = {
     "objective": "sense+mse+sentence",
@@ -83,6 +84,7 @@ class SKDTrainingArguments(TrainingArguments):
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
             keeps the most probable senses and their probabilities (soft labels).
         label_temperature: Temperature of the probabilities in soft labels, in the same unit as `temperature`.
+        sense_weight: Weight of `sense` in a sum of losses.
         mse_weight: Weight of `mse` in a sum of losses.
         sentence_weight: Weight of `sentence` in a sum of losses.
         lm_weight: Weight of `lm` in a sum of losses.
@@ -125,6 +127,7 @@ class SKDTrainingArguments(TrainingArguments):
     label_temperature: float = field(
         default=0.15, metadata={"help": "temperature of soft labels; in units of the dictionary's distortion"}
     )
+    sense_weight: float = field(default=1.0, metadata={"help": "weight of sense in a sum of losses"})
     mse_weight: float = field(
         default=None,  # type: ignore[assignment]
         metadata={"help": "weight of mse in a sum of losses"},
@@ -215,7 +218,7 @@ class SKDTrainingArguments(TrainingArguments):
         check_path("output_dir", self.output_dir)
         for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
-        for name in ("learning_rate", "num_train_epochs", *LANGUAGE_SETTINGS):
+        for name in ("learning_rate", "num_train_epochs", "sense_weight", *LANGUAGE_SETTINGS):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
         for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
             setattr(self, name, check_number(name, getattr(self, name), least=0))
@@ -280,7 +283,7 @@ class SKDTrainingArguments(TrainingArguments):
         """Weight of each loss in the objective by its name. A loss alone has weight 1."""
         if len(self.terms) == 1:
             return {self.objective: 1.0}
-        weights = {"sense": 1.0, "mse": self.mse_weight, "sentence": self.sentence_weight}
+        weights = {"sense": self.sense_weight, "mse": self.mse_weight, "sentence": self.sentence_weight}
         weights |= {"lm": self.lm_weight, "kl": self.kl_weight}
         return {term: weights[term] for term in self.terms}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .arguments import check_number
 from .files import check_source, reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
@@ -55,9 +56,10 @@ class SensePreTrainedModel(PreTrainedModel):
             source, options = self._tokenizer_source
             with reading(source):
                 tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            config = getattr(self.config, "sense_config", self.config)
-            if config.tokenizer_fingerprint is not None:
-                config.check_tokenizer(tokenizer)
+                check_number("model_max_length", tokenizer.model_max_length, above=0)
+                config = getattr(self.config, "sense_config", self.config)
+                if config.tokenizer_fingerprint is not None:
+                    config.check_tokenizer(tokenizer)
             self._tokenizer = tokenizer
         return self._tokenizer
 

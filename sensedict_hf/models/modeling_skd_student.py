@@ -31,6 +31,7 @@ from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .prompts import Prompt, choose_prompt
+from .reading import TokenSense, senses_in
 from .sentence_files import write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
@@ -299,6 +300,15 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
+
+    def senses_in(self, text: str) -> list[TokenSense]:
+        """Return the sense of each token of a text, special tokens left out.
+
+        Example:
+            >>> [(token.text, token.sense_id >= 0) for token in student.senses_in("the bank")]
+            [('the', True), ('bank', True)]
+        """
+        return senses_in(self, text)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone.

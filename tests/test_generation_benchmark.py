@@ -1,0 +1,29 @@
+"""The benchmark of students that generate text."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import generation
+
+
+@pytest.mark.slow
+def test_a_trial_is_recorded_and_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generation", "--smoke", "--output", str(tmp_path), "--learning-rates", "0.001"])
+    generation.main()
+    first = capsys.readouterr().out
+    assert all(f"| {method} | 0.001 |" in first for method in generation.METHODS)
+    study = json.loads((tmp_path / "generation.json").read_text())
+    (entry,) = study["entries"].values()
+    assert entry["teacher"]["perplexity"] > 1 and entry["settings"]["smoke"]
+
+    # What is done is not done again.
+    monkeypatch.setattr(generation.Benchmark, "score_student", None)
+    monkeypatch.setattr(generation.Benchmark, "score_teacher", None)
+    generation.main()
+    assert first.endswith(capsys.readouterr().out.strip().split("\n\n")[-1] + "\n")
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--batch-size", "4"])
+    with pytest.raises(ValueError, match="belongs to a run with other settings"):
+        generation.main()
