@@ -101,10 +101,10 @@ def test_finished_work_is_not_done_again(bert, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(type(bert), "hidden_states", hidden_states)
     with pytest.raises(KeyboardInterrupt):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
-    done = [shape for shape in calls if shape[1] > 1]  # without the probes of the width
+    done = [shape for shape in calls if shape[0] > 1]  # without the probes, of one text
     calls[:] = [None] * 6
     senses = build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
-    rest = [shape for shape in calls[6:] if shape[1] > 1]
+    rest = [shape for shape in calls[6:] if shape[0] > 1]
     assert len(done) + len(rest) == 8 and len(done) >= 3  # 60 texts in batches of 8
     monkeypatch.setattr(type(bert), "hidden_states", None)  # a finished dictionary needs no teacher at all
     again = build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)

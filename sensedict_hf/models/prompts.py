@@ -217,7 +217,7 @@ class Prompt:
             >>> from sensedict_hf import Prompt
             >>> rows = Prompt().windows(teacher.tokenizer, "a b c d e f g h i j", max_length=10)
             >>> [(len(row.input_ids), row.begin, row.end) for row in rows]
-            [(10, 1, 8), (10, 6, 9)]
+            [(10, 1, 6), (10, 4, 9)]
         """
         prompt = self
         if not isinstance(text, str):
@@ -231,9 +231,10 @@ class Prompt:
                 "windows of a text: raise max_length, or shorten the prompt"
             )
         found = cut_windows(np.array([len(ids)]), width)
+        columns = (column.tolist() for column in (found.start, found.stop, found.own_start, found.own_stop))
         return [
             PromptedRow([*before, *ids[start:stop], *after], len(before) + own - start, len(before) + own_stop - start)
-            for start, stop, own, own_stop in zip(found.start, found.stop, found.own_start, found.own_stop)
+            for start, stop, own, own_stop in zip(*columns)
         ]
 
     def _locate(
