@@ -217,7 +217,12 @@ def test_errors(senses):
     ]:
         with pytest.raises(ValueError, match=message):
             senses(*inputs)
-    for token, message in [("unheard", "is not one token"), ("w1 w2", "w1 w2"), (99, "token=99: .* below 32"), (-1, "token=-1")]:
+    for token, message in [
+        ("unheard", "is not one token"),
+        ("w1 w2", "w1 w2"),
+        (99, "token=99: .* below 32"),
+        (-1, "token=-1"),
+    ]:
         with pytest.raises(ValueError, match=message):
             senses.senses_of(token)
     for settings, message in [
