@@ -78,15 +78,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
     parser.add_argument("--output", type=Path, default=Path("runs/layer_free"), help="folder of all work")
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder of the teacher")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the teacher")
     parser.add_argument("--seed", type=int, default=0, help="seed of the trainings")
     parser.add_argument("--dev", action="store_true", help="score on texts for development, not on test files")
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL, help="models to train")
     parser.add_argument("--no-speed", action="store_true", help="do not measure speeds")
     options = parser.parse_args()
     names = DEV_NAMES if options.dev else NAMES
-    is_recorded = options.teacher == parser.get_default("teacher") and not options.dev
+    same = options.teacher == parser.get_default("teacher") and options.dtype == "float32"
+    is_recorded = same and not options.dev
     study = Study(results_file(options.results, "layer_free", recorded=is_recorded, folder=options.output))
-    teacher = load_teacher(options.teacher, device="cpu")
+    teacher = load_teacher(options.teacher, device="cpu", dtype=options.dtype)
     output = options.output / ("dev" if options.dev else "test")
     sources = Sources(teacher, options.data, output, options.dev)
     tasks = {name: load_task(name, options.data, dev=options.dev) for name in names}
