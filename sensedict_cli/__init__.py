@@ -18,7 +18,7 @@ from .options import make_parser
 
 # The module in sensedict_hf.cli that has the function of a subcommand.
 MODULES = {"distill": "distill", "evaluate": "evaluate", "index": "index"}
-MODULES |= dict.fromkeys(("build", "convert", "inspect", "merge", "verify"), "dictionaries")
+MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verify"), "dictionaries")
 
 # Other accepted names of options, which help does not show: old names, and names in transformers.
 OTHER_NAMES = {

@@ -146,6 +146,12 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
     _add_trust(sub)
 
 
+def _add_info(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    _add_flag(sub, "--json", "print the facts as JSON")
+    _add_trust(sub)
+
+
 def _add_verify(sub: argparse.ArgumentParser) -> None:
     _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
     _add_trust(sub)
@@ -353,6 +359,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_merge,
         "DIR... --budget N --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
+    ),
+    "info": (
+        _add_info,
+        "DIR [--json]",
+        "say what a folder holds, without loading it",
     ),
     "verify": (
         _add_verify,

@@ -21,6 +21,7 @@ from transformers import (
 from sensedict_cli import options as cli_options
 from sensedict_cli import rename_options
 from sensedict_hf import (
+    Prompt,
     SKDStudentModel,
     SKDTrainer,
     SKDTrainingArguments,
@@ -40,6 +41,7 @@ NEEDED = {
     "build": ["--teacher", "m", "--texts", "t", "--output", "o"],
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
+    "info": ["d"],
     "verify": ["d"],
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
@@ -139,6 +141,22 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
         status, out, _ = run(capsys, "inspect", folder, "w25", "--texts", train, "--teacher", teacher_folder)
         assert status == 0 and "sense 0:" in out and "[w25]" in out
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
+
+
+def test_info_says_what_a_folder_holds(bert, texts, teacher_folder, tmp_path, capsys):
+    bert.prompt = Prompt(instruction="w1 | w2")
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    senses.save_pretrained(tmp_path / "senses")
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path / "student")
+    status, out, _ = run(capsys, "info", tmp_path / "student", "--json")
+    facts = json.loads(out)
+    assert status == 0 and facts["kind"] == "SKDStudentModel" and facts["pooling"] == "mean"
+    assert facts["senses"] == f"{senses.config.num_senses} of width 16, float16"
+    assert facts["prompt: instruction"] == "'w1 | w2'"
+    status, out, _ = run(capsys, "info", tmp_path / "senses")
+    assert status == 0 and re.search(r"^teacher +tiny-bert$", out, re.M) and "None" not in out
+    status, _, err = run(capsys, "info", teacher_folder)
+    assert status == 2 and "holds a bert model" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The subcommands that make, change, check and show dictionaries: build, convert, merge, verify and inspect."""
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.workspace import process_state
 from ..data import read_dataset
-from ..models.files import is_unfinished
+from ..models.files import is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
+from ..models.model_card import describe
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
@@ -162,6 +164,21 @@ def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     heads = {head.__name__: head for head in classes}
     student_class: Any = heads.get(next(iter(config.architectures or []), ""), AutoModel)
     return cast(SensePreTrainedModel, student_class.from_pretrained(source, trust_remote_code=trust_remote_code))
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print what a folder or repository holds, as its config says; nothing else is loaded."""
+    with reading(options.folder):
+        config = AutoConfig.from_pretrained(options.folder, trust_remote_code=options.trust_remote_code)
+    if config.model_type not in ("sense_embedding", "skd_student"):
+        raise ValueError(f"{options.folder} holds a {config.model_type} model: give a dictionary or a student")
+    facts = {"kind": next(iter(config.architectures or []), config.model_type), **describe(config)}
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -55,6 +55,7 @@ RETURNED = {
 }
 TERMS = "this is derived from the teacher's weights and from the texts it was built on; their terms apply to it."
 MAX_LABELS = 20
+BAR = "\\|"  # in a table of Markdown
 
 
 def model_card(
@@ -75,7 +76,7 @@ def model_card(
     any_config: Any = config  # dictionaries and students have different fields
     is_student = config.model_type == "skd_student"
     senses = any_config.sense_config if is_student else any_config
-    head = next((name for name in config.architectures or [] if name in PIPELINE_TAGS), None)
+    head = _head(config)
     kind = head or config.model_type
 
     # Metadata, which the Hub reads: a teacher that does not look like a repository cannot be linked.
@@ -92,17 +93,13 @@ def model_card(
     # What it is, in one sentence, and everything else that is known, in a table.
     if is_student:
         title, summary = "Sense-distilled student", _summarize_student(any_config, teacher, head)
-        rows = _dictionary_rows(senses) | _student_rows(any_config, has_head=head is not None)
     else:
-        title, rows = "Sense dictionary", _dictionary_rows(senses)
+        title = "Sense dictionary"
         summary = (
             "A sense dictionary: for every token a few vectors that stand for all contextual vectors "
             f"{teacher} gives it."
         )
-    for field, value in (any_config.prompt or {}).items():
-        if value:
-            rows[f"prompt: {field.replace('_', ' ')}"] = repr(value).replace("|", "\\|")
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
+    table = "\n".join(f"| {key} | {str(value).replace('|', BAR)} |" for key, value in describe(config).items())
 
     usage = USAGE[kind].format(name=name or "path/or/repository")
     terms = f"{license}." if license else TERMS
@@ -110,6 +107,35 @@ def model_card(
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary}\n\n```python\n{usage}\n```\n\n"
         f"{NEEDS_PACKAGE}{WITH_CODE if with_code else ''}\n\n| | |\n|---|---|\n{table}\n\nLicence: {terms}\n"
     )
+
+
+def describe(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a config knows about a dictionary or a student, in words.
+
+    Args:
+        config: Config of a :class:`SenseEmbeddingModel` or a student.
+
+    Returns:
+        The facts by their names, such as `{"teacher": "all-MiniLM-L6-v2", "pooling": "mean"}`.
+
+    Example:
+        >>> describe(student.config)["pooling"]
+        'mean'
+    """
+    any_config: Any = config
+    if config.model_type == "skd_student":
+        rows = _dictionary_rows(any_config.sense_config) | _student_rows(any_config, has_head=bool(_head(config)))
+    else:
+        rows = _dictionary_rows(any_config)
+    prompt = {
+        f"prompt: {name.replace('_', ' ')}": repr(value) for name, value in (any_config.prompt or {}).items() if value
+    }
+    return {name: value for name, value in (rows | prompt).items() if value is not None}
+
+
+def _head(config: PreTrainedConfig) -> str | None:
+    """Return the class of a student with a head; None for other models."""
+    return next((name for name in config.architectures or [] if name in PIPELINE_TAGS), None)
 
 
 def _summarize_student(config: Any, teacher: str | None, head: str | None) -> str:
