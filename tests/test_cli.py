@@ -157,6 +157,8 @@ def test_info_says_what_a_folder_holds(bert, texts, teacher_folder, tmp_path, ca
     assert status == 0 and re.search(r"^teacher +tiny-bert$", out, re.M) and "None" not in out
     status, _, err = run(capsys, "info", teacher_folder)
     assert status == 2 and "holds a bert model" in err and err.count("\n") == 1
+    status, _, err = run(capsys, "info", tmp_path)
+    assert status == 2 and "there is no config.json" in err
 
 
 @pytest.mark.slow

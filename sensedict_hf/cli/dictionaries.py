@@ -168,6 +168,11 @@ def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
 
 def info(options: argparse.Namespace) -> None:
     """Print what a folder or repository holds, as its config says; nothing else is loaded."""
+    folder = Path(options.folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no model (there is no config.json): give the folder of a dictionary or student"
+        )
     with reading(options.folder):
         config = AutoConfig.from_pretrained(options.folder, trust_remote_code=options.trust_remote_code)
     if config.model_type not in ("sense_embedding", "skd_student"):
