@@ -201,7 +201,7 @@ def generation_loss(
     if "mse" in weights and teacher is not None:
         loss = loss + weights["mse"] * state_mse(states, teacher)
 
-    # The sense that the teacher's state picks, among those of its token. All positions are one row here.
+    # The student's state must pick the sense that the teacher's state picks.
     known = right = torch.zeros_like(cross_entropy)
     if senses is not None and teacher is not None:
         tokens, mask = senses.config.key_tokens(inputs["input_ids"], inputs["attention_mask"])

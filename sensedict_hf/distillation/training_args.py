@@ -214,7 +214,7 @@ class SKDTrainingArguments(TrainingArguments):
             )
 
     def _check_numbers(self) -> None:
-        """Check the numbers by name, type and range, and turn those of numpy into Python's."""
+        """Check the numbers by name, type and range. Numbers of numpy become numbers of Python."""
         check_path("output_dir", self.output_dir)
         for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
             setattr(self, name, check_number(name, getattr(self, name), above=0))

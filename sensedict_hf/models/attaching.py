@@ -184,8 +184,8 @@ def attach_senses(
 ) -> AttachedSenses:
     """Replace the contextual vectors of a loaded model by senses.
 
-    Under a language-model head the logits are those of the senses, so that texts can be scored. Senses of the next
-    token (`key="next"`) need whole texts, so `generate` is refused while they are attached.
+    A language-model head then computes its logits from the senses, so texts can be scored. With senses of the next
+    token (`key="next"`) `generate` raises a ValueError, because it does not know the next token.
 
     The model is changed in place until the senses are removed. Everything after the layer of the dictionary, such as a
     pooler or a head, reads the senses. The model then needs `input_ids`. In training the gradient passes straight

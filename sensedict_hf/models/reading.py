@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .tokenization import check_offsets
 
@@ -36,15 +37,21 @@ def senses_in(student: "SKDStudentModel", text: str) -> list[TokenSense]:
     input_ids = torch.tensor([ids], device=student.device)
     was_training = student.training
     with torch.inference_mode():
-        sense_ids = student.eval()(input_ids, torch.ones_like(input_ids), assignment="hard").sense_ids[0].tolist()
+        output = student.eval()(input_ids, torch.ones_like(input_ids), assignment="hard")
     student.train(was_training)
     # With the key `next` the sense of a token is at the position before it.
     shift = 0 if student.config.sense_config.key == "input" else 1
-    senses = []
-    for place in range(shift, len(ids)):
-        if not found["special_tokens_mask"][place]:
-            begin, end = found["offset_mapping"][place]
-            sense_id, usage = sense_ids[place - shift], student.senses.usage[student.senses.rows_of(ids[place])]
-            share = float(usage[sense_id] / usage.sum().clamp(min=1)) if sense_id >= 0 else 0.0
-            senses.append(TokenSense(text[begin:end], sense_id, share))
-    return senses
+    picked = output.sense_ids[0, : len(ids) - shift].cpu()
+
+    # The share of each sense in the usage of its token.
+    usage, offsets = student.senses.usage.cpu(), student.senses.offsets.cpu()
+    tokens, before = torch.tensor(ids[shift:]), F.pad(usage.cumsum(0), (1, 0))
+    totals = before[offsets[tokens + 1]] - before[offsets[tokens]]
+    rows = (offsets[tokens] + picked).clamp(0, len(usage) - 1)
+    shares = torch.where(picked >= 0, usage[rows] / totals.clamp(min=1), 0.0)
+    columns = (found["special_tokens_mask"][shift:], found["offset_mapping"][shift:], picked.tolist(), shares.tolist())
+    return [
+        TokenSense(text[begin:end], sense_id, share)
+        for is_special, (begin, end), sense_id, share in zip(*columns)
+        if not is_special
+    ]
