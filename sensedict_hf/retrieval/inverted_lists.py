@@ -58,6 +58,7 @@ class InvertedLists:
         total, found = (np.zeros(self._size, dtype=np.float32) for _ in range(2))
         common, most = 0.0, max(1, int(SHARE * self._size))
         sizes = np.diff(self._offsets)
+        # A query has few tokens, and each of them many thousands of documents, which are handled together.
         for values, rows in zip(best.values.numpy(), best.indices.numpy()):
             count = int(np.searchsorted(np.cumsum(sizes[rows]), most, side="right"))
             least = values[min(count, len(rows) - 1)]
