@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
 from tiny_models import SIZES, WORDS
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -17,6 +19,7 @@ from transformers import (
 
 from sensedict_hf import (
     Prompt,
+    SenseEmbeddingConfig,
     SKDStudentConfig,
     SKDStudentModel,
     SKDTrainer,
@@ -160,6 +163,39 @@ def test_the_card_names_repositories_only(bert, texts):
     ]:
         senses.config.base_model_name_or_path = name
         assert model_card(senses.config).data.base_model == repository
+
+
+def test_the_card_takes_over_licence_language_and_data_sets(teacher_folder, texts, tmp_path):
+    """From the teacher's card and from the origin of the texts, to dictionary, student and head."""
+    front = "license: other\nlicense_name: our-terms\nlicense_link: LICENSE\nlanguage:\n- en\n- de\ndatasets: theirs"
+    (teacher_folder / "README.md").write_text(f"---\n{front}\n---\n# A teacher")
+    data = Dataset.from_dict({"text": texts})
+    data.info.download_checksums = {"hf://datasets/me/corpus@0123/a.jsonl": None}
+    build_sense_dictionary(str(teacher_folder), data, budget=90, output_dir=tmp_path / "senses")
+    data.info.download_checksums = {"hf://datasets/me/more@0123/a.jsonl": None}
+    args = SKDTrainingArguments(str(tmp_path / "student"), max_steps=1, report_to="none", use_cpu=True)
+    distill_student(str(teacher_folder), str(tmp_path / "senses"), data, args=args)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
+    for name, datasets in [("senses", 1), ("student", 2), ("head", 2)]:
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "our-terms", "LICENSE")
+        assert card.data.language == ["en", "de"] and card.data.datasets == ["me/corpus", "me/more"][:datasets]
+        assert "`our-terms`, as the teacher's card says" in card.text and "| data sets | me/corpus" in card.text
+        assert card.data.library_name == "transformers" and "sensedict_hf" in card.data.tags
+        assert ("sentence-transformers" in card.data.tags) == (name == "student")
+        assert card.text.count("from_pretrained(") + card.text.count("pipeline(") == 2
+        assert card.text.count("SentenceTransformer(") == (name == "student")
+    loaded = AutoModel.from_pretrained(tmp_path / "student")
+    loaded.save_pretrained(tmp_path / "mine", license="mit", with_code=False, card_name="me/mine")
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert card.data.license == "mit" and "our-terms" not in card.content and card.text.count('"me/mine"') == 2
+
+
+def test_the_card_says_that_a_licence_is_not_known(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    assert model_card(senses.config).data.license == "unknown" and "Not known" in model_card(senses.config).text
+    with pytest.raises(ValueError, match="card_data=.*give strings and lists of strings"):
+        SenseEmbeddingConfig(card_data={"license": 3})
 
 
 def test_the_card_tells_what_is_returned():

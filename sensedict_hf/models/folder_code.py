@@ -81,6 +81,11 @@ def write_code(folder: str | os.PathLike[str], model_type: str, with_code: bool 
     Path(folder, f"{ENTRY}.py").write_text(text, encoding="utf-8")
 
 
+def has_code(folder: str | os.PathLike[str]) -> bool:
+    """Return whether the code of a model was saved with it."""
+    return any(path.stem != ENTRY for path in Path(folder).glob("*.py"))
+
+
 def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> None:
     """Copy modules of this package, and the siblings that they import, into a folder."""
     here = Path(__file__).parent

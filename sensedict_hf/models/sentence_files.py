@@ -78,6 +78,12 @@ def write_student_files(
     write_sentence_transformers(folder, *sizes, modules, settings, include_prompt=pools_prompts)
 
 
+def opens_in_sentence_transformers(folder: str | os.PathLike[str]) -> bool:
+    """Return whether sentence-transformers opens a saved student, and does not fail for its prompt."""
+    modules = Path(folder, "modules.json")
+    return modules.is_file() and REFUSAL not in modules.read_text(encoding="utf-8")
+
+
 def write_sentence_transformers(
     folder: str | os.PathLike[str],
     hidden_size: int,

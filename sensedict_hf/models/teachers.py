@@ -44,6 +44,7 @@ class Teacher(TextEncoder):
         sentence_head_steps: What :meth:`encode` does with a pooled vector, see :func:`make_sentence_head`.
         sentence_head: The modules of these steps. None: there are none.
         similarity_fn_name: How sentence-transformers compares vectors. None: not known.
+        card_data: The licence and the language that its card names.
 
     Example:
         >>> teacher.pooling, teacher.max_seq_length, teacher.attention
@@ -66,6 +67,7 @@ class Teacher(TextEncoder):
     sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
     sentence_head: torch.nn.Sequential | None = None
     similarity_fn_name: str | None = None
+    card_data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -283,6 +285,7 @@ def load_teacher(
         sentence_head_steps=checkpoint.sentence_head,
         sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
         similarity_fn_name=checkpoint.similarity_fn_name,
+        card_data=checkpoint.card_data,
     )
 
 
