@@ -1,7 +1,6 @@
 """What is saved of a student, and what is read from its folder: by this package, the Hub and sentence-transformers."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from sensedict_hf import (
     SenseEmbeddingConfig,
     SKDStudentConfig,
     SKDStudentModel,
-    SKDTrainer,
     SKDTrainingArguments,
     build_sense_dictionary,
     distill_student,
@@ -76,55 +74,6 @@ def test_parts_know_the_tokenizer(bert, texts, tmp_path):
     with pytest.raises(ValueError, match=r"text 1 \(''\) has no tokens"):
         bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
         bert.encode(["w1", ""])
-
-
-def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
-    uploaded = {}
-
-    class Api:
-        def __init__(self, token):
-            uploaded["token"] = token
-
-        def create_repo(self, repo_id, private, exist_ok):
-            return type("Url", (), {"repo_id": "me/" + repo_id})
-
-        def create_branch(self, repo_id, branch, exist_ok):
-            uploaded["branch"] = repo_id, branch
-
-        def upload_folder(self, repo_id, folder_path, commit_description, **_):
-            uploaded["description"] = commit_description
-            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
-
-    monkeypatch.setattr("sensedict_hf.models.hub.HfApi", Api)
-    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
-    student.push_to_hub("student", token="secret", revision="new", tags=["mine"], commit_description="why")
-    assert uploaded.pop("description") == "why"
-    assert uploaded.pop("branch") == ("me/student", "new")
-    assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
-    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
-    assert b"knowledge-distillation" in uploaded["README.md"] and b"\n- mine\n" in uploaded["README.md"]
-    assert not any(name.endswith((".bin", ".pt")) for name in uploaded)
-
-
-def test_a_training_pushes_the_finished_student(bert, texts, tmp_path, monkeypatch):
-    pushed = []
-
-    def push(model, repo_id, **options):
-        pushed.append((repo_id, model.config.objective, options["token"], options["commit_message"]))
-
-    monkeypatch.setattr(
-        SKDTrainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "me/student")
-    )
-    monkeypatch.setattr(SKDStudentModel, "push_to_hub", push)
-    senses = build_sense_dictionary(bert, texts, budget=90)
-    options = {"max_steps": 2, "save_steps": 1, "report_to": "none", "hub_token": "secret", "use_cpu": True}
-    student = SKDStudentModel.from_teacher(bert, senses)
-    args = SKDTrainingArguments(str(tmp_path), push_to_hub=True, **options)
-    trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
-    trainer.train()
-    assert pushed == [("me/student", args.objective, "secret", "End of training")]
-    trainer.push_to_hub("again", blocking=True)
-    assert pushed[1:] == [("me/student", args.objective, "secret", "again")]
 
 
 def test_a_folder_is_called_by_its_name(tmp_path):
