@@ -6,7 +6,9 @@ from typing import Any
 
 import shtab
 
-from .parsing import AnyOrder, HelpAll, Version
+from .parsing import AnyOrder, HelpAll, Version, boolean
+from .parsing import add as _add
+from .parsing import add_flag as _add_flag
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -20,8 +22,6 @@ SIMILARITIES = ("l2", "cosine", "dot")
 TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
-# What a shell completes, by the placeholder that help shows for a value.
-COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
     "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
@@ -54,29 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
         )
         add_options(sub)
     return parser
-
-
-def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
-    """Add an argument. Its help names the default, if there is one; a shell can complete files and folders."""
-    if settings.get("default") is not None:
-        help += " (default: %(default)s)"
-        settings.setdefault("type", type(settings["default"]))
-    action = container.add_argument(name, metavar=metavar or None, help=help, **settings)
-    if metavar in COMPLETIONS:
-        action.complete = COMPLETIONS[metavar]  # type: ignore[attr-defined]  # read by shtab
-
-
-def _add_flag(container: argparse._ActionsContainer, name: str, help: str) -> None:
-    """Add an option that is off by default: `--name` or, as argument files write it, `--name=true`."""
-    container.add_argument(name, metavar="true|false", help=help, type=boolean, nargs="?", const=True, default=False)
-
-
-def boolean(text: str) -> bool:
-    """Read `true` or `false`, or another spelling that transformers accepts."""
-    word = text.lower()
-    if word not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return word[0] in "ty1"
 
 
 def _add_build(sub: argparse.ArgumentParser) -> None:
@@ -116,6 +93,7 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
     _add(vectors, "--max-length", "N", about, type=int)
     _add_flag(vectors, "--truncation", "cut off texts at --max-length instead of splitting them")
 
+    _add_push(sub, "the dictionary")
     later = sub.add_argument_group("adding texts later")
     _add_flag(later, "--keep-samples", "keep the sampled vectors in the output folder, so that --update can use them")
     about = "add the texts to this dictionary, which was built with --keep-samples; the result goes to --output"
@@ -152,6 +130,11 @@ def _add_info(sub: argparse.ArgumentParser) -> None:
     _add_trust(sub)
 
 
+def _add_card(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    _add_trust(sub)
+
+
 def _add_verify(sub: argparse.ArgumentParser) -> None:
     _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
     _add_trust(sub)
@@ -172,6 +155,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
     _add_flag(sub, "--streaming", "read the texts as they are needed, without a copy on disk; needs --max-steps")
+    _add_push(sub, "the finished student", nargs="?", const="true")  # alone as in transformers, with --hub-model-id
     about = "texts to evaluate on during training; needs --eval-strategy"
     _add(sub, "--eval-texts", "FILE", about, nargs="+")
 
@@ -246,6 +230,7 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     about = "share of the model's hidden states that is mixed with the senses, 0 to 1" + stored
     _add(sub, "--residual", "SHARE", about, type=float)
     _add(sub, "--output", "FILE", "also write the scores to this file, as JSON")
+    _add_flag(sub, "--card", "also write the scores to the card of the model, in its folder or on the Hub")
 
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
@@ -313,6 +298,11 @@ def _add_texts(sub: argparse.ArgumentParser, help: str, required: bool = False) 
     _add(sub, "--text-column", "NAME", "column of the texts in a dataset", default="text")
 
 
+def _add_push(sub: argparse.ArgumentParser, what: str, **settings: Any) -> None:
+    about = f"also upload {what}, with its card, to this repository on the Hub"
+    _add(sub, "--push-to-hub", "NAME", about, **settings)
+
+
 def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that say how a teacher, or a model to evaluate, is loaded; return their group."""
     group = sub.add_argument_group("loading the model")
@@ -364,6 +354,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_info,
         "DIR [--json]",
         "say what a folder holds, without loading it",
+    ),
+    "card": (
+        _add_card,
+        "DIR",
+        "write the card of a model if it has none, or add to that of another library how the model loads",
     ),
     "verify": (
         _add_verify,

@@ -19,6 +19,7 @@ from sensedict_hf import (
     SKDTrainingArguments,
     build_sense_dictionary,
 )
+from sensedict_hf.cli import main
 
 TEXTS = ["w1 w2 w3", "w27 w26 w26 w9", "w5"]
 LOAD = """
@@ -108,3 +109,30 @@ def test_a_training_pushes_through_the_arguments(hub, bert, texts, tmp_path):
     trainer.push_to_hub("Again", tags=["mine"])
     assert [entry["summary"] for entry in hub.messages.values()] == ["End of training", "Again"]
     assert hub.tokens == {"Bearer other"}
+
+
+def test_commands_push_what_is_finished(hub, teacher_folder, texts, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    common = ["--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.txt")]
+    out, senses = str(tmp_path / "student"), str(tmp_path / "senses")
+    assert main(["build", *common, "--output", senses, "--push-to-hub", "me/senses"]) == 0
+    command = [
+        "distill",
+        *common,
+        "--senses",
+        senses,
+        "--output",
+        out,
+        "--max-steps=1",
+        "--report-to=none",
+        "--use-cpu",
+    ]
+    assert main([*command, "--push-to-hub", "--hub-model-id", "me/student"]) == 0
+    for name in ("senses", "student"):
+        saved = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        pushed = hub.files(f"me/{name}")
+        assert pushed["model.safetensors"] == saved["model.safetensors"] and "_distilling.json" not in pushed
+    # A later command uploads the student that is finished already.
+    assert main([*command, "--push-to-hub", "me/again"]) == 0
+    assert hub.files("me/again").keys() == hub.files("me/student").keys()
+    assert main([*command, "--push-to-hub", "me/a/b"]) == 2

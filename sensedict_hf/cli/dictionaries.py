@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
@@ -33,6 +34,10 @@ from .teacher import TeacherArguments
 def build(options: argparse.Namespace) -> None:
     """Build a dictionary, in one process or in all those that a launcher started, and print its size."""
     state = process_state()
+    # A wrong name or token is found out before the work.
+    repository = None
+    if options.push_to_hub and state.is_main_process:
+        repository = HfApi().create_repo(options.push_to_hub, exist_ok=True).repo_id
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
@@ -73,6 +78,8 @@ def build(options: argparse.Namespace) -> None:
         print(
             f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}"
         )
+        if repository is not None:
+            print(f"uploaded: {senses.push_to_hub(repository).commit_url}")
 
 
 def convert(options: argparse.Namespace) -> None:

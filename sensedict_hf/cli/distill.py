@@ -11,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from sensedict_cli.options import SUBCOMMANDS
+from sensedict_cli.parsing import boolean
 
 from ..data import read_dataset
 from ..distillation.run import distill_student
@@ -72,7 +73,7 @@ def distill(options: argparse.Namespace) -> None:
     """
     _refuse_removed(options.trainer_arguments)
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
-    values = vars(options)
+    values = vars(options) | read_push(options.push_to_hub)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
     student = distill_student(
         options.teacher,
@@ -94,6 +95,14 @@ def distill(options: argparse.Namespace) -> None:
     senses = cast(SKDStudentModel, student.base_model).senses
     size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
     print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")
+
+
+def read_push(given: str | bool | None) -> dict[str, Any]:
+    """Return the settings that `--push-to-hub` stands for: with a name, or `true` or `false` as in transformers."""
+    try:
+        return {"push_to_hub": boolean(str(given or "false"))}
+    except argparse.ArgumentTypeError:
+        return {"push_to_hub": True, "hub_model_id": given}
 
 
 def _refuse_removed(arguments: Sequence[str]) -> None:

@@ -24,7 +24,10 @@ CLASSES = {
     },
 }
 TEMPLATE = '''\
-"""Classes of sensedict_hf: those of the installed package, or else {fallback}."""
+"""Classes of sensedict_hf: those of the installed package, or else {fallback}.
+
+transformers and sentence-transformers use them with `trust_remote_code=True`, or after `import sensedict_hf`.
+"""
 
 try:
     from sensedict_hf import (
