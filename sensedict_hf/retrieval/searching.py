@@ -131,7 +131,8 @@ class Searcher:
 
 def fast_dtype() -> torch.dtype:
     """Return bfloat16 if the CPU multiplies such numbers faster than float32, else float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+    # Earlier versions of torch do not tell.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     has_products = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if has_products else torch.float32
 
