@@ -10,8 +10,8 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser
 
+from sensedict_cli.common import boolean
 from sensedict_cli.options import SUBCOMMANDS
-from sensedict_cli.parsing import boolean
 
 from ..data import read_dataset
 from ..distillation.run import distill_student
