@@ -295,8 +295,8 @@ def load_teacher(
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
-    A folder in the cache of the Hub is a repository. A folder that is called just `model`, or by the id of a commit, has
-    the name of its parent.
+    A folder in the cache of the Hub is a repository. A folder that is called just `model`, or by the id of a commit,
+    has the name of its parent.
 
     Args:
         name: The repository, or the path of the folder.
@@ -308,7 +308,7 @@ def origin_of(name: str) -> str:
     if not os.path.isdir(name):
         return name
     path = Path(name).resolve()
-    while NAMELESS.fullmatch(path.name):
+    while NAMELESS.fullmatch(path.name) and path.parent.name:
         path = path.parent
     is_cached = path.name.startswith("models--")
     return path.name.removeprefix("models--").replace("--", "/") if is_cached else path.name
