@@ -127,7 +127,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     @classmethod
     def from_teacher(
         cls,
-        teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+        teacher: str | os.PathLike[str] | nn.Module | Teacher,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
