@@ -1,6 +1,8 @@
 """What is saved of a student, and what is read from its folder: by this package, the Hub and sentence-transformers."""
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,20 +16,26 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from sensedict_hf import (
     Prompt,
     SenseEmbeddingConfig,
+    SenseIndex,
     SKDStudentConfig,
+    SKDStudentForCausalLM,
     SKDStudentModel,
     SKDTrainingArguments,
     build_sense_dictionary,
     distill_student,
     load_senses,
+    save_router,
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
+from sensedict_hf.models.sentence_files import write_sentence_transformers
 from sensedict_hf.models.teachers import origin_of
 
 
@@ -78,8 +86,9 @@ def test_parts_know_the_tokenizer(bert, texts, tmp_path):
 
 def test_a_folder_is_called_by_its_name(tmp_path):
     for path, name in [
-        ("hub/models--me--encoder/snapshots/0123", "me/encoder"),
+        ("hub/models--me--encoder/snapshots/" + "0123" * 10, "me/encoder"),
         ("minilm/model", "minilm"),
+        (f"encoder/{'0a' * 20}", "encoder"),
         ("a/minilm", "minilm"),
     ]:
         (tmp_path / path).mkdir(parents=True)
@@ -87,19 +96,38 @@ def test_a_folder_is_called_by_its_name(tmp_path):
     assert origin_of("me/encoder") == "me/encoder"
 
 
-def test_no_saved_file_has_a_path(teacher_folder, texts, tmp_path):
+def test_no_saved_file_has_a_path(teacher_folder, tokenizer, texts, tmp_path, monkeypatch):
     """What is saved tells nothing of the machine that it was made on."""
-    senses = build_sense_dictionary(str(teacher_folder), texts, budget=90, output_dir=tmp_path / "senses")
-    options = {"max_steps": 2, "report_to": "none", "use_cpu": True}
-    args = SKDTrainingArguments(str(tmp_path / "distilled"), **options)
-    distill_student(str(teacher_folder), str(tmp_path / "senses"), texts, args=args)
-    SKDStudentModel.from_teacher(str(teacher_folder), senses).save_pretrained(tmp_path / "student")
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
-    AutoModel.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "again")
-    for name in ("senses", "distilled", "student", "head", "again"):
-        assert (tmp_path / name / "config.json").is_file()
-        for path in (tmp_path / name).rglob("*"):
-            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+    out, temporary, here = tmp_path / "out", tmp_path / "temporary", tmp_path / "here"
+    for folder in (temporary, here):
+        folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(here)
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64)).save_pretrained("lm")
+    tokenizer.save_pretrained("lm")
+    senses = build_sense_dictionary(str(teacher_folder), texts, budget=90, output_dir=out / "senses")
+    build_sense_dictionary(str(teacher_folder), texts, budget=90).save_pretrained(out / "temporary")
+    args = SKDTrainingArguments(str(out / "distilled"), max_steps=2, report_to="none", use_cpu=True)
+    distill_student(str(teacher_folder), str(out / "senses"), texts, args=args)
+    student = AutoModel.from_pretrained(out / "distilled")
+    student.save_pretrained(out / "again")
+    AutoModelForSequenceClassification.from_pretrained(out / "distilled").save_pretrained(out / "head")
+    SKDStudentModel.from_teacher(str(teacher_folder), senses, 0).save_pretrained(out / "free")
+    SKDStudentForCausalLM.from_teacher(str(here / "lm"), 2).save_pretrained(out / "causal")
+    SenseIndex.build(str(teacher_folder), senses, texts).save(out / "index")
+    if find_spec("sentence_transformers"):
+        write_sentence_transformers(teacher_folder, 16, "mean", 64)
+        save_router(student, str(teacher_folder), out / "router")
+    for path in out.rglob("*"):
+        content = b"" if path.is_dir() else path.read_bytes()
+        for place in (tmp_path.name, str(Path.home()) + "/"):
+            assert place.encode() not in content, path
+    # An index finds a model that lies next to it.
+    SenseIndex.build(str(teacher_folder), senses, texts).save(tmp_path / "index")
+    (tmp_path / "moved").mkdir()
+    for name in ("index", teacher_folder.name):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert len(SenseIndex.load(tmp_path / "moved" / "index").search(texts[:1], 3)[0][0]) == 3
 
 
 def test_the_card_names_repositories_only(bert, texts):

@@ -78,8 +78,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         seed: Seed of the build.
         num_texts: Number of texts in the corpus.
         num_tokens: Number of tokens in the corpus.
-        card_data: What the model card takes from elsewhere: `license`, `license_name`, `license_link` and `language`
-            from the teacher's card, and `datasets`, the names of the texts on the Hub.
+        card_data: Metadata of the model card: licence and language of the teacher, names of the texts on the Hub.
         sensedict_version: Version of this package that wrote the dictionary.
         format_version: Version of the file format.
         kwargs: Other fields of every config of transformers.
