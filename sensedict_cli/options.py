@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 import shtab
 
-from .parsing import AnyOrder, HelpAll, Version
+from .parsing import AnyOrder, HelpAll, Version, boolean
+from .parsing import add as _add
+from .parsing import add_flag as _add_flag
 
 # Choices of options. The package defines them too, but importing it would import torch. A test compares both.
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -20,8 +21,6 @@ SIMILARITIES = ("l2", "cosine", "dot")
 TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
-# What a shell completes, by the placeholder that help shows for a value.
-COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
     "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
@@ -54,29 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
         )
         add_options(sub)
     return parser
-
-
-def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
-    """Add an argument. Its help names the default, if there is one; a shell can complete files and folders."""
-    if settings.get("default") is not None:
-        help += " (default: %(default)s)"
-        settings.setdefault("type", type(settings["default"]))
-    action = container.add_argument(name, metavar=metavar or None, help=help, **settings)
-    if metavar in COMPLETIONS:
-        action.complete = COMPLETIONS[metavar]  # type: ignore[attr-defined]  # read by shtab
-
-
-def _add_flag(container: argparse._ActionsContainer, name: str, help: str) -> None:
-    """Add an option that is off by default: `--name` or, as argument files write it, `--name=true`."""
-    container.add_argument(name, metavar="true|false", help=help, type=boolean, nargs="?", const=True, default=False)
-
-
-def boolean(text: str) -> bool:
-    """Read `true` or `false`, or another spelling that transformers accepts."""
-    word = text.lower()
-    if word not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return word[0] in "ty1"
 
 
 def _add_build(sub: argparse.ArgumentParser) -> None:
@@ -149,6 +125,18 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
 def _add_info(sub: argparse.ArgumentParser) -> None:
     _add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
     _add_flag(sub, "--json", "print the facts as JSON")
+    _add_trust(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    _add(sub, "student", "STUDENT", "folder of a student, or its name on the Hub")
+    about = "new folder: the student with onnx/model.onnx, for any batch size and length; needs the extra 'onnx'"
+    _add(sub, "--onnx", "DIR", about, required=True)
+    _add_flag(sub, "--int8", "also write onnx/model_quantized.onnx, whose matrices and activations are int8")
+    about = (
+        "largest distance of a vector from PyTorch's, as a share of its length (default: 0.001, and 0.25 with --int8)"
+    )
+    _add(sub, "--tolerance", "SHARE", about, type=float)
     _add_trust(sub)
 
 
@@ -364,6 +352,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_info,
         "DIR [--json]",
         "say what a folder holds, without loading it",
+    ),
+    "export": (
+        _add_export,
+        "STUDENT --onnx DIR [--int8] [options]",
+        "save a student with an ONNX file, and check that it returns the same vectors",
     ),
     "verify": (
         _add_verify,

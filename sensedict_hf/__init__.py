@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .evaluation_language import evaluate_language_modeling
+    from .models.onnx_export import export_onnx
     from .retrieval.index import SenseIndex
     from .retrieval.router import save_router
     from .retrieval.sparse import fill_collection, search_collection, sparse_queries
@@ -77,6 +78,7 @@ _LAZY = {
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "export_onnx": ".models.onnx_export",
     "fill_collection": ".retrieval.sparse",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
@@ -117,6 +119,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "export_onnx",
     "fill_collection",
     "find_occurrences",
     "load_senses",

@@ -92,8 +92,8 @@ def convert(options: argparse.Namespace) -> None:
 
 def _convert_tables(options: argparse.Namespace) -> None:
     """Store the tables and the dictionary of a student without layers in another dtype."""
-    _check_is_new(options.output)
-    student = _load_whole(options.senses, options.trust_remote_code)
+    check_is_new(options.output)
+    student = load_whole(options.senses, options.trust_remote_code)
     model = cast(SKDStudentModel, student.base_model)
     backbone = cast(LayerFreeModel, model.backbone)
     before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
@@ -136,9 +136,9 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    _check_is_new(output)
+    check_is_new(output)
     senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
-    model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
+    model = senses if len(sources) > 1 else load_whole(sources[0], trust_remote_code)
     if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
@@ -147,13 +147,13 @@ def _rewrite(
     return senses
 
 
-def _check_is_new(output: str) -> None:
+def check_is_new(output: str) -> None:
     """Raise a ValueError if a folder for a result is not empty."""
     if os.path.isdir(output) and os.listdir(output) and not is_unfinished(Path(output)):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
 
 
-def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
+def load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     """Load a dictionary, or a student with its head if it has one."""
     senses = load_senses(source, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -197,7 +197,7 @@ def verify(options: argparse.Namespace) -> None:
         documents = len(SenseIndex.load(folder))
         print(f"an index of {documents:,} texts, with this dictionary:")
         folder /= "senses"
-    model = _load_whole(str(folder), options.trust_remote_code)
+    model = load_whole(str(folder), options.trust_remote_code)
     numbers = 0
     for name, tensor in model.state_dict().items():
         numbers += tensor.shape.numel()

@@ -12,6 +12,7 @@ from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, 
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
 from .sense_lookup import RaggedSenses, assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from .static_lookup import MostSenses
 from .tokenization import find_token
 from .validation import check_finite, check_structure
 
@@ -94,6 +95,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales = None
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
         self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64, device=device))
+        self._most_senses = MostSenses()
         self.post_init()
 
     @property
@@ -135,6 +137,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
     def _check_structure(self) -> None:
         check_structure(self.config, self.senses, self.offsets, self.usage, self.scales)
+        self._most_senses.of(self.offsets)
 
     def _host_tensors(self) -> list[str]:
         names = [name for name, _ in self.named_buffers(recurse=False) if name != "offsets"]
@@ -175,7 +178,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         check_assignment(assignment)
         flat, tokens = self._flatten(*self.config.key_tokens(input_ids, attention_mask), hidden_states)
         temperature = self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None
-        vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature)
+        most = self._most_senses.of(self.offsets)
+        vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature, most)
         vectors = vectors.view_as(hidden_states)
 
         # Mix with the vectors themselves.
