@@ -355,21 +355,29 @@ def made_up(sizes, num_rows, generator):
     return DocumentRows.of(np.repeat(np.arange(len(sizes)), sizes), rows, len(sizes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_k", [1, 10, 600])
-def test_the_lists_find_what_scoring_all_documents_finds(monkeypatch, top_k):
+def test_rough_scores_and_lists_find_what_exact_scores_find(monkeypatch, top_k, dtype):
     generator = np.random.default_rng(0)
     documents = made_up(generator.integers(1, 7, 70_000), 300, generator)  # more than a block, and many ties
     table = torch.from_numpy(generator.normal(size=(300, 8)).astype(np.float32))
     queries = [torch.from_numpy(generator.normal(size=(size, 8)).astype(np.float32)) for size in (1, 2, 5, 40)]
-    searcher = Searcher(table, documents)
-    found = list(searcher.search(queries, top_k))
-    assert searcher.lists_nbytes > 2 * len(documents.rows)
-    monkeypatch.setattr("sensedict_hf.retrieval.searching.SCANNED", 100_000)
-    searcher = Searcher(table, documents)
-    for (numbers, scores), (expected, all_scores) in zip(found, searcher.search(queries, top_k)):
-        assert numbers.tolist() == expected.tolist() and len(numbers) == top_k
-        np.testing.assert_allclose(scores, all_scores, atol=1e-5)
-    assert searcher.lists_nbytes == 0
+    exact = [documents.scores(by_row(Searcher(table, documents).cosines(vectors))) for vectors in queries]
+    for scanned in (0, 100_000):
+        monkeypatch.setattr("sensedict_hf.retrieval.searching.SCANNED", scanned)
+        searcher = Searcher(table, documents, dtype)
+        for (numbers, scores), expected in zip(searcher.search(queries, top_k), exact):
+            assert numbers.tolist() == best_documents(expected, top_k).tolist()
+            np.testing.assert_allclose(scores, expected[numbers], atol=1e-5)
+        assert (searcher.lists_nbytes > 2 * len(documents.rows)) == (scanned == 0)
+
+
+def test_the_error_of_rough_scores_has_the_bound():
+    generator = torch.Generator().manual_seed(0)
+    table, documents = torch.randn(2000, 16, generator=generator), DocumentRows(np.arange(2000), np.arange(2001))
+    searcher, query = Searcher(table, documents, torch.bfloat16), torch.randn(30, 16, generator=generator)
+    error = (searcher.rough_cosines(query).double() - searcher.cosines(query).double()).abs().max().item()
+    assert 0.001 < error < searcher._error(1)
 
 
 def test_bounds_are_not_below_the_scores():

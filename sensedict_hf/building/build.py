@@ -27,6 +27,7 @@ from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, common_folder, process_state
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
@@ -34,7 +35,7 @@ from .planning import plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
-from .workspace import BuildFolder, broadcast, differences, process_state
+from .workspace import BuildFolder, differences
 
 # An update needs these settings of the earlier dictionary: with others, new samples would not fit the old ones.
 SAME_SAMPLES = (
@@ -190,9 +191,8 @@ def build_sense_dictionary(
         if path is not None:
             check_path(name, path)
     state = process_state()
-    if output_dir is None and (settings.keep_samples or state.num_processes > 1):
-        reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"
-        raise ValueError(f"give output_dir: {reason}")
+    if common_folder(output_dir) is None and settings.keep_samples:
+        raise ValueError("give output_dir: samples are kept there")
     if update is not None and output_dir is not None and Path(update).resolve() == Path(output_dir).resolve():
         raise ValueError(
             f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own"

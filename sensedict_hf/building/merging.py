@@ -7,7 +7,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..models.arguments import check_integer
-from ..models.configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.configuration_sense_embedding import (
+    SAME_VECTORS,
+    SENSES_DTYPES,
+    TEACHER_NAMES,
+    SenseEmbeddingConfig,
+)
 from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
@@ -89,7 +94,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
             num_texts=sum(config.num_texts or 0 for config in configs),
             num_tokens=sum(num_tokens),
             sensedict_version=version("sensedict_hf"),
-            **{name: getattr(first, name) for name in SAME_VECTORS},
+            **{name: getattr(first, name) for name in TEACHER_NAMES + SAME_VECTORS},
         )
     )
     merged.senses, merged.scales = store_senses(found.senses, SENSES_DTYPES[first.senses_dtype])

@@ -14,7 +14,6 @@ from ..building.build import build_sense_dictionary
 from ..building.inspection import find_occurrences, report_senses
 from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
-from ..building.workspace import process_state
 from ..data import read_dataset
 from ..models.files import is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
@@ -26,6 +25,7 @@ from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.validation import check_finite
+from ..processes import process_state
 from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments
 

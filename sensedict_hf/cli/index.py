@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data import iterate_texts, read_dataset
 from ..models.loading import load_senses
+from ..processes import process_state
 from ..retrieval.encoding import load_encoder
 from ..retrieval.index import SenseIndex
 from ..retrieval.index_files import check_target
@@ -18,7 +19,7 @@ def index(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Build an index, or continue an interrupted build, and print its size.
+    """Build an index, in one process or in all those that a launcher started, and print its size.
 
     Raises:
         ValueError: The output folder holds something already, or a column is missing.
@@ -28,8 +29,10 @@ def build(options: argparse.Namespace) -> None:
     for column in (options.text_column, options.id_column):
         if column and column not in texts.column_names:
             raise ValueError(f"there is no column {column!r}, only {', '.join(texts.column_names)}: name one of these")
+    state = process_state()
+    device = state.device if state.num_processes > 1 else check_device(options.device)
     made = SenseIndex.build(
-        load_encoder(options.model, check_device(options.device)),
+        load_encoder(options.model, device, options.trust_remote_code),
         load_senses(options.senses),
         texts,
         texts[options.id_column] if options.id_column else None,
@@ -37,6 +40,8 @@ def build(options: argparse.Namespace) -> None:
         text_column=options.text_column,
         batch_size=options.batch_size,
     )
+    if not state.is_main_process:
+        return
     print_size(made, options.output)
     if made.num_own_rows:
         print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
@@ -71,8 +76,9 @@ def search(options: argparse.Namespace) -> None:
         raise ValueError("give either a question or --queries")
     if options.json and options.explain:
         raise ValueError("--explain prints no JSON: leave out --json")
-    device = check_device(options.device)
-    loaded = SenseIndex.load(options.index, options.model and load_encoder(options.model, device))
+    device, trust = check_device(options.device), options.trust_remote_code
+    model = load_encoder(options.model, device, trust) if options.model else None
+    loaded = SenseIndex.load(options.index, model, trust_remote_code=trust)
     if options.queries:
         queries = list(iterate_texts(read_dataset(options.queries), options.text_column))
     else:

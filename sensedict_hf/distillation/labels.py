@@ -34,7 +34,7 @@ from ..building.gathering import chunks, teacher_vectors
 from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
-from ..building.workspace import BuildFolder, broadcast, process_state
+from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_integer, check_number
 from ..models.encoding import pad_batch
@@ -42,6 +42,7 @@ from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, common_folder, process_state
 from .batches import window_rows
 from .training_args import MOST_SENSES
 from .vectors import check_half
@@ -116,8 +117,7 @@ def encode_senses(
         raise ValueError("keep_vectors: the dictionary is for another tokenizer than its teacher's; keep labels")
     tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
-    if output_dir is None and state.num_processes > 1:
-        raise ValueError("give output_dir: several processes need a common folder")
+    common_folder(output_dir)
     source = Source.of(teacher, tokenizer, max_length=max_length)
     settings = {
         **source.origin.record(),

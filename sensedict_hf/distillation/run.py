@@ -16,7 +16,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..building.corpus import corpus_digest
-from ..building.workspace import broadcast, locked
 from ..data import Texts
 from ..models.arguments import check_integer, check_path
 from ..models.head_transfer import load_classifier
@@ -28,6 +27,7 @@ from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKD
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.vocabulary_transfer import adopt_tokenizer
+from ..processes import broadcast, locked
 from .run_folder import RunFolder
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments

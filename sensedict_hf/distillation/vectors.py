@@ -22,13 +22,14 @@ from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
-from ..building.workspace import BuildFolder, broadcast, process_state
+from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_integer
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, process_state
 
 # Tokens in a part: an interruption loses at most this much of the teacher's work.
 PART_TOKENS = 1 << 17

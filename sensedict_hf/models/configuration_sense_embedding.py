@@ -18,10 +18,10 @@ SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
-# The senses of two dictionaries can be compared only if all these fields are equal.
+# The senses of two dictionaries can be compared only if all these fields are equal, and the names of teachers whose
+# fingerprints are not known. A teacher may have several names, such as the folders of two copies.
+TEACHER_NAMES = ("base_model_name_or_path", "base_model_revision")
 SAME_VECTORS = (
-    "base_model_name_or_path",
-    "base_model_revision",
     "base_model_fingerprint",
     "attention",
     "prompt",
@@ -243,7 +243,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         Example:
             >>> senses.config.check_same_vectors(student.senses.config)
         """
-        for name in SAME_VECTORS:
+        is_known = None not in (self.base_model_fingerprint, other.base_model_fingerprint)
+        for name in SAME_VECTORS if is_known else TEACHER_NAMES + SAME_VECTORS:
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
                 raise ValueError(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .document_rows import DocumentRows, best_documents
+from .encoding import query_vectors
 from .searching import by_row
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def sparse_queries(
         raise ValueError(f"rows_per_token={rows_per_token}: it must be at least 1")
     found = [
         sparse_query(index._searcher.cosines(vectors), rows_per_token)
-        for vectors in index._encode(queries, model, prompt_name, batch_size)
+        for vectors in query_vectors(index.encoder(model, batch_size, prompt_name), queries)
     ]
     return torch.stack(found) if found else torch.zeros(0, index.num_rows).to_sparse()
 
@@ -167,7 +168,7 @@ def search_collection(
 
     if min(top_k, candidates, rows_per_token) < 1:
         raise ValueError(f"top_k={top_k}, candidates={candidates}, rows_per_token={rows_per_token}: give at least 1")
-    (vectors,) = index._encode(query, model, prompt_name, 1)
+    (vectors,) = query_vectors(index.encoder(model, prompt_name=prompt_name), query)
     cosines = index._searcher.cosines(vectors)
     sparse = sparse_query(cosines, rows_per_token)
     found = client.query_points(
