@@ -19,6 +19,7 @@ from .common import (
     add,
     add_device,
     add_flag,
+    add_quiet,
     add_teacher,
     add_texts,
     add_trust,
@@ -50,6 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=name != "distill",  # an option added later must not change what an argument file means
         )
         add_options(sub)
+        if name != "index":  # its actions have the option
+            add_quiet(sub)
     return parser
 
 
@@ -254,6 +257,9 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     about = "the teacher, which has to read the texts again (default: the model named in the dictionary)"
     add(sub, "--teacher", "MODEL", about)
     add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
+    add_flag(sub, "--json", "print the senses as JSON")
+    about = "with --texts: also draw hidden states and senses into this file, such as senses.png"
+    add(sub, "--plot", "FILE", about)
     add_teacher(sub)
 
 

@@ -5,13 +5,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
-from ..building.inspection import find_occurrences, report_senses
+from ..building.inspection import find_occurrences, plot_senses, report_senses
 from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..data import read_dataset
@@ -215,7 +216,13 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
+    """Print the senses of a token, and the contexts nearest to each sense if there are texts.
+
+    Raises:
+        ValueError: A picture is to be drawn without texts, or the teacher of the dictionary is not known.
+    """
+    if options.plot and not options.texts:
+        raise ValueError("--plot draws occurrences: give texts that have them with --texts")
     senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     occurrences = None
     looked_at = " in the texts"
@@ -233,7 +240,13 @@ def inspect(options: argparse.Namespace) -> None:
         occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
         if occurrences.total > len(occurrences.contexts):
             looked_at = f" in {len(occurrences.contexts):,} of {occurrences.total:,} places"
-    for report in report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts):
+    if options.plot and occurrences:
+        plot_senses(senses, {options.token: occurrences}, options.plot)
+    reports = report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts)
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=2, ensure_ascii=False))
+        return
+    for report in reports:
         found = f", found {report.found} times{looked_at}" if occurrences else ""
         print(
             f"sense {report.sense_id}: {report.share:.1%} of {options.token!r} ({report.usage:,} occurrences){found}"

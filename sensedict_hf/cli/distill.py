@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import HfArgumentParser
 
 from sensedict_cli.options import SUBCOMMANDS
@@ -71,26 +75,30 @@ def distill(options: argparse.Namespace) -> None:
         ValueError: See :func:`distill_student`.
     """
     _refuse_removed(options.trainer_arguments)
+    if are_progress_bars_disabled():  # transformers' Trainer does not ask this switch; a given --disable-tqdm wins
+        options.trainer_arguments.insert(0, "--disable-tqdm=true")
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
     values = vars(options)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
-    student = distill_student(
-        options.teacher,
-        options.senses,
-        read_dataset(options.texts, streaming=options.streaming),
-        args=SKDTrainingArguments(
-            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
-        ),
-        eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
-        teacher_options=TeacherArguments.of(options).loading(),
-        # Recorded as typed, like earlier versions did. A stream is known by its files alone.
-        recorded={
-            "template": options.template,
-            "quantization_config": options.quantization_config,
-            "texts": [Path(path).name for path in options.texts],
-        },
-        **{name: values[name] for name in names},
-    )
+    # Trainer prints its losses to standard output, which is for results.
+    with redirect_stdout(StringIO() if options.quiet else sys.stderr):
+        student = distill_student(
+            options.teacher,
+            options.senses,
+            read_dataset(options.texts, streaming=options.streaming),
+            args=SKDTrainingArguments(
+                **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+            ),
+            eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
+            teacher_options=TeacherArguments.of(options).loading(),
+            # Recorded as typed, like earlier versions did. A stream is known by its files alone.
+            recorded={
+                "template": options.template,
+                "quantization_config": options.quantization_config,
+                "texts": [Path(path).name for path in options.texts],
+            },
+            **{name: values[name] for name in names},
+        )
     senses = cast(SKDStudentModel, student.base_model).senses
     size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
     print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")

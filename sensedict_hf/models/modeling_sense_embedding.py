@@ -1,34 +1,19 @@
 """The sense dictionary as a model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
 
 from .arguments import check_integer
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, check_assignment, check_residual
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
+from .outputs import SenseEmbeddingOutput
 from .sense_lookup import RaggedSenses, assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
 from .static_lookup import MostSenses
 from .tokenization import find_token
 from .validation import check_finite, check_structure
-
-
-@dataclass
-class SenseEmbeddingOutput(ModelOutput):
-    """What a :class:`SenseEmbeddingModel` returns.
-
-    Attributes:
-        hidden_states: `[batch, positions, hidden]`, the vectors after the assignment of senses.
-        sense_ids: `[batch, positions]`, int64: the index of the best sense among the senses of the token; -1 for a
-            token that has none and for padding.
-    """
-
-    hidden_states: Tensor | None = None
-    sense_ids: Tensor | None = None
 
 
 class SenseEmbeddingModel(SensePreTrainedModel):
@@ -134,6 +119,14 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
         super()._apply(move, recurse)
         return self
+
+    def extra_repr(self) -> str:
+        """Return what `print(senses)` shows: size, dtype and teacher."""
+        config = self.config
+        size = (
+            f"{config.num_senses:,} senses of width {config.hidden_size}, {config.senses_dtype}, {config.similarity}"
+        )
+        return f"{size}, layer {config.layer} of {config.base_model_name_or_path or 'an unnamed teacher'}"
 
     def _check_structure(self) -> None:
         check_structure(self.config, self.senses, self.offsets, self.usage, self.scales)
