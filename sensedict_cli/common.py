@@ -46,6 +46,10 @@ def add_quiet(sub: argparse.ArgumentParser) -> None:
     add_flag(sub, "--quiet", "print results, warnings and errors only: no progress")
 
 
+def add_dry_run(sub: argparse.ArgumentParser) -> None:
+    add_flag(sub, "--dry-run", "only say what would be read, run and written, with disk, memory and time")
+
+
 def boolean(text: str) -> bool:
     """Read `true` or `false`, or another spelling that transformers accepts."""
     word = text.lower()

@@ -18,6 +18,7 @@ from .common import (
     TASKS,
     add,
     add_device,
+    add_dry_run,
     add_flag,
     add_quiet,
     add_teacher,
@@ -51,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=name != "distill",  # an option added later must not change what an argument file means
         )
         add_options(sub)
+        if name in ("build", "distill"):
+            add_dry_run(sub)
         if name != "index":  # its actions have the option
             add_quiet(sub)
     return parser

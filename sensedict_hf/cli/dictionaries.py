@@ -4,17 +4,19 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
+from ..building.dry_run import estimate_build
 from ..building.inspection import find_occurrences, plot_senses, report_senses
 from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
+from ..building.settings import BuildSettings
 from ..data import read_dataset
 from ..models.files import is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
@@ -33,6 +35,9 @@ from .teacher import TeacherArguments
 
 def build(options: argparse.Namespace) -> None:
     """Build a dictionary, in one process or in all those that a launcher started, and print its size."""
+    if options.dry_run:
+        _estimate(options)
+        return
     state = process_state()
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
@@ -74,6 +79,33 @@ def build(options: argparse.Namespace) -> None:
         print(
             f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}"
         )
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    """Print what a build would read, run and write.
+
+    Raises:
+        ValueError: The build would be refused, or updates a dictionary.
+    """
+    if options.update:
+        raise ValueError("--dry-run does not know the samples of an earlier dictionary: leave out --update")
+    names = "method senses_per_token budget max_samples_per_token batch_size similarity layer key seed sample_dtype"
+    given = {name: getattr(options, name) for name in names.split()}
+    settings = BuildSettings(**given, senses_dtype=options.dtype, prompt_senses=options.prompt_senses)
+    tokenizer = options.tokenizer and AutoTokenizer.from_pretrained(
+        options.tokenizer, trust_remote_code=options.trust_remote_code
+    )
+    facts = estimate_build(
+        TeacherArguments.of(options).load(options.teacher, options.device),
+        read_dataset(options.texts, streaming=options.streaming),
+        Path(options.output),
+        settings,
+        tokenizer=tokenizer,
+        text_column=options.text_column,
+        max_length=options.max_length,
+        truncation=options.truncation,
+    )
+    print_facts({"teacher": options.teacher, **facts, "output": options.output})
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -181,10 +213,16 @@ def info(options: argparse.Namespace) -> None:
     facts = {"kind": next(iter(config.architectures or []), config.model_type), **describe(config)}
     if options.json:
         print(json.dumps(facts, indent=2))
-        return
+    else:
+        print_facts(facts)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print one fact a line, in two columns. Numbers get commas; what is None is left out."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+        if value is not None:
+            print(f"{name:{width}}  {f'{value:,}' if isinstance(value, (int, float)) else value}")
 
 
 def verify(options: argparse.Namespace) -> None:

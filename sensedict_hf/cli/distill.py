@@ -17,10 +17,11 @@ from transformers import HfArgumentParser
 from sensedict_cli.options import SUBCOMMANDS
 
 from ..data import read_dataset
-from ..distillation.run import distill_student
+from ..distillation.dry_run import estimate_distillation
+from ..distillation.run import StudentStart, distill_student
 from ..distillation.training_args import SKDTrainingArguments
 from ..models.modeling_skd_student import SKDStudentModel
-from .dictionaries import megabytes
+from .dictionaries import megabytes, print_facts
 from .evaluate import parameters
 from .teacher import TeacherArguments
 
@@ -80,6 +81,9 @@ def distill(options: argparse.Namespace) -> None:
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
     values = vars(options)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
+    if options.dry_run:
+        _estimate(values, TeacherArguments.of(options).loading())
+        return
     # Trainer prints its losses to standard output, which is for results.
     with redirect_stdout(StringIO() if options.quiet else sys.stderr):
         student = distill_student(
@@ -102,6 +106,28 @@ def distill(options: argparse.Namespace) -> None:
     senses = cast(SKDStudentModel, student.base_model).senses
     size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
     print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")
+
+
+def _estimate(values: dict[str, Any], teacher_options: dict[str, Any]) -> None:
+    """Print what a run would read, run and write.
+
+    Raises:
+        ValueError: The student cannot be made, or has a head.
+    """
+    if values["senses"] is None:
+        raise ValueError("--dry-run needs --senses, the teacher's dictionary")
+    facts = estimate_distillation(
+        values["teacher"],
+        values["senses"],
+        read_dataset(values["texts"], streaming=values["streaming"]),
+        SKDTrainingArguments(
+            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+        ),
+        StudentStart(**{field.name: values[field.name] for field in fields(StudentStart)}),
+        text_column=values["text_column"],
+        teacher_options=teacher_options,
+    )
+    print_facts({"teacher": values["teacher"], **facts, "output": values["output_dir"]})
 
 
 def _refuse_removed(arguments: Sequence[str]) -> None:
