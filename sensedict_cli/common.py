@@ -18,12 +18,12 @@ TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeli
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 
 # What a shell completes, by the placeholder that help shows for a value.
-COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
+COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY, "STUDENT": shtab.DIRECTORY}
 RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
 FILES = (
-    "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
-    "folders of such files, or quoted patterns; or a folder written by Dataset.save_to_disk; or the name of a dataset "
-    "on the Hub"
+    "files ending in .jsonl, .json, .csv, .txt (one text a line), compressed (.gz, .zst) or not, .parquet or .arrow, "
+    "all of the same kind; folders of such files, or quoted patterns; a folder written by Dataset.save_to_disk; a "
+    "dataset on the Hub, as NAME, NAME:CONFIG or NAME:CONFIG:SPLIT; or - for lines of standard input"
 )
 
 
@@ -40,6 +40,14 @@ def add(container: argparse._ActionsContainer, name: str, metavar: str, help: st
 def add_flag(container: argparse._ActionsContainer, name: str, help: str) -> None:
     """Add an option that is off by default: `--name` or, as argument files write it, `--name=true`."""
     container.add_argument(name, metavar="true|false", help=help, type=boolean, nargs="?", const=True, default=False)
+
+
+def add_quiet(sub: argparse.ArgumentParser) -> None:
+    add_flag(sub, "--quiet", "print results, warnings and errors only: no progress")
+
+
+def add_dry_run(sub: argparse.ArgumentParser) -> None:
+    add_flag(sub, "--dry-run", "only say what would be read, run and written, with disk, memory and time")
 
 
 def boolean(text: str) -> bool:

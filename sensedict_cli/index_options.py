@@ -2,7 +2,7 @@
 
 import argparse
 
-from .common import FILES, add, add_device, add_flag, add_texts, add_trust
+from .common import FILES, add, add_device, add_flag, add_quiet, add_texts, add_trust
 from .parsing import AnyOrder
 
 EMBEDDED = "embedded"
@@ -45,6 +45,8 @@ def add_index(sub: argparse.ArgumentParser) -> None:
     merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
     add(merge, "--output", "DIR", "new folder for the index", required=True)
+    for action in (build, search, merge):
+        add_quiet(action)
 
 
 def _add_engine(action: argparse.ArgumentParser, about: str, default: str | None) -> None:

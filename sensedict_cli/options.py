@@ -18,8 +18,10 @@ from .common import (
     TASKS,
     add,
     add_device,
+    add_dry_run,
     add_flag,
     add_push,
+    add_quiet,
     add_teacher,
     add_texts,
     add_trust,
@@ -51,6 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=name != "distill",  # an option added later must not change what an argument file means
         )
         add_options(sub)
+        if name in ("build", "distill"):
+            add_dry_run(sub)
+        if name != "index":  # its actions have the option
+            add_quiet(sub)
     return parser
 
 
@@ -130,6 +136,18 @@ def _add_info(sub: argparse.ArgumentParser) -> None:
 
 def _add_card(sub: argparse.ArgumentParser) -> None:
     add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    add_trust(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    add(sub, "student", "STUDENT", "folder of a student, or its name on the Hub")
+    about = "new folder: the student with onnx/model.onnx, for any batch size and length; needs the extra 'onnx'"
+    add(sub, "--onnx", "DIR", about, required=True)
+    add_flag(sub, "--int8", "also write onnx/model_quantized.onnx, whose matrices and activations are int8")
+    about = (
+        "largest distance of a vector from PyTorch's, as a share of its length (default: 0.001, and 0.25 with --int8)"
+    )
+    add(sub, "--tolerance", "SHARE", about, type=float)
     add_trust(sub)
 
 
@@ -251,6 +269,9 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     about = "the teacher, which has to read the texts again (default: the model named in the dictionary)"
     add(sub, "--teacher", "MODEL", about)
     add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
+    add_flag(sub, "--json", "print the senses as JSON")
+    about = "with --texts: also draw hidden states and senses into this file, such as senses.png"
+    add(sub, "--plot", "FILE", about)
     add_teacher(sub)
 
 
@@ -285,6 +306,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_card,
         "DIR",
         "write the card of a model if it has none, or add to that of another library how the model loads",
+    ),
+    "export": (
+        _add_export,
+        "STUDENT --onnx DIR [--int8] [options]",
+        "save a student with an ONNX file, and check that it returns the same vectors",
     ),
     "verify": (
         _add_verify,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .evaluation_language import evaluate_language_modeling
+    from .models.onnx_export import export_onnx
     from .retrieval.engine import SenseCollection
     from .retrieval.index import SenseIndex
     from .retrieval.router import save_router
@@ -79,6 +80,7 @@ _LAZY = {
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
+    "export_onnx": ".models.onnx_export",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
@@ -118,6 +120,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
+    "export_onnx",
     "find_occurrences",
     "load_senses",
     "load_teacher",

@@ -47,6 +47,7 @@ NEEDED = {
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
+    "export": ["s", "--onnx", "o"],
     "index": ["search", "d", "question"],
     "demo": [],
 }

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
@@ -124,3 +125,8 @@ def check_path(name: str, value: Any) -> None:
     """
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise ValueError(f"{name}={value!r}: give the name of a folder")
+
+
+def is_traced() -> bool:
+    """Return whether torch is tracing a model now, so that no number can be read from a tensor and checked."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .arguments import check_choice, check_flag, check_integer, check_metadata, check_number
+from .arguments import check_choice, check_flag, check_integer, check_metadata, check_number, is_traced
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -289,7 +289,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                     "positions differ; give both of the same batch"
                 )
             is_outside &= attention_mask.bool()
-        if is_outside.any():
+        if not is_traced() and is_outside.any():
             raise ValueError(
                 f"token id {int(input_ids[is_outside][0])} is outside the dictionary's vocabulary of "
                 f"{self.vocab_size} tokens: it comes from another tokenizer"

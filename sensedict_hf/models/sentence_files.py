@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
 from .prompts import Prompt
+from .tokenization import tokenize
 
 # Names of the poolings in the settings of sentence-transformers, which all its versions read.
 POOLINGS = {
@@ -150,7 +151,7 @@ def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:
 
 def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether no token covers the end of a prompt and the beginning of the text after it."""
-    ids = tokenizer(prompt)["input_ids"]
+    ids = tokenize(tokenizer, prompt)["input_ids"]
     length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
     return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
 
