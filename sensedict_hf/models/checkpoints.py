@@ -210,7 +210,7 @@ def apply_sentence_transformers(
             not_read += [name for name, value in settings.items() if OTHER_SETTINGS.fullmatch(name) and _counts(value)]
         elif kind == "StaticEmbedding":
             continue
-        elif step := _read_step(kind, read(f"{path}/config.json") or {}):
+        elif step := read_step(kind, read(f"{path}/config.json") or {}):
             found.sentence_head.append(step)
             found.sentence_head_folders.append(path)
         else:
@@ -245,8 +245,13 @@ def _counts(value: Any) -> bool:
     return bool(value.keys() - HARMLESS_ARGUMENTS) if isinstance(value, dict) else bool(value)
 
 
-def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one."""
+def read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one.
+
+    Args:
+        kind: Name of its class.
+        settings: Content of its file `config.json`.
+    """
     if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         return None
     if kind == "Normalize":
