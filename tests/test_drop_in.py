@@ -142,6 +142,16 @@ def test_what_sentence_transformers_has_trained_is_loaded_here_too(texts, tmp_pa
     assert "trust_remote_code=True" in path.read_text() and "generated_from_trainer" in path.read_text()
 
 
+def test_a_cross_encoder_starts_from_a_student(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path / "student")
+    model = sentence_transformers.CrossEncoder(str(tmp_path / "student"), num_labels=1, device="cpu")
+    pairs = [(texts[0], texts[1]), (texts[2], texts[3])]
+    model.save_pretrained(str(tmp_path / "reranker"))
+    again = sentence_transformers.CrossEncoder(str(tmp_path / "reranker"), device="cpu")
+    assert again.predict(pairs) == pytest.approx(model.predict(pairs), abs=1e-5)
+
+
 def test_a_dense_layer_needs_its_weights(tmp_path, teacher_folder, texts):
     folder = teacher_folder / "2_Dense"
     folder.mkdir()
