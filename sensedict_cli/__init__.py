@@ -18,7 +18,7 @@ from pathlib import Path
 from .options import make_parser
 
 # The module in sensedict_hf.cli that has the function of a subcommand.
-MODULES = {"distill": "distill", "evaluate": "evaluate", "export": "export", "index": "index"}
+MODULES = {"card": "card", "distill": "distill", "evaluate": "evaluate", "export": "export", "index": "index"}
 MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verify"), "dictionaries")
 
 # Other accepted names of options, which help does not show: old names, and names in transformers.
@@ -33,7 +33,7 @@ OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
 
 # What a wrong input, or a machine without room, raises. The others are of libraries that are not imported here.
 INPUT_ERRORS = (ValueError, OSError, ImportError, MemoryError, OverflowError)
-FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError")
+FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError", "ConnectError", "ConnectTimeout")
 # Options that name a model or a dictionary: a folder, or a name on the Hub.
 SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update", "student")
 

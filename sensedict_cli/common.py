@@ -63,6 +63,11 @@ def add_texts(sub: argparse.ArgumentParser, help: str, required: bool = False) -
     add(sub, "--text-column", "NAME", "column of the texts in a dataset", default="text")
 
 
+def add_push(sub: argparse.ArgumentParser, what: str, **settings: Any) -> None:
+    about = f"also upload {what}, with its card, to this repository on the Hub"
+    add(sub, "--push-to-hub", "NAME", about, **settings)
+
+
 def add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that say how a teacher, or a model to evaluate, is loaded; return their group."""
     group = sub.add_argument_group("loading the model")

@@ -20,6 +20,7 @@ from .common import (
     add_device,
     add_dry_run,
     add_flag,
+    add_push,
     add_quiet,
     add_teacher,
     add_texts,
@@ -96,6 +97,7 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
     add(vectors, "--max-length", "N", about, type=int)
     add_flag(vectors, "--truncation", "cut off texts at --max-length instead of splitting them")
 
+    add_push(sub, "the dictionary")
     later = sub.add_argument_group("adding texts later")
     add_flag(later, "--keep-samples", "keep the sampled vectors in the output folder, so that --update can use them")
     about = "add the texts to this dictionary, which was built with --keep-samples; the result goes to --output"
@@ -132,6 +134,11 @@ def _add_info(sub: argparse.ArgumentParser) -> None:
     add_trust(sub)
 
 
+def _add_card(sub: argparse.ArgumentParser) -> None:
+    add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    add_trust(sub)
+
+
 def _add_export(sub: argparse.ArgumentParser) -> None:
     add(sub, "student", "STUDENT", "folder of a student, or its name on the Hub")
     about = "new folder: the student with onnx/model.onnx, for any batch size and length; needs the extra 'onnx'"
@@ -164,6 +171,7 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
     add_flag(sub, "--streaming", "read the texts as they are needed, without a copy on disk; needs --max-steps")
+    add_push(sub, "the finished student", nargs="?", const="true")  # alone as in transformers, with --hub-model-id
     about = "texts to evaluate on during training; needs --eval-strategy"
     add(sub, "--eval-texts", "FILE", about, nargs="+")
 
@@ -238,6 +246,7 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     about = "share of the model's hidden states that is mixed with the senses, 0 to 1" + stored
     add(sub, "--residual", "SHARE", about, type=float)
     add(sub, "--output", "FILE", "also write the scores to this file, as JSON")
+    add_flag(sub, "--card", "also write the scores to the card of the model, in its folder or on the Hub")
 
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
@@ -292,6 +301,11 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         _add_info,
         "DIR [--json]",
         "say what a folder holds, without loading it",
+    ),
+    "card": (
+        _add_card,
+        "DIR",
+        "write the card of a model if it has none, or add to that of another library how the model loads",
     ),
     "export": (
         _add_export,

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
@@ -85,6 +86,29 @@ def read_dataset(
     if len(kinds) > 1:
         raise ValueError(f"the files are of different kinds ({', '.join(kinds)}): convert them to one kind")
     return read_files(paths, streaming=streaming)
+
+
+def dataset_names(texts: Texts) -> list[str]:
+    """Return the names of the data sets on the Hub that texts come from, as far as they are known.
+
+    Args:
+        texts: The texts.
+    """
+    sources = getattr(getattr(texts, "info", None), "download_checksums", None) or {}
+    found = (re.match("hf://datasets/([^@]+)@", source) for source in sources)
+    return sorted({match[1] for match in found if match})
+
+
+def with_datasets(card_data: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Any] | None:
+    """Return metadata of a model card with more names of data sets; None if it says nothing.
+
+    Args:
+        card_data: The metadata, as in :class:`SenseEmbeddingConfig`.
+        names: The names to add.
+    """
+    known = dict(card_data or {})
+    names = sorted({*known.pop("datasets", []), *names})
+    return known | ({"datasets": names} if names else {}) or None
 
 
 def _split_name(name: str) -> tuple[str, str | None, str | None]:

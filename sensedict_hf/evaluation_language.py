@@ -12,7 +12,7 @@ from .data import Texts, iterate_texts
 from .models.attention import evaluating
 from .models.configuration_sense_embedding import next_tokens
 from .models.encoding import pad_batch, padding_id
-from .models.tokenization import check_max_length, model_max_length
+from .models.tokenization import check_max_length, model_max_length, tokenize
 from .models.windows import cut_windows
 
 
@@ -59,7 +59,7 @@ def evaluate_language_modeling(
 
     # Cut the texts into windows, the longest first.
     strings = list(iterate_texts(texts, text_column))
-    rows = [np.asarray(row) for row in tokenizer(strings, verbose=False)["input_ids"]] if strings else []
+    rows = [np.asarray(row) for row in tokenize(tokenizer, strings, verbose=False)["input_ids"]] if strings else []
     windows = cut_windows(np.array([len(row) for row in rows], dtype=np.int64), width)
     order = np.argsort(windows.start - windows.stop, kind="stable")
     order = order[(windows.stop - windows.start)[order] > 1]

@@ -21,7 +21,8 @@ OPTIONAL = {
     "demo/run.py": "demo",
     "building/inspection.py": "demo",
     "retrieval/router.py": "retrieval",
-    "retrieval/sparse.py": "qdrant",
+    "retrieval/engine.py": "engine",
+    "cli/index.py": "engine",
 }
 
 

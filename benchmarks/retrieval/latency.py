@@ -59,7 +59,7 @@ def main() -> None:
         texts = corpus + wikipedia_passages(options.data, PASSAGES)
         SenseIndex.build(teacher, build_sense_dictionary(teacher, texts), texts).save(folder)
     index = SenseIndex.load(folder, model=teacher)
-    real, table = index._documents, index.senses.dequantized().float()
+    real, table = index.documents, index.senses.dequantized().float()
     queries = questions[:: len(questions) // QUERIES][:QUERIES]
     vectors = [tokens for _, tokens in encode_queries(TokenEncoder(teacher, index.senses), queries)]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ..models.tokenization import special_token_counts
+from ..models.tokenization import special_token_counts, tokenize
 
 
 @dataclass
@@ -66,7 +66,7 @@ def align_texts(
     before, after = min(prefix, teacher_prefix), min(suffix, teacher_suffix)
     # verbose=False: no warning of texts longer than the model's limit, since windows are cut from them
     options = {"return_attention_mask": False, "return_offsets_mapping": True, "verbose": False}
-    own, theirs = tokenizer(texts, **options), teacher_tokenizer(texts, **options)
+    own, theirs = tokenize(tokenizer, texts, **options), tokenize(teacher_tokenizer, texts, **options)
     for number, text in enumerate(texts):
         blank = np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
         # The index of each character if white space is not counted.

@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
 from ..models.prompts import Prompt
-from ..models.tokenization import check_offsets, special_token_counts
+from ..models.tokenization import check_offsets, special_token_counts, tokenize
 from .alignment import align_texts
 from .corpus_files import (
     ALIGNMENT_FILES,
@@ -255,7 +255,7 @@ def _token_ids(
     if prompt is None:
         suffix = special_token_counts(tokenizer)[1]
         # verbose=False: no warning of texts longer than the model's limit, since windows are cut from them
-        rows = tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
+        rows = tokenize(tokenizer, batch, return_attention_mask=False, verbose=False)["input_ids"]
     else:
         before, after = prompt.around(tokenizer)
         suffix, rows = len(after), [before + ids + after for ids in prompt.content(tokenizer, batch)]

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..data import with_datasets
 from ..models.arguments import check_integer
 from ..models.configuration_sense_embedding import (
     SAME_VECTORS,
@@ -81,6 +82,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     # Make a dictionary from the result.
     num_tokens = [int(dictionary.usage.sum()) for dictionary in dictionaries]
     before = sum(config.distortion * number for config, number in zip(configs, num_tokens)) / sum(num_tokens)
+    datasets = [name for config in configs for name in (config.card_data or {}).get("datasets", [])]
     merged = SenseEmbeddingModel(
         SenseEmbeddingConfig(
             num_senses=len(found.senses),
@@ -93,6 +95,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
             method_value=budget,
             num_texts=sum(config.num_texts or 0 for config in configs),
             num_tokens=sum(num_tokens),
+            card_data=with_datasets(first.card_data, datasets),
             sensedict_version=version("sensedict_hf"),
             **{name: getattr(first, name) for name in TEACHER_NAMES + SAME_VECTORS},
         )

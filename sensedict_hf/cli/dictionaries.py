@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
@@ -39,6 +40,10 @@ def build(options: argparse.Namespace) -> None:
         _estimate(options)
         return
     state = process_state()
+    # A wrong name or token is found out before the work.
+    repository = None
+    if options.push_to_hub and state.is_main_process:
+        repository = HfApi().create_repo(options.push_to_hub, exist_ok=True).repo_id
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
@@ -79,6 +84,8 @@ def build(options: argparse.Namespace) -> None:
         print(
             f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}"
         )
+        if repository is not None:
+            print(f"uploaded: {senses.push_to_hub(repository).commit_url}")
 
 
 def _estimate(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import HfArgumentParser
 
+from sensedict_cli.common import boolean
 from sensedict_cli.options import SUBCOMMANDS
 
 from ..data import read_dataset
@@ -79,7 +80,7 @@ def distill(options: argparse.Namespace) -> None:
     if are_progress_bars_disabled():  # transformers' Trainer does not ask this switch; a given --disable-tqdm wins
         options.trainer_arguments.insert(0, "--disable-tqdm=true")
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
-    values = vars(options)
+    values = vars(options) | read_push(options.push_to_hub)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
     if options.dry_run:
         _estimate(values, TeacherArguments.of(options).loading())
@@ -106,6 +107,14 @@ def distill(options: argparse.Namespace) -> None:
     senses = cast(SKDStudentModel, student.base_model).senses
     size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
     print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")
+
+
+def read_push(given: str | bool | None) -> dict[str, Any]:
+    """Return the settings that `--push-to-hub` stands for: with a name, or `true` or `false` as in transformers."""
+    try:
+        return {"push_to_hub": boolean(str(given or "false"))}
+    except argparse.ArgumentTypeError:
+        return {"push_to_hub": True, "hub_model_id": given}
 
 
 def _estimate(values: dict[str, Any], teacher_options: dict[str, Any]) -> None:

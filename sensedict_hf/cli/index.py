@@ -1,21 +1,26 @@
-"""The subcommand `index`: build a sense index of texts, search it, and merge several."""
+"""The subcommand `index`: build a sense index of texts, search it, copy it into an engine, and merge several."""
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
+from sensedict_cli.index_options import EMBEDDED
+
 from ..data import iterate_texts, read_dataset
 from ..models.loading import load_senses
 from ..processes import process_state
 from ..retrieval.encoding import load_encoder
+from ..retrieval.engine import SenseCollection
 from ..retrieval.index import SenseIndex
 from ..retrieval.index_files import check_target
 from .teacher import check_device
 
 
 def index(options: argparse.Namespace) -> None:
-    """Build an index, search one, or merge several."""
-    {"build": build, "search": search, "merge": merge}[options.action](options)
+    """Build an index, search one, copy it into an engine, or merge several."""
+    {"build": build, "search": search, "fill": fill, "merge": merge}[options.action](options)
 
 
 def build(options: argparse.Namespace) -> None:
@@ -45,6 +50,30 @@ def build(options: argparse.Namespace) -> None:
     print_size(made, options.output)
     if made.num_own_rows:
         print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
+
+
+def fill(options: argparse.Namespace) -> None:
+    """Copy the documents of an index into a search engine, and print how many there are."""
+    collection = open_collection(SenseIndex.load(options.index), options)
+    collection.fill()
+    print(f"{len(collection):,} texts in the collection {options.collection!r}")
+
+
+def open_collection(index: SenseIndex, options: argparse.Namespace) -> SenseCollection:
+    """Return the collection that `--engine` and `--collection` name.
+
+    Raises:
+        ValueError: Milvus is not installed, does not answer, or has other documents under this name.
+    """
+    try:
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError as error:
+        raise ValueError('--engine needs Milvus: pip install "sensedict_hf[engine]"') from error
+    place = str(Path(options.index) / "milvus.db") if options.engine == EMBEDDED else options.engine
+    try:
+        return SenseCollection(index, MilvusClient(place), options.collection)
+    except MilvusException as error:
+        raise ValueError(f"--engine {place}: {error}") from error
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -83,8 +112,12 @@ def search(options: argparse.Namespace) -> None:
         queries = list(iterate_texts(read_dataset(options.queries), options.text_column))
     else:
         queries = [options.question]
-    found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
-    for query, ids, values in zip(queries, found, scores.tolist()):
+    if options.engine is None:
+        found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
+    else:
+        collection = open_collection(loaded, options)
+        found, scores = zip(*(collection.search(query, options.top_k) for query in queries))
+    for query, ids, values in zip(queries, found, map(np.ndarray.tolist, scores)):
         if options.json:
             rounded = [round(value, 5) for value in values]
             print(json.dumps({"query": query, "ids": ids, "scores": rounded}, ensure_ascii=False))

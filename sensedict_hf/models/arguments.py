@@ -94,6 +94,25 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
 
 
+def check_metadata(name: str, value: Any) -> None:
+    """Check an argument that holds metadata of a model card, or None.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: strings and lists of strings, by their names.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if value is not None and not (isinstance(value, dict) and all(map(is_text, value.values()))):
+        raise ValueError(f"{name}={value!r:.80}: give strings and lists of strings by their names, or None")
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string or a list of strings."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
 def check_path(name: str, value: Any) -> None:
     """Check an argument that must name a file or a folder.
 

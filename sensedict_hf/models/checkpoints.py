@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .arguments import is_text
 from .files import read_json_file
 from .prompts import Prompt
 
@@ -23,6 +26,8 @@ SENTENCE_TRANSFORMERS_SETTINGS = [
 # Those among them that change the vectors, and that are not read here. Older versions wrote `args`.
 OTHER_SETTINGS = re.compile("(model|config|tokenizer|processor|processing)_(args|kwargs)|tokenizer_name_or_path")
 HARMLESS_ARGUMENTS = {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code"}
+# What is taken over from a model's card.
+CARD_FIELDS = ("license", "license_name", "license_link", "language")
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
 # LLM2Vec puts a template around the texts of these models.
 LLM2VEC_TEMPLATES = {
@@ -57,6 +62,7 @@ class Checkpoint:
         sentence_head_folders: The folder of each of these modules.
         similarity_fn_name: How sentence-transformers compares vectors. None: the files do not say.
         lower_case: Whether texts are lower-cased whatever the tokenizer does.
+        card_data: Licence and language, as the card says.
     """
 
     base: str
@@ -73,6 +79,7 @@ class Checkpoint:
     sentence_head_folders: list[str] = field(default_factory=list)
     similarity_fn_name: str | None = None
     lower_case: bool = False
+    card_data: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -108,6 +115,7 @@ def read_checkpoint(
         found.adapters.append(source)
         if any(read_json(source, name, revision) for name in ("tokenizer_config.json", "tokenizer.json")):
             found.tokenizer = source
+    found.card_data |= read_card(source, revision)
     found.is_llm2vec |= settings is not None or _is_llm2vec(config) or _is_llm2vec(own or {})
     # Further adapters; the settings of the last one count.
     for adapter in adapters:
@@ -280,6 +288,30 @@ def read_json(source: str, name: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: The file is broken.
     """
+    path = _find_file(source, name, revision)
+    return read_json_file(path) if path else None
+
+
+def read_card(source: str, revision: str | None = None) -> dict[str, Any]:
+    """Return the licence and the language that the card of a model names, as far as it does.
+
+    Args:
+        source: Name of the repository, or the folder.
+        revision: Revision of the repository.
+    """
+    path = _find_file(source, "README.md", revision)
+    if path is None:
+        return {}
+    try:
+        data: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):  # a card that cannot be read says nothing
+        return {}
+    found = {name: data.get(name) for name in CARD_FIELDS}
+    return {name: value for name, value in found.items() if value and is_text(value)}
+
+
+def _find_file(source: str, name: str, revision: str | None) -> Path | None:
+    """Return the path of a small file in a repository or folder; None if there is none."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
-    return read_json_file(Path(path)) if path else None
+    return Path(path) if path else None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .arguments import check_choice, check_flag, check_integer, check_number, is_traced
+from .arguments import check_choice, check_flag, check_integer, check_metadata, check_number, is_traced
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -78,6 +78,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         seed: Seed of the build.
         num_texts: Number of texts in the corpus.
         num_tokens: Number of tokens in the corpus.
+        card_data: Metadata of the model card: licence and language of the teacher, names of the texts on the Hub.
         sensedict_version: Version of this package that wrote the dictionary.
         format_version: Version of the file format.
         kwargs: Other fields of every config of transformers.
@@ -122,6 +123,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         seed: int | None = None,
         num_texts: int | None = None,
         num_tokens: int | None = None,
+        card_data: dict[str, Any] | None = None,
         sensedict_version: str | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
@@ -153,6 +155,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.seed = seed
         self.num_texts = num_texts
         self.num_tokens = num_tokens
+        self.card_data = card_data
         self.sensedict_version = sensedict_version
         self.format_version = format_version
         self.check()
@@ -184,6 +187,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         check_choice("key", self.key, KEYS)
         check_choice("senses_dtype", self.senses_dtype, SENSES_DTYPES)
         check_flag("learn_senses", self.learn_senses)
+        check_metadata("card_data", self.card_data)
         check_assignment(self.assignment)
         check_residual(self.residual)
         check_number("distortion", self.distortion, least=0)

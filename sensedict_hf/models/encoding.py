@@ -15,7 +15,7 @@ from transformers.utils.logging import tqdm
 
 from .arguments import check_integer
 from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
-from .tokenization import check_offsets, count_embeddings
+from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
 
 logger = logging.get_logger(__name__)
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -239,7 +239,8 @@ class BatchEncoder:
         # Tokenizers that know a word by the space before it lose that space with `is_split_into_words`, so the words
         # are joined.
         joined = [" ".join(sentence) for sentence in sentences]
-        encoding = self.tokenizer(joined, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        cut = {"truncation": True, "max_length": self.max_length}
+        encoding = tokenize(self.tokenizer, joined, return_offsets_mapping=True, **cut)
         _check_rows(encoding["input_ids"], sentences, first)
         vectors: dict[int, Tensor] = {}
         for batch, hidden_states, _ in self._run(encoding["input_ids"], progress):
@@ -313,13 +314,15 @@ class RaggedEncoder(BatchEncoder):
         if self.prompt is None and all(isinstance(text, str) for text in texts):
             # The longest row of other models includes special tokens, so that texts are cut at the same place.
             longest = max(1, self.max_length - len(self.special_token_ids))
-            if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is None:
+            if not self.tokenizer.is_fast:
                 cut = {"truncation": True, "max_length": longest}
-                return list(self.tokenizer(texts, add_special_tokens=False, **cut)["input_ids"])
+                return list(tokenize(self.tokenizer, texts, add_special_tokens=False, **cut)["input_ids"])
             # A fifth faster than through `tokenizer`, as nobody asks for the characters of each token.
-            backend.no_padding()
-            backend.enable_truncation(longest, direction=self.tokenizer.truncation_side)
-            rows = backend.encode_batch_fast(texts, add_special_tokens=False)
+            with private_copy(self.tokenizer) as tokenizer:
+                backend: Any = tokenizer.backend_tokenizer
+                backend.no_padding()
+                backend.enable_truncation(longest, direction=tokenizer.truncation_side)
+                rows = backend.encode_batch_fast(texts, add_special_tokens=False)
             if num_cut := sum(bool(row.overflowing) for row in rows):
                 _warn_of_cut(num_cut, len(rows), self.max_length)
             return [row.ids for row in rows]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .tokenization import tokenize
+
 # Tokenizers with the same vocabulary differ in what they do with case, accents, digits, white space, scripts and
 # symbols.
 PROBE = "The naïve CAFÉ's 1,234.5 e-mails\tcost  $67 & 8%?\n日本語 Привет 😀 don't_re-use it…"
@@ -35,7 +37,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     words = [token for token, _ in vocabulary[:: 1 + len(vocabulary) // PROBE_TOKENS]]
     probes = [PROBE, " ".join(words).lower(), " ".join(words).upper()]
-    tokenized = [tokenizer(probe, truncation=False, verbose=False)["input_ids"] for probe in probes]
+    tokenized = [tokenize(tokenizer, probe, truncation=False, verbose=False)["input_ids"] for probe in probes]
     return sha256(json.dumps([vocabulary, tokenized]).encode()).hexdigest()[:16]
 
 

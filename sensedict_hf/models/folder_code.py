@@ -24,7 +24,10 @@ CLASSES = {
     },
 }
 TEMPLATE = '''\
-"""Classes of sensedict_hf: those of the installed package, or else {fallback}."""
+"""Classes of sensedict_hf: those of the installed package, or else {fallback}.
+
+transformers and sentence-transformers use them with `trust_remote_code=True`, or after `import sensedict_hf`.
+"""
 
 try:
     from sensedict_hf import (
@@ -79,6 +82,11 @@ def write_code(folder: str | os.PathLike[str], model_type: str, with_code: bool 
     otherwise = "\n".join(f"    {line}" for line in lines)
     text = TEMPLATE.format(fallback=fallback, names=names, caught=caught, otherwise=otherwise)
     Path(folder, f"{ENTRY}.py").write_text(text, encoding="utf-8")
+
+
+def has_code(folder: str | os.PathLike[str]) -> bool:
+    """Return whether the code of a model was saved with it."""
+    return any(path.stem != ENTRY for path in Path(folder).glob("*.py"))
 
 
 def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> None:

@@ -243,7 +243,7 @@ class SensePreTrainedModel(PreTrainedModel):
                 self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            card = model_card(self.config, card_name, license, with_code)
+            card = model_card(self.config, ready, name=card_name, license=license)
             data: Any = card.data
             data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
             card.save(ready / "README.md")

@@ -12,7 +12,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenization import count_embeddings, special_token_counts
+from .tokenization import count_embeddings, special_token_counts, tokenize
 
 # Fields of the backbone's config that a user may choose.
 SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
@@ -120,7 +120,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
         layer: Index of the hidden states.
     """
     prefix, suffix = special_token_counts(teacher.tokenizer)
-    around = teacher.tokenizer("a")["input_ids"]
+    around = tokenize(teacher.tokenizer, "a")["input_ids"]
     before, after = torch.tensor(around[:prefix]), torch.tensor(around[len(around) - suffix :])
     known = min(vocab_size, count_embeddings(teacher.model))
     parts = []
@@ -140,7 +140,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
 def surrounding_ids(teacher: Teacher) -> list[int]:
     """Return the ids of the special tokens that the tokenizer puts around a text, in ascending order."""
     prefix, suffix = special_token_counts(teacher.tokenizer)
-    ids = teacher.tokenizer("a")["input_ids"]
+    ids = tokenize(teacher.tokenizer, "a")["input_ids"]
     return sorted({*ids[:prefix], *ids[len(ids) - suffix :]})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .tokenization import check_offsets
+from .tokenization import check_offsets, tokenize
 from .windows import SMALLEST_WIDTH, cut_windows
 
 logger = logging.get_logger(__name__)
@@ -139,12 +139,14 @@ class Prompt:
         if self.pooled == "text":
             return [self._cut(row.input_ids, row.begin, row.end, max_length) for row in self._locate(tokenizer, parts)]
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-        encoding = tokenizer(["".join(part) for part in parts], **cut)
+        encoding = tokenize(tokenizer, ["".join(part) for part in parts], **cut)
         rows = encoding["input_ids"]
         are_cut = [bool(row.overflowing) for row in encoding.encodings or ()] or [False] * len(rows)
         if self.pooled == "all":
             return [PromptedRow(ids, 0, len(ids), is_cut) for ids, is_cut in zip(rows, are_cut)]
-        ends = tokenizer([text + tail for _, text, tail in parts], add_special_tokens=False, **cut)["input_ids"]
+        ends = tokenize(tokenizer, [text + tail for _, text, tail in parts], add_special_tokens=False, **cut)[
+            "input_ids"
+        ]
         # If text and tail have no tokens, the whole row is pooled.
         begins = [max(0, len(ids) - len(end)) if end else 0 for ids, end in zip(rows, ends)]
         return [PromptedRow(ids, begin, len(ids), is_cut) for ids, begin, is_cut in zip(rows, begins, are_cut)]
@@ -243,7 +245,8 @@ class Prompt:
         """Yield the token ids of each text with its prompt; `begin:end` are the tokens of the text alone."""
         check_offsets(tokenizer)
         joined = ["".join(part) for part in parts]
-        encoding = tokenizer(joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        wanted = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+        encoding = tokenize(tokenizer, joined, **wanted)
         columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
         for ids, offsets, special, (head, text, _) in zip(*columns, parts):
             yield PromptedRow(ids, *_find_covered(offsets, special, len(head), len(head) + len(text)))
@@ -356,7 +359,7 @@ def _is_text(text: Any) -> bool:
 def _shorten(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_length: int | None) -> str:
     """Cut words off the end of a text until it has at most `limit` tokens, in the same steps as LLM2Vec."""
     cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-    while (length := len(tokenizer(text, add_special_tokens=False, **cut)["input_ids"])) > limit:
+    while (length := len(tokenize(tokenizer, text, add_special_tokens=False, **cut)["input_ids"])) > limit:
         words = text.split()
         if length and len(words) * limit < length:
             logger.warning_once(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .tokenization import check_offsets
+from .tokenization import check_offsets, tokenize
 
 if TYPE_CHECKING:
     from .modeling_skd_student import SKDStudentModel
@@ -28,7 +28,8 @@ class TokenSense(NamedTuple):
 def senses_in(student: "SKDStudentModel", text: str) -> list[TokenSense]:
     """Return the sense of each token of a text, see :meth:`SKDStudentModel.senses_in`."""
     check_offsets(student.tokenizer)
-    found = student.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+    wanted = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+    found = tokenize(student.tokenizer, text, **wanted)
     ids, limit = found["input_ids"], student.config.max_seq_length
     if len(ids) > limit:
         raise ValueError(f"the text has {len(ids):,} tokens, the student reads {limit:,}: pass it in parts")

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
 from .prompts import Prompt
+from .tokenization import tokenize
 
 # Names of the poolings in the settings of sentence-transformers, which all its versions read.
 POOLINGS = {
@@ -76,6 +77,12 @@ def write_student_files(
     settings = {name: value for name, value in settings.items() if value is not None} | {"prompts": prompts}
     sizes = config.hidden_size, config.pooling, config.max_seq_length
     write_sentence_transformers(folder, *sizes, modules, settings, include_prompt=pools_prompts)
+
+
+def opens_in_sentence_transformers(folder: str | os.PathLike[str]) -> bool:
+    """Return whether sentence-transformers opens a saved student, and does not fail for its prompt."""
+    modules = Path(folder, "modules.json")
+    return modules.is_file() and REFUSAL not in modules.read_text(encoding="utf-8")
 
 
 def write_sentence_transformers(
@@ -144,7 +151,7 @@ def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:
 
 def _ends_with_a_token(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether no token covers the end of a prompt and the beginning of the text after it."""
-    ids = tokenizer(prompt)["input_ids"]
+    ids = tokenize(tokenizer, prompt)["input_ids"]
     length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)  # as sentence-transformers counts
     return not prompt or length == Prompt(prompt + "{text}").tokenize(tokenizer, ["a"], None)[0].begin
 

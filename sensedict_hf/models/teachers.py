@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from .text_encoder import TextEncoder
 from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
+# Folders whose names say nothing of the model in them: a commit in the cache of the Hub, for one.
+NAMELESS = re.compile("model|snapshots|[0-9a-f]{40}")
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Teacher(TextEncoder):
         sentence_head_steps: What :meth:`encode` does with a pooled vector, see :func:`make_sentence_head`.
         sentence_head: The modules of these steps. None: there are none.
         similarity_fn_name: How sentence-transformers compares vectors. None: not known.
+        card_data: The licence and the language that its card names.
 
     Example:
         >>> teacher.pooling, teacher.max_seq_length, teacher.attention
@@ -66,6 +70,7 @@ class Teacher(TextEncoder):
     sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
     sentence_head: torch.nn.Sequential | None = None
     similarity_fn_name: str | None = None
+    card_data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -283,13 +288,15 @@ def load_teacher(
         sentence_head_steps=checkpoint.sentence_head,
         sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
         similarity_fn_name=checkpoint.similarity_fn_name,
+        card_data=checkpoint.card_data,
     )
 
 
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
-    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+    A folder in the cache of the Hub is a repository. A folder that is called just `model`, or by the id of a commit,
+    has the name of its parent.
 
     Args:
         name: The repository, or the path of the folder.
@@ -301,9 +308,10 @@ def origin_of(name: str) -> str:
     if not os.path.isdir(name):
         return name
     path = Path(name).resolve()
-    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
-        return path.parents[1].name.removeprefix("models--").replace("--", "/")
-    return path.parent.name if path.name == "model" else path.name
+    while NAMELESS.fullmatch(path.name) and path.parent.name:
+        path = path.parent
+    is_cached = path.name.startswith("models--")
+    return path.name.removeprefix("models--").replace("--", "/") if is_cached else path.name
 
 
 def _refuse(what: str, **arguments: Any) -> None:

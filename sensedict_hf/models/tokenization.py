@@ -1,10 +1,15 @@
-"""Facts about a tokenizer: its longest input, its special tokens, its character offsets."""
+"""Tokenizing, and facts about a tokenizer: its longest input, its special tokens, its character offsets."""
 
 import copy
-from typing import Any
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from tokenizers import normalizers
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
@@ -21,6 +26,77 @@ POSITIONS_AFTER_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
+
+
+class _Copy(NamedTuple):
+    """A copy of a tokenizer, the settings of the tokenizer at that time, and a lock for who uses the copy."""
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: tuple[Any, ...]
+    lock: threading.RLock
+
+
+_copies: WeakKeyDictionary[PreTrainedTokenizerBase, _Copy] = WeakKeyDictionary()
+_copying = threading.Lock()
+
+
+def _forget_copies() -> None:
+    """Drop all copies in a process that was forked: another thread may have held their locks."""
+    global _copying
+    _copies.clear()
+    _copying = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_copies)
+
+
+@contextmanager
+def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+    """Lend a copy of a tokenizer that nobody else uses meanwhile.
+
+    A fast tokenizer keeps the truncation and padding that it was last called with. Two threads that call it with
+    different ones would get each other's.
+
+    Args:
+        tokenizer: The tokenizer. It is neither called nor changed.
+
+    Yields:
+        The copy, or a slow tokenizer itself, which keeps no such settings.
+    """
+    if not tokenizer.is_fast:
+        yield tokenizer
+        return
+    backend: Any = tokenizer.backend_tokenizer
+    parts = [repr(part) for part in (backend.normalizer, backend.pre_tokenizer, backend.post_processor)]
+    split = getattr(tokenizer, "split_special_tokens", False)
+    settings = (*parts, len(tokenizer), tokenizer.truncation_side, split)
+    with _copying:
+        found = _copies.get(tokenizer)
+        if found is None or found.settings != settings:  # the tokenizer was changed
+            found = _copies[tokenizer] = _Copy(copy.deepcopy(tokenizer), settings, threading.RLock())
+    with found.lock:
+        yield found.tokenizer
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[Any], **options: Any) -> BatchEncoding:
+    """Call a tokenizer in a way that is safe while other threads call it too.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: One string or many.
+        options: Options of the call, such as `truncation`.
+
+    Returns:
+        What the tokenizer returns.
+
+    Example:
+        >>> tokenize(teacher.tokenizer, "river bank", add_special_tokens=False)["input_ids"]
+        [2314, 2924]
+    """
+    with private_copy(tokenizer) as own:
+        encoding: BatchEncoding = own(texts, **options)
+    return encoding
 
 
 def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
@@ -137,7 +213,7 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     Raises:
         ValueError: The tokenizer changes the other tokens of a text when it adds special tokens.
     """
-    plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    plain, full = (tokenize(tokenizer, "a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:
             return prefix, len(full) - len(plain) - prefix
@@ -178,7 +254,7 @@ def find_token(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         ValueError: There is none.
     """
-    tokenized = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
+    tokenized = [tokenize(tokenizer, text, add_special_tokens=False)["input_ids"] for text in (token, f" {token}")]
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary[token]] if token in vocabulary else []
     ids += [pieces[0] for pieces in tokenized if len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id]

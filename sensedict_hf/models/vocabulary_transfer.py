@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .layer_transfer import check_weights
 from .teachers import Teacher, load_teacher
-from .tokenization import POSITIONS_AFTER_PADDING
+from .tokenization import POSITIONS_AFTER_PADDING, tokenize
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +99,7 @@ def _new_embeddings(
     # The old tokens of the texts of all others.
     others = [index for index in range(max(new_vocabulary.values()) + 1) if index not in same]
     texts = [str(tokenizer.decode([index])).strip().removeprefix("##") or " " for index in others]
-    pieces = old_tokenizer(texts, add_special_tokens=False)["input_ids"] if others else []
+    pieces = tokenize(old_tokenizer, texts, add_special_tokens=False)["input_ids"] if others else []
     unknown = [0 if old_tokenizer.unk_token_id is None else old_tokenizer.unk_token_id]
     ids_of = same | {index: ids or unknown for index, ids in zip(others, pieces)}
 

@@ -189,6 +189,9 @@ def load_encoder(
 def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
     """Return the name of a model, or the path to it from a folder, so that both can move; empty if none is known.
 
+    A path is known only if the model lies next to the folder, or both are in the working directory. Another one would
+    tell where things are on this machine.
+
     Args:
         model: The model, or its name.
         folder: The folder that keeps the result.
@@ -196,10 +199,12 @@ def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
     name = model if isinstance(model, str) else (model.model if isinstance(model, Teacher) else model).name_or_path
     if not name or not os.path.isdir(name):
         return name or ""
-    try:
-        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
-    except ValueError:  # another drive of Windows
-        return os.path.abspath(name)
+    place, target = Path(folder).resolve(), Path(name).resolve()
+    for common in (place.parent, Path.cwd()):
+        is_around_both = target.is_relative_to(common) and place.is_relative_to(common)
+        if is_around_both and common != Path(common.anchor):
+            return Path(os.path.relpath(target, place)).as_posix()
+    return ""
 
 
 def find_source(

@@ -64,13 +64,12 @@ class SenseIndex:
 
     Attributes:
         senses: The dictionary.
-        ids: The ids of the documents, in the order in which they were added.
+        documents: The rows of the documents, in the order in which they were added.
+        ids: Their ids.
 
     Example:
         >>> from sensedict_hf import SenseIndex
         >>> index = SenseIndex.build(teacher, senses, texts[:50])
-        >>> len(index)
-        50
         >>> ids, scores = index.search(texts[7], top_k=3)
         >>> ids[0], scores.shape
         (7, (3,))
@@ -78,11 +77,11 @@ class SenseIndex:
 
     def __init__(self, senses: SenseEmbeddingModel, content: Part, model: Teacher | SKDStudentModel | str) -> None:
         self.senses, self._model = senses, model
-        self._documents, self._own_rows, self.ids = content
+        self.documents, self._own_rows, self.ids = content
         self._made: Searcher | None = None
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self.documents)
 
     def __repr__(self) -> str:
         return f"SenseIndex({len(self):,} documents, {self.num_rows:,} rows, {self.nbytes / 1e6:.1f} MB)"
@@ -100,7 +99,7 @@ class SenseIndex:
     @property
     def nbytes(self) -> int:
         """Size of the documents in bytes, without the table, which does not grow with them."""
-        return self._documents.rows.nbytes + self._documents.offsets.nbytes
+        return self.documents.rows.nbytes + self.documents.offsets.nbytes
 
     @classmethod
     def build(
@@ -188,11 +187,11 @@ class SenseIndex:
 
     def _join(self, parts: Iterable[Part]) -> None:
         """Add documents that are encoded. The rows that are there do not change."""
-        known = Part(self._documents, OwnRows(self.senses.config.hidden_size), self.ids)
+        known = Part(self.documents, OwnRows(self.senses.config.hidden_size), self.ids)
         whole = join_parts(chain([known], parts), self.senses.config.num_senses, self._own_rows.copy())
         if added := len(whole.own_rows) - len(self._own_rows):
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
-        self._documents, self._own_rows, self.ids, self._made = *whole, None
+        self.documents, self._own_rows, self.ids, self._made = *whole, None
 
     @classmethod
     def merge(cls, indexes: Sequence["SenseIndex"]) -> "SenseIndex":
@@ -214,8 +213,8 @@ class SenseIndex:
             [0, 1, 2, 3, 4, 5, 6, 7, 8]
         """
         first = check_mergeable(indexes)
-        merged = cls(first.senses, Part(first._documents, first._own_rows, first.ids), first._model)
-        merged._join(Part(index._documents, index._own_rows, index.ids) for index in indexes[1:])
+        merged = cls(first.senses, Part(first.documents, first._own_rows, first.ids), first._model)
+        merged._join(Part(index.documents, index._own_rows, index.ids) for index in indexes[1:])
         return merged
 
     def remove(self, ids: Iterable[str] | Iterable[int]) -> None:
@@ -236,7 +235,7 @@ class SenseIndex:
         """
         unwanted = check_known(ids, self.ids)
         kept = np.flatnonzero([name not in unwanted for name in self.ids])
-        self._documents, self._made = self._documents.take(kept), None
+        self.documents, self._made = self.documents.take(kept), None
         self.ids = [name for name in self.ids if name not in unwanted]
 
     def search(
@@ -299,7 +298,7 @@ class SenseIndex:
             >>> index.to_sparse().shape == (5, index.num_rows)
             True
         """
-        return sparse_documents(self._documents, self.num_rows)
+        return sparse_documents(self.documents, self.num_rows)
 
     def explain(
         self, query: str, document: str | int, *, model: Model | None = None, prompt_name: str | None = None
@@ -326,16 +325,19 @@ class SenseIndex:
         check_known([document], self.ids)
         encoder = self.encoder(model, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
-        rows = self._documents.of_document(self.ids.index(document))
-        cosines = self._searcher.cosines(vectors)
-        return find_matches(tokens, cosines, rows, encoder.tokenizer, self.senses, self._own_rows)
+        rows = self.documents.of_document(self.ids.index(document))
+        return find_matches(tokens, self.cosines(vectors), rows, encoder.tokenizer, self.senses, self._own_rows)
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """Return the cosine of each vector of a query, `[tokens, hidden]`, with each row, `[tokens, num_rows]`."""
+        return self._searcher.cosines(vectors)
 
     @property
     def _searcher(self) -> Searcher:
         """The table and the documents, ready to be searched. A change of the index sets it to None."""
         if self._made is None:
             table = torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
-            self._made = Searcher(table, self._documents)
+            self._made = Searcher(table, self.documents)
         return self._made
 
     def encoder(
@@ -363,8 +365,8 @@ class SenseIndex:
         """
         folder = Path(folder)
         check_target(folder)
-        whole = Part(self._documents, self._own_rows, self.ids)
-        write_index(folder, whole, source_of(self._model, folder), self.senses)
+        content = Part(self.documents, self._own_rows, self.ids)
+        write_index(folder, content, source_of(self._model, folder), self.senses)
 
     @classmethod
     def load(
@@ -393,6 +395,5 @@ class SenseIndex:
             raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
         tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
         documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
-        own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
-        found = find_source(manifest["model"], folder, model, trust_remote_code)
-        return cls(senses, Part(documents, own_rows, unpack_ids(tensors)), found)
+        content = Part(documents, OwnRows.of(tensors["own_tokens"], tensors["own_vectors"]), unpack_ids(tensors))
+        return cls(senses, content, find_source(manifest["model"], folder, model, trust_remote_code))

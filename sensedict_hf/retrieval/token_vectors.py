@@ -16,7 +16,7 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher
-from ..models.tokenization import check_max_length, model_max_length, special_token_counts
+from ..models.tokenization import check_max_length, model_max_length, special_token_counts, tokenize
 from ..models.windows import SMALLEST_WIDTH, cut_windows
 
 
@@ -76,7 +76,7 @@ class TokenEncoder:
             self.before, self.after = self.prompt.around(self.tokenizer)
         else:
             prefix, suffix = special_token_counts(self.tokenizer)
-            around = self.tokenizer("a")["input_ids"]
+            around = tokenize(self.tokenizer, "a")["input_ids"]
             self.before, self.after = around[:prefix], around[len(around) - suffix :]
         self.width = self.max_length - len(self.before) - len(self.after)
         if self.width < SMALLEST_WIDTH:
@@ -95,7 +95,8 @@ class TokenEncoder:
             return []
         if self.prompt is not None:
             return self.prompt.content(self.tokenizer, texts)
-        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoding = tokenize(self.tokenizer, list(texts), add_special_tokens=False, verbose=False)
+        rows: list[list[int]] = encoding["input_ids"]
         return rows
 
     def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[TokenBatch]:
