@@ -28,7 +28,7 @@ The data:
 
 `--forms` compares the look-up by groups of positions with the one that pads each position to the largest number of
 senses, and that is chosen for few numbers, see `is_padding_faster`. Each token has 1 to k senses. The table shows how
-many times as fast padding is.
+many times as fast padding is. On a CPU that is CPU time; run it with one thread.
 
 Columns of the other table:
 
@@ -240,13 +240,13 @@ def make_case(
     return Case(*tensors, temperature=width * spread**2)
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the seconds that a call takes."""
+def seconds(call: Callable[[], object], device: str, *, cpu_time: bool = False) -> float:
+    """Return the seconds that a call takes. On a CPU with `cpu_time` waiting for other programs does not count."""
 
     def clock() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.process_time() if cpu_time and device == "cpu" else time.perf_counter()
 
     begin = clock()
     call()
@@ -330,7 +330,9 @@ def compare_forms(widths: Sequence[int], device: str, study: Study) -> None:
             }
             found = [call() for call in calls.values()]
             assert torch.equal(found[0][1], found[1][1])
-            times = {name: [seconds(call, device) for _ in range(TURNS)] for name, call in calls.items()}
+            times = {
+                name: [seconds(call, device, cpu_time=True) for _ in range(TURNS)] for name, call in calls.items()
+            }
             ratios.append(statistics.median(times["grouped"]) / statistics.median(times["padded"]))
         power = math.log2(width * most * positions)
         print(f"| {width} | {most} | {positions} | {power:.1f} | {ratios[0]:.1f} | {ratios[1]:.1f} |", flush=True)
