@@ -3,8 +3,9 @@
     python -m benchmarks.exporting --data FOLDER --student STUDENT
 
 - Each form is scored on STS-B; `benchmarks/README.md` describes FOLDER.
-- Speed is measured in CPU time of one thread, so that other programs count little, on texts of uci_sentiment: 64 single texts, as queries come, and batches of 32.
-  The forms take turns, and the best of three rounds counts. The length of a text is about 15 tokens.
+- Speed is measured in CPU time of one thread, so that other programs count little. The texts are those of
+  uci_sentiment, about 15 tokens long: 64 single ones, as queries come, and 320 in batches of 32. The forms take turns,
+  and the best of three rounds counts.
 - `most` is the largest number of senses of a token, to which the look-up in ONNX pads.
 """
 
