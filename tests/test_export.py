@@ -7,7 +7,12 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from sensedict_cli import main
-from sensedict_hf import SKDStudentModel, build_sense_dictionary, export_onnx
+from sensedict_hf import (
+    SKDStudentForSequenceClassification,
+    SKDStudentModel,
+    build_sense_dictionary,
+    export_onnx,
+)
 from sensedict_hf.models import static_lookup
 from sensedict_hf.models.configuration_sense_embedding import SIMILARITIES
 from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses, store_senses
@@ -82,6 +87,15 @@ def test_a_student_is_exported_and_compiled_with_its_senses(make_student, texts,
             output = form(**large)
             assert torch.equal(output.sense_ids, expected.sense_ids)
             torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier_is_exported(make_student, texts, tmp_path):
+    make_student().save_pretrained(tmp_path)
+    model = SKDStudentForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    sizes = dict.fromkeys(("input_ids", "attention_mask"), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC})
+    exported = torch.export.export(model, (), batch_of(model, texts[:3]), dynamic_shapes=sizes).module()
+    batch = batch_of(model, texts[3:20])
+    torch.testing.assert_close(exported(**batch).logits, model(**batch).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_dictionary_in_which_a_token_gains_senses_is_exported_with_them(make_student):
