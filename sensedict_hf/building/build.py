@@ -70,7 +70,7 @@ class Earlier(NamedTuple):
 
 
 def build_sense_dictionary(
-    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     texts: Texts,
     *,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,

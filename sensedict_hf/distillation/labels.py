@@ -25,7 +25,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.arrow_writer import ArrowWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
@@ -55,7 +55,7 @@ PART_TOKENS = 1 << 17
 
 
 def encode_senses(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | torch.nn.Module | Teacher,
     senses: SenseEmbeddingModel,
     texts: Texts,
     *,

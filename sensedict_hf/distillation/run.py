@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -59,7 +60,7 @@ LOADING = {
 
 
 def distill_student(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | nn.Module | Teacher,
     senses: str | os.PathLike | SenseEmbeddingModel | None,
     texts: Texts,
     *,

@@ -101,7 +101,7 @@ class SKDTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: SKDTrainingArguments,
-        teacher: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+        teacher: str | os.PathLike | nn.Module | Teacher | None = None,
         train_dataset: Texts | TeacherVectors | None = None,
         eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",
@@ -133,7 +133,7 @@ class SKDTrainer(Trainer):
         if self.is_generative and teacher is not None:
             # A model without a name has no tokenizer of its own.
             own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
-            self.teacher, self._language_head = load_language_model(teacher, own, args.device)
+            self.teacher, self._language_head = load_language_model(cast(Any, teacher), own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:

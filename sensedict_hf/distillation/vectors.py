@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ..building.corpus import open_corpus, read_progress
@@ -117,7 +116,7 @@ def _variance(vectors: Tensor) -> float:
 
 
 def encode_vectors(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | torch.nn.Module | Teacher,
     texts: Texts,
     output_dir: str | os.PathLike,
     *,

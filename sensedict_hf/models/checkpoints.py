@@ -1,6 +1,7 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def read_checkpoint(
         name = config.get("_name_or_path") or (own or {}).get("base_model_name_or_path") or found.base
         _apply_llm2vec(found, model_type, Path(name).name, pooling)
     else:
-        _apply_sentence_transformers(found, source, revision, pooling)
+        apply_sentence_transformers(found, lambda name: read_json(source, name, revision), source, pooling)
     return found
 
 
@@ -167,40 +168,54 @@ def _apply_llm2vec(found: Checkpoint, model_type: str, name: str, pooling: str |
     found.prompt = llm2vec_prompt(mode, model_type, name, skip, longest)
 
 
-def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None, pooling: str | None) -> None:
-    """Set how texts are encoded to what the files of sentence-transformers say, if there are any."""
-    modules = read_json(source, "modules.json", revision)
+def apply_sentence_transformers(
+    found: Checkpoint, read: Callable[[str], Any], source: str, pooling: str | None = None
+) -> None:
+    """Set how texts are encoded to what the files of sentence-transformers say, if there are any.
+
+    Args:
+        found: What is known so far, which is changed.
+        read: Returns the content of a file, or None.
+        source: Name of the model, for messages.
+        pooling: Overrides the pooling that the files name.
+
+    Raises:
+        ValueError: The files name what is not supported, and `pooling` is None.
+    """
+    modules = read("modules.json")
     if not modules:
         return
     not_read: list[str] = []
     for module in modules:
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
-            modes = read_json(source, f"{path}/config.json", revision) or {}
+            modes = read(f"{path}/config.json") or {}
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
                 mode = modes["pooling_mode"]
-                active = mode if isinstance(mode, list) else [mode]
+                active = [mode] if isinstance(mode, str) else list(mode)
             names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
             found.include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
-            if path and read_json(source, f"{path}/config.json", revision):
+            if path and read(f"{path}/config.json"):
                 raise ValueError(
                     f"the weights of {source} are in its folder {path}, as old versions of sentence-transformers "
                     "stored them: save it anew, SentenceTransformer(name).save(folder), and give that folder"
                 )
             files = (f"{path}/{name}".lstrip("/") for name in SENTENCE_TRANSFORMERS_SETTINGS)
-            settings: dict[str, Any] = next(filter(None, (read_json(source, file, revision) for file in files)), {})
+            settings: dict[str, Any] = next(filter(None, (read(file) for file in files)), {})
             found.max_seq_length = settings.get("max_seq_length")
             found.lower_case = bool(settings.get("do_lower_case"))
             not_read += [name for name, value in settings.items() if OTHER_SETTINGS.fullmatch(name) and _counts(value)]
-        elif step := _read_step(kind, read_json(source, f"{path}/config.json", revision) or {}):
+        elif kind == "StaticEmbedding":
+            continue
+        elif step := read_step(kind, read(f"{path}/config.json") or {}):
             found.sentence_head.append(step)
             found.sentence_head_folders.append(path)
         else:
             not_read.append(module["type"])
-    general = read_json(source, "config_sentence_transformers.json", revision) or {}
+    general = read("config_sentence_transformers.json") or {}
     found.prompts |= general.get("prompts") or {}
     found.similarity_fn_name = general.get("similarity_fn_name")
     if general.get("truncate_dim"):
@@ -230,8 +245,13 @@ def _counts(value: Any) -> bool:
     return bool(value.keys() - HARMLESS_ARGUMENTS) if isinstance(value, dict) else bool(value)
 
 
-def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one."""
+def read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one.
+
+    Args:
+        kind: Name of its class.
+        settings: Content of its file `config.json`.
+    """
     if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         return None
     if kind == "Normalize":

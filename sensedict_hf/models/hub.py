@@ -149,6 +149,8 @@ class SensePreTrainedModel(PreTrainedModel):
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
+        with reading(source):
+            model._read_other_files(source, options)
         return loaded if output_loading_info else model
 
     @classmethod
@@ -250,6 +252,14 @@ class SensePreTrainedModel(PreTrainedModel):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
+
+    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
+        """Take over what other libraries have changed in these files.
+
+        Args:
+            source: The folder or repository.
+            options: Arguments of `from_pretrained` that say where files are.
+        """
 
     def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
         """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.

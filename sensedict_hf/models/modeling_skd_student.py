@@ -32,7 +32,7 @@ from .modeling_sense_embedding import SenseEmbeddingModel
 from .outputs import SKDStudentOutput
 from .prompts import Prompt, choose_prompt
 from .reading import TokenSense, senses_in
-from .sentence_files import write_student_files
+from .sentence_files import read_student_head, write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
@@ -111,7 +111,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     @classmethod
     def from_teacher(
         cls,
-        teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+        teacher: str | os.PathLike[str] | nn.Module | Teacher,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
@@ -284,6 +284,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
+
+    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
+        head = read_student_head(source, options, self.config, self.sentence_head)
+        self.sentence_head = None if head is None else head.to(self.device)
 
     def senses_in(self, text: str) -> list[TokenSense]:
         """Return the sense of each token of a text, special tokens left out.

@@ -108,8 +108,8 @@ def assign_senses(
         ValueError: The similarity is unknown.
     """
     if most is not None and is_padding_faster(hidden, senses, most):
-        padded = Assignment(*assign_padded(hidden, token_ids, senses, most, temperature))
-        if is_traced() or bool((hidden.sum() + padded.vectors.sum()).isfinite()):
+        padded = Assignment(*assign_padded(hidden.detach(), token_ids, senses, most, temperature))
+        if is_traced() or bool((hidden.detach().sum() + padded.vectors.detach().sum()).isfinite()):
             return padded  # else the other form finds out what is not finite
     token_ids, senses = to_one_device(token_ids, senses)
     if temperature is not None:

@@ -66,7 +66,7 @@ def assign_padded(
     """Assign senses like :func:`assign_senses`, without grouping the positions.
 
     Args:
-        hidden: `[n, hidden]`, the vectors, in any float dtype.
+        hidden: `[n, hidden]`, the vectors, in any float dtype, without gradient.
         token_ids: `[n]`, below the vocabulary size; a negative one has no senses.
         senses: The dictionary, on the device of `hidden`.
         most: The largest number of senses of a token.
@@ -84,10 +84,10 @@ def assign_padded(
     if most == 0:
         return hidden, sense_ids
     if most > 1:
-        sense_ids, mean = _score_in_steps(hidden.detach().float(), starts, sizes, senses, most, temperature)
+        sense_ids, mean = _score_in_steps(hidden.float(), starts, sizes, senses, most, temperature)
     if most == 1 or temperature is None:
         mean = senses.take((starts + sense_ids).masked_fill(~has_senses, 0), hidden.device)
-    return torch.where(has_senses[:, None], mean.to(hidden.dtype), hidden.detach()), sense_ids
+    return torch.where(has_senses[:, None], mean.to(hidden.dtype), hidden), sense_ids
 
 
 def _score_in_steps(

@@ -19,7 +19,9 @@ from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source
 from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
+from .modeling_layer_free import LayerFreeModel
 from .prompts import Prompt, change_prompt, choose_prompt
+from .sentence_teachers import take_apart
 from .text_encoder import TextEncoder
 from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
 
@@ -112,6 +114,10 @@ class Teacher(TextEncoder):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         if layer == -1:
             return cast(Tensor, output.last_hidden_state)
+        if isinstance(self.model, LayerFreeModel):
+            raise ValueError(
+                f"layer {layer} of {self.name}: the model has no layers; choose -1, the vectors of tokens"
+            )
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
             raise ValueError(
                 f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last"
@@ -167,7 +173,7 @@ class Teacher(TextEncoder):
 
 
 def load_teacher(
-    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     *,
     bidirectional: bool | None = None,
     adapters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
@@ -188,7 +194,8 @@ def load_teacher(
 
     Args:
         teacher: A name or folder of transformers, sentence-transformers, LLM2Vec or a PEFT adapter, which is merged
-            into its base model. Or a loaded model, with or without a head, which is put into evaluation mode. Or a
+            into its base model. Or a loaded model, with or without a head, or a `SentenceTransformer`, which is put
+            into evaluation mode. Or a static model of sentence-transformers or model2vec, or its name or folder. Or a
             `Teacher`, which can only be moved to another device.
         bidirectional: True: every token of a decoder attends to all tokens, as in LLM2Vec. False: to itself and the
             tokens before it. The setting is stored in the model's config. Default: what the config says; checkpoints
@@ -241,15 +248,29 @@ def load_teacher(
         return teacher
 
     # The model, and what the files next to its weights say.
-    _check_kind(teacher)
+    if isinstance(teacher, (str, os.PathLike)):
+        teacher = check_source(teacher)
+    parts = take_apart(teacher, revision, pooling)
+    if parts is None:
+        _check_kind(teacher)
     given = adapters or [] if isinstance(adapters, (list, tuple, type(None))) else [adapters]
     names = [check_source(name) for name in given]
-    if isinstance(teacher, PreTrainedModel):
+    if parts is not None:
+        _refuse(
+            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers",
+            adapters=adapters,
+            tokenizer=tokenizer,
+            **loading,
+        )
+        model, tokenizer, checkpoint, source = parts.model, parts.tokenizer, parts.checkpoint, parts.name
+        if device is not None:
+            move_model(model, device)
+    elif isinstance(teacher, PreTrainedModel):
         _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
         source = str(teacher.name_or_path or "")
         model, checkpoint = take_model(teacher, names, revision, pooling, device)
     else:
-        source = check_source(teacher)
+        source = str(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
         model = load_model(
             checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
@@ -261,15 +282,23 @@ def load_teacher(
     for name in checkpoint.adapters:
         model = merge_adapter(model, name, revision if name == source else None)
     cast(torch.nn.Module, model).eval()
-    attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+    attention = None  # a static model has none
+    if not isinstance(model, LayerFreeModel):
+        attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+    elif bidirectional is not None:
+        raise ValueError("bidirectional= with a static model: its tokens attend to nothing; leave it out")
 
     # How it encodes texts.
+    is_given = tokenizer is not None and not isinstance(tokenizer, str) and parts is None
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
-        if checkpoint.lower_case:
-            lower_case(tokenizer)
     elif not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer is {type(tokenizer).__name__}: pass a name, a folder or a tokenizer")
+    if checkpoint.lower_case and not is_given:
+        lower_case(tokenizer)
+    head = None if parts is None else parts.head
+    if head is None:
+        head = load_sentence_head(checkpoint, source, revision, model.device)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)
     longest = model_max_length(tokenizer, model.config)
@@ -286,7 +315,7 @@ def load_teacher(
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
         sentence_head_steps=checkpoint.sentence_head,
-        sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
+        sentence_head=head,
         similarity_fn_name=checkpoint.similarity_fn_name,
         card_data=checkpoint.card_data,
     )
@@ -330,7 +359,8 @@ def _check_kind(teacher: object) -> None:
         )
     if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
         raise ValueError(
-            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers or a Teacher"
+            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers, a "
+            "SentenceTransformer or a Teacher"
         )
 
 

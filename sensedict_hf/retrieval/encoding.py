@@ -167,7 +167,7 @@ def load_encoder(
     """Return a teacher or a student.
 
     Args:
-        model: One of them, or a model of transformers, or a name or folder.
+        model: One of them, or anything that :func:`load_teacher` takes.
         device: Device of a model that is loaded. Default: a GPU if there is one.
         trust_remote_code: Whether to run Python code that comes with a model that is loaded.
 
@@ -176,7 +176,7 @@ def load_encoder(
     """
     if isinstance(model, (Teacher, SKDStudentModel)):
         return model
-    if isinstance(model, PreTrainedModel):
+    if not isinstance(model, (str, os.PathLike)):
         return load_teacher(model)
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
         student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code)
