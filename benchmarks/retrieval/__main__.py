@@ -8,6 +8,8 @@
 - `MaxSim` keeps the vectors of all tokens in half precision. `residual codes` keep a centre and 1 or 2 bits a number,
   as ColBERTv2 does. `k-means` keeps the nearest of as many centres as the default budget has senses, for all tokens
   together; it is left out where there are more than 20,000 centres.
+- `PLAID` is that of `fast-plaid`, with its defaults and 2 bits. Its bytes are all files of its index. `query_ms` is CPU
+  time of a query when all are passed together, from vectors.
 - A sense index has the senses of a dictionary. `rows` are its senses and, where the dictionary was built from other
   texts than the documents, the rows of further tokens.
 - `student` has the index of documents that the student encoded, and queries by the student or the teacher. Its
@@ -18,6 +20,8 @@
 - `query_ms` is the time of one query from its text to its vector, on one thread of a CPU.
 """
 
+import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +137,19 @@ class Comparison:
                     coded = baselines.residual_codes(vectors, bits, clusters)
                     self.record(title, lambda coded=coded: late(coded), bytes=tokens * (2 + width * bits / 8))  # type: ignore[misc]
 
+    def run_plaid(self, python: str) -> None:
+        """Score PLAID, which runs in another interpreter on the same vectors."""
+        title = "PLAID, 2 bits"
+        if title not in self.study.read(self.name):
+            folder, path = self.output / "teacher", self.output / "plaid.npy"
+            documents = [str(folder / f"{part}.npz") for part in self.texts.parts]
+            queries = str(folder / f"queries of {self.texts.first}.npz")
+            command = [python, str(Path(__file__).with_name("plaid.py")), "--documents", *documents]
+            command += ["--queries", queries, "--output", str(path)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            values = json.loads(done.stdout.splitlines()[-1])
+            self.record(title, lambda: np.load(path), **values)
+
     def index(self, senses: SenseEmbeddingModel, documents: TokenVectors, sides: dict[str, TokenVectors]) -> None:
         """Score a sense index for queries by several models, which are given by the titles of the results."""
         if all(title in self.study.read(self.name) for title in sides):
@@ -221,6 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--sets", nargs="+", default=NAMES, choices=NAMES, help="default: all")
     parser.add_argument("--output", type=Path, default=Path("runs/retrieval"), help="folder of the vectors")
+    parser.add_argument("--plaid", metavar="PYTHON", help="an interpreter that has fast-plaid, to compare with PLAID")
     options = parser.parse_args()
     is_recorded = options.teacher == parser.get_default("teacher")
     command = "python -m benchmarks.retrieval --data FOLDER --students TITLE=FOLDER ..."
@@ -239,6 +257,8 @@ def main() -> None:
     for name in options.sets:
         one = Comparison(name, options.data, options.output, study, teacher, like)
         one.run_baselines()
+        if options.plaid:
+            one.run_plaid(options.plaid)
         if name == "xquad_retrieval":
             one.time_queries({"teacher": teacher, **students})
         senses = one.run_indexes(None if part in one.texts.parts else passages)
