@@ -8,8 +8,8 @@
 - `MaxSim` keeps the vectors of all tokens in half precision. `residual codes` keep a centre and 1 or 2 bits a number,
   as ColBERTv2 does. `k-means` keeps the nearest of as many centres as the default budget has senses, for all tokens
   together; it is left out where there are more than 20,000 centres.
-- `PLAID` is that of `fast-plaid`, with its defaults and 2 bits. Its bytes are all files of its index, and `query_ms` is
-  the CPU time of a query when all are passed together, from vectors.
+- `PLAID` is that of `fast-plaid`, with its defaults and 2 bits. Its bytes are all files of its index. `query_ms` is
+  the CPU time of a query, from vectors, when all queries are passed together.
 - A sense index has the senses of a dictionary. `rows` are its senses and, where the dictionary was built from other
   texts than the documents, the rows of further tokens.
 - `student` has the index of documents that the student encoded, and queries by the student or the teacher. Its
