@@ -66,6 +66,7 @@ def add_texts(sub: argparse.ArgumentParser, help: str, required: bool = False) -
 def add_push(sub: argparse.ArgumentParser, what: str, **settings: Any) -> None:
     about = f"also upload {what}, with its card, to this repository on the Hub"
     add(sub, "--push-to-hub", "NAME", about, **settings)
+    sub.set_defaults(push_to_hub=False)  # as in transformers
 
 
 def add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -43,6 +43,7 @@ NEEDED = {
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
     "info": ["d"],
+    "card": ["d"],
     "verify": ["d"],
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],

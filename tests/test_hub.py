@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 import torch
 from hub_server import serve
@@ -43,6 +44,7 @@ print("\\n" + json.dumps(found))
 def hub(monkeypatch):
     with serve() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # another way to upload large files
         monkeypatch.setenv("HF_TOKEN", "secret")
         yield hub

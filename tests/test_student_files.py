@@ -139,7 +139,10 @@ def test_the_card_names_repositories_only(bert, texts):
         ("model", None),
     ]:
         senses.config.base_model_name_or_path = name
-        assert model_card(senses.config).data.base_model == repository
+        senses.config.card_data = {"license": "other", "license_link": "LICENSE"}
+        data = model_card(senses.config).data
+        link = f"https://huggingface.co/{repository}/blob/main/LICENSE"
+        assert (data.base_model, data.license_link) == (repository, repository and link)
 
 
 def test_the_card_takes_over_licence_language_and_data_sets(teacher_folder, texts, tmp_path):
@@ -155,7 +158,7 @@ def test_the_card_takes_over_licence_language_and_data_sets(teacher_folder, text
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
     for name, datasets in [("senses", 1), ("student", 2), ("head", 2)]:
         card = ModelCard.load(tmp_path / name / "README.md")
-        assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "our-terms", "LICENSE")
+        assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "our-terms", None)
         assert card.data.language == ["en", "de"] and card.data.datasets == ["me/corpus", "me/more"][:datasets]
         assert "`our-terms`, as the teacher's card says" in card.text and "| data sets | me/corpus" in card.text
         assert card.data.library_name == "transformers" and "sensedict_hf" in card.data.tags

@@ -113,7 +113,8 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
     settings = {name: getattr(options, name) for name in ("assignment", "residual")}
     settings |= {"documents": origin_of(options.model) if options.query_model else None}
     place = "cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu"
-    machine = torch.cuda.get_device_name() if place == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    machine = torch.cuda.get_device_name() if place == "cuda" else f"{threads} CPU thread{'s' * (threads > 1)}"
     values = {name: value for name, value in scores.items() if isinstance(value, float) and math.isfinite(value)}
     new = [
         EvalResult(

@@ -75,7 +75,9 @@ def write_code(folder: str | os.PathLike[str], model_type: str, with_code: bool 
     if with_code:
         fallback, caught = "the files next to this one", ""
         lines = [f"from .{module} import {name}" for module, name in sorted(classes)]
-        _copy_files(folder, sorted({module for module, _ in classes}))
+        modules = _copy_files(folder, sorted({module for module, _ in classes}))
+        # Earlier versions of transformers copy from a local folder only the files that this one names.
+        lines += ["if False:  # names the other files", *(f"    from .{module} import *" for module in modules)]
     else:
         fallback, caught, lines = "an error that says how to install it", " as error", [REFUSAL]
     names = ",\n        ".join(sorted(name for _, name in classes))
@@ -89,11 +91,12 @@ def has_code(folder: str | os.PathLike[str]) -> bool:
     return any(path.stem != ENTRY for path in Path(folder).glob("*.py"))
 
 
-def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> None:
-    """Copy modules of this package, and the siblings that they import, into a folder."""
+def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> list[str]:
+    """Copy modules of this package, and the siblings that they import, into a folder; return the names of all."""
     here = Path(__file__).parent
     files = {here / f"{module}.py" for module in modules}
     for file in list(files):
         files |= {Path(needed) for needed in get_relative_import_files(file)}
     for file in files:
         shutil.copyfile(file, Path(folder, file.name))
+    return sorted(file.stem for file in files)

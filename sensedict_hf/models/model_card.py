@@ -62,15 +62,19 @@ def model_card(
     if encodes:
         limits += [CUT.format(any_config.max_seq_length)] + ([] if opens else [NO_FORM])
 
-    # Metadata, which the Hub reads, with what is taken over from the teacher's card.
+    # Metadata, which the Hub reads, with what is taken over from the teacher's card. A teacher that does not look like
+    # a repository cannot be linked.
     known: dict[str, Any] = {name: value for name, value in (senses.card_data or {}).items() if name in TAKEN_OVER}
     terms = _terms(known, license)
+    repository = teacher if teacher and re.fullmatch(r"[\w.-]+/[\w.-]+", teacher) else None
+    link = known.get("license_link")
+    if link and "://" not in link:  # a file next to the teacher's card
+        known["license_link"] = f"https://huggingface.co/{repository}/blob/main/{link}" if repository else None
     if license is not None or "license" not in known:
         known |= {"license": license or "unknown", "license_name": None, "license_link": None}
     data = ModelCardData(
         **known,
-        # A teacher that does not look like a repository cannot be linked.
-        base_model=teacher if teacher and re.fullmatch(r"[\w.-]+/[\w.-]+", teacher) else None,
+        base_model=repository,
         library_name="transformers",  # another one, and `pipeline` would not load it by its name alone
         pipeline_tag=kind.pipeline_tag,
         tags=["sensedict_hf", "sense-embeddings", *kind.tags, *(["sentence-transformers"] if opens else [])],
