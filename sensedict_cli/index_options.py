@@ -45,7 +45,7 @@ def add_index(sub: argparse.ArgumentParser) -> None:
     merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
     add(merge, "--output", "DIR", "new folder for the index", required=True)
-    for action in (build, search, merge):
+    for action in actions.choices.values():
         add_quiet(action)
 
 

@@ -508,7 +508,7 @@ def test_choices_and_defaults_are_those_of_the_package():
     options = vars(parsed("distill", *NEEDED["distill"]))
     declared = {name: parameter.default for name, parameter in signature(distill_student).parameters.items()}
     declared |= {field.name: field.default for field in dataclasses.fields(SKDTrainingArguments)}
-    shared = declared.keys() & options.keys() - {"teacher", "senses", "texts", "output_dir"}
+    shared = declared.keys() & options.keys() - {"teacher", "senses", "texts", "output_dir", "push_to_hub"}
     assert {"objective", "temperature", "mse_weight", "max_length", "layers", "overwrite"} < shared
     for name in shared:
         assert options[name] == declared[name], name

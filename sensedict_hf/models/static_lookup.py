@@ -47,7 +47,7 @@ class MostSenses:
 def is_padding_faster(hidden: Tensor, senses: RaggedSenses, most: int) -> bool:
     """Return whether :func:`assign_padded` is the form to choose: the faster one, or the only one while torch traces.
 
-    On a CPU it is 1.3 to 18 times as fast for at most 2^20 numbers (`python -m benchmarks.lookup --forms`).
+    On a CPU it is 1.7 to 10 times as fast for at most 2^20 numbers (`python -m benchmarks.lookup --forms`).
 
     Args:
         hidden: `[n, hidden]`, the vectors.
