@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import huggingface_hub.hf_api
 import pytest
 import torch
+import transformers
 from hub_server import serve
 from huggingface_hub import ModelCard
 from test_folder_code import HIDE, ROOT
@@ -44,6 +45,8 @@ print("\\n" + json.dumps(found))
 def hub(monkeypatch):
     with serve() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        # Clients that know another address already: those of transformers, now and in earlier versions.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # another way to upload large files
         monkeypatch.setenv("HF_TOKEN", "secret")
