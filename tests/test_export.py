@@ -45,7 +45,7 @@ def test_padded_look_up_is_the_grouped_one(similarity, temperature, dtype, monke
     token_ids = torch.tensor([3, 0, 1, 4, -1, 3, 2, 0, 5, 3])
     hidden = torch.randn(len(token_ids), 6)
     expected = assign_senses(hidden, token_ids, senses, temperature)
-    vectors, sense_ids = assign_padded(hidden, token_ids, senses, 11, temperature)
+    vectors, sense_ids, _ = assign_padded(hidden, token_ids, senses, 11, temperature)
     assert torch.equal(sense_ids, expected.sense_ids)
     torch.testing.assert_close(vectors, expected.vectors, rtol=1e-5, atol=1e-5)
 

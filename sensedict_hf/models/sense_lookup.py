@@ -108,9 +108,9 @@ def assign_senses(
         ValueError: The similarity is unknown.
     """
     if most is not None and is_padding_faster(hidden, senses, most):
-        padded = Assignment(*assign_padded(hidden.detach(), token_ids, senses, most, temperature))
-        if is_traced() or bool((hidden.detach().sum() + padded.vectors.detach().sum()).isfinite()):
-            return padded  # else the other form finds out what is not finite
+        vectors, sense_ids, total = assign_padded(hidden.detach(), token_ids, senses, most, temperature)
+        if is_traced() or bool(total.isfinite()):
+            return Assignment(vectors, sense_ids)  # else the other form finds out what is not finite
     token_ids, senses = to_one_device(token_ids, senses)
     if temperature is not None:
         return Assignment(*_SoftAssignment.apply(hidden, token_ids, temperature, *senses))

@@ -62,7 +62,7 @@ def is_padding_faster(hidden: Tensor, senses: RaggedSenses, most: int) -> bool:
 
 def assign_padded(
     hidden: Tensor, token_ids: Tensor, senses: RaggedSenses, most: int, temperature: float | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Assign senses like :func:`assign_senses`, without grouping the positions.
 
     Args:
@@ -73,7 +73,8 @@ def assign_padded(
         temperature: None for hard assignment, a number for soft assignment, in units of the score.
 
     Returns:
-        The vectors, `[n, hidden]`, and the index of each position's best sense, `[n]`; -1 if its token has none.
+        The vectors, `[n, hidden]`, the index of each position's best sense, `[n]`; -1 if its token has none; and a
+        number that is finite only if all vectors, senses and scores are.
 
     Raises:
         ValueError: The similarity is unknown.
@@ -81,26 +82,28 @@ def assign_padded(
     starts, sizes = senses.spans(token_ids)
     has_senses = sizes > 0
     sense_ids = has_senses.long() - 1  # the first sense
+    seen = hidden.float().sum()
     if most == 0:
-        return hidden, sense_ids
+        return hidden, sense_ids, seen
     if most > 1:
-        sense_ids, mean = _score_in_steps(hidden.float(), starts, sizes, senses, most, temperature)
+        sense_ids, mean, scored = _score_in_steps(hidden.float(), starts, sizes, senses, most, temperature)
     if most == 1 or temperature is None:
         mean = senses.take((starts + sense_ids).masked_fill(~has_senses, 0), hidden.device)
-    return torch.where(has_senses[:, None], mean.to(hidden.dtype), hidden), sense_ids
+    vectors = torch.where(has_senses[:, None], mean.to(hidden.dtype), hidden)
+    return vectors, sense_ids, seen + vectors.detach().float().sum() + (scored if most > 1 else 0)
 
 
 def _score_in_steps(
     states: Tensor, starts: Tensor, sizes: Tensor, senses: RaggedSenses, most: int, temperature: float | None
-) -> tuple[Tensor, Tensor]:
-    """Return the best sense of each position and, with a temperature, the mean of its senses.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best sense of each position, with a temperature the mean of its senses, and the sum of all scores.
 
     The softmax is that of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018: what was summed
     is scaled down whenever a larger score is found.
     """
     lowest = torch.finfo(torch.float32).min  # finite, so that no difference of two scores is NaN
     best, sense_ids = torch.full_like(states[:, 0], lowest), torch.full_like(starts, -1)
-    total, mean = torch.zeros_like(states[:, :1]), torch.zeros_like(states)
+    total, mean, scored = torch.zeros_like(states[:, :1]), torch.zeros_like(states), states.new_zeros(())
     with torch.autocast(states.device.type, enabled=False):
         for first in range(0, most, STEP):
             # The senses of this step, and their scores.
@@ -109,6 +112,7 @@ def _score_in_steps(
             rows = (starts[:, None] + numbered).masked_fill(is_padding, 0)
             block = Block(rows, senses.take(rows, states.device), rows, is_padding[:, None])
             scores = score_block(states[:, None], block, senses.similarity).scores[:, 0]
+            scored = scored + scores.detach().masked_fill(is_padding, 0).sum()
 
             # What they change.
             places = scores.argmax(-1)
@@ -121,4 +125,4 @@ def _score_in_steps(
                 total = total * shrinking + weights.sum(-1, keepdim=True)
                 mean = mean * shrinking + torch.bmm(weights[:, None], block.senses)[:, 0]
             best = highest
-    return sense_ids, mean / total.clamp_min(1)  # the best sense has weight 1; no senses: 0
+    return sense_ids, mean / total.clamp_min(1), scored  # the best sense has weight 1; no senses: 0
