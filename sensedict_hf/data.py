@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from .data_files import FILE_FORMATS, find_files, read_files
+from .models.arguments import check_flag, check_path, check_string
 from .models.prompts import check_unicode
 
 # What functions of this package accept as texts: strings, or rows with a column of strings.
@@ -48,7 +49,11 @@ def read_dataset(
     given: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
     if not given or not all(isinstance(name, (str, os.PathLike)) for name in given):
         raise ValueError(f"{source!r:.60} is not the name of a dataset, nor a list of files: give one of these")
+    check_string("split", split)
+    check_flag("streaming", streaming)
     names = [os.fspath(name) for name in given]
+    for name in names:
+        check_path("source", name)
 
     # A single source can also be a saved dataset, or a name on the Hub such as "ag_news" or "org/v1.0".
     if len(names) == 1 and not glob.has_magic(names[0]):
@@ -85,6 +90,7 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
     Raises:
         ValueError: `texts` is a string, a table or a mapping, a row lacks the column, or an entry is not a string.
     """
+    check_string("text_column", text_column)
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     if hasattr(texts, "columns"):

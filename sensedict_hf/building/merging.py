@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..models.arguments import check_integer
+from ..models.arguments import check_integer, check_kind
 from ..models.configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -39,6 +39,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
         >>> smaller.config.num_senses
         3000
     """
+    check_kind("dictionaries", dictionaries, (list, tuple), "a list of dictionaries")
     if not dictionaries:
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
     for dictionary in dictionaries:

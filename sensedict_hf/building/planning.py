@@ -21,7 +21,7 @@ from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
-from .workspace import BuildFolder
+from .workspace import BuildFolder, count_machines
 
 logger = logging.get_logger(__name__)
 # The default budget: one sense for each token in the texts, and one more for every SAMPLES_PER_SENSE further samples,
@@ -230,7 +230,9 @@ def check_room(
     Raises:
         ValueError: There is too little room. The message names the largest `max_samples_per_token` that fits.
     """
-    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
+    # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
+    machines = count_machines()
+    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * machines + BYTES_PER_SAMPLE
     seen = int((counts > 0).sum())
     threads = torch.get_num_threads() if device.type == "cpu" else 1
 

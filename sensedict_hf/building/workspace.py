@@ -42,6 +42,12 @@ def process_state() -> PartialState:
     return PartialState(cpu=cpu, timeout=TIMEOUT)
 
 
+def count_machines() -> int:
+    """Return on how many machines the processes of this launch run, as torchrun and accelerate tell."""
+    processes = PartialState().num_processes
+    return max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+
+
 def broadcast(compute: Callable[[], T]) -> T:
     """Call a function in the first process and return its result in all processes. All of them wait for it.
 

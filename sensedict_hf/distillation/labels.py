@@ -36,8 +36,9 @@ from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
-from ..models.arguments import check_integer, check_number
+from ..models.arguments import check_flags, check_integer, check_number, check_path, check_string
 from ..models.encoding import pad_batch
+from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
@@ -108,6 +109,11 @@ def encode_senses(
     # Check what can be checked, and load the teacher.
     batch_size, top_k = check_integer("batch_size", batch_size, 1), check_integer("top_k", top_k, 1, MOST_SENSES + 1)
     temperature = check_number("temperature", temperature, above=0)
+    check_flags(overwrite=overwrite, only_tokens=only_tokens, keep_vectors=keep_vectors)
+    check_string("text_column", text_column)
+    check_dictionary(senses)
+    if output_dir is not None:
+        check_path("output_dir", output_dir)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
@@ -126,7 +132,7 @@ def encode_senses(
         "batch_size": batch_size,
         "top_k": top_k,
         "temperature": temperature if top_k > 1 else None,
-        "only_tokens": only_tokens or keep_vectors,
+        "only_tokens": bool(only_tokens or keep_vectors),
         **({"vectors": "float16"} if keep_vectors else {}),
     }
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from .arguments import check_integer
+from .arguments import check_choice, check_integer
 from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
 from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
 
@@ -101,8 +101,8 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
 
 def check_pooling(pooling: str) -> None:
     """Raise a ValueError if the pooling is unknown."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)} with pooling=")
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r:.60}: choose one of {', '.join(POOLINGS)} with pooling=")
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ class BatchEncoder:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.long_texts not in LONG_TEXTS:
-            raise ValueError(f"unknown long_texts={self.long_texts!r}: choose one of {', '.join(LONG_TEXTS)}")
+        check_choice("long_texts", self.long_texts, LONG_TEXTS)
         check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:

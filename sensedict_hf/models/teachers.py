@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .arguments import check_device, check_dtype, check_flag, check_integer, check_kind, check_string
 from .attention import make_attend
 from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
@@ -20,7 +22,7 @@ from .fingerprints import digest_tensors
 from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
 from .prompts import Prompt, change_prompt, choose_prompt
 from .text_encoder import TextEncoder
-from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
+from .tokenization import check_tokenizer, count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 
@@ -66,6 +68,17 @@ class Teacher(TextEncoder):
     sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
     sentence_head: torch.nn.Sequential | None = None
     similarity_fn_name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("model", self.model, PreTrainedModel, "a model of transformers")
+        check_tokenizer(self.tokenizer)
+        check_string("name", self.name)
+        check_pooling(self.pooling)
+        check_kind("prompt", self.prompt, (Prompt, type(None)), "a Prompt, or None")
+        check_kind("prompts", self.prompts, Mapping, "strings by their names")
+        check_flag("include_prompt", self.include_prompt)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        self.max_window = check_integer("max_window", self.max_window, 1)
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +182,7 @@ def load_teacher(
     pooling: str | None = None,
     instruction: str | None = None,
     template: str | None = None,
-    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -217,6 +230,22 @@ def load_teacher(
         'cls'
         >>> teacher = load_teacher("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     """
+    # Check what can be checked before anything is loaded.
+    check_flag("trust_remote_code", trust_remote_code)
+    if bidirectional is not None:
+        check_flag("bidirectional", bidirectional)
+    if revision is not None:
+        check_string("revision", revision)
+    if pooling is not None:
+        check_pooling(pooling)
+    change_prompt(None, instruction, template)
+    check_dtype("dtype", dtype)
+    if quantization_config is not None:
+        kinds = (dict, QuantizationConfigMixin)
+        check_kind("quantization_config", quantization_config, kinds, "a config of transformers, or its fields")
+    if device is not None:
+        device = check_device("device", device)
+
     # A teacher that is one already can only be moved.
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
@@ -237,7 +266,7 @@ def load_teacher(
 
     # The model, and what the files next to its weights say.
     _check_kind(teacher)
-    given = adapters or [] if isinstance(adapters, (list, tuple, type(None))) else [adapters]
+    given = () if adapters is None else adapters if isinstance(adapters, (list, tuple)) else [adapters]
     names = [check_source(name) for name in given]
     if isinstance(teacher, PreTrainedModel):
         _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
@@ -259,14 +288,14 @@ def load_teacher(
     attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
 
     # How it encodes texts.
-    if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        name = checkpoint.tokenizer if tokenizer is None else check_source(tokenizer)
+        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
         if checkpoint.lower_case:
             lower_case(tokenizer)
-    elif not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"tokenizer is {type(tokenizer).__name__}: pass a name, a folder or a tokenizer")
+    check_tokenizer(tokenizer)
     pooling = pooling or checkpoint.pooling or "mean"
-    check_pooling(pooling)
+    check_pooling(pooling)  # the one that the files name
     longest = model_max_length(tokenizer, model.config)
     return Teacher(
         model=model,

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 from tokenizers import normalizers
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .arguments import check_integer, check_kind
+
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # The positions of these models start after the padding index, so two rows of their position table are not for tokens.
@@ -113,6 +115,11 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     return min(limits)
 
 
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise a ValueError if an object is not a tokenizer."""
+    check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer, such as teacher.tokenizer")
+
+
 def count_embeddings(model: PreTrainedModel) -> int:
     """Return how many tokens a model has embeddings for.
 
@@ -199,9 +206,11 @@ def check_max_length(max_length: int | None, longest: int) -> int:
     Raises:
         ValueError: `max_length` is below 8 or above `longest`.
     """
-    if max_length is not None and not 8 <= max_length <= longest:
+    if max_length is None:
+        return min(longest, DEFAULT_MAX_LENGTH)
+    if check_integer("max_length", max_length) < 8 or max_length > longest:
         raise ValueError(f"max_length={max_length}: the model takes 8 to {longest:,} tokens")
-    return max_length or min(longest, DEFAULT_MAX_LENGTH)
+    return int(max_length)
 
 
 def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

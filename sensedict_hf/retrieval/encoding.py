@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
+from ..models.arguments import check_kind
 from ..models.checkpoints import read_json
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -93,6 +94,8 @@ def encode_corpus(
     size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
     if isinstance(ids, Sized) and size is not None and len(ids) != size:
         raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
+    if ids is not None:
+        check_kind("ids", ids, Iterable, "a list of strings or integers")
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
     origin = "" if folder is None else origin_of(encoder, senses)
 
@@ -162,6 +165,7 @@ def load_encoder(model: Model, device: torch.device | str | None = None) -> Teac
         return model
     if isinstance(model, PreTrainedModel):
         return load_teacher(model)
+    check_kind("model", model, (str, os.PathLike), "a teacher, a student, or the name or folder of one")
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
         student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=False)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")

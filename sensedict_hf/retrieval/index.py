@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.loading import load_senses
+from ..models.arguments import check_integer, check_kind, check_path
+from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
@@ -123,7 +123,8 @@ class SenseIndex:
             >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
             ['money']
         """
-        folder = None if output_dir is None else Path(output_dir)
+        check_dictionary(senses)
+        folder = None if output_dir is None else check_path("output_dir", output_dir)
         if folder is not None:
             check_target(folder, new=True)
         index = cls(
@@ -195,6 +196,7 @@ class SenseIndex:
             >>> SenseIndex.merge(parts).ids
             [0, 1, 2, 3, 4, 5, 6, 7, 8]
         """
+        check_kind("indexes", indexes, (list, tuple), "a list of indexes")
         if not indexes:
             raise ValueError("there are no indexes to merge: give at least one")
         first, seen = indexes[0], set[object]()
@@ -267,8 +269,7 @@ class SenseIndex:
             >>> [best[0] for best in ids], scores.shape
             ([3, 4], (2, 2))
         """
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k}: it must be at least 1")
+        top_k = check_integer("top_k", top_k, 1)
         if not len(self):
             raise ValueError("the index has no documents: add some first")
         top_k = min(top_k, len(self))
@@ -364,7 +365,7 @@ class SenseIndex:
             >>> len(SenseIndex.load("index", model=teacher))
             5
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         check_target(folder)
         whole = Part(self._documents, self._own_rows, self.ids)
         write_index(folder, whole, source_of(self._model, folder), self.senses)
@@ -386,7 +387,7 @@ class SenseIndex:
             >>> SenseIndex.load("letters", model=teacher).search(texts[2], top_k=1)[0]
             ['c']
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         manifest = read_manifest(folder)
         senses = load_senses(folder / "senses")
         if senses.fingerprint() != manifest["senses_fingerprint"]:

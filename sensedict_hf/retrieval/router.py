@@ -4,6 +4,8 @@ import os
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..models.arguments import check_kind, check_path
+from ..models.files import check_source
 from ..models.folder_code import write_code
 from ..models.modeling_skd_student import SKDStudentModel
 
@@ -37,9 +39,11 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
         raise ImportError(
             "save_router needs sentence-transformers 5 or later: pip install sentence-transformers"
         ) from error
+    check_kind("student", student, SKDStudentModel, "a student")
+    check_path("folder", folder)
     documents: Any = teacher
     if not isinstance(teacher, SentenceTransformer):
-        documents = SentenceTransformer(os.fspath(teacher), device=str(student.device))
+        documents = SentenceTransformer(check_source(teacher), device=str(student.device))
     with TemporaryDirectory() as saved:
         student.save_pretrained(saved)
         queries = SentenceTransformer(saved, device=str(student.device))

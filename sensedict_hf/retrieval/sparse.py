@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.arguments import check_integer
 from .document_rows import DocumentRows, best_documents
 from .searching import by_row
 
@@ -87,8 +88,7 @@ def sparse_queries(
         >>> scores.shape
         torch.Size([1, 5])
     """
-    if rows_per_token < 1:
-        raise ValueError(f"rows_per_token={rows_per_token}: it must be at least 1")
+    rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
     found = [
         sparse_query(index._searcher.cosines(vectors), rows_per_token)
         for vectors in index._encode(queries, model, prompt_name, batch_size)
@@ -165,8 +165,8 @@ def search_collection(
     """
     from qdrant_client import models
 
-    if min(top_k, candidates, rows_per_token) < 1:
-        raise ValueError(f"top_k={top_k}, candidates={candidates}, rows_per_token={rows_per_token}: give at least 1")
+    top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
+    rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
     (vectors,) = index._encode(query, model, prompt_name, 1)
     cosines = index._searcher.cosines(vectors)
     sparse = sparse_query(cosines, rows_per_token)
