@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python -m
 # One thread a process: on models as tiny as those of the tests a second one only waits.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2
 
-.PHONY: demo test quick fuzz lint docs format clean
+.PHONY: demo test quick fuzz crash soak oldest newest lint docs format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ fuzz: $(VENV)/.installed
 	rm -rf fuzz
 	$(VENV)/bin/python tests/fuzzing.py fuzz 2000
 
+crash: $(VENV)/.installed
+	rm -rf crash
+	$(VENV)/bin/python tests/crashing.py crash
+
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -41,4 +45,4 @@ format: $(VENV)/.installed
 	$(RUN) ruff format .
 
 clean:
-	rm -rf $(VENV) demo fuzz build dist docs/_build *.egg-info
+	rm -rf $(VENV) demo fuzz crash soak build dist docs/_build *.egg-info

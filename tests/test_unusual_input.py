@@ -21,6 +21,7 @@ from transformers import (
 
 from sensedict_hf import (
     Prompt,
+    SenseIndex,
     SKDStudentConfig,
     SKDStudentModel,
     attach_senses,
@@ -124,6 +125,40 @@ def test_python_arguments_of_a_wrong_type_are_named(bert, texts, wrong):
     for message, call in wrong_calls.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("layers", [None, 1, 0], ids=["teacher", "student", "layer-free student"])
+def test_the_default_device_and_dtype_of_torch_do_not_matter(bert, texts, layers):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    model = bert if layers is None else SKDStudentModel.from_teacher(bert, senses, layers)
+    expected = model.encode(texts)
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(model.encode(texts), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("cpu")
+
+
+def test_ids_of_documents(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    pairs = ((np.array([5, 6]), [5, 6]), (np.array(["a", "b"]), ["a", "b"]), (["", "\0é"], ["", "\0é"]))
+    for number, (given, ids) in enumerate(pairs):
+        SenseIndex.build(bert, senses, texts[:2], ids=given).save(tmp_path / str(number))
+        assert SenseIndex.load(tmp_path / str(number), model=bert).ids == ids
+    for wrong in ([2**70, 1], ["\ud800", "b"], [1.0, 2.0], [True, 2], [None, 1], ["a", 1]):
+        with pytest.raises(ValueError, match="id "):
+            SenseIndex.build(bert, senses, texts[:2], ids=wrong)
+
+
+def test_an_index_finds_its_model_from_another_folder(teacher_folder, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = load_teacher("teacher")
+    SenseIndex.build(teacher, build_sense_dictionary(teacher, texts, budget=60), texts[:3]).save("index")
+    index = SenseIndex.load("index")
+    monkeypatch.chdir("/")
+    assert index.search(texts[0], top_k=1)[0] == [0]
 
 
 def test_integers_of_numpy_are_integers(bert, texts):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -195,8 +196,12 @@ def _encode(
         shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         dataset.info.description = json.dumps({name: settings[name] for name in LABEL_SETTINGS})
+        # By default the fingerprint is a random number. It names what `map` keeps in the cache.
+        texts = read_progress(stages / "corpus").sha256
+        content = json.dumps([settings, texts], sort_keys=True)
+        dataset._fingerprint = sha256(content.encode()).hexdigest()[:16]
         dataset.save_to_disk(folder.ready)
-        folder.publish(read_progress(stages / "corpus").sha256)
+        folder.publish(texts)
 
 
 def _write_part(dataset: Dataset, path: Path) -> None:

@@ -165,7 +165,7 @@ def move_files(ready: Path, folder: Path, marker: str) -> None:
         if path.relative_to(folder) not in names and path.is_file():
             path.unlink()
     for name in sorted(names, key=lambda name: (str(name) == marker, name)):
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (ready / name).replace(folder / name)
 
 

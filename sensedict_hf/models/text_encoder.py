@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -129,10 +130,11 @@ class TextEncoder:
         check_flags(convert_to_numpy=convert_to_numpy, normalize_embeddings=normalize_embeddings)
         encoder = replace(self._checked_encoder(prompt_name, batch_size, options), long_texts=long_texts)
         show_progress_bar = _rename(show_progress, show_progress_bar)
-        vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
-        if self.sentence_head is not None:
-            with torch.inference_mode():
-                vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
+        with _on_cpu():
+            vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
+            if self.sentence_head is not None:
+                with torch.inference_mode():
+                    vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
         if normalize_embeddings:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         if isinstance(texts, str):
@@ -173,7 +175,13 @@ class TextEncoder:
             [torch.Size([2, 384]), torch.Size([1, 384])]
         """
         encoder = self._checked_encoder(None, batch_size, options)
-        return encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+        with _on_cpu():
+            return encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+
+
+def _on_cpu() -> AbstractContextManager[Any]:
+    """Return a context in which new tensors are on the CPU, whatever `torch.set_default_device` says."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _rename(show_progress: bool | None, show_progress_bar: bool | None) -> bool | None:

@@ -8,6 +8,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
@@ -104,7 +105,8 @@ def encode_corpus(
     reader = iterate_texts(documents, text_column)
     with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
         while chunk := list(islice(reader, CHUNK)):
-            chosen: list[Any] = list(islice(given, len(chunk)))
+            taken = islice(given, len(chunk))
+            chosen: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in taken]
             check_ids(chosen, kind, seen, len(chunk))
             kind = kind or chosen[:1]
             path = None if folder is None else folder / f"{first:09d}.safetensors"
@@ -193,7 +195,7 @@ def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
 def find_source(source: str, folder: Path) -> str:
     """Return the name of a model, or the path of it, from the result of :func:`source_of`."""
     path = folder / source
-    return str(path) if source and path.is_dir() else source
+    return os.path.realpath(path) if source and path.is_dir() else source  # the working directory may change
 
 
 def load_source(source: str) -> Teacher | SKDStudentModel:

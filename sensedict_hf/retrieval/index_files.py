@@ -26,6 +26,7 @@ from torch import Tensor
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.prompts import check_unicode
 from .document_rows import rows_dtype
 from .parts import Part
 
@@ -188,7 +189,8 @@ def check_target(folder: Path, new: bool = False) -> None:
     config = folder / "config.json"
     is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
     # A build or a first save that was interrupted has left these.
-    is_ours = [path.name in ("senses", PARTS) or path.name.startswith("documents-") for path in folder.iterdir()]
+    left = ("senses", PARTS, "config.json.partial")
+    is_ours = [path.name in left or path.name.startswith("documents-") for path in folder.iterdir()]
     is_unfinished = not config.exists() and all(is_ours)
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
@@ -241,6 +243,10 @@ def check_ids(ids: Sequence[object], others: Sequence[object], seen: set[object]
     for name in ids:
         if type(name) is not kind:
             raise ValueError(f"id {name!r} is a {type(name).__name__}: ids are all strings or all integers")
+        if isinstance(name, int) and not -(2**63) <= name < 2**63:
+            raise ValueError(f"id {name} does not fit into 64 bits: give smaller integers, or strings")
+        if isinstance(name, str):
+            check_unicode(name, "an id")
         if name in seen:
             raise ValueError(f"id {name!r} is given twice: ids must differ")
         seen.add(name)
