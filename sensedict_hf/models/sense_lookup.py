@@ -324,7 +324,7 @@ def sense_cross_entropy(
     Raises:
         ValueError: A sense id is not below the number of its token's senses, or the similarity is unknown.
     """
-    sense_ids = sense_ids.view(len(token_ids), -1)
+    sense_ids = sense_ids[:, None] if sense_ids.dim() == 1 else sense_ids
     if probabilities is None:
         probabilities = torch.ones_like(sense_ids, dtype=torch.float32)
     _, sizes = senses.spans(token_ids)
