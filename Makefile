@@ -31,6 +31,18 @@ crash: $(VENV)/.installed
 	rm -rf crash
 	$(VENV)/bin/python tests/crashing.py crash
 
+soak: $(VENV)/.installed
+	$(VENV)/bin/python tests/soaking.py 600
+
+# The quick tests with the oldest versions that setup.cfg allows, and with the newest of everything.
+oldest:
+	mkdir -p .venv-oldest
+	sed -n '/^install_requires/,/^$$/s/^ *\([a-z_-]*\)>=\(.*\)/\1==\2/p' setup.cfg > .venv-oldest/floors.txt
+	$(MAKE) quick VENV=.venv-oldest CONSTRAINTS=.venv-oldest/floors.txt
+
+newest:
+	$(MAKE) quick VENV=.venv-newest CONSTRAINTS=
+
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -45,4 +57,4 @@ format: $(VENV)/.installed
 	$(RUN) ruff format .
 
 clean:
-	rm -rf $(VENV) demo fuzz crash soak build dist docs/_build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest demo fuzz crash build dist docs/_build *.egg-info
