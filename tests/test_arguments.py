@@ -188,6 +188,9 @@ def test_wrong_values_at_every_door(bert, senses, texts, tmp_path, monkeypatch):
                 with pytest.raises(ValueError, match=name) as caught:
                     call(*given, **arguments)
                 assert str(caught.value), (call, name, value)
+    for call in (senses.save_pretrained, index.save, lambda path: encode_vectors(bert, texts, path), load_senses):
+        with pytest.raises(ValueError, match="is a file"):
+            call(__file__)
     with pytest.raises(TypeError, match="convert_to_tensor= is no option of Teacher.encode"):
         bert.encode(texts, convert_to_tensor=True)
     assert list(tmp_path.iterdir()) == []

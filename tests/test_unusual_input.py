@@ -132,10 +132,15 @@ def test_the_default_device_and_dtype_of_torch_do_not_matter(bert, texts, layers
     senses = build_sense_dictionary(bert, texts, budget=60)
     model = bert if layers is None else SKDStudentModel.from_teacher(bert, senses, layers)
     expected = model.encode(texts)
+    long = None if layers == 0 else model.encode(["w1 " * 100], long_texts="windows")
     try:
         torch.set_default_device("meta")
         torch.set_default_dtype(torch.float64)
         assert torch.equal(model.encode(texts), expected)
+        torch.set_default_device("cpu")
+        assert torch.equal(build_sense_dictionary(bert, texts, budget=60).table, senses.table)
+        if layers != 0:
+            assert torch.equal(model.encode(["w1 " * 100], long_texts="windows"), long)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device("cpu")

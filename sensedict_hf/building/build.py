@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts
-from ..models.arguments import check_device, check_flag, check_integer, check_path, check_string
+from ..models.arguments import check_device, check_flag, check_folder, check_integer, check_string
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.files import check_source, reading
 from ..models.folder_code import auto_map, write_code
@@ -191,7 +191,7 @@ def build_sense_dictionary(
         device = check_device("device", device)
     for name, path in (("output_dir", output_dir), ("update", update)):
         if path is not None:
-            check_path(name, path)
+            check_folder(name, path)
     state = process_state()
     if output_dir is None and (settings.keep_samples or state.num_processes > 1):
         reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"

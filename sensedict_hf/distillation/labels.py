@@ -37,7 +37,7 @@ from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
-from ..models.arguments import check_flags, check_integer, check_number, check_path, check_string
+from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
 from ..models.encoding import pad_batch
 from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
@@ -114,7 +114,7 @@ def encode_senses(
     check_string("text_column", text_column)
     check_dictionary(senses)
     if output_dir is not None:
-        check_path("output_dir", output_dir)
+        check_folder("output_dir", output_dir)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)

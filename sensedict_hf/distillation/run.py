@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..building.workspace import broadcast, locked
 from ..data import Texts
-from ..models.arguments import check_choice, check_flags, check_integer, check_kind, check_path, check_string
+from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
 from ..models.head_transfer import load_classifier
 from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_layer_free import LayerFreeModel
@@ -131,7 +131,7 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        check_path("output_dir", output_dir)
+        check_folder("output_dir", output_dir)
         args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
     check_kind("args", args, SKDTrainingArguments, "SKDTrainingArguments")
     check_flags(overwrite=overwrite, adopt_tokenizer=adopt_tokenizer)

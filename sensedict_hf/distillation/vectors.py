@@ -24,7 +24,7 @@ from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder, broadcast, process_state
 from ..data import Texts
-from ..models.arguments import check_flag, check_integer, check_kind, check_path, check_string
+from ..models.arguments import check_flag, check_folder, check_integer, check_kind, check_path, check_string
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
@@ -165,7 +165,7 @@ def encode_vectors(
     """
     # Load the teacher and describe the work.
     batch_size, layer = check_integer("batch_size", batch_size, 1), check_integer("layer", layer)
-    check_path("output_dir", output_dir)
+    check_folder("output_dir", output_dir)
     check_flag("overwrite", overwrite)
     check_string("text_column", text_column)
     check_kind("special_token_ids", special_token_ids, Iterable, "a list of token ids")

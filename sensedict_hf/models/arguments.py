@@ -118,6 +118,25 @@ def check_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def check_folder(name: str, value: Any) -> Path:
+    """Check an argument that must name a folder, which need not exist.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: It is no path, empty, or the name of a file.
+    """
+    folder = check_path(name, value)
+    if folder.is_file():
+        raise ValueError(f"{name}={str(value)!r} is a file: give the name of a folder")
+    return folder
+
+
 def check_flags(**flags: Any) -> None:
     """Check arguments that must be booleans, see :func:`check_flag`.
 

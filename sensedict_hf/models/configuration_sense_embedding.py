@@ -265,8 +265,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         Example:
             >>> senses.config.check_inputs(torch.tensor([[101, 102]]), torch.zeros(1, 2, 384))
         """
-        if not isinstance(input_ids, Tensor) or not isinstance(hidden_states, Tensor):
-            raise ValueError("input_ids and hidden_states must be tensors of torch: convert them")
+        if not all(isinstance(one, Tensor) for one in (input_ids, hidden_states)) or input_ids.is_floating_point():
+            raise ValueError("give input_ids as a tensor of integers, and hidden_states as a tensor")
         width = hidden_states.shape[-1]
         if width != self.hidden_size:
             raise ValueError(

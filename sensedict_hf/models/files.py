@@ -42,6 +42,8 @@ def check_source(source: object) -> str:
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"{source!r:.60} is {type(source).__name__}: give a folder, or a name on the Hub")
     name = os.fspath(source)
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: give the folder that it is in")
     if not os.path.isdir(name):
         try:
             validate_repo_id(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .arguments import check_device_map, check_dtype, check_flag, check_flags, check_number, check_path, check_string
+from .arguments import check_device_map, check_dtype, check_flag, check_flags, check_folder, check_number, check_string
 from .files import check_source, reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
@@ -232,7 +232,7 @@ class SensePreTrainedModel(PreTrainedModel):
             >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
             True
         """
-        check_path("save_directory", save_directory)
+        check_folder("save_directory", save_directory)
         check_flags(is_main_process=is_main_process, with_code=with_code)
         for name, value in (("license", license), ("card_name", card_name)):
             if value is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.arguments import check_integer, check_kind, check_path
+from ..models.arguments import check_folder, check_integer, check_kind
 from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
@@ -124,7 +124,7 @@ class SenseIndex:
             ['money']
         """
         check_dictionary(senses)
-        folder = None if output_dir is None else check_path("output_dir", output_dir)
+        folder = None if output_dir is None else check_folder("output_dir", output_dir)
         if folder is not None:
             check_target(folder, new=True)
         index = cls(
@@ -365,7 +365,7 @@ class SenseIndex:
             >>> len(SenseIndex.load("index", model=teacher))
             5
         """
-        folder = check_path("folder", folder)
+        folder = check_folder("folder", folder)
         check_target(folder)
         whole = Part(self._documents, self._own_rows, self.ids)
         write_index(folder, whole, source_of(self._model, folder), self.senses)
@@ -387,7 +387,7 @@ class SenseIndex:
             >>> SenseIndex.load("letters", model=teacher).search(texts[2], top_k=1)[0]
             ['c']
         """
-        folder = check_path("folder", folder)
+        folder = check_folder("folder", folder)
         manifest = read_manifest(folder)
         senses = load_senses(folder / "senses")
         if senses.fingerprint() != manifest["senses_fingerprint"]:

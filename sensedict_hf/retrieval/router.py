@@ -4,7 +4,7 @@ import os
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..models.arguments import check_kind, check_path
+from ..models.arguments import check_folder, check_kind
 from ..models.files import check_source, replacing
 from ..models.folder_code import write_code
 from ..models.modeling_skd_student import SKDStudentModel
@@ -40,7 +40,7 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
             "save_router needs sentence-transformers 5 or later: pip install sentence-transformers"
         ) from error
     check_kind("student", student, SKDStudentModel, "a student")
-    path = check_path("folder", folder)
+    path = check_folder("folder", folder)
     documents: Any = teacher
     if not isinstance(teacher, SentenceTransformer):
         documents = SentenceTransformer(check_source(teacher), device=str(student.device))

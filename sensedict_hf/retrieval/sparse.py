@@ -32,7 +32,7 @@ def sparse_documents(documents: DocumentRows, num_rows: int) -> Tensor:
     """
     owners = np.repeat(np.arange(len(documents)), np.diff(documents.offsets))
     places = torch.from_numpy(np.stack([owners, documents.rows.astype(np.int64)]))
-    ones = torch.ones(places.shape[1])
+    ones = torch.ones(places.shape[1], dtype=torch.float32)
     return torch.sparse_coo_tensor(places, ones, (len(documents), num_rows), check_invariants=False, is_coalesced=True)
 
 
@@ -93,7 +93,7 @@ def sparse_queries(
         sparse_query(index._searcher.cosines(vectors), rows_per_token)
         for vectors in index._encode(queries, model, prompt_name, batch_size)
     ]
-    return torch.stack(found) if found else torch.zeros(0, index.num_rows).to_sparse()
+    return torch.stack(found) if found else torch.zeros(0, index.num_rows, dtype=torch.float32).to_sparse()
 
 
 def fill_collection(client: "QdrantClient", name: str, index: "SenseIndex") -> None:
