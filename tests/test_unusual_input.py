@@ -1,5 +1,8 @@
 """Texts and models that are not as usual."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from tiny_models import SIZES
 from transformers import (
     CONFIG_MAPPING,
     AutoModel,
+    AutoTokenizer,
     BartConfig,
     BartModel,
     BrosConfig,
@@ -144,6 +148,28 @@ def test_the_default_device_and_dtype_of_torch_do_not_matter(bert, texts, layers
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device("cpu")
+
+
+def test_vectors_that_are_not_finite_are_refused(bert, texts):
+    """As of a model that overflows in half precision. Words are checked too."""
+    with torch.no_grad():
+        bert.model.embeddings.word_embeddings.weight[bert.tokenizer.convert_tokens_to_ids("w3")] = float("nan")
+    assert bert.encode(["w1", "w2"]).isfinite().all()
+    with pytest.raises(ValueError, match="NaN or infinite values for text 1: load it in another dtype"):
+        bert.encode(["w1", "w3"])
+    with pytest.raises(ValueError, match="NaN or infinite values for sentence 1"):
+        bert.encode_words([["w1"], ["w2", "w3"]])
+
+
+def test_a_tokenizer_that_panics(bert, tmp_path):
+    """The code in Rust raises what is no Exception."""
+    bert.tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError):  # noqa: PT011  # other versions refuse to load it
+        replace(bert, tokenizer=AutoTokenizer.from_pretrained(tmp_path)).encode(["w1"])
 
 
 def test_ids_of_documents(bert, texts, tmp_path):

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .arguments import check_dtype, check_flag, check_integer, check_kind, check_number
+from .arguments import check_dtype, check_flag, check_integer, check_kind, check_number, check_string
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
@@ -147,6 +147,8 @@ class SKDStudentConfig(PreTrainedConfig):
         for name in ("prompt", "prompts"):
             if not isinstance(getattr(self, name), (dict, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
+        if self.objective is not None:
+            check_string("objective", self.objective)
         if self.assignment is not None:
             check_assignment(self.assignment)
         if self.residual is not None:

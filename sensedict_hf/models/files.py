@@ -65,7 +65,9 @@ def reading(name: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError):
         raise  # says what is wrong
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the code in Rust
+            raise
         message = " ".join(str(error).split())
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {message}): it is damaged, or not what its config says"

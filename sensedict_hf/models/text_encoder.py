@@ -116,8 +116,9 @@ class TextEncoder:
             `[texts, hidden]`, float32 on the CPU; `[hidden]` for a single string.
 
         Raises:
-            ValueError: A text is neither a string nor a pair of strings, a text has no tokens, or the model has no
-                prompt of that name.
+            ValueError: A text is neither a string nor a pair of strings, a text has no tokens, the model has no prompt
+                of that name, or a vector is NaN or infinite.
+            TypeError: The model has no such option.
 
         Example:
             >>> teacher.encode(["River bank.", "Savings bank."]).shape
@@ -135,6 +136,7 @@ class TextEncoder:
             if self.sentence_head is not None:
                 with torch.inference_mode():
                     vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
+        _check_finite(vectors, "text")
         if normalize_embeddings:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         if isinstance(texts, str):
@@ -176,7 +178,20 @@ class TextEncoder:
         """
         encoder = self._checked_encoder(None, batch_size, options)
         with _on_cpu():
-            return encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+            found = encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+            if found:
+                _check_finite(torch.stack([vectors.sum(0) for vectors in found]), "sentence")
+            return found
+
+
+def _check_finite(vectors: Tensor, kind: str) -> None:
+    """Raise a ValueError if a vector of `[n, hidden]` is NaN or infinite."""
+    is_wrong = ~vectors.isfinite().all(1)
+    if is_wrong.any():
+        raise ValueError(
+            f"the model yields NaN or infinite values for {kind} {int(is_wrong.nonzero()[0])}: load it in another "
+            "dtype, such as float32; if that does not help, its weights are damaged"
+        )
 
 
 def _on_cpu() -> AbstractContextManager[Any]:

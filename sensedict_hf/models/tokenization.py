@@ -13,6 +13,7 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTr
 
 from .arguments import check_integer, check_kind
 
+PANIC = "PanicException"
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # The positions of these models start after the padding index, so two rows of their position table are not for tokens.
@@ -65,6 +66,9 @@ def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedToken
 
     Yields:
         The copy, or a slow tokenizer itself, which keeps no such settings.
+
+    Raises:
+        ValueError: The code in Rust has panicked, as it does if the tokenizer was put together wrongly.
     """
     if not tokenizer.is_fast:
         yield tokenizer
@@ -78,7 +82,13 @@ def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedToken
         if found is None or found.settings != settings:  # the tokenizer was changed
             found = _copies[tokenizer] = _Copy(copy.deepcopy(tokenizer), settings, threading.RLock())
     with found.lock:
-        yield found.tokenizer
+        try:
+            yield found.tokenizer
+        except BaseException as error:  # the class of Rust's panics is no Exception, and is not exported
+            if type(error).__name__ != PANIC:
+                raise
+            name = tokenizer.name_or_path or "that was given"
+            raise ValueError(f"the tokenizer {name} is damaged, and fails with: {error}") from error
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[Any], **options: Any) -> BatchEncoding:
