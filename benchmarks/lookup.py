@@ -2,6 +2,7 @@
 
     python -m benchmarks.lookup
     python -m benchmarks.lookup --senses FOLDER --texts train.jsonl       # a real dictionary and real token ids
+    python -m benchmarks.lookup --forms                                   # our two forms: grouped and padded
 
 The methods, on one batch of 32 x 128 tokens:
 
@@ -25,7 +26,11 @@ The data:
   are not the dictionary's.
 - The vectors are senses with noise.
 
-Columns of the table:
+`--forms` compares the look-up by groups of positions with the one that pads each position to the largest number of
+senses, and that is chosen for few numbers, see `is_padding_faster`. Each token has 1 to k senses. The table shows how
+many times as fast padding is. On a CPU that is CPU time; run it with one thread.
+
+Columns of the other table:
 
 - `student`: our time as a share of a forward pass over the same batch. The model is a BERT of MiniLM's shape with two
   layers and random weights.
@@ -33,11 +38,13 @@ Columns of the table:
   `torch.cuda.max_memory_allocated`, on a CPU from the allocations that the torch profiler records.
 """
 
+import itertools
 import json
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +56,7 @@ from transformers import BertConfig, BertModel
 
 from sensedict_hf import load_senses
 from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses, sense_cross_entropy
+from sensedict_hf.models.static_lookup import assign_padded
 
 from .studies import Study, results_file, study_parser
 
@@ -56,6 +64,7 @@ BATCH, POSITIONS, VOCABULARY, STUDENT_WIDTH = 32, 128, 30_522, 384
 CHUNK_BYTES = 2 << 30
 PATIENCE = 20.0  # seconds after which a method is not run again
 TURNS, QUICK_TURNS = 15, 3
+LARGEST_PADDED = 1 << 23  # numbers in the padded senses of a batch; above that --forms compares single senses alone
 
 
 class Case(NamedTuple):
@@ -231,13 +240,13 @@ def make_case(
     return Case(*tensors, temperature=width * spread**2)
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the seconds that a call takes."""
+def seconds(call: Callable[[], object], device: str, *, cpu_time: bool = False) -> float:
+    """Return the seconds that a call takes. On a CPU with `cpu_time` waiting for other programs does not count."""
 
     def clock() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.process_time() if cpu_time and device == "cpu" else time.perf_counter()
 
     begin = clock()
     call()
@@ -301,6 +310,36 @@ def measure(case: Case, turns: int, device: str, student: BertModel | None) -> I
         )
 
 
+def compare_forms(widths: Sequence[int], device: str, study: Study) -> None:
+    """Print and record how many times as fast as grouping it is to pad."""
+    print("| width | most senses | positions | log2 of numbers | hard | soft |\n|---|---|---|---|---|---|")
+    for width, most, positions in itertools.product(widths, (1, 2, 8, 20, 60), (16, 64, 256, 1024, 4096)):
+        if most > 1 and width * most * positions > LARGEST_PADDED:
+            continue
+        generator = torch.Generator().manual_seed(0)
+        sizes = torch.randint(1, most + 1, (VOCABULARY,), generator=generator)
+        sizes[0] = most
+        token_ids = synthetic("uniform", generator)[0][:positions]
+        case = make_case(token_ids, sizes, None, width, device, generator)
+        senses = RaggedSenses(case.senses, case.offsets)
+        ratios = []
+        for temperature in (None, case.temperature):
+            calls = {
+                "grouped": lambda: assign_senses(case.hidden, case.token_ids, senses, temperature),  # noqa: B023
+                "padded": lambda: assign_padded(case.hidden, case.token_ids, senses, most, temperature),  # noqa: B023
+            }
+            found = [call() for call in calls.values()]
+            assert torch.equal(found[0][1], found[1][1])
+            times = {
+                name: [seconds(call, device, cpu_time=True) for _ in range(TURNS)] for name, call in calls.items()
+            }
+            ratios.append(statistics.median(times["grouped"]) / statistics.median(times["padded"]))
+        power = math.log2(width * most * positions)
+        print(f"| {width} | {most} | {positions} | {power:.1f} | {ratios[0]:.1f} | {ratios[1]:.1f} |", flush=True)
+        title = f"forms, width {width}, {torch.get_num_threads()} threads, {device}"
+        study.record(title, {f"{most} senses, {positions} positions": dict(zip(("hard", "soft"), ratios))})
+
+
 def print_row(name: str, width: int, task: str, found: dict[str, Any]) -> None:
     """Print the row of a task."""
     taken = found["seconds"]
@@ -317,12 +356,16 @@ def main() -> None:
     parser.add_argument("--senses", help="folder of a dictionary, to use with --texts")
     parser.add_argument("--texts", type=Path, help="a .jsonl file with `text`, to use with --senses")
     parser.add_argument("--quick", action="store_true", help=f"a trial with {QUICK_TURNS} turns instead of {TURNS}")
+    parser.add_argument("--forms", action="store_true", help="compare the two forms of our look-up instead")
     options = parser.parse_args()
     if bool(options.senses) != bool(options.texts):
         parser.error("--senses and --texts go together")
     path = results_file(options.results, "lookup", recorded=not options.quick)
     study = Study(path, options.device, "python -m benchmarks.lookup")
 
+    if options.forms:
+        compare_forms(options.widths, options.device, study)
+        return
     config = BertConfig(hidden_size=STUDENT_WIDTH, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=2)
     bert = BertModel(config).eval().to(options.device)
     header = ["senses", "width", "task", "ours, ms", "padded", "all senses", "loop", "student", "extra MB"]

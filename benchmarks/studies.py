@@ -36,7 +36,7 @@ def study_parser(study: str, description: str | None) -> argparse.ArgumentParser
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    text = f"JSON file to add the results to; default: benchmarks/results/{study}.json"
+    text = f"JSON file to add the results to; default: benchmarks/results/{study.replace('.', '_')}.json"
     parser.add_argument("--results", type=Path, help=f"{text}; for trials and other teachers a file of the run's own")
     return parser
 
@@ -69,14 +69,23 @@ def provenance(device: str = "cpu", packages: Sequence[str] = PACKAGES) -> dict[
         device: `cpu` or `cuda`.
         packages: The packages whose versions are kept.
     """
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(command, capture_output=True, text=True)
     return {
-        "commit": done.stdout.strip() or None,
+        "commit": _commit(),
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
     }
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, with `-dirty` if it was changed. Results that were added do not count."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True).stdout.strip()
+
+    commit = git("describe", "--always", "--abbrev=10")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    return f"{commit}{'-dirty' * bool(changed)}" if commit else None
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ completion need only what is here. The code of a subcommand is imported when it 
 
 import argparse
 import logging
+import os
 import re
 import sys
 import traceback
@@ -17,7 +18,7 @@ from pathlib import Path
 from .options import make_parser
 
 # The module in sensedict_hf.cli that has the function of a subcommand.
-MODULES = {"distill": "distill", "evaluate": "evaluate", "index": "index"}
+MODULES = {"card": "card", "distill": "distill", "evaluate": "evaluate", "export": "export", "index": "index"}
 MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verify"), "dictionaries")
 
 # Other accepted names of options, which help does not show: old names, and names in transformers.
@@ -32,9 +33,9 @@ OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
 
 # What a wrong input, or a machine without room, raises. The others are of libraries that are not imported here.
 INPUT_ERRORS = (ValueError, OSError, ImportError, MemoryError, OverflowError)
-FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError")
+FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError", "ConnectError", "ConnectTimeout")
 # Options that name a model or a dictionary: a folder, or a name on the Hub.
-SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update")
+SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update", "student")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +107,10 @@ def describe_error(error: Exception, options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Import the code of the chosen subcommand and call it."""
+    if "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ:  # one switch for the bars of all libraries
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", os.environ["HF_HUB_DISABLE_PROGRESS_BARS"])
+    if options.quiet:
+        silence()
     if options.command == "demo":
         from sensedict_hf.demo import run_demo
 
@@ -113,6 +118,17 @@ def run(options: argparse.Namespace) -> None:
     else:
         module = import_module(f"sensedict_hf.cli.{MODULES[options.command]}")
         getattr(module, options.command)(options)
+
+
+def silence() -> None:
+    """Show warnings, but neither progress nor bars."""
+    from datasets import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars as disable_hub_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
+    for disable in (disable_progress_bars, disable_hub_bars, disable_progress_bar):
+        disable()
 
 
 def rename_options(arguments: Sequence[str]) -> list[str]:

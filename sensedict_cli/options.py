@@ -2,32 +2,32 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 import shtab
 
-from .parsing import AnyOrder, HelpAll, Version
-
-# Choices of options. The package defines them too, but importing it would import torch. A test compares both.
-ASSIGNMENTS = ("hard", "soft", "none")
-HEADS = ("causal_lm", "sequence_classification", "token_classification")
-KEYS = ("input", "next")
-METHODS = ("budget", "senses_per_token", "mcl")
-POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
-SAMPLE_DTYPES = ("float16", "float32")
-SENSES_DTYPES = ("float16", "bfloat16", "float32", "int8")
-SIMILARITIES = ("l2", "cosine", "dot")
-TASKS = ("classification", "similarity", "retrieval", "tokens", "language_modeling")
-TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-
-# What a shell completes, by the placeholder that help shows for a value.
-COMPLETIONS = {"DIR": shtab.DIRECTORY, "FILE": shtab.FILE, "MODEL": shtab.DIRECTORY}
-RETURNED = "its best sense (hard), the average of its senses by probability (soft) or its own hidden state (none)"
-FILES = (
-    "files ending in .jsonl, .json, .csv, .parquet, .arrow or .txt (one text a line), all of the same kind; "
-    "folders of such files, or quoted patterns; or a folder written by Dataset.save_to_disk; or the name of a dataset "
-    "on the Hub"
+from .common import (
+    ASSIGNMENTS,
+    FILES,
+    HEADS,
+    KEYS,
+    METHODS,
+    RETURNED,
+    SAMPLE_DTYPES,
+    SENSES_DTYPES,
+    SIMILARITIES,
+    TASKS,
+    add,
+    add_device,
+    add_dry_run,
+    add_flag,
+    add_push,
+    add_quiet,
+    add_teacher,
+    add_texts,
+    add_trust,
 )
+from .index_options import add_index
+from .parsing import HelpAll, Version
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,79 +53,61 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=name != "distill",  # an option added later must not change what an argument file means
         )
         add_options(sub)
+        if name in ("build", "distill"):
+            add_dry_run(sub)
+        if name != "index":  # its actions have the option
+            add_quiet(sub)
     return parser
 
 
-def _add(container: argparse._ActionsContainer, name: str, metavar: str, help: str, **settings: Any) -> None:
-    """Add an argument. Its help names the default, if there is one; a shell can complete files and folders."""
-    if settings.get("default") is not None:
-        help += " (default: %(default)s)"
-        settings.setdefault("type", type(settings["default"]))
-    action = container.add_argument(name, metavar=metavar or None, help=help, **settings)
-    if metavar in COMPLETIONS:
-        action.complete = COMPLETIONS[metavar]  # type: ignore[attr-defined]  # read by shtab
-
-
-def _add_flag(container: argparse._ActionsContainer, name: str, help: str) -> None:
-    """Add an option that is off by default: `--name` or, as argument files write it, `--name=true`."""
-    container.add_argument(name, metavar="true|false", help=help, type=boolean, nargs="?", const=True, default=False)
-
-
-def boolean(text: str) -> bool:
-    """Read `true` or `false`, or another spelling that transformers accepts."""
-    word = text.lower()
-    if word not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return word[0] in "ty1"
-
-
 def _add_build(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--teacher", "MODEL", "encoder or decoder: a name on the Hub or a folder", required=True)
-    _add_texts(sub, "texts to find senses in: " + FILES, required=True)
+    add(sub, "--teacher", "MODEL", "encoder or decoder: a name on the Hub or a folder", required=True)
+    add_texts(sub, "texts to find senses in: " + FILES, required=True)
     about = "folder for the dictionary; the same command continues an interrupted build"
-    _add(sub, "--output", "DIR", about, required=True)
-    _add_flag(sub, "--overwrite", "replace another dictionary, or an unfinished build, in the output folder")
-    _add_flag(sub, "--streaming", "read the texts as they are needed, instead of copying them into the cache first")
+    add(sub, "--output", "DIR", about, required=True)
+    add_flag(sub, "--overwrite", "replace another dictionary, or an unfinished build, in the output folder")
+    add_flag(sub, "--streaming", "read the texts as they are needed, instead of copying them into the cache first")
     about = "build for the tokens of this model's tokenizer, for students that use it (default: the teacher's)"
-    _add(sub, "--tokenizer", "MODEL", about)
-    _add(sub, "--seed", "N", "seed of the random sample of token occurrences", default=0)
+    add(sub, "--tokenizer", "MODEL", about)
+    add(sub, "--seed", "N", "seed of the random sample of token occurrences", default=0)
 
     size = sub.add_argument_group("size of the dictionary")
     number = size.add_mutually_exclusive_group()
     about = "senses in total, given to the tokens that need them most (default: grows with the texts)"
-    _add(number, "--budget", "N", about, type=int)
-    _add(number, "--senses-per-token", "K", "the same number of senses for every token", type=int)
+    add(number, "--budget", "N", about, type=int)
+    add(number, "--senses-per-token", "K", "the same number of senses for every token", type=int)
     about = (
         "how senses are shared out; 'mcl' is the paper's rule, and slow (default: by the options above, else budget)"
     )
-    _add(size, "--method", "", about, choices=METHODS, type=lambda name: name.replace("num_senses", METHODS[1]))
-    _add(size, "--dtype", "", "dtype of the stored senses", choices=SENSES_DTYPES, default="float16")
+    add(size, "--method", "", about, choices=METHODS, type=lambda name: name.replace("num_senses", METHODS[1]))
+    add(size, "--dtype", "", "dtype of the stored senses", choices=SENSES_DTYPES, default="float16")
 
     vectors = sub.add_argument_group("vectors that senses are made from")
     about = "the nearest sense of a vector has the smallest distance (l2), largest cosine or largest dot product"
-    _add(vectors, "--similarity", "", about, choices=SIMILARITIES, default="l2")
-    _add(vectors, "--layer", "N", "layer of the hidden states; 0: token embeddings, -1: last layer", default=-1)
+    add(vectors, "--similarity", "", about, choices=SIMILARITIES, default="l2")
+    add(vectors, "--layer", "N", "layer of the hidden states; 0: token embeddings, -1: last layer", default=-1)
     about = "token that a hidden state belongs to: its own (input) or the one it predicts (next; causal teachers)"
-    _add(vectors, "--key", "", about, choices=KEYS, default="input")
+    add(vectors, "--key", "", about, choices=KEYS, default="input")
     about = "occurrences of a token to look at, drawn at random; fewer need less disk and time"
-    _add(vectors, "--max-samples-per-token", "N", about, default=1000)
+    add(vectors, "--max-samples-per-token", "N", about, default=1000)
     about = "dtype of the sampled vectors on disk during the build"
-    _add(vectors, "--sample-dtype", "", about, choices=SAMPLE_DTYPES, default="float16")
-    _add_flag(vectors, "--prompt-senses", "also build senses for the tokens of --instruction and --template")
+    add(vectors, "--sample-dtype", "", about, choices=SAMPLE_DTYPES, default="float16")
+    add_flag(vectors, "--prompt-senses", "also build senses for the tokens of --instruction and --template")
     about = "longest input in tokens; longer texts are split into windows (default: the teacher's limit, at most 512)"
-    _add(vectors, "--max-length", "N", about, type=int)
-    _add_flag(vectors, "--truncation", "cut off texts at --max-length instead of splitting them")
+    add(vectors, "--max-length", "N", about, type=int)
+    add_flag(vectors, "--truncation", "cut off texts at --max-length instead of splitting them")
 
+    add_push(sub, "the dictionary")
     later = sub.add_argument_group("adding texts later")
-    _add_flag(later, "--keep-samples", "keep the sampled vectors in the output folder, so that --update can use them")
+    add_flag(later, "--keep-samples", "keep the sampled vectors in the output folder, so that --update can use them")
     about = "add the texts to this dictionary, which was built with --keep-samples; the result goes to --output"
-    _add(later, "--update", "DIR", about)
-    _add_device(_add_teacher(sub))
+    add(later, "--update", "DIR", about)
+    add_device(add_teacher(sub))
 
 
 def _add_convert(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(
+    add(sub, "senses", "DIR", "folder of a dictionary or a student")
+    add(
         sub,
         "--dtype",
         "",
@@ -133,28 +115,45 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
         choices=SENSES_DTYPES,
         default="float16",
     )
-    _add(sub, "--output", "DIR", "new folder for the result", required=True)
-    _add_trust(sub)
+    add(sub, "--output", "DIR", "new folder for the result", required=True)
+    add_trust(sub)
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "folders of dictionaries of the same teacher; or one dictionary, or one student, to make it smaller"
-    _add(sub, "senses", "DIR", about, nargs="+")
+    add(sub, "senses", "DIR", about, nargs="+")
     about = "senses in total, given to the tokens that need them most"
-    _add(sub, "--budget", "N", about, type=int, required=True)
-    _add(sub, "--output", "DIR", "new folder for the result", required=True)
-    _add_trust(sub)
+    add(sub, "--budget", "N", about, type=int, required=True)
+    add(sub, "--output", "DIR", "new folder for the result", required=True)
+    add_trust(sub)
 
 
 def _add_info(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
-    _add_flag(sub, "--json", "print the facts as JSON")
-    _add_trust(sub)
+    add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    add_flag(sub, "--json", "print the facts as JSON")
+    add_trust(sub)
+
+
+def _add_card(sub: argparse.ArgumentParser) -> None:
+    add(sub, "folder", "DIR", "folder of a dictionary or a student, or its name on the Hub")
+    add_trust(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    add(sub, "student", "STUDENT", "folder of a student, or its name on the Hub")
+    about = "new folder: the student with onnx/model.onnx, for any batch size and length; needs the extra 'onnx'"
+    add(sub, "--onnx", "DIR", about, required=True)
+    add_flag(sub, "--int8", "also write onnx/model_quantized.onnx, whose matrices and activations are int8")
+    about = (
+        "largest distance of a vector from PyTorch's, as a share of its length (default: 0.001, and 0.25 with --int8)"
+    )
+    add(sub, "--tolerance", "SHARE", about, type=float)
+    add_trust(sub)
 
 
 def _add_verify(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
-    _add_trust(sub)
+    add(sub, "folder", "DIR", "folder of a dictionary, a student or an index")
+    add_trust(sub)
 
 
 def _add_distill(sub: argparse.ArgumentParser) -> None:
@@ -166,28 +165,29 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     )
     about = "show this help message and all options of TrainingArguments, and exit"
     sub.add_argument("--help-all", action=HelpAll, nargs=0, help=about)
-    _add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
-    _add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
-    _add_texts(sub, "texts to learn from: " + FILES, required=True)
-    _add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
-    _add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
-    _add_flag(sub, "--streaming", "read the texts as they are needed, without a copy on disk; needs --max-steps")
+    add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
+    add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
+    add_texts(sub, "texts to learn from: " + FILES, required=True)
+    add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
+    add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")
+    add_flag(sub, "--streaming", "read the texts as they are needed, without a copy on disk; needs --max-steps")
+    add_push(sub, "the finished student", nargs="?", const="true")  # alone as in transformers, with --hub-model-id
     about = "texts to evaluate on during training; needs --eval-strategy"
-    _add(sub, "--eval-texts", "FILE", about, nargs="+")
+    add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
     about = "start from N layers of the teacher, the first ones and the last; 0: a student without layers"
-    _add(student, "--num-hidden-layers", "N", about, default=2)
+    add(student, "--num-hidden-layers", "N", about, default=2)
     about = "start from these layers of the teacher instead, counted from 0"
-    _add(student, "--layers", "N", about, type=int, nargs="+")
-    _add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
-    _add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
+    add(student, "--layers", "N", about, type=int, nargs="+")
+    add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")
+    add_flag(student, "--adopt-tokenizer", "give the backbone the tokenizer of the dictionary")
     about = "what the student returns for a token: " + RETURNED + " (default: depends on --objective)"
-    _add(student, "--assignment", "", about, choices=ASSIGNMENTS)
+    add(student, "--assignment", "", about, choices=ASSIGNMENTS)
     about = "share of its own hidden states that is mixed with the senses, 0 to 1 (default: depends on --objective)"
-    _add(student, "--residual", "SHARE", about, type=float)
+    add(student, "--residual", "SHARE", about, type=float)
     about = "also copy this head of the teacher to the student: frozen, or trained (causal_lm, to generate text)"
-    _add(student, "--head", "", about, choices=HEADS)
+    add(student, "--head", "", about, choices=HEADS)
 
     training = sub.add_argument_group("training")
     about = (
@@ -196,151 +196,88 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
         "'lm' (cross-entropy of the next token) and 'kl' (divergence from the teacher's distribution) (default: "
         "sense+mse+sentence; without layers mse+sentence; with --head causal_lm lm+kl+sense)"
     )
-    _add(training, "--objective", "LOSS", about)
+    add(training, "--objective", "LOSS", about)
     about = "passes over the texts (default: 2.0; without layers 3.0, or up to 10.0 for few texts)"
-    _add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
+    add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
     about = "texts per device and step (default: 32; without layers 256; with --head causal_lm 8)"
-    _add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
+    add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
-    _add(training, "--per-device-eval-batch-size", "N", about, default=32)
+    add(training, "--per-device-eval-batch-size", "N", about, default=32)
     about = "highest learning rate (default: 0.001; without layers 0.003)"
-    _add(training, "--learning-rate", "RATE", about, type=float)
+    add(training, "--learning-rate", "RATE", about, type=float)
     about = "highest learning rate of the vectors of tokens, without layers"
-    _add(training, "--table-learning-rate", "RATE", about, default=2e-2)
+    add(training, "--table-learning-rate", "RATE", about, default=2e-2)
     about = "steps until the learning rate is at its highest; below 1: share of all steps"
-    _add(training, "--warmup-steps", "N", about, default=0.1)
+    add(training, "--warmup-steps", "N", about, default=0.1)
     about = "divides the scores of the student's senses; its unit is the distortion of the dictionary"
-    _add(training, "--temperature", "T", about, default=0.15)
+    add(training, "--temperature", "T", about, default=0.15)
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"
-    _add(training, "--label-top-k", "K", about, default=1)
-    _add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
+    add(training, "--label-top-k", "K", about, default=1)
+    add(training, "--label-temperature", "T", "like --temperature, for the teacher's probabilities", default=0.15)
     about = "weight of 'mse' when it is added to other losses (default: 3.0; without layers or with causal_lm 1.0)"
-    _add(training, "--mse-weight", "W", about, type=float)
+    add(training, "--mse-weight", "W", about, type=float)
     about = "weight of 'sentence' when it is added to other losses (default: 9.0; without layers 3.0)"
-    _add(training, "--sentence-weight", "W", about, type=float)
-    _add(training, "--sense-weight", "W", "weight of 'sense' when it is added to other losses", default=1.0)
-    _add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
-    _add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
+    add(training, "--sentence-weight", "W", about, type=float)
+    add(training, "--sense-weight", "W", "weight of 'sense' when it is added to other losses", default=1.0)
+    add(training, "--lm-weight", "W", "weight of 'lm' when it is added to other losses", default=1.0)
+    add(training, "--kl-weight", "W", "weight of 'kl' when it is added to other losses", default=1.0)
     about = (
         "longest input in tokens; longer texts are split into windows (default: what teacher and student take, at "
         "most 512)"
     )
-    _add(training, "--max-length", "N", about, type=int)
-    _add_teacher(sub)
+    add(training, "--max-length", "N", about, type=int)
+    add_teacher(sub)
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
+    add(sub, "--model", "MODEL", "a student, or any encoder or decoder: a name on the Hub or a folder")
     about = (
         "'classification', 'similarity' and 'retrieval' follow MTEB; 'tokens' finds entities, scored as in CoNLL; "
         "'language_modeling' predicts the next token"
     )
-    _add(sub, "--task", "", about, choices=TASKS, default="classification")
+    add(sub, "--task", "", about, choices=TASKS, default="classification")
     about = "for retrieval: a student of the model, which encodes the queries; the model encodes the documents"
-    _add(sub, "--query-model", "MODEL", about)
+    add(sub, "--query-model", "MODEL", about)
     about = "for retrieval: a sense index to search, instead of --model and --corpus"
-    _add(sub, "--index", "DIR", about)
-    _add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
+    add(sub, "--index", "DIR", about)
+    add(sub, "--senses", "DIR", "replace the hidden states of the model by the senses of this dictionary")
     stored = " (default: as stored in the student or dictionary)"
-    _add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
+    add(sub, "--assignment", "", "vector of a token: " + RETURNED + stored, choices=ASSIGNMENTS)
     about = "share of the model's hidden states that is mixed with the senses, 0 to 1" + stored
-    _add(sub, "--residual", "SHARE", about, type=float)
-    _add(sub, "--output", "FILE", "also write the scores to this file, as JSON")
+    add(sub, "--residual", "SHARE", about, type=float)
+    add(sub, "--output", "FILE", "also write the scores to this file, as JSON")
+    add_flag(sub, "--card", "also write the scores to the card of the model, in its folder or on the Hub")
 
     data = sub.add_argument_group("data", f"Each is given as {FILES}.")
     about = "for classification: columns 'text' and 'label'; for tokens: columns 'tokens' (words) and 'tags' (BIO)"
-    _add(data, "--train", "FILE", about, nargs="+")
+    add(data, "--train", "FILE", about, nargs="+")
     about = (
         "the same; for similarity: columns 'sentence1', 'sentence2' and 'score'; for language_modeling: column 'text'"
     )
-    _add(data, "--test", "FILE", about, nargs="+")
-    _add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
-    _add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
-    _add(data, "--text-column", "NAME", "for classification, language_modeling: column of the texts", default="text")
-    _add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
-    _add_device(_add_teacher(sub))
+    add(data, "--test", "FILE", about, nargs="+")
+    add(data, "--corpus", "FILE", "for retrieval: documents, columns 'id', 'text' and optionally 'title'", nargs="+")
+    add(data, "--queries", "FILE", "for retrieval: columns 'text' and 'relevant' (a list of ids)", nargs="+")
+    add(data, "--text-column", "NAME", "for classification, language_modeling: column of the texts", default="text")
+    add(data, "--label-column", "NAME", "for classification: column of the labels", default="label")
+    add_device(add_teacher(sub))
 
 
 def _add_inspect(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "senses", "DIR", "folder of a dictionary or a student")
-    _add(sub, "token", "TOKEN", "a token in the vocabulary of the dictionary")
-    _add_texts(sub, "show contexts of each sense from these texts: " + FILES)
+    add(sub, "senses", "DIR", "folder of a dictionary or a student")
+    add(sub, "token", "TOKEN", "a token in the vocabulary of the dictionary")
+    add_texts(sub, "show contexts of each sense from these texts: " + FILES)
     about = "the teacher, which has to read the texts again (default: the model named in the dictionary)"
-    _add(sub, "--teacher", "MODEL", about)
-    _add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
-    _add_teacher(sub)
-
-
-def _add_index(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(
-        dest="action", required=True, metavar="ACTION", title="actions", parser_class=AnyOrder
-    )
-    about = "build an index of texts, which are kept as senses"
-    usage = "%(prog)s --model MODEL --senses DIR --texts FILE... --output DIR [options]"
-    build = actions.add_parser("build", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
-    _add(build, "--model", "MODEL", "what encodes the texts: the dictionary's teacher or a student", required=True)
-    _add(build, "--senses", "DIR", "folder of a dictionary or a student", required=True)
-    _add_texts(build, "texts to search: " + FILES, required=True)
-    _add(build, "--id-column", "NAME", "column of the ids of the texts (default: ids are 0, 1, 2 ...)")
-    about = "new folder for the index; the same command continues an interrupted build there"
-    _add(build, "--output", "DIR", about, required=True)
-    _add_device(build.add_argument_group("running the model"))
-    about = "find the texts that answer a question best"
-    usage = "%(prog)s DIR [QUESTION] [options]"
-    search = actions.add_parser("search", help=about, description=f"{about[0].upper()}{about[1:]}.", usage=usage)
-    _add(search, "index", "DIR", "folder of the index")
-    _add(search, "question", "QUESTION", "what to search for", nargs="?")
-    _add(search, "--queries", "FILE", "search for these texts instead: " + FILES, nargs="+")
-    _add(search, "--text-column", "NAME", "column of the texts in a dataset", default="text")
-    _add(search, "--model", "MODEL", "what encodes the queries (default: the model that the index was built with)")
-    _add(search, "--top-k", "K", "texts to find for each query", default=10)
-    _add_flag(search, "--json", "print one line of JSON for each query: 'query', 'ids' and 'scores'")
-    _add_flag(search, "--explain", "also show what each token of the query matched in the best text")
-    _add_device(search.add_argument_group("running the model"))
-    about = "join indexes of different texts that have the same dictionary"
-    merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    _add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
-    _add(merge, "--output", "DIR", "new folder for the index", required=True)
+    add(sub, "--teacher", "MODEL", about)
+    add(sub, "--max-contexts", "N", "contexts to show for each sense", default=3)
+    add_flag(sub, "--json", "print the senses as JSON")
+    about = "with --texts: also draw hidden states and senses into this file, such as senses.png"
+    add(sub, "--plot", "FILE", about)
+    add_teacher(sub)
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
-    _add(sub, "--output", "DIR", "folder for the results, dictionary, student and picture", default="demo")
-    _add(sub, "--seed", "N", "seed of all random numbers", default=0)
-
-
-def _add_texts(sub: argparse.ArgumentParser, help: str, required: bool = False) -> None:
-    _add(sub, "--texts", "FILE", help, nargs="+", required=required)
-    _add(sub, "--text-column", "NAME", "column of the texts in a dataset", default="text")
-
-
-def _add_teacher(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say how a teacher, or a model to evaluate, is loaded; return their group."""
-    group = sub.add_argument_group("loading the model")
-    about = (
-        "whether a decoder's tokens attend to all tokens (true) or to earlier ones only (default: as it was trained)"
-    )
-    _add(group, "--bidirectional", "true|false", about, type=boolean)
-    _add(group, "--adapters", "MODEL", "PEFT adapters to merge into the model, in this order", nargs="+")
-    about = "how the hidden states of a text become one vector (default: as stored with the model, else mean)"
-    _add(group, "--pooling", "", about, choices=POOLINGS)
-    _add(group, "--instruction", "TEXT", "text put before every input; its tokens are not pooled")
-    about = "text around instruction and input; {text} stands for them, \\n for a new line"
-    _add(group, "--template", "TEXT", about)
-    _add(group, "--teacher-dtype", "", "dtype of the model's weights (default: as stored)", choices=TEACHER_DTYPES)
-    _add(group, "--device-map", "MAP", "how to spread a large model over devices, for example auto")
-    about = """settings of quantization, as JSON: '{"quant_method": "bitsandbytes", "load_in_4bit": true}'"""
-    _add(group, "--quantization-config", "JSON", about)
-    _add_trust(group)
-    return group
-
-
-def _add_trust(container: argparse._ActionsContainer) -> None:
-    _add_flag(container, "--trust-remote-code", "run Python code from the folders and repositories that are loaded")
-
-
-def _add_device(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--batch-size", "N", "texts in a forward pass", default=32)
-    _add(group, "--device", "DEVICE", "device to run on, such as cpu or cuda:1 (default: a GPU if there is one)")
+    add(sub, "--output", "DIR", "folder for the results, dictionary, student and picture", default="demo")
+    add(sub, "--seed", "N", "seed of all random numbers", default=0)
 
 
 # For each subcommand: the function that adds its options, its usage and its help.
@@ -365,6 +302,16 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         "DIR [--json]",
         "say what a folder holds, without loading it",
     ),
+    "card": (
+        _add_card,
+        "DIR",
+        "write the card of a model if it has none, or add to that of another library how the model loads",
+    ),
+    "export": (
+        _add_export,
+        "STUDENT --onnx DIR [--int8] [options]",
+        "save a student with an ONNX file, and check that it returns the same vectors",
+    ),
     "verify": (
         _add_verify,
         "DIR",
@@ -386,7 +333,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
         "score the embeddings of a model on a task, without fine-tuning it",
     ),
     "index": (
-        _add_index,
+        add_index,
         "ACTION [options]",
         "search texts that are kept as senses: build an index, search one, or merge several",
     ),

@@ -46,9 +46,11 @@ if TYPE_CHECKING:
         evaluate_token_classification,
     )
     from .evaluation_language import evaluate_language_modeling
+    from .models.onnx_export import export_onnx
+    from .retrieval.engine import SenseCollection
     from .retrieval.index import SenseIndex
     from .retrieval.router import save_router
-    from .retrieval.sparse import fill_collection, search_collection, sparse_queries
+    from .retrieval.sparse import sparse_queries
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,7 @@ AutoModelForTokenClassification.register(SKDStudentConfig, SKDStudentForTokenCla
 _LAZY = {
     "SKDTrainer": ".distillation.trainer",
     "SKDTrainingArguments": ".distillation.training_args",
+    "SenseCollection": ".retrieval.engine",
     "SenseIndex": ".retrieval.index",
     "TeacherVectors": ".distillation.vectors",
     "build_sense_dictionary": ".building.build",
@@ -77,14 +80,13 @@ _LAZY = {
     "evaluate_retrieval": ".evaluation",
     "evaluate_similarity": ".evaluation",
     "evaluate_token_classification": ".evaluation",
-    "fill_collection": ".retrieval.sparse",
+    "export_onnx": ".models.onnx_export",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",
     "plot_senses": ".building.inspection",
     "read_dataset": ".data",
     "report_senses": ".building.inspection",
     "save_router": ".retrieval.router",
-    "search_collection": ".retrieval.sparse",
     "sparse_queries": ".retrieval.sparse",
 }
 
@@ -102,6 +104,7 @@ __all__ = [
     "SKDTrainingArguments",
     "SenseEmbeddingConfig",
     "SenseEmbeddingModel",
+    "SenseCollection",
     "SenseIndex",
     "Teacher",
     "TeacherVectors",
@@ -117,7 +120,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_similarity",
     "evaluate_token_classification",
-    "fill_collection",
+    "export_onnx",
     "find_occurrences",
     "load_senses",
     "load_teacher",
@@ -126,7 +129,6 @@ __all__ = [
     "read_dataset",
     "report_senses",
     "save_router",
-    "search_collection",
     "sparse_queries",
 ]
 

@@ -2,13 +2,16 @@
 
 import glob
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
-from .data_files import FILE_FORMATS, find_files, read_files
+from .data_files import find_files, kind_of, read_files, read_lines
 from .models.arguments import check_flag, check_path, check_string
 from .models.prompts import check_unicode
 
@@ -22,14 +25,22 @@ def read_dataset(
     """Read a dataset from files, from a folder or from the Hub.
 
     Args:
-        source: One or more files ending in `.jsonl`, `.json`, `.csv`, `.parquet`, `.arrow` or `.txt`, all of the same
-            kind; folders of such files, or patterns such as `texts/*.jsonl`, whose files are read in the order of
-            their names; or a folder written by `Dataset.save_to_disk`; or the name of a dataset on the Hub. A file
-            that has the given name is read, whatever signs the name holds. A `.txt` file has one text a line, which
-            becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json` file
-            stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their columns; the
+        source: One of these:
+
+            - One or more files ending in `.jsonl`, `.json`, `.csv`, `.txt`, `.parquet` or `.arrow`, all of the same
+              kind, or folders of such files, or patterns such as `texts/*.jsonl`. Files of a folder are read in the
+              order of their names. The first four kinds may be compressed: `texts.jsonl.gz`, `texts.txt.zst`.
+            - A folder written by `Dataset.save_to_disk`.
+            - A dataset on the Hub: `NAME`, `NAME:CONFIG` or `NAME:CONFIG:SPLIT`. `NAME::SPLIT` is a split of the
+              default config. NAME may also be a folder written by `DatasetDict.save_to_disk`, or a copy of the
+              repository.
+            - `-`: standard input, one text a line.
+
+            A file that has the given name is read, whatever signs the name holds. A `.txt` file has one text a line,
+            which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json`
+            file stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their columns; the
             columns that all of them have are kept.
-        split: Split of a dataset on the Hub. Files and folders are read as a whole.
+        split: Split of a dataset whose name does not say which. Files and folders are read as a whole.
         streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
 
     Returns:
@@ -55,26 +66,82 @@ def read_dataset(
     for name in names:
         check_path("source", name)
 
+    if "-" in names:
+        return _read_standard_input(names, streaming)
+
     # A single source can also be a saved dataset, or a name on the Hub such as "ag_news" or "org/v1.0".
-    if len(names) == 1 and not glob.has_magic(names[0]):
-        name = names[0]
-        if Path(name, "state.json").is_file():
+    if len(names) == 1 and not Path(names[0]).is_file() and not glob.has_magic(names[0]):
+        name, config, chosen = _split_name(names[0])
+        if Path(name, "state.json").is_file() and name == names[0]:
             return load_from_disk(name)
         looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
-        if looks_like_a_repository and not Path(name).exists() and Path(name).suffix not in FILE_FORMATS:
+        if name != names[0] or (looks_like_a_repository and not Path(name).exists() and kind_of(name) is None):
             try:
-                return load_dataset(name, split=split, streaming=streaming)
-            except (OSError, ValueError) as error:
+                if Path(name, "dataset_dict.json").is_file() and config is None:
+                    return load_from_disk(name)[chosen or split]
+                return load_dataset(name, config, split=chosen or split, streaming=streaming)
+            except (OSError, ValueError, KeyError) as error:
                 raise ValueError(
-                    f"there is no file or folder {name}, and no dataset of that name could be loaded from the Hub: "
-                    f"check the name ({error})"
+                    f"there is no file or folder {names[0]}, and no dataset of that name could be loaded from the "
+                    f"Hub: check the name ({error})"
                 ) from error
 
     paths = [path for name in names for path in find_files(name)]
-    kinds = sorted({FILE_FORMATS[Path(path).suffix] for path in paths})
+    kinds = sorted({str(kind_of(path)) for path in paths})
     if len(kinds) > 1:
         raise ValueError(f"the files are of different kinds ({', '.join(kinds)}): convert them to one kind")
     return read_files(paths, streaming=streaming)
+
+
+def dataset_names(texts: Texts) -> list[str]:
+    """Return the names of the data sets on the Hub that texts come from, as far as they are known.
+
+    Args:
+        texts: The texts.
+    """
+    sources = getattr(getattr(texts, "info", None), "download_checksums", None) or {}
+    found = (re.match("hf://datasets/([^@]+)@", source) for source in sources)
+    return sorted({match[1] for match in found if match})
+
+
+def with_datasets(card_data: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Any] | None:
+    """Return metadata of a model card with more names of data sets; None if it says nothing.
+
+    Args:
+        card_data: The metadata, as in :class:`SenseEmbeddingConfig`.
+        names: The names to add.
+    """
+    known = dict(card_data or {})
+    names = sorted({*known.pop("datasets", []), *names})
+    return known | ({"datasets": names} if names else {}) or None
+
+
+def _split_name(name: str) -> tuple[str, str | None, str | None]:
+    """Split `NAME:CONFIG:SPLIT` into its parts; a part that is missing or empty is None."""
+    parts = name.split(":")
+    if len(parts) > 3 or not parts[0] or Path(name).exists():
+        return name, None, None
+    given = [part or None for part in parts[1:]] + [None, None]
+    return parts[0], given[0], given[1]
+
+
+def _read_standard_input(names: list[str], streaming: bool) -> Dataset:
+    """Read one text a line.
+
+    Raises:
+        ValueError: There are other sources too, the texts are to be streamed, are not UTF-8, or there are none.
+    """
+    if len(names) > 1:
+        raise ValueError(f"- is standard input, and cannot be read with {', '.join(names)}: give one or the other")
+    if streaming:
+        raise ValueError("standard input can be read only once, not streamed: leave out streaming, or give a file")
+    try:
+        rows = list(read_lines(StringIO(sys.stdin.buffer.read().decode("utf-8-sig"), newline=None)))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8: convert it ({error})") from error
+    if not rows:
+        raise ValueError("standard input is empty: write one text a line to it")
+    return Dataset.from_list(rows)
 
 
 def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:

@@ -5,9 +5,10 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
+from io import BufferedReader, TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,10 +25,19 @@ FILE_FORMATS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+# Endings of compressed files, which follow the others: texts.jsonl.gz. Formats of pyarrow have compression inside.
+COMPRESSED = (".gz", ".zst")
 # How many rows are looked at together.
 ROWS = 1000
 # Longest cell of a .csv file in characters; the limit of Python's module csv is too low for long texts.
 LONGEST_CELL = 2**31 - 1
+
+
+def kind_of(path: str) -> str | None:
+    """Return what a file holds, by the ending of its name; None if it is of a kind that cannot be read."""
+    stem = os.path.splitext(path)[0] if path.endswith(COMPRESSED) else path
+    kind = FILE_FORMATS.get(Path(stem).suffix)
+    return None if stem != path and kind in ("parquet", "arrow") else kind
 
 
 def find_files(name: str) -> list[str]:
@@ -43,15 +53,15 @@ def find_files(name: str) -> list[str]:
     Raises:
         ValueError: There is no such file, or none of a kind that can be read.
     """
-    kinds = ", ".join(FILE_FORMATS)
+    kinds = f"{', '.join(FILE_FORMATS)}, or the text files among them with {' or '.join(COMPRESSED)} added"
     if Path(name).is_file():
-        if Path(name).suffix not in FILE_FORMATS:
+        if kind_of(name) is None:
             raise ValueError(f"cannot read {name}: give files ending in {kinds}")
         return [name]
     if not Path(name).is_dir() and not glob.has_magic(name):
         raise ValueError(f"there is no file or folder {name}: check the path")
     pattern = os.path.join(glob.escape(name), "*") if Path(name).is_dir() else name
-    found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).suffix in FILE_FORMATS)
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if kind_of(path))
     if not found:
         raise ValueError(f"{name} has no files ending in {kinds}: check the path")
     logger.info(f"{name}: {len(found)} files")
@@ -96,7 +106,7 @@ def iterate_rows(paths: list[str]) -> Iterator[dict[str, Any]]:
     """
     readers = {"text": _read_lines, "csv": _read_csv, "json": _read_json}
     for path in paths:
-        kind = FILE_FORMATS[Path(path).suffix]
+        kind = str(kind_of(path))
         try:
             if kind in readers:
                 yield from readers[kind](path)
@@ -150,7 +160,7 @@ def _iterate_columns(states: tuple[tuple[str, int, int], ...], names: tuple[str,
 
 def _iterate_types(path: str) -> Iterator[tuple[str, pa.DataType | None]]:
     """Yield names of columns and the types of their values. None: the values are of different types."""
-    kind = FILE_FORMATS[Path(path).suffix]
+    kind = kind_of(path)
     if kind in ("parquet", "arrow"):
         for batch in _iterate_batches(path, kind):
             yield from zip(batch.schema.names, batch.schema.types)
@@ -179,18 +189,29 @@ def _iterate_batches(path: str, kind: str) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
+def open_text(path: str, newline: str | None = None) -> TextIO:
+    """Open a UTF-8 file to read, compressed or not."""
+    if not path.endswith(COMPRESSED):
+        return open(path, encoding="utf-8-sig", newline=newline)
+    return TextIOWrapper(pa.input_stream(path), encoding="utf-8-sig", newline=newline)  # pyarrow goes by the ending
+
+
+def read_lines(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield the lines of a text file that are not blank."""
+    for line in file:
+        if line.strip():
+            yield {"text": line.rstrip("\n")}
+
+
 def _read_lines(path: str) -> Iterator[dict[str, str]]:
-    """Yield the lines of a .txt file that are not blank."""
-    with open(path, encoding="utf-8-sig") as file:
-        for line in file:
-            if line.strip():
-                yield {"text": line.rstrip("\n")}
+    with open_text(path) as file:
+        yield from read_lines(file)
 
 
 def _read_csv(path: str) -> Iterator[dict[str, str]]:
     """Yield the rows of a .csv file, whose cells are strings."""
     csv.field_size_limit(LONGEST_CELL)
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
@@ -206,9 +227,9 @@ def _read_csv(path: str) -> Iterator[dict[str, str]]:
 
 def _read_json(path: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file with an object on each line, or with one list of objects."""
-    with open(path, encoding="utf-8-sig") as file:
+    with open_text(path) as file:
         is_list = next((line.lstrip()[0] for line in file if line.strip()), "") == "["
-        file.seek(0)
+    with open_text(path) as file:
         for number, row in enumerate(json.load(file) if is_list else file, 1):
             place = f"{'row' if is_list else 'line'} {number}"
             if not is_list:
@@ -229,7 +250,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
 
 def _find_broken_line(path: str) -> str:
     """Name the first line of a file that is not UTF-8."""
-    with open(path, "rb") as file:
+    with BufferedReader(pa.input_stream(path)) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()

@@ -18,6 +18,7 @@ from transformers import (
     BertModel,
 )
 
+from sensedict_cli import common as cli_common
 from sensedict_cli import options as cli_options
 from sensedict_cli import rename_options
 from sensedict_hf import (
@@ -42,10 +43,12 @@ NEEDED = {
     "convert": ["d", "--output", "o"],
     "merge": ["d", "--budget", "5", "--output", "o"],
     "info": ["d"],
+    "card": ["d"],
     "verify": ["d"],
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
+    "export": ["s", "--onnx", "o"],
     "index": ["search", "d", "question"],
     "demo": [],
 }
@@ -491,21 +494,21 @@ def test_all_options_of_the_trainer_are_shown_on_request(capsys):
 
 
 def test_choices_and_defaults_are_those_of_the_package():
-    assert cli_options.ASSIGNMENTS == configuration.ASSIGNMENTS
-    assert cli_options.KEYS == configuration.KEYS
-    assert cli_options.SIMILARITIES == configuration.SIMILARITIES
-    assert {*cli_options.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
-    assert cli_options.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
-    assert cli_options.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
-    assert cli_options.POOLINGS == POOLINGS
-    assert cli_options.TASKS == (*TASKS, "language_modeling")
-    assert cli_options.HEADS == tuple(HEADS)
-    assert all(hasattr(torch, name) for name in cli_options.TEACHER_DTYPES)
+    assert cli_common.ASSIGNMENTS == configuration.ASSIGNMENTS
+    assert cli_common.KEYS == configuration.KEYS
+    assert cli_common.SIMILARITIES == configuration.SIMILARITIES
+    assert {*cli_common.METHODS, "num_senses"} == {*configuration.METHODS, "senses_per_token"}
+    assert cli_common.SENSES_DTYPES == tuple(configuration.SENSES_DTYPES)
+    assert cli_common.SAMPLE_DTYPES == tuple(configuration.SAMPLE_DTYPES)
+    assert cli_common.POOLINGS == POOLINGS
+    assert cli_common.TASKS == (*TASKS, "language_modeling")
+    assert cli_common.HEADS == tuple(HEADS)
+    assert all(hasattr(torch, name) for name in cli_common.TEACHER_DTYPES)
 
     options = vars(parsed("distill", *NEEDED["distill"]))
     declared = {name: parameter.default for name, parameter in signature(distill_student).parameters.items()}
     declared |= {field.name: field.default for field in dataclasses.fields(SKDTrainingArguments)}
-    shared = declared.keys() & options.keys() - {"teacher", "senses", "texts", "output_dir"}
+    shared = declared.keys() & options.keys() - {"teacher", "senses", "texts", "output_dir", "push_to_hub"}
     assert {"objective", "temperature", "mse_weight", "max_length", "layers", "overwrite"} < shared
     for name in shared:
         assert options[name] == declared[name], name

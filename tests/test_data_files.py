@@ -1,11 +1,16 @@
 """Reading texts from files: the file that is named, and strings as they were written."""
 
+import gzip
+import io
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Dataset, DatasetDict
 
 from sensedict_hf.data import iterate_texts, read_dataset
 from sensedict_hf.evaluation_tasks import TASKS
@@ -141,3 +146,66 @@ def test_scores_and_ids_of_a_csv_file_are_numbers_where_they_are_needed(tmp_path
 def test_a_file_that_has_changed_is_read_again(tmp_path):
     assert read(tmp_path / "a.txt", "one") == ["one"]
     assert read(tmp_path / "a.txt", "other") == ["other"]
+
+
+def compress(content: bytes, ending: str) -> bytes:
+    return gzip.compress(content) if ending == ".gz" else pa.compress(content, codec="zstd", asbytes=True)
+
+
+@streamed
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_compressed_files_are_read_as_if_they_were_not(tmp_path, ending, streaming):
+    """Also in several pieces one after the other, as `cat` and parallel programs make them."""
+    contents = {
+        "a.txt": ["Der Bär\r\n", "\n\u2028second\n"],
+        "a.csv": ["text,label\n", '"Der Bär",1\n', '"\u2028second",2\n'],
+        "a.jsonl": ['{"text": "Der Bär"}\n', '{"text": "\u2028second"}'],
+        "a.json": ['[{"text": "Der Bär"},', '{"text": "\u2028second"}]'],
+    }
+    for name, pieces in contents.items():
+        content = b"".join(compress(piece.encode(), ending) for piece in pieces)
+        assert read(tmp_path / f"{name}{ending}", content, streaming) == ["Der Bär", "\u2028second"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_broken_compressed_file_is_refused_by_its_name(tmp_path, ending):
+    whole = compress("".join(f"text {number}\n" for number in range(5000)).encode(), ending)
+    for content in (whole[: len(whole) // 2], b"no such format", compress(b"a\n\xff\n", ending)):
+        with pytest.raises(ValueError, match=rf"a\.txt\{ending}"):
+            read(tmp_path / f"a.txt{ending}", content)
+    with pytest.raises(ValueError, match="cannot read .*: give files ending in"):
+        read(tmp_path / f"a.parquet{ending}", whole)
+
+
+def test_texts_come_from_standard_input(monkeypatch):
+    def given(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    given("\ufeffDer Bär\r\n\nNA\n\u2028third".encode())
+    assert read_dataset("-")["text"][:] == ["Der Bär", "NA", "\u2028third"]
+    for content, message in ((b"", "is empty"), (b"\xff", "is not UTF-8")):
+        given(content)
+        with pytest.raises(ValueError, match=f"standard input {message}"):
+            read_dataset(["-"])
+    for names, streaming in ((["-", "a.txt"], False), (["-"], True)):
+        with pytest.raises(ValueError, match="standard input"):
+            read_dataset(names, streaming=streaming)
+
+
+def test_a_name_tells_config_and_split(tmp_path, monkeypatch):
+    parts = {name: Dataset.from_list([{"text": name}]) for name in ("train", "test")}
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert read_dataset(f"{tmp_path}/saved::test")["text"][:] == ["test"]
+    with pytest.raises(ValueError, match="saved::dev, and no dataset"):
+        read_dataset(f"{tmp_path}/saved::dev")
+    asked = []
+    monkeypatch.setattr("sensedict_hf.data.load_dataset", lambda *names, **more: asked.append((names, more["split"])))
+    for name in ("org/v1.0", "wikitext:raw", "wikitext:raw:test", "wikitext::test"):
+        read_dataset(name, split="validation")
+    assert asked == [
+        (("org/v1.0", None), "validation"),
+        (("wikitext", "raw"), "validation"),
+        (("wikitext", "raw"), "test"),
+        (("wikitext", None), "test"),
+    ]
+    assert read(tmp_path / "a:b:c.txt", "named") == ["named"]  # a file of that name goes first

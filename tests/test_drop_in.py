@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import WORDS, make_model, make_tokenizer
+from transformers import AutoModel
 
 from sensedict_hf import Prompt, SKDStudentModel, build_sense_dictionary, load_teacher
+from sensedict_hf.cli import main
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
+losses = pytest.importorskip("sentence_transformers.losses")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 PROMPTS = {"query": "w1 w2 ", "document": ""}
@@ -101,6 +105,51 @@ def test_no_prompt_is_pooled_otherwise(bert, texts, tmp_path):
             for trust in (False, True):
                 with pytest.raises((ValueError, AttributeError, ImportError), match="only_its_own_encode_pools_right"):
                     sentence_transformers.SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust)
+
+
+def test_what_sentence_transformers_has_trained_is_loaded_here_too(texts, tmp_path):
+    """Its trainer changes dense layers too, and its card says nothing of the code."""
+    make_model("bert").save_pretrained(tmp_path / "encoder")
+    make_tokenizer().save_pretrained(tmp_path / "encoder")
+    parts = [modules.Transformer(str(tmp_path / "encoder")), modules.Pooling(16), dense(), modules.Normalize()]
+    teacher = sentence_transformers.SentenceTransformer(modules=parts, device="cpu")
+    SKDStudentModel.from_teacher(teacher, build_sense_dictionary(teacher, texts, budget=90)).save_pretrained(
+        tmp_path / "student"
+    )
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "student"), device="cpu")
+    sentence_transformers.SentenceTransformerTrainer(
+        model=model,
+        args=sentence_transformers.SentenceTransformerTrainingArguments(
+            str(tmp_path / "run"), max_steps=3, learning_rate=0.01, report_to="none", use_cpu=True, save_strategy="no"
+        ),
+        train_dataset=Dataset.from_dict({"anchor": texts[:8], "positive": texts[8:16]}),
+        loss=losses.MultipleNegativesRankingLoss(model),
+    ).train()
+    assert not torch.equal(model[2].linear.weight, teacher[2].linear.weight)
+    model.append(modules.Dense(8, 4))  # and a layer of its own
+    model.save(str(tmp_path / "trained"))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    student = AutoModel.from_pretrained(tmp_path / "trained")
+    expected = torch.from_numpy(model.encode(texts))
+    torch.testing.assert_close(student.encode(texts), expected, **close)
+    assert [step["kind"] for step in student.config.sentence_head] == ["dense", "normalize", "dense"]
+    # It is saved like this, with a card that says how it loads; the other library's card is completed.
+    student.save_pretrained(tmp_path / "again")
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    torch.testing.assert_close(torch.from_numpy(again.encode(texts)), expected, **close)
+    path = tmp_path / "trained" / "README.md"
+    assert "trust_remote_code" not in path.read_text() and main(["card", str(tmp_path / "trained")]) == 0
+    assert "trust_remote_code=True" in path.read_text() and "generated_from_trainer" in path.read_text()
+
+
+def test_a_cross_encoder_starts_from_a_student(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path / "student")
+    model = sentence_transformers.CrossEncoder(str(tmp_path / "student"), num_labels=1, device="cpu")
+    pairs = [(texts[0], texts[1]), (texts[2], texts[3])]
+    model.save_pretrained(str(tmp_path / "reranker"))
+    again = sentence_transformers.CrossEncoder(str(tmp_path / "reranker"), device="cpu")
+    assert again.predict(pairs) == pytest.approx(model.predict(pairs), abs=1e-5)
 
 
 def test_a_dense_layer_needs_its_weights(tmp_path, teacher_folder, texts):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from sensedict_hf import SKDStudentModel, build_sense_dictionary
 from sensedict_hf.demo import read_demo_corpus, run_demo
 
 
@@ -88,3 +89,26 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert AutoModel.from_pretrained(tmp_path / "senses").config.num_senses > 1000
     printed = capsys.readouterr().out
     assert "| student, SKD |" in printed and "objective sense+mse+sentence\n" in printed
+
+
+def test_a_student_goes_through_other_libraries(bert, texts, tmp_path, capsys, monkeypatch):
+    spec = importlib.util.spec_from_file_location(
+        "everywhere", Path(__file__).parents[1] / "examples" / "everywhere.py"
+    )
+    everywhere = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(everywhere)
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
+    student.save_pretrained(tmp_path / "student")
+
+    def others(folder):
+        print("noise")
+        return -everywhere.with_transformers(folder)
+
+    rows = [row for row in everywhere.ROWS if row[0].startswith(("transformers", "sentence"))]
+    rows += [("absent", ["no-such-package"], others)]
+    for more, status in (([], 0), ([("wrong", ["torch"], others), ("broken", ["torch"], lambda _: 1 / 0)], 1)):
+        monkeypatch.setattr(everywhere, "ROWS", rows + more)
+        assert everywhere.main([str(tmp_path / "student")]) == status
+        results = [line.split(" | ")[-1].strip(" |") for line in capsys.readouterr().out.splitlines()[2:]]
+        assert results[:4] == ["the same vectors"] * 3 + ["not installed (no-such-package)"]
+    assert results[4].startswith("other vectors, by up to") and results[5].startswith("ZeroDivisionError")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from tiny_models import SIZES
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from sensedict_hf import (
+    SKDStudentForCausalLM,
     SKDStudentForSequenceClassification,
     SKDStudentForTokenClassification,
     SKDStudentModel,
@@ -54,7 +56,12 @@ def student(bert, texts):
 
 
 def save_all(student, folder, **options):
-    """Save a student, its dictionary, two heads and a student without layers; return the vectors of all of them."""
+    """Save a student, its dictionary, two heads, a student without layers and one that generates; return vectors."""
+    config = LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64)
+    tokenizer = student.tokenizer
+    SKDStudentForCausalLM.from_teacher(LlamaForCausalLM(config), 2, tokenizer=tokenizer).save_pretrained(
+        folder / "causal", **options
+    )
     free = SKDStudentModel.from_teacher(student.teacher, student.senses, num_hidden_layers=0)
     free.save_pretrained(folder / "free", **options)
     student.save_pretrained(folder / "student", **options)
@@ -76,6 +83,8 @@ classify = pipeline("text-classification", model="texts", trust_remote_code=True
 found["classes"] = [row["score"] for row in classify({texts!r})]
 tag = pipeline("token-classification", model="tokens", trust_remote_code=True)
 found["tags"] = len(tag("w1 w2 w3"))
+write = pipeline("text-generation", model="causal", trust_remote_code=True)
+found["written"] = write("w1 w2", max_new_tokens=3)[0]["generated_text"][:5]
 extract = pipeline("feature-extraction", model="student", trust_remote_code=True)
 found["width"] = len(extract("w1 w2")[0][0])
 try:
@@ -87,7 +96,7 @@ try:
     found["copy"] = model.encode({texts!r}).tolist()
 except ModuleNotFoundError:
     pass
-found["kinds"] = [type(model).__module__.split(".")[0] for model in (senses, classify.model)]
+found["kinds"] = [type(model).__module__.split(".")[0] for model in (senses, classify.model, write.model)]
 # What was loaded is saved again, and the copy loads, too.
 AutoModel.from_pretrained("student", trust_remote_code=True).save_pretrained("again")
 senses.save_pretrained("again_senses")
@@ -108,7 +117,8 @@ def test_folders_load_without_an_import(student, bert, tmp_path, hide):
         torch.testing.assert_close(found[name], expected["student"], rtol=1e-4, atol=1e-5)
     assert found["senses"] == len(student.senses.senses_of("w5")) and found["tags"] == 3 and found["width"] == 16
     # Where the package is installed, its own classes are loaded.
-    assert found["kinds"] == ["transformers_modules" if hide else "sensedict_hf"] * 2
+    assert found["kinds"] == ["transformers_modules" if hide else "sensedict_hf"] * 3
+    assert found["written"] == "w1 w2"
     # What another process has saved from the code of a folder loads here.
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "again").encode(TEXTS), student.encode(TEXTS))
     for name in ("student", "senses"):

@@ -75,6 +75,12 @@ def test_what_cannot_be_merged(bert, texts, halves):
     prompted = replace(bert, prompt=Prompt(instruction="w1"))
     with pytest.raises(ValueError, match="prompt differs"):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(prompted, texts, budget=90)], 100)
+    # Another name of the same teacher does not count, other weights do.
+    moved = build_sense_dictionary(replace(bert, name="elsewhere/bert"), texts, budget=90)
+    assert merge_sense_dictionaries([halves[0], moved], 100).config.base_model_name_or_path == bert.name
+    moved.config.base_model_fingerprint = None
+    with pytest.raises(ValueError, match="base_model_name_or_path differs"):
+        merge_sense_dictionaries([halves[0], moved], 100)
     bert.model.encoder.layer[0].output.dense.bias.data += 1
     with pytest.raises(ValueError, match="base_model_fingerprint differs"):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)

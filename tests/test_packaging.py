@@ -17,10 +17,12 @@ import sensedict_hf
 ROOT = Path(__file__).parents[1]
 # Imported when a picture is drawn, the demo runs, a router is saved, or a search engine is used: extras bring them.
 OPTIONAL = {
+    "models/onnx_export.py": "onnx",
     "demo/run.py": "demo",
     "building/inspection.py": "demo",
     "retrieval/router.py": "retrieval",
-    "retrieval/sparse.py": "qdrant",
+    "retrieval/engine.py": "engine",
+    "cli/index.py": "engine",
 }
 
 

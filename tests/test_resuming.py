@@ -165,7 +165,7 @@ def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
     with FileLock(tmp_path / "building-0.lock"):
         script = f"""if True:
             from pathlib import Path
-            from sensedict_hf.building.workspace import locked
+            from sensedict_hf.processes import locked
             with locked(Path({str(tmp_path)!r})):
                 pass"""
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel
 
 import sensedict_hf.building.workspace as workspace
+import sensedict_hf.processes as processes
 from sensedict_hf import (
     SenseEmbeddingModel,
     SKDStudentModel,
@@ -144,9 +145,9 @@ def test_another_tokenizer_in_the_folder(senses, student, tmp_path):
 
 def test_a_finished_dictionary_on_a_read_only_disk(bert, texts, tmp_path, monkeypatch):
     expected = build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path)
-    monkeypatch.setattr(workspace.os, "access", lambda path, mode: mode != os.W_OK)
-    for name in ("FileLock", "write_object"):
-        monkeypatch.setattr(workspace, name, lambda *_, **__: pytest.fail("it writes"))
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    for module, name in ((processes, "FileLock"), (workspace, "write_object")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it writes"))
     found = build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path)
     assert torch.equal(found.table, expected.table)
 

@@ -3,20 +3,23 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pymilvus
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from sensedict_hf import SenseIndex, SKDStudentModel, build_sense_dictionary
+from sensedict_hf import SenseCollection, SenseIndex, SKDStudentModel, build_sense_dictionary
 from sensedict_hf.cli import main
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
 from sensedict_hf.retrieval.encoding import encode_documents, encode_queries
 from sensedict_hf.retrieval.inverted_lists import InvertedLists
 from sensedict_hf.retrieval.searching import Searcher, by_row
-from sensedict_hf.retrieval.sparse import fill_collection, search_collection, sparse_queries
+from sensedict_hf.retrieval.sparse import sparse_queries
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
 QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
@@ -334,6 +337,15 @@ def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
     assert status == 0 and [line.split("\t")[1] for line in out.splitlines()] == expected[1][:2]
     assert run("search", "--top-k", 2, tmp_path / "index", QUERIES[1])[1] == out
 
+    status, _, err = run(*search, QUERIES[0], "--engine", "embedded")
+    assert status == 2 and "fill it first" in err
+    status, out, _ = run("fill", tmp_path / "index")
+    assert status == 0 and out == "60 texts in the collection 'senses'\n"
+    status, out, _ = run(*search, QUERIES[0], "--top-k", 3, "--engine", "embedded")
+    assert status == 0 and [line.split("\t")[1] for line in out.splitlines()] == expected[0]
+    status, _, err = run("fill", tmp_path / "index", "--engine", "http://localhost:1")
+    assert status == 2 and "http://localhost:1" in err
+
     for part in (texts[:20], texts[20:]):
         (tmp_path / "part.jsonl").write_text("\n".join(json.dumps({"name": text, "text": text}) for text in part))
         output = tmp_path / f"part-{len(part)}"
@@ -355,21 +367,29 @@ def made_up(sizes, num_rows, generator):
     return DocumentRows.of(np.repeat(np.arange(len(sizes)), sizes), rows, len(sizes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_k", [1, 10, 600])
-def test_the_lists_find_what_scoring_all_documents_finds(monkeypatch, top_k):
+def test_rough_scores_and_lists_find_what_exact_scores_find(monkeypatch, top_k, dtype):
     generator = np.random.default_rng(0)
     documents = made_up(generator.integers(1, 7, 70_000), 300, generator)  # more than a block, and many ties
     table = torch.from_numpy(generator.normal(size=(300, 8)).astype(np.float32))
     queries = [torch.from_numpy(generator.normal(size=(size, 8)).astype(np.float32)) for size in (1, 2, 5, 40)]
-    searcher = Searcher(table, documents)
-    found = list(searcher.search(queries, top_k))
-    assert searcher.lists_nbytes > 2 * len(documents.rows)
-    monkeypatch.setattr("sensedict_hf.retrieval.searching.SCANNED", 100_000)
-    searcher = Searcher(table, documents)
-    for (numbers, scores), (expected, all_scores) in zip(found, searcher.search(queries, top_k)):
-        assert numbers.tolist() == expected.tolist() and len(numbers) == top_k
-        np.testing.assert_allclose(scores, all_scores, atol=1e-5)
-    assert searcher.lists_nbytes == 0
+    exact = [documents.scores(by_row(Searcher(table, documents).cosines(vectors))) for vectors in queries]
+    for scanned in (0, 100_000):
+        monkeypatch.setattr("sensedict_hf.retrieval.searching.SCANNED", scanned)
+        searcher = Searcher(table, documents, dtype)
+        for (numbers, scores), expected in zip(searcher.search(queries, top_k), exact):
+            assert numbers.tolist() == best_documents(expected, top_k).tolist()
+            np.testing.assert_allclose(scores, expected[numbers], atol=1e-5)
+        assert (searcher.lists_nbytes > 2 * len(documents.rows)) == (scanned == 0)
+
+
+def test_the_error_of_rough_scores_has_the_bound():
+    generator = torch.Generator().manual_seed(0)
+    table, documents = torch.randn(2000, 16, generator=generator), DocumentRows(np.arange(2000), np.arange(2001))
+    searcher, query = Searcher(table, documents, torch.bfloat16), torch.randn(30, 16, generator=generator)
+    error = (searcher.rough_cosines(query).double() - searcher.cosines(query).double()).abs().max().item()
+    assert 0.001 < error < searcher._error(1)
 
 
 def test_bounds_are_not_below_the_scores():
@@ -488,7 +508,7 @@ def test_sparse_documents_and_queries(index):
     sparse = index.to_sparse()
     assert sparse.is_sparse and sparse.shape == (60, index.num_rows) and sparse.is_coalesced()
     for number in (0, 59):
-        assert sparse[number].coalesce().indices()[0].tolist() == index._documents.of_document(number).tolist()
+        assert sparse[number].coalesce().indices()[0].tolist() == index.documents.of_document(number).tolist()
     queries = sparse_queries(index, QUERIES, rows_per_token=5)
     assert queries.is_sparse and queries.shape == (3, index.num_rows) and (queries.to_dense() >= 0).all()
     assert (queries.to_dense() > 0).sum(1).tolist()[1] == 5  # one token
@@ -501,18 +521,55 @@ def test_sparse_documents_and_queries(index):
         sparse_queries(index, QUERIES, rows_per_token=0)
 
 
-def test_a_collection_of_qdrant(bert, senses, texts):
-    qdrant_client = pytest.importorskip("qdrant_client")
+def test_a_collection_of_milvus(bert, senses, texts, tmp_path, monkeypatch):
+    client = pymilvus.MilvusClient(str(tmp_path / "texts.db"))
     index = SenseIndex.build(bert, senses, texts, ids=[f"d{number}" for number in range(60)])
-    client = qdrant_client.QdrantClient(":memory:")
-    fill_collection(client, "texts", index)
-    with pytest.raises(ValueError, match="already"):
-        fill_collection(client, "texts", index)
+    collection = SenseCollection(index, client, "texts")
+    with pytest.raises(ValueError, match="fill it first"):
+        collection.search("w1")
+
+    # An interruption while documents are sent.
+    monkeypatch.setattr("sensedict_hf.retrieval.engine.BATCH", 25)
+    sent = []
+    upsert = client.upsert
+    monkeypatch.setattr(client, "upsert", lambda *args: sent.append(1) or (upsert(*args) if len(sent) < 2 else 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        collection.fill()
+    assert len(collection) == 25
+    monkeypatch.setattr(client, "upsert", upsert)
+    collection.fill()
+    assert len(collection) == 60
+
     for query in QUERIES:
         # With all documents as candidates the result is that of the index.
-        ids, scores = search_collection(client, "texts", index, query, top_k=5, candidates=60, rows_per_token=60)
+        ids, scores = collection.search(query, top_k=5, candidates=60, rows_per_token=60)
         expected = index.search(query, top_k=5)
         assert ids == expected[0]
         np.testing.assert_allclose(scores, expected[1], atol=1e-6)
     with pytest.raises(ValueError, match="candidates=0"):
-        search_collection(client, "texts", index, "w1", candidates=0)
+        collection.search("w1", candidates=0)
+    index.remove(["d3"])
+    with pytest.raises(ValueError, match="'texts' has other documents"):
+        SenseCollection(index, client, "texts")
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_same_index(capsys, senses, teacher_folder, texts, tmp_path, monkeypatch):
+    senses.save_pretrained(tmp_path / "senses")
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    script = tmp_path / "build.py"
+    script.write_text("""if True:
+        import sensedict_hf.retrieval.encoding as encoding
+        encoding.CHUNK = 8  # texts of a part
+        from sensedict_hf.cli import main
+        raise SystemExit(main())""")
+    build = ["index", "build", "--model", str(teacher_folder), "--senses", str(tmp_path / "senses")]
+    build += ["--texts", str(tmp_path / "texts.txt"), "--output"]
+    monkeypatch.setattr("sensedict_hf.retrieval.encoding.CHUNK", 8)
+    assert main([*build, str(tmp_path / "one")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    run = subprocess.run([*launcher, *build, str(tmp_path / "two")], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert capsys.readouterr().out.replace("one", "two") == run.stdout
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.*")} for name in ("one", "two"))
+    assert one == two and len(one) == 2

@@ -1,6 +1,7 @@
 """What a student returns, and what it shares with its teacher and its dictionary."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,3 +200,11 @@ def test_senses_in_a_text(bert, texts):
     student.config.max_seq_length = 8
     with pytest.raises(ValueError, match="the text has 9 tokens, the student reads 8"):
         student.senses_in("w1 " * 7)
+
+
+def test_only_another_model_of_another_name_is_warned_of(teacher, senses, caplog):
+    SKDStudentModel.from_teacher(replace(teacher, name="a/copy"), senses, num_hidden_layers=1)
+    assert "meaningless" not in caplog.text
+    next(teacher.model.parameters()).data += 1
+    SKDStudentModel.from_teacher(replace(teacher, name="another/model"), senses, num_hidden_layers=1)
+    assert "the teacher is another/model" in caplog.text

@@ -1,10 +1,13 @@
 """What is saved of a student, and what is read from its folder: by this package, the Hub and sentence-transformers."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
 from tiny_models import SIZES, WORDS
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -13,20 +16,26 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from sensedict_hf import (
     Prompt,
+    SenseEmbeddingConfig,
+    SenseIndex,
     SKDStudentConfig,
+    SKDStudentForCausalLM,
     SKDStudentModel,
-    SKDTrainer,
     SKDTrainingArguments,
     build_sense_dictionary,
     distill_student,
     load_senses,
+    save_router,
 )
 from sensedict_hf.models.encoding import POOLINGS
 from sensedict_hf.models.model_card import model_card
+from sensedict_hf.models.sentence_files import write_sentence_transformers
 from sensedict_hf.models.teachers import origin_of
 
 
@@ -75,59 +84,11 @@ def test_parts_know_the_tokenizer(bert, texts, tmp_path):
         bert.encode(["w1", ""])
 
 
-def test_pushing_uploads_all_that_is_saved(bert, texts, monkeypatch):
-    uploaded = {}
-
-    class Api:
-        def __init__(self, token):
-            uploaded["token"] = token
-
-        def create_repo(self, repo_id, private, exist_ok):
-            return type("Url", (), {"repo_id": "me/" + repo_id})
-
-        def create_branch(self, repo_id, branch, exist_ok):
-            uploaded["branch"] = repo_id, branch
-
-        def upload_folder(self, repo_id, folder_path, commit_description, **_):
-            uploaded["description"] = commit_description
-            uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).rglob("*.*")}, repo_id=repo_id)
-
-    monkeypatch.setattr("sensedict_hf.models.hub.HfApi", Api)
-    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90))
-    student.push_to_hub("student", token="secret", revision="new", tags=["mine"], commit_description="why")
-    assert uploaded.pop("description") == "why"
-    assert uploaded.pop("branch") == ("me/student", "new")
-    assert uploaded["repo_id"] == "me/student" and uploaded["token"] == "secret"
-    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= uploaded.keys()
-    assert b"knowledge-distillation" in uploaded["README.md"] and b"\n- mine\n" in uploaded["README.md"]
-    assert not any(name.endswith((".bin", ".pt")) for name in uploaded)
-
-
-def test_a_training_pushes_the_finished_student(bert, texts, tmp_path, monkeypatch):
-    pushed = []
-
-    def push(model, repo_id, **options):
-        pushed.append((repo_id, model.config.objective, options["token"], options["commit_message"]))
-
-    monkeypatch.setattr(
-        SKDTrainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "me/student")
-    )
-    monkeypatch.setattr(SKDStudentModel, "push_to_hub", push)
-    senses = build_sense_dictionary(bert, texts, budget=90)
-    options = {"max_steps": 2, "save_steps": 1, "report_to": "none", "hub_token": "secret", "use_cpu": True}
-    student = SKDStudentModel.from_teacher(bert, senses)
-    args = SKDTrainingArguments(str(tmp_path), push_to_hub=True, **options)
-    trainer = SKDTrainer(student, args, teacher=bert, train_dataset=texts)
-    trainer.train()
-    assert pushed == [("me/student", args.objective, "secret", "End of training")]
-    trainer.push_to_hub("again", blocking=True)
-    assert pushed[1:] == [("me/student", args.objective, "secret", "again")]
-
-
 def test_a_folder_is_called_by_its_name(tmp_path):
     for path, name in [
-        ("hub/models--me--encoder/snapshots/0123", "me/encoder"),
+        ("hub/models--me--encoder/snapshots/" + "0123" * 10, "me/encoder"),
         ("minilm/model", "minilm"),
+        (f"encoder/{'0a' * 20}", "encoder"),
         ("a/minilm", "minilm"),
     ]:
         (tmp_path / path).mkdir(parents=True)
@@ -135,19 +96,38 @@ def test_a_folder_is_called_by_its_name(tmp_path):
     assert origin_of("me/encoder") == "me/encoder"
 
 
-def test_no_saved_file_has_a_path(teacher_folder, texts, tmp_path):
+def test_no_saved_file_has_a_path(teacher_folder, tokenizer, texts, tmp_path, monkeypatch):
     """What is saved tells nothing of the machine that it was made on."""
-    senses = build_sense_dictionary(str(teacher_folder), texts, budget=90, output_dir=tmp_path / "senses")
-    options = {"max_steps": 2, "report_to": "none", "use_cpu": True}
-    args = SKDTrainingArguments(str(tmp_path / "distilled"), **options)
-    distill_student(str(teacher_folder), str(tmp_path / "senses"), texts, args=args)
-    SKDStudentModel.from_teacher(str(teacher_folder), senses).save_pretrained(tmp_path / "student")
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
-    AutoModel.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "again")
-    for name in ("senses", "distilled", "student", "head", "again"):
-        assert (tmp_path / name / "config.json").is_file()
-        for path in (tmp_path / name).rglob("*"):
-            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+    out, temporary, here = tmp_path / "out", tmp_path / "temporary", tmp_path / "here"
+    for folder in (temporary, here):
+        folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(here)
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64)).save_pretrained("lm")
+    tokenizer.save_pretrained("lm")
+    senses = build_sense_dictionary(str(teacher_folder), texts, budget=90, output_dir=out / "senses")
+    build_sense_dictionary(str(teacher_folder), texts, budget=90).save_pretrained(out / "temporary")
+    args = SKDTrainingArguments(str(out / "distilled"), max_steps=2, report_to="none", use_cpu=True)
+    distill_student(str(teacher_folder), str(out / "senses"), texts, args=args)
+    student = AutoModel.from_pretrained(out / "distilled")
+    student.save_pretrained(out / "again")
+    AutoModelForSequenceClassification.from_pretrained(out / "distilled").save_pretrained(out / "head")
+    SKDStudentModel.from_teacher(str(teacher_folder), senses, 0).save_pretrained(out / "free")
+    SKDStudentForCausalLM.from_teacher(str(here / "lm"), 2).save_pretrained(out / "causal")
+    SenseIndex.build(str(teacher_folder), senses, texts).save(out / "index")
+    if find_spec("sentence_transformers"):
+        write_sentence_transformers(teacher_folder, 16, "mean", 64)
+        save_router(student, str(teacher_folder), out / "router")
+    for path in out.rglob("*"):
+        content = b"" if path.is_dir() else path.read_bytes()
+        for place in (tmp_path.name, str(Path.home()) + "/"):
+            assert place.encode() not in content, path
+    # An index finds a model that lies next to it.
+    SenseIndex.build(str(teacher_folder), senses, texts).save(tmp_path / "index")
+    (tmp_path / "moved").mkdir()
+    for name in ("index", teacher_folder.name):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert len(SenseIndex.load(tmp_path / "moved" / "index").search(texts[:1], 3)[0][0]) == 3
 
 
 def test_the_card_names_repositories_only(bert, texts):
@@ -159,7 +139,43 @@ def test_the_card_names_repositories_only(bert, texts):
         ("model", None),
     ]:
         senses.config.base_model_name_or_path = name
-        assert model_card(senses.config).data.base_model == repository
+        senses.config.card_data = {"license": "other", "license_link": "LICENSE"}
+        data = model_card(senses.config).data
+        link = f"https://huggingface.co/{repository}/blob/main/LICENSE"
+        assert (data.base_model, data.license_link) == (repository, repository and link)
+
+
+def test_the_card_takes_over_licence_language_and_data_sets(teacher_folder, texts, tmp_path):
+    """From the teacher's card and from the origin of the texts, to dictionary, student and head."""
+    front = "license: other\nlicense_name: our-terms\nlicense_link: LICENSE\nlanguage:\n- en\n- de\ndatasets: theirs"
+    (teacher_folder / "README.md").write_text(f"---\n{front}\n---\n# A teacher")
+    data = Dataset.from_dict({"text": texts})
+    data.info.download_checksums = {"hf://datasets/me/corpus@0123/a.jsonl": None}
+    build_sense_dictionary(str(teacher_folder), data, budget=90, output_dir=tmp_path / "senses")
+    data.info.download_checksums = {"hf://datasets/me/more@0123/a.jsonl": None}
+    args = SKDTrainingArguments(str(tmp_path / "student"), max_steps=1, report_to="none", use_cpu=True)
+    distill_student(str(teacher_folder), str(tmp_path / "senses"), data, args=args)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").save_pretrained(tmp_path / "head")
+    for name, datasets in [("senses", 1), ("student", 2), ("head", 2)]:
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "our-terms", None)
+        assert card.data.language == ["en", "de"] and card.data.datasets == ["me/corpus", "me/more"][:datasets]
+        assert "`our-terms`, as the teacher's card says" in card.text and "| data sets | me/corpus" in card.text
+        assert card.data.library_name == "transformers" and "sensedict_hf" in card.data.tags
+        assert ("sentence-transformers" in card.data.tags) == (name == "student")
+        assert card.text.count("from_pretrained(") + card.text.count("pipeline(") == 2
+        assert card.text.count("SentenceTransformer(") == (name == "student")
+    loaded = AutoModel.from_pretrained(tmp_path / "student")
+    loaded.save_pretrained(tmp_path / "mine", license="mit", with_code=False, card_name="me/mine")
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    assert card.data.license == "mit" and "our-terms" not in card.content and card.text.count('"me/mine"') == 2
+
+
+def test_the_card_says_that_a_licence_is_not_known(bert, texts):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    assert model_card(senses.config).data.license == "unknown" and "Not known" in model_card(senses.config).text
+    with pytest.raises(ValueError, match="card_data=.*give strings and lists of strings"):
+        SenseEmbeddingConfig(card_data={"license": 3})
 
 
 def test_the_card_tells_what_is_returned():

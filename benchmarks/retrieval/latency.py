@@ -59,7 +59,7 @@ def main() -> None:
         texts = corpus + wikipedia_passages(options.data, PASSAGES)
         SenseIndex.build(teacher, build_sense_dictionary(teacher, texts), texts).save(folder)
     index = SenseIndex.load(folder, model=teacher)
-    real, table = index._documents, index.senses.dequantized().float()
+    real, table = index.documents, index.senses.dequantized().float()
     queries = questions[:: len(questions) // QUERIES][:QUERIES]
     vectors = [tokens for _, tokens in encode_queries(TokenEncoder(teacher, index.senses), queries)]
 
@@ -105,7 +105,7 @@ def measure(searcher: Searcher, queries: list[torch.Tensor]) -> dict[str, float]
         found.append(next(searcher.search([vectors], TOP_K))[0])
         times.append(time.thread_time() - begin)
         begin = time.thread_time()
-        searcher.cosines(vectors)
+        searcher.rough_cosines(vectors)
         products.append(time.thread_time() - begin)
     scans, hits = [], []
     for vectors, best in list(zip(queries, found))[:: len(queries) // SCANNED_QUERIES]:

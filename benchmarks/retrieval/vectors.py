@@ -85,14 +85,20 @@ class TokenVectors:
 
 
 def fit_dictionary(
-    texts: TokenVectors, like: SenseEmbeddingModel, senses_per_token: int | None
+    texts: TokenVectors,
+    like: SenseEmbeddingModel,
+    senses_per_token: int | None = None,
+    mean_senses: int | None = None,
+    similarity: str = "l2",
 ) -> SenseEmbeddingModel:
     """Fit a dictionary to the vectors of texts, as a build does.
 
     Args:
         texts: The vectors.
         like: A dictionary of the same teacher.
-        senses_per_token: Senses for every token; None for the default budget.
+        senses_per_token: Senses for every token.
+        mean_senses: A budget of so many senses a token. Default: the default budget of a build.
+        similarity: `l2` or `cosine`.
     """
     generator = np.random.default_rng(0)
     counts = np.bincount(texts.tokens, minlength=like.config.vocab_size)
@@ -101,9 +107,23 @@ def fit_dictionary(
     samples = order[places < SAMPLES_PER_TOKEN]
     offsets = np.append(0, np.cumsum(np.minimum(counts, SAMPLES_PER_TOKEN)))
     seen = int((counts > 0).sum())
-    budget = None if senses_per_token else min(6 * seen, seen + (len(samples) - seen) // 4)  # the default of a build
-    found = cluster_samples(texts.vectors[samples], offsets, counts, senses_per_token=senses_per_token, budget=budget)
-    changes = {"num_senses": len(found.senses), "distortion": found.distortion, "senses_dtype": "float16"}
+    budget = min(6 * seen, seen + (len(samples) - seen) // 4)  # the default of a build
+    if mean_senses:
+        budget = min(mean_senses * seen, len(samples))
+    found = cluster_samples(
+        texts.vectors[samples],
+        offsets,
+        counts,
+        senses_per_token=senses_per_token,
+        budget=None if senses_per_token else budget,
+        similarity=similarity,
+    )
+    changes = {
+        "num_senses": len(found.senses),
+        "distortion": found.distortion,
+        "senses_dtype": "float16",
+        "similarity": similarity,
+    }
     senses = SenseEmbeddingModel(SenseEmbeddingConfig(**{**like.config.to_dict(), **changes}))
     senses.senses.copy_(found.senses)
     senses.offsets.copy_(found.offsets)

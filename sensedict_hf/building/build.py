@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import Texts
+from ..data import Texts, dataset_names, with_datasets
 from ..models.arguments import check_device, check_flag, check_folder, check_integer, check_string
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.files import check_source, reading
@@ -27,6 +27,7 @@ from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, common_folder, process_state
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
@@ -34,7 +35,7 @@ from .planning import plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
-from .workspace import BuildFolder, broadcast, differences, process_state
+from .workspace import BuildFolder, differences
 
 # An update needs these settings of the earlier dictionary: with others, new samples would not fit the old ones.
 SAME_SAMPLES = (
@@ -57,19 +58,19 @@ class Earlier(NamedTuple):
 
     Attributes:
         samples: Its samples.
-        num_texts: Number of texts that it was built from.
+        config: Its config.
         sha256: SHA-256 of the file of samples.
         generation: How many updates led to it; 0 if it was built without `update`.
     """
 
     samples: TensorFile
-    num_texts: int
+    config: SenseEmbeddingConfig
     sha256: str
     generation: int
 
 
 def build_sense_dictionary(
-    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     texts: Texts,
     *,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
@@ -193,9 +194,8 @@ def build_sense_dictionary(
         if path is not None:
             check_folder(name, path)
     state = process_state()
-    if output_dir is None and (settings.keep_samples or state.num_processes > 1):
-        reason = "samples are kept there" if settings.keep_samples else "several processes need a common folder"
-        raise ValueError(f"give output_dir: {reason}")
+    if common_folder(output_dir) is None and settings.keep_samples:
+        raise ValueError("give output_dir: samples are kept there")
     if update is not None and output_dir is not None and Path(update).resolve() == Path(output_dir).resolve():
         raise ValueError(
             f"update and output_dir are both {output_dir}: give the updated dictionary a folder of its own"
@@ -242,7 +242,7 @@ def build_sense_dictionary(
             if broadcast(lambda: plan_build(folder, source, settings, texts, text_column, samples)):
                 _gather_and_fit(folder.stages, source, settings, samples)
                 if state.is_main_process:
-                    _finish(folder, source, settings, 0 if earlier is None else earlier.num_texts)
+                    _finish(folder, source, settings, dataset_names(texts), earlier)
             state.wait_for_everyone()
         senses = SenseEmbeddingModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         if output_dir is None:
@@ -272,7 +272,7 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
             )
     return Earlier(
         samples=TensorFile(folder / "samples.safetensors"),
-        num_texts=SenseEmbeddingConfig.from_pretrained(folder).num_texts or 0,
+        config=SenseEmbeddingConfig.from_pretrained(folder),
         sha256=manifest.files["samples.safetensors"]["sha256"],
         generation=check_integer("generation", manifest.settings.get("generation"), 0),
     )
@@ -307,14 +307,17 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
     )
 
 
-def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlier_texts: int) -> None:
+def _finish(
+    folder: BuildFolder, source: Source, settings: BuildSettings, datasets: list[str], earlier: Earlier | None
+) -> None:
     """Run the last stage: write the dictionary with config, tokenizer and card, and move them into the folder.
 
     Args:
         folder: The folder of the build.
         source: The teacher and the tokenizer.
         settings: The settings of the build.
-        earlier_texts: Number of texts of the dictionary that is updated; 0 if there is none.
+        datasets: Names of the data sets on the Hub that the texts come from.
+        earlier: The dictionary that is updated, if any.
     """
     stages, ready, origin = folder.stages, folder.ready, source.origin
     shutil.rmtree(ready, ignore_errors=True)  # of an earlier attempt
@@ -329,6 +332,7 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
     # The config, the tokenizer and the card.
     progress = read_progress(stages / "corpus")
     budget = total_senses(settings, int((plan.counts > 0).sum()), len(plan.positions))
+    before = None if earlier is None else earlier.config.card_data
     config = SenseEmbeddingConfig(
         architectures=["SenseEmbeddingModel"],
         vocab_size=len(plan.counts),
@@ -351,16 +355,17 @@ def _finish(folder: BuildFolder, source: Source, settings: BuildSettings, earlie
         prompt=origin.prompt,
         attention="causal" if settings.key == "next" else source.teacher.attention,
         seed=settings.seed,
-        num_texts=progress.texts + earlier_texts,
+        num_texts=progress.texts + (0 if earlier is None else earlier.config.num_texts or 0),
         num_tokens=int(plan.counts.sum()),
         sensedict_version=origin.versions["sensedict_hf"],
+        card_data=with_datasets(source.teacher.card_data | (before or {}), datasets),
     )
     config.dtype = dtype if dtype.is_floating_point else torch.float32  # an int8 table has the dtype of its scales
     config.auto_map = auto_map(config.model_type)
     config.save_pretrained(ready)
     write_code(ready, config.model_type)
     source.tokenizer.save_pretrained(ready)
-    model_card(config).save(ready / "README.md")
+    model_card(config, ready).save(ready / "README.md")
 
     # The samples, if they are kept.
     if settings.keep_samples:

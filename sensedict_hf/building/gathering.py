@@ -187,7 +187,7 @@ def gather_samples(
 
     for batch in tqdm(mine, desc="Gathering", unit=" batches", leave=False, disable=not state.is_main_process):
         rows = windows[batch * batch_size : (batch + 1) * batch_size]
-        sample, vectors, text = _window_vectors(teacher, corpus, rows, plan.positions, layer)
+        sample, vectors, text = window_vectors(teacher, corpus, rows, plan.positions, layer)
         vectors = vectors.cpu()
         _check(vectors, largest or torch.finfo(dtype).max, teacher.name, text)
         samples[torch.from_numpy(plan.slots[sample])] = vectors.to(samples.dtype)
@@ -240,7 +240,7 @@ def teacher_vectors(
     table = _owning_windows(corpus, positions, max_length, first_text, last_text)
     windows = PlannedWindows(*table[np.argsort(table[:, 1] - table[:, 2], kind="stable")].T)
     for first in range(0, len(windows), batch_size):
-        owned, vectors, text = _window_vectors(teacher, corpus, windows[first : first + batch_size], positions, layer)
+        owned, vectors, text = window_vectors(teacher, corpus, windows[first : first + batch_size], positions, layer)
         _check(vectors, torch.finfo(vectors.dtype).max, teacher.name, text)
         yield positions[owned], vectors
 
@@ -284,7 +284,7 @@ def _owning_windows(
     return np.stack([windows.text, windows.start, windows.stop, first, last], axis=1)[last > first].astype(np.int64)
 
 
-def _window_vectors(
+def window_vectors(
     teacher: Teacher, corpus: TokenizedCorpus, windows: PlannedWindows, positions: np.ndarray, layer: int
 ) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
     """Run the teacher over a batch of windows.

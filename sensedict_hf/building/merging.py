@@ -6,8 +6,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..data import with_datasets
 from ..models.arguments import check_integer, check_kind
-from ..models.configuration_sense_embedding import SAME_VECTORS, SENSES_DTYPES, SenseEmbeddingConfig
+from ..models.configuration_sense_embedding import (
+    SAME_VECTORS,
+    SENSES_DTYPES,
+    TEACHER_NAMES,
+    SenseEmbeddingConfig,
+)
 from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
@@ -77,6 +83,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     # Make a dictionary from the result.
     num_tokens = [int(dictionary.usage.sum()) for dictionary in dictionaries]
     before = sum(config.distortion * number for config, number in zip(configs, num_tokens)) / sum(num_tokens)
+    datasets = [name for config in configs for name in (config.card_data or {}).get("datasets", [])]
     merged = SenseEmbeddingModel(
         SenseEmbeddingConfig(
             num_senses=len(found.senses),
@@ -89,8 +96,9 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
             method_value=budget,
             num_texts=sum(config.num_texts or 0 for config in configs),
             num_tokens=sum(num_tokens),
+            card_data=with_datasets(first.card_data, datasets),
             sensedict_version=version("sensedict_hf"),
-            **{name: getattr(first, name) for name in SAME_VECTORS},
+            **{name: getattr(first, name) for name in TEACHER_NAMES + SAME_VECTORS},
         )
     )
     merged.senses, merged.scales = store_senses(found.senses, SENSES_DTYPES[first.senses_dtype])

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
 from ..models.tokenization import count_embeddings
+from ..processes import count_machines
 from .corpus import corpus_digest, tokenize_corpus
 from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
@@ -21,7 +23,7 @@ from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
 from .windows import TokenizedCorpus
-from .workspace import BuildFolder, count_machines
+from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
 # The default budget: one sense for each token in the texts, and one more for every SAMPLES_PER_SENSE further samples,
@@ -214,6 +216,23 @@ def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
+def room_needed(
+    counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device, texts: int
+) -> tuple[int, int]:
+    """Return the bytes that a build needs on disk and in memory; see :func:`check_room`."""
+    cap, seen = settings.max_samples_per_token, int((counts > 0).sum())
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    samples = int(sample_sizes(counts, cap).sum())
+    senses = total_senses(settings, seen, samples)
+    if senses is None:
+        senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
+    # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
+    vector_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * count_machines()
+    sample_bytes = vector_bytes + BYTES_PER_SAMPLE
+    block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
+    return samples * sample_bytes + senses * width * 8 + texts * 8, WORKING_COPIES * 4 * block + 32 * samples
+
+
 def check_room(
     folder: Path, counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device, texts: int
 ) -> None:
@@ -230,25 +249,10 @@ def check_room(
     Raises:
         ValueError: There is too little room. The message names the largest `max_samples_per_token` that fits.
     """
-    # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
-    machines = count_machines()
-    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * machines + BYTES_PER_SAMPLE
-    seen = int((counts > 0).sum())
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-
-    def needed(cap: int) -> tuple[int, int]:
-        """Return the bytes needed on disk and in memory with at most `cap` samples per token."""
-        samples = int(sample_sizes(counts, cap).sum())
-        senses = total_senses(settings, seen, samples)
-        if senses is None:
-            senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
-        block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
-        return samples * sample_bytes + senses * width * 8 + texts * 8, WORKING_COPIES * 4 * block + 32 * samples
-
     # Compare with what there is.
     free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    cap = settings.max_samples_per_token
-    disk, memory = needed(cap)
+    cap, seen = settings.max_samples_per_token, int((counts > 0).sum())
+    disk, memory = room_needed(counts, settings, width, device, texts)
     logger.info(
         f"{int(sample_sizes(counts, cap).sum()):,} samples of {seen:,} tokens need {disk / 1e9:,.1f} GB in "
         f"{folder} ({free_disk / 1e9:,.1f} GB are free) and {memory / 1e9:,.1f} GB of memory "
@@ -261,7 +265,8 @@ def check_room(
     low, high = 0, cap
     while low < high:
         middle = (low + high + 1) // 2
-        middle_disk, middle_memory = needed(middle)
+        fewer = replace(settings, max_samples_per_token=middle)
+        middle_disk, middle_memory = room_needed(counts, fewer, width, device, texts)
         fits = middle_disk <= free_disk and middle_memory <= free_memory
         low, high = (middle, high) if fits else (low, middle - 1)
     other = "another disk" if disk > free_disk else "fewer threads (OMP_NUM_THREADS)"

@@ -4,17 +4,20 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from huggingface_hub import HfApi
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
-from ..building.inspection import find_occurrences, report_senses
+from ..building.dry_run import estimate_build
+from ..building.inspection import find_occurrences, plot_senses, report_senses
 from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
-from ..building.workspace import process_state
+from ..building.settings import BuildSettings
 from ..data import read_dataset
 from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
@@ -26,13 +29,21 @@ from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.validation import check_finite
+from ..processes import process_state
 from ..retrieval.index import SenseIndex
 from .teacher import TeacherArguments
 
 
 def build(options: argparse.Namespace) -> None:
     """Build a dictionary, in one process or in all those that a launcher started, and print its size."""
+    if options.dry_run:
+        _estimate(options)
+        return
     state = process_state()
+    # A wrong name or token is found out before the work.
+    repository = None
+    if options.push_to_hub and state.is_main_process:
+        repository = HfApi().create_repo(options.push_to_hub, exist_ok=True).repo_id
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
     senses = build_sense_dictionary(
@@ -73,6 +84,35 @@ def build(options: argparse.Namespace) -> None:
         print(
             f"{megabytes(senses):.1f} MB, mean squared distortion {config.distortion:.4g}: saved in {options.output}"
         )
+        if repository is not None:
+            print(f"uploaded: {senses.push_to_hub(repository).commit_url}")
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    """Print what a build would read, run and write.
+
+    Raises:
+        ValueError: The build would be refused, or updates a dictionary.
+    """
+    if options.update:
+        raise ValueError("--dry-run does not know the samples of an earlier dictionary: leave out --update")
+    names = "method senses_per_token budget max_samples_per_token batch_size similarity layer key seed sample_dtype"
+    given = {name: getattr(options, name) for name in names.split()}
+    settings = BuildSettings(**given, senses_dtype=options.dtype, prompt_senses=options.prompt_senses)
+    tokenizer = options.tokenizer and AutoTokenizer.from_pretrained(
+        options.tokenizer, trust_remote_code=options.trust_remote_code
+    )
+    facts = estimate_build(
+        TeacherArguments.of(options).load(options.teacher, options.device),
+        read_dataset(options.texts, streaming=options.streaming),
+        Path(options.output),
+        settings,
+        tokenizer=tokenizer,
+        text_column=options.text_column,
+        max_length=options.max_length,
+        truncation=options.truncation,
+    )
+    print_facts({"teacher": options.teacher, **facts, "output": options.output})
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -93,8 +133,8 @@ def convert(options: argparse.Namespace) -> None:
 
 def _convert_tables(options: argparse.Namespace) -> None:
     """Store the tables and the dictionary of a student without layers in another dtype."""
-    _check_is_new(options.output)
-    student = _load_whole(options.senses, options.trust_remote_code)
+    check_is_new(options.output)
+    student = load_whole(options.senses, options.trust_remote_code)
     model = cast(SKDStudentModel, student.base_model)
     backbone = cast(LayerFreeModel, model.backbone)
     before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
@@ -137,9 +177,9 @@ def _rewrite(
     Raises:
         ValueError: The folder `output` is not empty, or a source holds no dictionary.
     """
-    _check_is_new(output)
+    check_is_new(output)
     senses = change([load_senses(path, trust_remote_code=trust_remote_code) for path in sources])
-    model = senses if len(sources) > 1 else _load_whole(sources[0], trust_remote_code)
+    model = senses if len(sources) > 1 else load_whole(sources[0], trust_remote_code)
     if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
@@ -148,13 +188,13 @@ def _rewrite(
     return senses
 
 
-def _check_is_new(output: str) -> None:
+def check_is_new(output: str) -> None:
     """Raise a ValueError if a folder for a result is not empty."""
     if os.path.isdir(output) and os.listdir(output) and not is_unfinished(Path(output)):
         raise ValueError(f"the folder {output} is not empty: choose another folder for the result")
 
 
-def _load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
+def load_whole(source: str, trust_remote_code: bool) -> SensePreTrainedModel:
     """Load a dictionary, or a student with its head if it has one."""
     senses = load_senses(source, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -181,10 +221,16 @@ def info(options: argparse.Namespace) -> None:
     facts = {"kind": next(iter(config.architectures or []), config.model_type), **describe(config)}
     if options.json:
         print(json.dumps(facts, indent=2))
-        return
+    else:
+        print_facts(facts)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print one fact a line, in two columns. Numbers get commas; what is None is left out."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+        if value is not None:
+            print(f"{name:{width}}  {f'{value:,}' if isinstance(value, (int, float)) else value}")
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -198,7 +244,7 @@ def verify(options: argparse.Namespace) -> None:
         documents = len(SenseIndex.load(folder))
         print(f"an index of {documents:,} texts, with this dictionary:")
         folder /= "senses"
-    model = _load_whole(str(folder), options.trust_remote_code)
+    model = load_whole(str(folder), options.trust_remote_code)
     numbers = 0
     for name, tensor in model.state_dict().items():
         numbers += tensor.shape.numel()
@@ -216,7 +262,13 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Print the senses of a token, and the contexts nearest to each sense if there are texts."""
+    """Print the senses of a token, and the contexts nearest to each sense if there are texts.
+
+    Raises:
+        ValueError: A picture is to be drawn without texts, or the teacher of the dictionary is not known.
+    """
+    if options.plot and not options.texts:
+        raise ValueError("--plot draws occurrences: give texts that have them with --texts")
     senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
     occurrences = None
     looked_at = " in the texts"
@@ -234,7 +286,13 @@ def inspect(options: argparse.Namespace) -> None:
         occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
         if occurrences.total > len(occurrences.contexts):
             looked_at = f" in {len(occurrences.contexts):,} of {occurrences.total:,} places"
-    for report in report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts):
+    if options.plot and occurrences:
+        plot_senses(senses, {options.token: occurrences}, options.plot)
+    reports = report_senses(senses, options.token, occurrences, max_contexts=options.max_contexts)
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=2, ensure_ascii=False))
+        return
+    for report in reports:
         found = f", found {report.found} times{looked_at}" if occurrences else ""
         print(
             f"sense {report.sense_id}: {report.share:.1%} of {options.token!r} ({report.usage:,} occurrences){found}"

@@ -2,21 +2,27 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import HfArgumentParser
 
+from sensedict_cli.common import boolean
 from sensedict_cli.options import SUBCOMMANDS
 
 from ..data import read_dataset
-from ..distillation.run import distill_student
+from ..distillation.dry_run import estimate_distillation
+from ..distillation.run import StudentStart, distill_student
 from ..distillation.training_args import SKDTrainingArguments
 from ..models.modeling_skd_student import SKDStudentModel
-from .dictionaries import megabytes
+from .dictionaries import megabytes, print_facts
 from .evaluate import parameters
 from .teacher import TeacherArguments
 
@@ -71,29 +77,66 @@ def distill(options: argparse.Namespace) -> None:
         ValueError: See :func:`distill_student`.
     """
     _refuse_removed(options.trainer_arguments)
+    if are_progress_bars_disabled():  # transformers' Trainer does not ask this switch; a given --disable-tqdm wins
+        options.trainer_arguments.insert(0, "--disable-tqdm=true")
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
-    values = vars(options)
+    values = vars(options) | read_push(options.push_to_hub)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
-    student = distill_student(
-        options.teacher,
-        options.senses,
-        read_dataset(options.texts, streaming=options.streaming),
-        args=SKDTrainingArguments(
-            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
-        ),
-        eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
-        teacher_options=TeacherArguments.of(options).loading(),
-        # Recorded as typed, like earlier versions did. A stream is known by its files alone.
-        recorded={
-            "template": options.template,
-            "quantization_config": options.quantization_config,
-            "texts": [Path(path).name for path in options.texts],
-        },
-        **{name: values[name] for name in names},
-    )
+    if options.dry_run:
+        _estimate(values, TeacherArguments.of(options).loading())
+        return
+    # Trainer prints its losses to standard output, which is for results.
+    with redirect_stdout(StringIO() if options.quiet else sys.stderr):
+        student = distill_student(
+            options.teacher,
+            options.senses,
+            read_dataset(options.texts, streaming=options.streaming),
+            args=SKDTrainingArguments(
+                **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+            ),
+            eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
+            teacher_options=TeacherArguments.of(options).loading(),
+            # Recorded as typed, like earlier versions did. A stream is known by its files alone.
+            recorded={
+                "template": options.template,
+                "quantization_config": options.quantization_config,
+                "texts": [Path(path).name for path in options.texts],
+            },
+            **{name: values[name] for name in names},
+        )
     senses = cast(SKDStudentModel, student.base_model).senses
     size = f" and {megabytes(senses):.1f} MB of senses" if len(senses.table) else ""
     print(f"{parameters(student):,} parameters{size}: saved in {options.output_dir}")
+
+
+def read_push(given: str | bool | None) -> dict[str, Any]:
+    """Return the settings that `--push-to-hub` stands for: with a name, or `true` or `false` as in transformers."""
+    try:
+        return {"push_to_hub": boolean(str(given or "false"))}
+    except argparse.ArgumentTypeError:
+        return {"push_to_hub": True, "hub_model_id": given}
+
+
+def _estimate(values: dict[str, Any], teacher_options: dict[str, Any]) -> None:
+    """Print what a run would read, run and write.
+
+    Raises:
+        ValueError: The student cannot be made, or has a head.
+    """
+    if values["senses"] is None:
+        raise ValueError("--dry-run needs --senses, the teacher's dictionary")
+    facts = estimate_distillation(
+        values["teacher"],
+        values["senses"],
+        read_dataset(values["texts"], streaming=values["streaming"]),
+        SKDTrainingArguments(
+            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
+        ),
+        StudentStart(**{field.name: values[field.name] for field in fields(StudentStart)}),
+        text_column=values["text_column"],
+        teacher_options=teacher_options,
+    )
+    print_facts({"teacher": values["teacher"], **facts, "output": values["output_dir"]})
 
 
 def _refuse_removed(arguments: Sequence[str]) -> None:
@@ -126,7 +169,8 @@ class _TrainerParser(HfArgumentParser):
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         """Add an option with hyphens only, as all arguments are spelled with them here, and show a default once."""
         names = tuple(dict.fromkeys(name.replace("_", "-") for name in names))
-        if names[0].removeprefix("--").replace("-", "_") in SKDTrainingArguments.__annotations__:
+        own = {*SKDTrainingArguments.__annotations__, "push_to_hub"}
+        if names[0].removeprefix("--").replace("-", "_") in own:
             settings["help"] = argparse.SUPPRESS  # shown by sensedict_cli, or not to be changed
         elif settings.get("default") is not None and settings["default"] is not False:
             settings["help"] = settings.get("help", "") + " (default: %(default)s)"

@@ -25,6 +25,7 @@ from ..models.loading import load_senses
 from ..models.matching import check_teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
 from ..retrieval.index import SenseIndex
+from .card import read_card, scored_model, write_scores
 from .teacher import TeacherArguments, check_device
 
 LANGUAGE_MODELING = "language_modeling"
@@ -53,6 +54,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score a model on a task, print the scores as a table, and write them to `--output` if it is given."""
     if options.output:  # a folder that cannot be made should not be found out after the work
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    if options.card:  # a card that cannot be read should not be found out then, either
+        read_card(scored_model(options), options.trust_remote_code)
     if options.index:
         evaluate_index(options)
         return
@@ -90,6 +93,8 @@ def evaluate(options: argparse.Namespace) -> None:
         used |= {"query_model": options.query_model} if encode_queries else {}
         used |= {"assignment": encoder.assignment, "residual": encoder.residual}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    if options.card:
+        write_scores(options, scores, speed)
     print_row(cells)
 
 
@@ -164,6 +169,8 @@ def evaluate_language(options: argparse.Namespace) -> None:
     if options.output:
         used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
         Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+    if options.card:
+        write_scores(options, scores, len(texts) * speed / scores["tokens"])
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:

@@ -1,24 +1,30 @@
-"""The subcommand `index`: build a sense index of texts, search it, and merge several."""
+"""The subcommand `index`: build a sense index of texts, search it, copy it into an engine, and merge several."""
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+
+from sensedict_cli.index_options import EMBEDDED
+
 from ..data import iterate_texts, read_dataset
 from ..models.loading import load_senses
+from ..processes import process_state
 from ..retrieval.encoding import load_encoder
+from ..retrieval.engine import SenseCollection
 from ..retrieval.index import SenseIndex
 from ..retrieval.index_files import check_target
 from .teacher import check_device
 
 
 def index(options: argparse.Namespace) -> None:
-    """Build an index, search one, or merge several."""
-    {"build": build, "search": search, "merge": merge}[options.action](options)
+    """Build an index, search one, copy it into an engine, or merge several."""
+    {"build": build, "search": search, "fill": fill, "merge": merge}[options.action](options)
 
 
 def build(options: argparse.Namespace) -> None:
-    """Build an index, or continue an interrupted build, and print its size.
+    """Build an index, in one process or in all those that a launcher started, and print its size.
 
     Raises:
         ValueError: The output folder holds something already, or a column is missing.
@@ -28,8 +34,10 @@ def build(options: argparse.Namespace) -> None:
     for column in (options.text_column, options.id_column):
         if column and column not in texts.column_names:
             raise ValueError(f"there is no column {column!r}, only {', '.join(texts.column_names)}: name one of these")
+    state = process_state()
+    device = state.device if state.num_processes > 1 else check_device(options.device)
     made = SenseIndex.build(
-        load_encoder(options.model, check_device(options.device)),
+        load_encoder(options.model, device, options.trust_remote_code),
         load_senses(options.senses),
         texts,
         texts[options.id_column] if options.id_column else None,
@@ -37,9 +45,35 @@ def build(options: argparse.Namespace) -> None:
         text_column=options.text_column,
         batch_size=options.batch_size,
     )
+    if not state.is_main_process:
+        return
     print_size(made, options.output)
     if made.num_own_rows:
         print(f"{made.num_own_rows:,} tokens have no senses in the dictionary, and got a row of their own")
+
+
+def fill(options: argparse.Namespace) -> None:
+    """Copy the documents of an index into a search engine, and print how many there are."""
+    collection = open_collection(SenseIndex.load(options.index), options)
+    collection.fill()
+    print(f"{len(collection):,} texts in the collection {options.collection!r}")
+
+
+def open_collection(index: SenseIndex, options: argparse.Namespace) -> SenseCollection:
+    """Return the collection that `--engine` and `--collection` name.
+
+    Raises:
+        ValueError: Milvus is not installed, does not answer, or has other documents under this name.
+    """
+    try:
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError as error:
+        raise ValueError('--engine needs Milvus: pip install "sensedict_hf[engine]"') from error
+    place = str(Path(options.index) / "milvus.db") if options.engine == EMBEDDED else options.engine
+    try:
+        return SenseCollection(index, MilvusClient(place), options.collection)
+    except MilvusException as error:
+        raise ValueError(f"--engine {place}: {error}") from error
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -71,14 +105,19 @@ def search(options: argparse.Namespace) -> None:
         raise ValueError("give either a question or --queries")
     if options.json and options.explain:
         raise ValueError("--explain prints no JSON: leave out --json")
-    device = check_device(options.device)
-    loaded = SenseIndex.load(options.index, options.model and load_encoder(options.model, device))
+    device, trust = check_device(options.device), options.trust_remote_code
+    model = load_encoder(options.model, device, trust) if options.model else None
+    loaded = SenseIndex.load(options.index, model, trust_remote_code=trust)
     if options.queries:
         queries = list(iterate_texts(read_dataset(options.queries), options.text_column))
     else:
         queries = [options.question]
-    found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
-    for query, ids, values in zip(queries, found, scores.tolist()):
+    if options.engine is None:
+        found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
+    else:
+        collection = open_collection(loaded, options)
+        found, scores = zip(*(collection.search(query, options.top_k) for query in queries))
+    for query, ids, values in zip(queries, found, map(np.ndarray.tolist, scores)):
         if options.json:
             rounded = [round(value, 5) for value in values]
             print(json.dumps({"query": query, "ids": ids, "scores": rounded}, ensure_ascii=False))

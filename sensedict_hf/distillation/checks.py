@@ -48,16 +48,18 @@ def find_student(model: PreTrainedModel) -> SKDStudentModel:
     return student
 
 
-def check_arguments(text_column: str, senses: SenseEmbeddingModel | None) -> None:
+def check_arguments(text_column: str, senses: SenseEmbeddingModel | None, others: dict[str, Any]) -> None:
     """Check arguments of :class:`SKDTrainer` by their types.
 
     Args:
         text_column: Name of the text column.
         senses: The dictionary that guides a student that generates text.
+        others: Arguments of `Trainer`, see :func:`refuse_unused`.
 
     Raises:
-        ValueError: One of them is of another type.
+        ValueError: One of them is of another type, or has no effect.
     """
+    refuse_unused(others)
     check_string("text_column", text_column)
     if senses is not None:
         check_dictionary(senses)

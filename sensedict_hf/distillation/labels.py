@@ -26,7 +26,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.arrow_writer import ArrowWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
@@ -35,7 +35,7 @@ from ..building.gathering import chunks, teacher_vectors
 from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
-from ..building.workspace import BuildFolder, broadcast, process_state
+from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
 from ..models.encoding import pad_batch
@@ -44,6 +44,7 @@ from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, common_folder, process_state
 from .batches import window_rows
 from .training_args import MOST_SENSES
 from .vectors import check_half
@@ -56,7 +57,7 @@ PART_TOKENS = 1 << 17
 
 
 def encode_senses(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | torch.nn.Module | Teacher,
     senses: SenseEmbeddingModel,
     texts: Texts,
     *,
@@ -123,8 +124,7 @@ def encode_senses(
         raise ValueError("keep_vectors: the dictionary is for another tokenizer than its teacher's; keep labels")
     tokenizer = senses.tokenizer if is_keyed else teacher.tokenizer
     max_length = check_max_length(max_length, tokenizer.model_max_length if is_keyed else teacher.max_window)
-    if output_dir is None and state.num_processes > 1:
-        raise ValueError("give output_dir: several processes need a common folder")
+    common_folder(output_dir)
     source = Source.of(teacher, tokenizer, max_length=max_length)
     settings = {
         **source.origin.record(),

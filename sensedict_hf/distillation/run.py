@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import IterableDataset
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..building.corpus import corpus_digest
-from ..building.workspace import broadcast, locked
 from ..data import Texts
 from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
 from ..models.head_transfer import load_classifier
@@ -28,9 +28,11 @@ from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKD
 from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.vocabulary_transfer import adopt_tokenizer
+from ..processes import broadcast, locked
 from .run_folder import RunFolder
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
+from .uploading import create_repository
 
 logger = logging.get_logger(__name__)
 GENERATIVE = "causal_lm"
@@ -58,7 +60,7 @@ LOADING = {
 
 
 def distill_student(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | nn.Module | Teacher,
     senses: str | os.PathLike | SenseEmbeddingModel | None,
     texts: Texts,
     *,
@@ -80,8 +82,9 @@ def distill_student(
     """Distil a student into a folder; continue there if an earlier call was interrupted.
 
     The folder holds checkpoints and encoded texts while the student is trained, and the student when it is finished.
-    The same call then loads the student. A call with other settings or texts is refused. `sensedict distill` does the
-    same from the command line. For a single training without a folder to continue in, use :class:`SKDTrainer`.
+    The same call then loads the student. A call with other settings or texts is refused. With `args.push_to_hub` the
+    finished student is uploaded. `sensedict distill` does the same from the command line. For a single training
+    without a folder to continue in, use :class:`SKDTrainer`.
 
     Args:
         teacher: A name, a folder, a model or a :class:`Teacher`. With `head` a name, a folder or a fine-tuned model.
@@ -149,6 +152,8 @@ def distill_student(
     start.check(options, has_senses=senses is not None)
     _check_settings(args, texts, eval_texts)
     state, folder = PartialState(), RunFolder(Path(str(args.output_dir)))
+    repository = create_repository(args) if args.push_to_hub and state.is_main_process else None
+    args.push_to_hub = False  # the trainer would upload before the student is safe in its folder
     with locked(folder.path):
         # Load the models.
         classifier: PreTrainedModel | None = None
@@ -185,7 +190,9 @@ def distill_student(
 
         if broadcast(partial(begin, loaded, other)):
             logger.info(f"{folder.path} holds this student already")
-            return (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
+            student = (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
+            _upload(student, repository, args)
+            return student
 
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)
@@ -204,8 +211,15 @@ def distill_student(
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder.path)))
         if state.is_main_process:
             folder.finish(student)
+            _upload(student, repository, args)
         state.wait_for_everyone()
         return student.eval()
+
+
+def _upload(student: SKDStudentPreTrainedModel, repository: str | None, args: SKDTrainingArguments) -> None:
+    """Upload a finished student, if there is a repository for it."""
+    if repository is not None:
+        student.push_to_hub(repository, token=args.hub_token, revision=args.hub_revision)
 
 
 def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts | dict[str, Texts] | None) -> None:

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from ..data import Texts
+from ..data import Texts, dataset_names, with_datasets
 from ..models.encoding import padding_id
 from ..models.matching import check_teacher
 from ..models.model_card import model_card
@@ -101,7 +101,7 @@ class SKDTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: SKDTrainingArguments,
-        teacher: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+        teacher: str | os.PathLike | nn.Module | Teacher | None = None,
         train_dataset: Texts | TeacherVectors | None = None,
         eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",
@@ -111,8 +111,7 @@ class SKDTrainer(Trainer):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
-        checks.refuse_unused(kwargs)
-        checks.check_arguments(text_column, senses)
+        checks.check_arguments(text_column, senses, kwargs)
         self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
         self.is_generative = is_generative(model)
         is_whole = self.is_generative or isinstance(model, SKDStudentModel)
@@ -132,10 +131,9 @@ class SKDTrainer(Trainer):
         checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
-            own = (
-                None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
-            )  # of a model without a name
-            self.teacher, self._language_head = load_language_model(teacher, own, args.device)
+            # A model without a name has no tokenizer of its own.
+            own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
+            self.teacher, self._language_head = load_language_model(cast(Any, teacher), own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
@@ -227,6 +225,9 @@ class SKDTrainer(Trainer):
 
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
         """Encode texts in the folder `_encoded/name`, see :func:`encode_texts`."""
+        if name == "train":
+            config = self.student.config.sense_config
+            config.card_data = with_datasets(config.card_data, dataset_names(texts))
         data = encode_texts(texts, args, name, self.student, self.senses, self.teacher, self.text_column)
         if self.is_layer_free:
             self._variances = self._variances or data.variances()  # the training texts come first

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ..building.corpus import open_corpus, read_progress
@@ -22,13 +21,14 @@ from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
-from ..building.workspace import BuildFolder, broadcast, process_state
+from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flag, check_folder, check_integer, check_kind, check_path, check_string
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
+from ..processes import broadcast, process_state
 
 # Tokens in a part: an interruption loses at most this much of the teacher's work.
 PART_TOKENS = 1 << 17
@@ -121,7 +121,7 @@ def _variance(vectors: Tensor) -> float:
 
 
 def encode_vectors(
-    teacher: str | os.PathLike | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike | torch.nn.Module | Teacher,
     texts: Texts,
     output_dir: str | os.PathLike,
     *,

@@ -100,6 +100,25 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"unknown {name} {value!r:.60}: choose one of {', '.join(allowed)}")
 
 
+def check_metadata(name: str, value: Any) -> None:
+    """Check an argument that holds metadata of a model card, or None.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: strings and lists of strings, by their names.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if value is not None and not (isinstance(value, dict) and all(map(is_text, value.values()))):
+        raise ValueError(f"{name}={value!r:.80}: give strings and lists of strings by their names, or None")
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string or a list of strings."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
 def check_path(name: str, value: Any) -> Path:
     """Check an argument that must name a file or a folder.
 
@@ -233,3 +252,8 @@ def check_dtype(name: str, value: Any) -> None:
         dtype = getattr(torch, one.removeprefix("torch."), None) if isinstance(one, str) else one
         if one not in (None, "auto") and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"{name}={one!r:.60}: give 'auto' or a floating dtype, such as 'float32' or 'bfloat16'")
+
+
+def is_traced() -> bool:
+    """Return whether torch is tracing a model now, so that no number can be read from a tensor and checked."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

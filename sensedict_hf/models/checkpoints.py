@@ -1,13 +1,17 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .arguments import is_text
 from .files import read_json_file
 from .prompts import Prompt
 
@@ -23,6 +27,8 @@ SENTENCE_TRANSFORMERS_SETTINGS = [
 # Those among them that change the vectors, and that are not read here. Older versions wrote `args`.
 OTHER_SETTINGS = re.compile("(model|config|tokenizer|processor|processing)_(args|kwargs)|tokenizer_name_or_path")
 HARMLESS_ARGUMENTS = {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code"}
+# What is taken over from a model's card.
+CARD_FIELDS = ("license", "license_name", "license_link", "language")
 LLM2VEC_POOLINGS = {"bos_token": "cls", "eos_token": "last", "last_token": "last"}
 # LLM2Vec puts a template around the texts of these models.
 LLM2VEC_TEMPLATES = {
@@ -57,6 +63,7 @@ class Checkpoint:
         sentence_head_folders: The folder of each of these modules.
         similarity_fn_name: How sentence-transformers compares vectors. None: the files do not say.
         lower_case: Whether texts are lower-cased whatever the tokenizer does.
+        card_data: Licence and language, as the card says.
     """
 
     base: str
@@ -73,6 +80,7 @@ class Checkpoint:
     sentence_head_folders: list[str] = field(default_factory=list)
     similarity_fn_name: str | None = None
     lower_case: bool = False
+    card_data: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -108,6 +116,7 @@ def read_checkpoint(
         found.adapters.append(source)
         if any(read_json(source, name, revision) for name in ("tokenizer_config.json", "tokenizer.json")):
             found.tokenizer = source
+    found.card_data |= read_card(source, revision)
     found.is_llm2vec |= settings is not None or _is_llm2vec(config) or _is_llm2vec(own or {})
     # Further adapters; the settings of the last one count.
     for adapter in adapters:
@@ -124,7 +133,7 @@ def read_checkpoint(
         name = config.get("_name_or_path") or (own or {}).get("base_model_name_or_path") or found.base
         _apply_llm2vec(found, model_type, Path(name).name, pooling)
     else:
-        _apply_sentence_transformers(found, source, revision, pooling)
+        apply_sentence_transformers(found, lambda name: read_json(source, name, revision), source, pooling)
     return found
 
 
@@ -159,40 +168,54 @@ def _apply_llm2vec(found: Checkpoint, model_type: str, name: str, pooling: str |
     found.prompt = llm2vec_prompt(mode, model_type, name, skip, longest)
 
 
-def _apply_sentence_transformers(found: Checkpoint, source: str, revision: str | None, pooling: str | None) -> None:
-    """Set how texts are encoded to what the files of sentence-transformers say, if there are any."""
-    modules = read_json(source, "modules.json", revision)
+def apply_sentence_transformers(
+    found: Checkpoint, read: Callable[[str], Any], source: str, pooling: str | None = None
+) -> None:
+    """Set how texts are encoded to what the files of sentence-transformers say, if there are any.
+
+    Args:
+        found: What is known so far, which is changed.
+        read: Returns the content of a file, or None.
+        source: Name of the model, for messages.
+        pooling: Overrides the pooling that the files name.
+
+    Raises:
+        ValueError: The files name what is not supported, and `pooling` is None.
+    """
+    modules = read("modules.json")
     if not modules:
         return
     not_read: list[str] = []
     for module in modules:
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
-            modes = read_json(source, f"{path}/config.json", revision) or {}
+            modes = read(f"{path}/config.json") or {}
             active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
             if "pooling_mode" in modes:
                 mode = modes["pooling_mode"]
-                active = mode if isinstance(mode, list) else [mode]
+                active = [mode] if isinstance(mode, str) else list(mode)
             names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
             found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
             found.include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
-            if path and read_json(source, f"{path}/config.json", revision):
+            if path and read(f"{path}/config.json"):
                 raise ValueError(
                     f"the weights of {source} are in its folder {path}, as old versions of sentence-transformers "
                     "stored them: save it anew, SentenceTransformer(name).save(folder), and give that folder"
                 )
             files = (f"{path}/{name}".lstrip("/") for name in SENTENCE_TRANSFORMERS_SETTINGS)
-            settings: dict[str, Any] = next(filter(None, (read_json(source, file, revision) for file in files)), {})
+            settings: dict[str, Any] = next(filter(None, (read(file) for file in files)), {})
             found.max_seq_length = settings.get("max_seq_length")
             found.lower_case = bool(settings.get("do_lower_case"))
             not_read += [name for name, value in settings.items() if OTHER_SETTINGS.fullmatch(name) and _counts(value)]
-        elif step := _read_step(kind, read_json(source, f"{path}/config.json", revision) or {}):
+        elif kind == "StaticEmbedding":
+            continue
+        elif step := read_step(kind, read(f"{path}/config.json") or {}):
             found.sentence_head.append(step)
             found.sentence_head_folders.append(path)
         else:
             not_read.append(module["type"])
-    general = read_json(source, "config_sentence_transformers.json", revision) or {}
+    general = read("config_sentence_transformers.json") or {}
     found.prompts |= general.get("prompts") or {}
     found.similarity_fn_name = general.get("similarity_fn_name")
     if general.get("truncate_dim"):
@@ -222,8 +245,13 @@ def _counts(value: Any) -> bool:
     return bool(value.keys() - HARMLESS_ARGUMENTS) if isinstance(value, dict) else bool(value)
 
 
-def _read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one."""
+def read_step(kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a module of sentence-transformers as a step of :func:`make_sentence_head`; None if it is another one.
+
+    Args:
+        kind: Name of its class.
+        settings: Content of its file `config.json`.
+    """
     if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         return None
     if kind == "Normalize":
@@ -280,6 +308,30 @@ def read_json(source: str, name: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: The file is broken.
     """
+    path = _find_file(source, name, revision)
+    return read_json_file(path) if path else None
+
+
+def read_card(source: str, revision: str | None = None) -> dict[str, Any]:
+    """Return the licence and the language that the card of a model names, as far as it does.
+
+    Args:
+        source: Name of the repository, or the folder.
+        revision: Revision of the repository.
+    """
+    path = _find_file(source, "README.md", revision)
+    if path is None:
+        return {}
+    try:
+        data: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):  # a card that cannot be read says nothing
+        return {}
+    found = {name: data.get(name) for name in CARD_FIELDS}
+    return {name: value for name, value in found.items() if value and is_text(value)}
+
+
+def _find_file(source: str, name: str, revision: str | None) -> Path | None:
+    """Return the path of a small file in a repository or folder; None if there is none."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(source, name, revision=revision, **quiet)
-    return read_json_file(Path(path)) if path else None
+    return Path(path) if path else None

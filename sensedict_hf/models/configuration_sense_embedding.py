@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .arguments import check_choice, check_flag, check_integer, check_number
+from .arguments import check_choice, check_flag, check_integer, check_metadata, check_number, is_traced
 from .fingerprints import tokenizer_fingerprint
 
 ASSIGNMENTS = ("hard", "soft", "none")
@@ -18,10 +18,10 @@ SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32"
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}
 FORMAT_VERSION = 1
-# The senses of two dictionaries can be compared only if all these fields are equal.
+# The senses of two dictionaries can be compared only if all these fields are equal, and the names of teachers whose
+# fingerprints are not known. A teacher may have several names, such as the folders of two copies.
+TEACHER_NAMES = ("base_model_name_or_path", "base_model_revision")
 SAME_VECTORS = (
-    "base_model_name_or_path",
-    "base_model_revision",
     "base_model_fingerprint",
     "attention",
     "prompt",
@@ -78,6 +78,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         seed: Seed of the build.
         num_texts: Number of texts in the corpus.
         num_tokens: Number of tokens in the corpus.
+        card_data: Metadata of the model card: licence and language of the teacher, names of the texts on the Hub.
         sensedict_version: Version of this package that wrote the dictionary.
         format_version: Version of the file format.
         kwargs: Other fields of every config of transformers.
@@ -122,6 +123,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         seed: int | None = None,
         num_texts: int | None = None,
         num_tokens: int | None = None,
+        card_data: dict[str, Any] | None = None,
         sensedict_version: str | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
@@ -153,6 +155,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         self.seed = seed
         self.num_texts = num_texts
         self.num_tokens = num_tokens
+        self.card_data = card_data
         self.sensedict_version = sensedict_version
         self.format_version = format_version
         self.check()
@@ -184,6 +187,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         check_choice("key", self.key, KEYS)
         check_choice("senses_dtype", self.senses_dtype, SENSES_DTYPES)
         check_flag("learn_senses", self.learn_senses)
+        check_metadata("card_data", self.card_data)
         check_assignment(self.assignment)
         check_residual(self.residual)
         check_number("distortion", self.distortion, least=0)
@@ -243,7 +247,8 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         Example:
             >>> senses.config.check_same_vectors(student.senses.config)
         """
-        for name in SAME_VECTORS:
+        is_known = None not in (self.base_model_fingerprint, other.base_model_fingerprint)
+        for name in SAME_VECTORS if is_known else TEACHER_NAMES + SAME_VECTORS:
             own, others = getattr(self, name), getattr(other, name)
             if own != others:
                 raise ValueError(
@@ -265,8 +270,6 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         Example:
             >>> senses.config.check_inputs(torch.tensor([[101, 102]]), torch.zeros(1, 2, 384))
         """
-        if not all(isinstance(one, Tensor) for one in (input_ids, hidden_states)) or input_ids.is_floating_point():
-            raise ValueError("give input_ids as a tensor of integers, and hidden_states as a tensor")
         width = hidden_states.shape[-1]
         if width != self.hidden_size:
             raise ValueError(
@@ -286,7 +289,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
                     "positions differ; give both of the same batch"
                 )
             is_outside &= attention_mask.bool()
-        if is_outside.any():
+        if not is_traced() and is_outside.any():
             raise ValueError(
                 f"token id {int(input_ids[is_outside][0])} is outside the dictionary's vocabulary of "
                 f"{self.vocab_size} tokens: it comes from another tokenizer"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from .arguments import check_choice, check_integer
+from .arguments import check_choice, check_integer, is_traced
 from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
 from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
 
@@ -80,7 +80,7 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
     """
     check_pooling(pooling)
     mask = attention_mask.bool() if pooled is None or pooling in ("cls", "last") else pooled.bool()
-    if not mask.any(1).all():
+    if not is_traced() and not mask.any(1).all():
         raise ValueError(
             f"row {int((~mask.any(1)).nonzero()[0])} of the batch has no tokens: there is nothing to pool"
         )

@@ -24,7 +24,10 @@ CLASSES = {
     },
 }
 TEMPLATE = '''\
-"""Classes of sensedict_hf: those of the installed package, or else {fallback}."""
+"""Classes of sensedict_hf: those of the installed package, or else {fallback}.
+
+transformers and sentence-transformers use them with `trust_remote_code=True`, or after `import sensedict_hf`.
+"""
 
 try:
     from sensedict_hf import (
@@ -72,7 +75,9 @@ def write_code(folder: str | os.PathLike[str], model_type: str, with_code: bool 
     if with_code:
         fallback, caught = "the files next to this one", ""
         lines = [f"from .{module} import {name}" for module, name in sorted(classes)]
-        _copy_files(folder, sorted({module for module, _ in classes}))
+        modules = _copy_files(folder, sorted({module for module, _ in classes}))
+        # Earlier versions of transformers copy from a local folder only the files that this one names.
+        lines += ["if False:  # names the other files", *(f"    from .{module} import *" for module in modules)]
     else:
         fallback, caught, lines = "an error that says how to install it", " as error", [REFUSAL]
     names = ",\n        ".join(sorted(name for _, name in classes))
@@ -81,11 +86,17 @@ def write_code(folder: str | os.PathLike[str], model_type: str, with_code: bool 
     Path(folder, f"{ENTRY}.py").write_text(text, encoding="utf-8")
 
 
-def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> None:
-    """Copy modules of this package, and the siblings that they import, into a folder."""
+def has_code(folder: str | os.PathLike[str]) -> bool:
+    """Return whether the code of a model was saved with it."""
+    return any(path.stem != ENTRY for path in Path(folder).glob("*.py"))
+
+
+def _copy_files(folder: str | os.PathLike[str], modules: list[str]) -> list[str]:
+    """Copy modules of this package, and the siblings that they import, into a folder; return the names of all."""
     here = Path(__file__).parent
     files = {here / f"{module}.py" for module in modules}
     for file in list(files):
         files |= {Path(needed) for needed in get_relative_import_files(file)}
     for file in files:
         shutil.copyfile(file, Path(folder, file.name))
+    return sorted(file.stem for file in files)

@@ -155,6 +155,8 @@ class SensePreTrainedModel(PreTrainedModel):
         folder = os.path.abspath(source) if os.path.isdir(source) else source  # the working directory may change
         for part in model._parts():
             part._tokenizer_source = (folder, options)
+        with reading(source):
+            model._read_other_files(source, options)
         return loaded if output_loading_info else model
 
     @classmethod
@@ -254,13 +256,21 @@ class SensePreTrainedModel(PreTrainedModel):
                 self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it
                 logger.warning(f"saved without a tokenizer: {error}")
-            card = model_card(self.config, card_name, license, with_code)
+            card = model_card(self.config, ready, name=card_name, license=license)
             data: Any = card.data
             data.tags += [tag for tag in self.model_tags or () if tag not in data.tags]
             card.save(ready / "README.md")
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
+
+    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
+        """Take over what other libraries have changed in these files.
+
+        Args:
+            source: The folder or repository.
+            options: Arguments of `from_pretrained` that say where files are.
+        """
 
     def _check_numbers(self, state_dict: Mapping[str, Tensor] | None) -> None:
         """Raise a ValueError if a number is NaN or infinite, or the dictionary not valid.

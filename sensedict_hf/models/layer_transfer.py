@@ -115,6 +115,10 @@ def choose_layers(num_hidden_layers: int | Sequence[int], source: Teacher, layer
         ValueError: No layer is left, or the model has no layer of that index.
     """
     total = source.model.config.num_hidden_layers
+    if not total:
+        raise ValueError(
+            f"{source.name} has no layers: only a student without layers can be made, num_hidden_layers=0"
+        )
     if isinstance(num_hidden_layers, Iterable):
         layers = [check_integer("num_hidden_layers", index) for index in num_hidden_layers]
     elif 0 < (number := check_integer("num_hidden_layers", num_hidden_layers)) <= total:

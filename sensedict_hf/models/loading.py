@@ -223,6 +223,27 @@ def _import_peft() -> Any:
     return peft
 
 
+def refuse(what: str, **arguments: Any) -> None:
+    """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
+    names = [f"{name}=" for name, value in arguments.items() if value is not None]
+    if names:
+        raise ValueError(f"{', '.join(names)} cannot be given with {what}")
+
+
+def check_teacher_kind(teacher: object) -> None:
+    """Raise a ValueError if an object cannot be a teacher."""
+    if type(teacher).__module__.split(".")[0] == "llm2vec":
+        raise ValueError(
+            "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
+            "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
+        )
+    if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
+        raise ValueError(
+            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers, a "
+            "SentenceTransformer or a Teacher"
+        )
+
+
 def check_dictionary(senses: object) -> None:
     """Raise a ValueError if an object is not a sense dictionary."""
     check_kind("senses", senses, SenseEmbeddingModel, "a SenseEmbeddingModel, such as load_senses(folder)")

@@ -52,7 +52,10 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
             "dictionary from this teacher"
         )
-    check_name(senses.config, teacher.name)
+    # A copy of the teacher may have another name. Its weights are read only then.
+    has_other_name = senses.config.base_model_name_or_path != teacher.name
+    if has_other_name and senses.config.base_model_fingerprint != teacher.fingerprint():
+        check_name(senses.config, teacher.name)
     senses.config.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:

@@ -1,33 +1,19 @@
 """The sense dictionary as a model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
 
 from .arguments import check_integer
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, check_assignment, check_residual
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
+from .outputs import SenseEmbeddingOutput
 from .sense_lookup import RaggedSenses, assign_senses, look_up, sense_cross_entropy, sense_posterior, store_senses
+from .static_lookup import MostSenses
 from .tokenization import find_token
 from .validation import check_finite, check_structure
-
-
-@dataclass
-class SenseEmbeddingOutput(ModelOutput):
-    """What a :class:`SenseEmbeddingModel` returns.
-
-    Attributes:
-        hidden_states: `[batch, positions, hidden]`, the vectors after the assignment of senses.
-        sense_ids: `[batch, positions]`, int64: the index of the best sense among the senses of the token; -1 for a
-            token that has none and for padding.
-    """
-
-    hidden_states: Tensor | None = None
-    sense_ids: Tensor | None = None
 
 
 class SenseEmbeddingModel(SensePreTrainedModel):
@@ -94,6 +80,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
             self.scales = None
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
         self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64, device=device))
+        self._most_senses = MostSenses()
         self.post_init()
 
     @property
@@ -133,8 +120,17 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         super()._apply(move, recurse)
         return self
 
+    def extra_repr(self) -> str:
+        """Return what `print(senses)` shows: size, dtype and teacher."""
+        config = self.config
+        size = (
+            f"{config.num_senses:,} senses of width {config.hidden_size}, {config.senses_dtype}, {config.similarity}"
+        )
+        return f"{size}, layer {config.layer} of {config.base_model_name_or_path or 'an unnamed teacher'}"
+
     def _check_structure(self) -> None:
         check_structure(self.config, self.senses, self.offsets, self.usage, self.scales)
+        self._most_senses.of(self.offsets)
 
     def _host_tensors(self) -> list[str]:
         names = [name for name, _ in self.named_buffers(recurse=False) if name != "offsets"]
@@ -175,7 +171,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         check_assignment(assignment)
         flat, tokens = self._flatten(*self.config.key_tokens(input_ids, attention_mask), hidden_states)
         temperature = self.score_temperature(self.config.assignment_temperature) if assignment == "soft" else None
-        vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature)
+        most = self._most_senses.of(self.offsets)
+        vectors, sense_ids = assign_senses(flat, tokens, self.ragged, temperature, most)
         vectors = vectors.view_as(hidden_states)
 
         # Mix with the vectors themselves.

@@ -109,6 +109,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
             base_model_revision=source.revision,
             tokenizer_fingerprint=tokenizer_fingerprint(source.tokenizer),
             attention=source.attention,
+            card_data=source.card_data or None,
         )
         settings = encoding_settings(source) | {"teacher_layers": layers, "assignment": "none"} | config
         own_config = student_config(text_config, senses, settings)

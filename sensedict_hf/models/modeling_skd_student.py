@@ -3,12 +3,11 @@
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .arguments import check_integer
 from .attention import probe_attention
@@ -30,35 +29,14 @@ from .loading import check_dictionary
 from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .outputs import SKDStudentOutput
 from .prompts import Prompt, choose_prompt
 from .reading import TokenSense, senses_in
-from .sentence_files import write_student_files
+from .sentence_files import read_student_head, write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
 from .tokenization import complete_tokenizer
-
-
-@dataclass
-class SKDStudentOutput(ModelOutput):
-    """What a student returns.
-
-    Attributes:
-        last_hidden_state: `[batch, positions, teacher_hidden]`, the vectors after the assignment of senses.
-        student_hidden_state: `[batch, positions, teacher_hidden]`, the student's own vectors before it.
-        sense_ids: `[batch, positions]`, int64: the index of the best sense among the senses of the token; -1 for a
-            token that has none and for padding. None with assignment `none`.
-        hidden_states: Hidden states of every layer of the backbone, with `output_hidden_states=True`.
-        attentions: Attention weights of every layer of the backbone, with `output_attentions=True`.
-        pooler_output: `[batch, teacher_hidden]`, the vectors of texts, of a student without layers only.
-    """
-
-    last_hidden_state: Tensor | None = None
-    student_hidden_state: Tensor | None = None
-    sense_ids: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    pooler_output: Tensor | None = None
 
 
 class SKDStudentPreTrainedModel(SensePreTrainedModel):
@@ -69,6 +47,12 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
     base_model_prefix = "student"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`, with an error of its own for embeddings in the place of token ids."""
+        if kwargs.get("inputs_embeds") is not None and not self.can_generate():
+            raise ValueError("senses are chosen by token id: call the student with input_ids, not with inputs_embeds")
+        return super().__call__(*args, **kwargs)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -127,7 +111,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     @classmethod
     def from_teacher(
         cls,
-        teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+        teacher: str | os.PathLike[str] | nn.Module | Teacher,
         senses: SenseEmbeddingModel,
         num_hidden_layers: int | Sequence[int] = 2,
         **config: Any,
@@ -300,6 +284,10 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
+
+    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
+        head = read_student_head(source, options, self.config, self.sentence_head)
+        self.sentence_head = None if head is None else head.to(self.device)
 
     def senses_in(self, text: str) -> list[TokenSense]:
         """Return the sense of each token of a text, special tokens left out.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .configuration_sense_embedding import SIMILARITIES
+
 
 class RaggedSenses(NamedTuple):
     """A sense dictionary as plain tensors: the senses of all tokens, one token after the other.
@@ -92,6 +94,47 @@ class Block(NamedTuple):
     senses: Tensor
     rows: Tensor | slice
     is_padding: Tensor | None
+
+
+class Scores(NamedTuple):
+    """The scores of a block, and the vectors and senses that were multiplied for them (unit vectors for `cosine`).
+
+    Attributes:
+        scores: `[tokens, count, size]`.
+        queries: `[tokens, count, hidden]`, the vectors.
+        keys: `[tokens, size, hidden]`, the senses.
+    """
+
+    scores: Tensor
+    queries: Tensor
+    keys: Tensor
+
+
+def score_block(vectors: Tensor, block: Block, similarity: str) -> Scores:
+    """Score vectors against the senses of a block, in float32.
+
+    Args:
+        vectors: `[tokens, count, hidden]`, float32.
+        block: The block; its padding gets -inf.
+        similarity: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
+
+    Raises:
+        ValueError: The similarity is unknown.
+    """
+    queries, keys = vectors, block.senses
+    if similarity == "l2":
+        squares = torch.linalg.vector_norm(keys, dim=-1).square()
+        scores = torch.baddbmm(squares[:, None], queries, keys.mT, beta=-1, alpha=2)
+    elif similarity == "cosine":
+        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        scores = 2 * torch.bmm(queries, keys.mT)
+    elif similarity == "dot":
+        scores = torch.bmm(queries, keys.mT)
+    else:
+        raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+    return Scores(
+        scores if block.is_padding is None else scores.masked_fill_(block.is_padding, -torch.inf), queries, keys
+    )
 
 
 def blocking_for(tensor: Tensor) -> Blocking:

@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configuration_sense_embedding import SIMILARITIES
-from .sense_blocks import Block, RaggedSenses, blocking_for, iterate_blocks, pad_positions, to_one_device
+from .arguments import is_traced
+from .sense_blocks import (
+    Block,
+    RaggedSenses,
+    Scores,
+    blocking_for,
+    iterate_blocks,
+    pad_positions,
+    score_block,
+    to_one_device,
+)
+from .static_lookup import assign_padded, is_padding_faster
 from .validation import check_finite
 
 __all__ = [
@@ -38,39 +48,7 @@ class Assignment(NamedTuple):
     sense_ids: Tensor
 
 
-class _Scores(NamedTuple):
-    """The scores of a block, and the vectors and senses that were multiplied for them (unit vectors for `cosine`).
-
-    Attributes:
-        scores: `[tokens, count, size]`.
-        queries: `[tokens, count, hidden]`, the vectors.
-        keys: `[tokens, size, hidden]`, the senses.
-    """
-
-    scores: Tensor
-    queries: Tensor
-    keys: Tensor
-
-
-def _score(vectors: Tensor, block: Block, similarity: str) -> _Scores:
-    """Score vectors `[tokens, count, hidden]` against the senses of a block; padding gets -inf."""
-    queries, keys = vectors, block.senses
-    if similarity == "l2":
-        squares = torch.linalg.vector_norm(keys, dim=-1).square()
-        scores = torch.baddbmm(squares[:, None], queries, keys.mT, beta=-1, alpha=2)
-    elif similarity == "cosine":
-        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
-        scores = 2 * torch.bmm(queries, keys.mT)
-    elif similarity == "dot":
-        scores = torch.bmm(queries, keys.mT)
-    else:
-        raise ValueError(f"unknown similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
-    return _Scores(
-        scores if block.is_padding is None else scores.masked_fill_(block.is_padding, -torch.inf), queries, keys
-    )
-
-
-def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> Iterator[tuple[Block, _Scores]]:
+def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> Iterator[tuple[Block, Scores]]:
     """Score the vectors of a batch, `[n, hidden]`, block by block.
 
     Raises:
@@ -79,7 +57,7 @@ def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> I
     # The sum of all scores is finite only if all numbers are. It is read once, as a GPU has to wait for that.
     total = torch.zeros((), dtype=torch.float32, device=states.device)
     for block in iterate_blocks(token_ids, senses):
-        found = _score(F.embedding(block.positions, states).float(), block, senses.similarity)
+        found = score_block(F.embedding(block.positions, states).float(), block, senses.similarity)
         scores = found.scores if block.is_padding is None else found.scores.masked_fill(block.is_padding, 0)
         total += scores.sum()
         yield block, found
@@ -95,7 +73,11 @@ def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> I
 
 
 def assign_senses(
-    hidden: Tensor, token_ids: Tensor, senses: RaggedSenses, temperature: float | None = None
+    hidden: Tensor,
+    token_ids: Tensor,
+    senses: RaggedSenses,
+    temperature: float | None = None,
+    most: int | None = None,
 ) -> Assignment:
     """Replace every vector by a sense of its token, or by the mean of its token's senses.
 
@@ -115,6 +97,8 @@ def assign_senses(
         temperature: None for hard assignment: the best sense, of equal ones the first. A number, in units of the
             score, for soft assignment: the mean of the senses under `softmax(score / temperature)`. For `l2` this is
             the posterior mean of a Gaussian mixture of variance `temperature / 2`.
+        most: The largest number of senses of a token. If it is small, the positions are padded to it, because that
+            is faster, see :mod:`static_lookup`. None: the positions are grouped by token.
 
     Returns:
         The vectors and the index of each position's best sense. A token without senses keeps its vector and has index
@@ -123,6 +107,10 @@ def assign_senses(
     Raises:
         ValueError: The similarity is unknown.
     """
+    if most is not None and is_padding_faster(hidden, senses, most):
+        padded = Assignment(*assign_padded(hidden.detach(), token_ids, senses, most, temperature))
+        if is_traced() or bool((hidden.detach().sum() + padded.vectors.detach().sum()).isfinite()):
+            return padded  # else the other form finds out what is not finite
     token_ids, senses = to_one_device(token_ids, senses)
     if temperature is not None:
         return Assignment(*_SoftAssignment.apply(hidden, token_ids, temperature, *senses))
@@ -182,7 +170,7 @@ class _SoftAssignment(torch.autograd.Function):
             for block in iterate_blocks(token_ids, senses):
                 own = block.senses.requires_grad_()
                 with torch.enable_grad():
-                    scores = _score(F.embedding(block.positions, states).float(), block, ctx.similarity).scores
+                    scores = score_block(F.embedding(block.positions, states).float(), block, ctx.similarity).scores
                     mean = torch.bmm((scores / ctx.temperature).softmax(-1), own)
                 (part,) = torch.autograd.grad(mean, own, F.embedding(block.positions, grad_vectors).float())
                 if block.is_padding is not None:

@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
+from .checkpoints import read_step
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
+from .files import read_json_file
 from .prompts import Prompt
+from .sentence_head import make_sentence_head
 from .tokenization import tokenize
+
+logger = logging.get_logger(__name__)
 
 # Names of the poolings in the settings of sentence-transformers, which all its versions read.
 POOLINGS = {
@@ -77,6 +84,66 @@ def write_student_files(
     settings = {name: value for name, value in settings.items() if value is not None} | {"prompts": prompts}
     sizes = config.hidden_size, config.pooling, config.max_seq_length
     write_sentence_transformers(folder, *sizes, modules, settings, include_prompt=pools_prompts)
+
+
+def read_student_head(
+    source: str, options: dict[str, Any], config: SKDStudentConfig, head: nn.Sequential | None
+) -> nn.Sequential | None:
+    """Return what the pooled vector of a text goes through, as the files of sentence-transformers say.
+
+    That library may have trained the dense layers, which transformers leaves as they are, or added one.
+
+    Args:
+        source: The folder or repository of the student.
+        options: Arguments of `from_pretrained` that say where files are.
+        config: Config of the student. Its steps are replaced if the files have others.
+        head: The modules that were saved with the student, which get the weights in the files.
+    """
+    places = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+    def find(name: str) -> Path | None:
+        path = cached_file(source, name, **places, **quiet)
+        return Path(path) if path else None
+
+    def read(name: str) -> Any:
+        path = find(name)
+        return read_json_file(path) if path else None
+
+    # The modules after the pooling.
+    steps: list[dict[str, Any]] = []
+    files: list[Path | None] = []
+    modules = read("modules.json")
+    if not modules:
+        return head
+    for module in modules:
+        kind, path = module["type"].rpartition(".")[2], module["path"]
+        if kind in ("Transformer", "Pooling") or module["type"] == REFUSAL:
+            continue
+        step = read_step(kind, read(f"{path}/config.json") or {})
+        if step is None:
+            logger.warning(
+                f"sentence-transformers makes other vectors from {source} than `encode`, by {module['type']}"
+            )
+            continue
+        steps.append(step)
+        files.append(find(f"{path}/model.safetensors") if kind == "Dense" else None)
+    if truncated := (read("config_sentence_transformers.json") or {}).get("truncate_dim"):
+        steps.append({"kind": "truncate", "dim": truncated})
+
+    # Take over steps and weights.
+    if steps != (config.sentence_head or []):
+        config.sentence_head, head = steps, make_sentence_head(steps)
+    for layer, file in zip(head or (), files):
+        if file is not None:
+            layer.load_state_dict({name.removeprefix("linear."): x for name, x in load_file(file).items()})
+    return head
+
+
+def opens_in_sentence_transformers(folder: str | os.PathLike[str]) -> bool:
+    """Return whether sentence-transformers opens a saved student, and does not fail for its prompt."""
+    modules = Path(folder, "modules.json")
+    return modules.is_file() and REFUSAL not in modules.read_text(encoding="utf-8")
 
 
 def write_sentence_transformers(

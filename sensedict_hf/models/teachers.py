@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,25 @@ from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source
 from .fingerprints import digest_tensors
-from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
+from .loading import (
+    check_teacher_kind,
+    load_model,
+    load_sentence_head,
+    load_tokenizer,
+    merge_adapter,
+    move_model,
+    refuse,
+    take_model,
+)
+from .modeling_layer_free import LayerFreeModel
 from .prompts import Prompt, change_prompt, choose_prompt
+from .sentence_teachers import take_apart
 from .text_encoder import TextEncoder
 from .tokenization import check_tokenizer, count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
+# Folders whose names say nothing of the model in them: a commit in the cache of the Hub, for one.
+NAMELESS = re.compile("model|snapshots|[0-9a-f]{40}")
 
 
 @dataclass
@@ -46,6 +60,7 @@ class Teacher(TextEncoder):
         sentence_head_steps: What :meth:`encode` does with a pooled vector, see :func:`make_sentence_head`.
         sentence_head: The modules of these steps. None: there are none.
         similarity_fn_name: How sentence-transformers compares vectors. None: not known.
+        card_data: The licence and the language that its card names.
 
     Example:
         >>> teacher.pooling, teacher.max_seq_length, teacher.attention
@@ -68,6 +83,7 @@ class Teacher(TextEncoder):
     sentence_head_steps: list[dict[str, Any]] = field(default_factory=list)
     sentence_head: torch.nn.Sequential | None = None
     similarity_fn_name: str | None = None
+    card_data: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_kind("model", self.model, PreTrainedModel, "a model of transformers")
@@ -120,6 +136,10 @@ class Teacher(TextEncoder):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **options)
         if layer == -1:
             return cast(Tensor, output.last_hidden_state)
+        if isinstance(self.model, LayerFreeModel):
+            raise ValueError(
+                f"layer {layer} of {self.name}: the model has no layers; choose -1, the vectors of tokens"
+            )
         if not -len(output.hidden_states) <= layer < len(output.hidden_states):
             raise ValueError(
                 f"layer {layer} of {self.name}: choose one of 0 to {len(output.hidden_states) - 1}, or -1 for the last"
@@ -175,7 +195,7 @@ class Teacher(TextEncoder):
 
 
 def load_teacher(
-    teacher: str | os.PathLike[str] | PreTrainedModel | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     *,
     bidirectional: bool | None = None,
     adapters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
@@ -196,7 +216,8 @@ def load_teacher(
 
     Args:
         teacher: A name or folder of transformers, sentence-transformers, LLM2Vec or a PEFT adapter, which is merged
-            into its base model. Or a loaded model, with or without a head, which is put into evaluation mode. Or a
+            into its base model. Or a loaded model, with or without a head, or a `SentenceTransformer`, which is put
+            into evaluation mode. Or a static model of sentence-transformers or model2vec, or its name or folder. Or a
             `Teacher`, which can only be moved to another device.
         bidirectional: True: every token of a decoder attends to all tokens, as in LLM2Vec. False: to itself and the
             tokens before it. The setting is stored in the model's config. Default: what the config says; checkpoints
@@ -250,7 +271,7 @@ def load_teacher(
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
         changes = {"pooling": pooling, "instruction": instruction, "template": template, "tokenizer": tokenizer}
-        _refuse(
+        refuse(
             "a Teacher: use dataclasses.replace(teacher, ...), or load it anew by its name",
             bidirectional=bidirectional,
             adapters=adapters,
@@ -265,15 +286,29 @@ def load_teacher(
         return teacher
 
     # The model, and what the files next to its weights say.
-    _check_kind(teacher)
+    if isinstance(teacher, (str, os.PathLike)):
+        teacher = check_source(teacher)
+    parts = take_apart(teacher, revision, pooling)
+    if parts is None:
+        check_teacher_kind(teacher)
     given = () if adapters is None else adapters if isinstance(adapters, (list, tuple)) else [adapters]
     names = [check_source(name) for name in given]
-    if isinstance(teacher, PreTrainedModel):
-        _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
+    if parts is not None:
+        refuse(
+            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers",
+            adapters=adapters,
+            tokenizer=tokenizer,
+            **loading,
+        )
+        model, tokenizer, checkpoint, source = parts.model, parts.tokenizer, parts.checkpoint, parts.name
+        if device is not None:
+            move_model(model, device)
+    elif isinstance(teacher, PreTrainedModel):
+        refuse("a loaded model: load the model with it, or pass the model's name", **loading)
         source = str(teacher.name_or_path or "")
         model, checkpoint = take_model(teacher, names, revision, pooling, device)
     else:
-        source = check_source(teacher)
+        source = str(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
         model = load_model(
             checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
@@ -285,15 +320,23 @@ def load_teacher(
     for name in checkpoint.adapters:
         model = merge_adapter(model, name, revision if name == source else None)
     cast(torch.nn.Module, model).eval()
-    attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+    attention = None  # a static model has none
+    if not isinstance(model, LayerFreeModel):
+        attention = make_attend(model, True if bidirectional is None and checkpoint.is_llm2vec else bidirectional)
+    elif bidirectional is not None:
+        raise ValueError("bidirectional= with a static model: its tokens attend to nothing; leave it out")
 
     # How it encodes texts.
+    is_given = not isinstance(tokenizer, (str, os.PathLike, type(None))) and parts is None
     if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
         name = checkpoint.tokenizer if tokenizer is None else check_source(tokenizer)
         tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
-        if checkpoint.lower_case:
-            lower_case(tokenizer)
     check_tokenizer(tokenizer)
+    if checkpoint.lower_case and not is_given:
+        lower_case(tokenizer)
+    head = None if parts is None else parts.head
+    if head is None:
+        head = load_sentence_head(checkpoint, source, revision, model.device)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)  # the one that the files name
     longest = model_max_length(tokenizer, model.config)
@@ -310,15 +353,17 @@ def load_teacher(
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
         sentence_head_steps=checkpoint.sentence_head,
-        sentence_head=load_sentence_head(checkpoint, source, revision, model.device),
+        sentence_head=head,
         similarity_fn_name=checkpoint.similarity_fn_name,
+        card_data=checkpoint.card_data,
     )
 
 
 def origin_of(name: str) -> str:
     """Return the name of a repository, or of a folder without its path.
 
-    A folder in the cache of the Hub is a repository. A folder that is called just `model` has the name of its parent.
+    A folder in the cache of the Hub is a repository. A folder that is called just `model`, or by the id of a commit,
+    has the name of its parent.
 
     Args:
         name: The repository, or the path of the folder.
@@ -330,29 +375,10 @@ def origin_of(name: str) -> str:
     if not os.path.isdir(name):
         return name
     path = Path(name).resolve()
-    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
-        return path.parents[1].name.removeprefix("models--").replace("--", "/")
-    return path.parent.name if path.name == "model" else path.name
-
-
-def _refuse(what: str, **arguments: Any) -> None:
-    """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
-    names = [f"{name}=" for name, value in arguments.items() if value is not None]
-    if names:
-        raise ValueError(f"{', '.join(names)} cannot be given with {what}")
-
-
-def _check_kind(teacher: object) -> None:
-    """Raise a ValueError if an object cannot be a teacher."""
-    if type(teacher).__module__.split(".")[0] == "llm2vec":
-        raise ValueError(
-            "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
-            "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
-        )
-    if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
-        raise ValueError(
-            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers or a Teacher"
-        )
+    while NAMELESS.fullmatch(path.name) and path.parent.name:
+        path = path.parent
+    is_cached = path.name.startswith("models--")
+    return path.name.removeprefix("models--").replace("--", "/") if is_cached else path.name
 
 
 def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:

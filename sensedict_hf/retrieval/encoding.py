@@ -21,6 +21,7 @@ from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
+from ..processes import process_state
 from .document_rows import DocumentRows
 from .index_files import check_ids
 from .own_rows import OwnRows
@@ -83,7 +84,8 @@ def encode_corpus(
         text_column: Name of the text column of a dataset.
         ids: The ids. Default: the integers that follow the largest known one.
         known_ids: Ids that are in the index already.
-        folder: Where parts are kept. Parts that are there are not encoded again.
+        folder: Where parts are kept. Parts that are there are not encoded again. Processes that were launched together
+            share the work.
 
     Raises:
         ValueError: A document is no string or has no tokens, or the ids are not unique, of two kinds, or not as many
@@ -100,27 +102,32 @@ def encode_corpus(
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
     origin = "" if folder is None else origin_of(encoder, senses)
 
-    # Encode in chunks.
-    first, kind, seen = 0, list[Any](known_ids[:1]), set[object](known_ids)
-    reader = iterate_texts(documents, text_column)
+    # Encode in chunks. Of those in a folder, each process makes its share.
+    first, kind, seen, made = 0, list[Any](known_ids[:1]), set[object](known_ids), list[tuple[Path, str, list[Any]]]()
+    reader, state = iterate_texts(documents, text_column), process_state()
     with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
         while chunk := list(islice(reader, CHUNK)):
             taken = islice(given, len(chunk))
             chosen: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in taken]
             check_ids(chosen, kind, seen, len(chunk))
             kind = kind or chosen[:1]
-            path = None if folder is None else folder / f"{first:09d}.safetensors"
-            digest = sha256(json.dumps([origin, chunk, chosen]).encode()).hexdigest()
-            part = read_part(path, digest) if path is not None and path.is_file() else None
-            if part is None:
-                part = encode_documents(encoder, senses, chunk, first)
-                if path is not None:
-                    write_part(path, part, digest)
-            yield part._replace(ids=chosen)
+            if folder is None:
+                yield encode_documents(encoder, senses, chunk, first)._replace(ids=chosen)
+            else:
+                path = folder / f"{first:09d}.safetensors"
+                digest = sha256(json.dumps([origin, chunk, chosen]).encode()).hexdigest()
+                if path.is_file():
+                    read_part(path, digest)  # which checks it
+                elif len(made) % state.num_processes == state.process_index:
+                    write_part(path, encode_documents(encoder, senses, chunk, first), digest)
+                made.append((path, digest, chosen))
             first += len(chunk)
             progress.update(len(chunk))
     if ids is not None and next(given, None) is not None:
         raise ValueError(f"there are more ids than the {first} documents: give one for each")
+    state.wait_for_everyone()
+    for path, digest, chosen in made:
+        yield read_part(path, digest)._replace(ids=chosen)
 
 
 def origin_of(encoder: TokenEncoder, senses: SenseEmbeddingModel) -> str:
@@ -153,31 +160,43 @@ def encode_queries(encoder: TokenEncoder, queries: Iterable[str]) -> Iterator[tu
         first += len(chunk)
 
 
-def load_encoder(model: Model, device: torch.device | str | None = None) -> Teacher | SKDStudentModel:
+def query_vectors(encoder: TokenEncoder, queries: str | Iterable[str]) -> Iterator[Tensor]:
+    """Yield the vectors of one query or of many, see :func:`encode_queries`."""
+    for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
+        yield vectors
+
+
+def load_encoder(
+    model: Model, device: torch.device | str | None = None, trust_remote_code: bool = False
+) -> Teacher | SKDStudentModel:
     """Return a teacher or a student.
 
     Args:
-        model: One of them, or a model of transformers, or a name or folder.
+        model: One of them, or anything that :func:`load_teacher` takes.
         device: Device of a model that is loaded. Default: a GPU if there is one.
+        trust_remote_code: Whether to run Python code that comes with a model that is loaded.
 
     Raises:
         ValueError: See :func:`load_teacher`.
     """
     if isinstance(model, (Teacher, SKDStudentModel)):
         return model
-    if isinstance(model, PreTrainedModel):
+    if not isinstance(model, (str, os.PathLike)):
         return load_teacher(model)
     check_kind("model", model, (str, os.PathLike), "a teacher, a student, or the name or folder of one")
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
-        student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=False)
+        student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         student.to(place)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         return student
-    return load_teacher(model, device=device)
+    return load_teacher(model, device=device, trust_remote_code=trust_remote_code)
 
 
 def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
     """Return the name of a model, or the path to it from a folder, so that both can move; empty if none is known.
+
+    A path is known only if the model lies next to the folder, or both are in the working directory. Another one would
+    tell where things are on this machine.
 
     Args:
         model: The model, or its name.
@@ -186,23 +205,38 @@ def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
     name = model if isinstance(model, str) else (model.model if isinstance(model, Teacher) else model).name_or_path
     if not name or not os.path.isdir(name):
         return name or ""
-    try:
-        return Path(os.path.relpath(os.path.realpath(name), os.path.realpath(folder))).as_posix()
-    except ValueError:  # another drive of Windows
-        return os.path.abspath(name)
+    place, target = Path(folder).resolve(), Path(name).resolve()
+    for common in (place.parent, Path.cwd()):
+        is_around_both = target.is_relative_to(common) and place.is_relative_to(common)
+        if is_around_both and common != Path(common.anchor):
+            return Path(os.path.relpath(target, place)).as_posix()
+    return ""
 
 
-def find_source(source: str, folder: Path) -> str:
-    """Return the name of a model, or the path of it, from the result of :func:`source_of`."""
+def find_source(
+    source: str, folder: Path, model: Model | None = None, trust_remote_code: bool = False
+) -> Teacher | SKDStudentModel | str:
+    """Return what encodes queries: a model that is given, or the name or path of the one an index was built with.
+
+    Args:
+        source: The result of :func:`source_of`.
+        folder: The folder that keeps it.
+        model: A model that is used instead.
+        trust_remote_code: Whether to run Python code that comes with the model, which is then loaded.
+    """
+    if model is not None:
+        return load_encoder(model, trust_remote_code=trust_remote_code)
     path = folder / source
-    return os.path.realpath(path) if source and path.is_dir() else source  # the working directory may change
+    found = os.path.realpath(path) if source and path.is_dir() else source  # the working directory may change
+    return load_source(found, trust_remote_code) if trust_remote_code else found
 
 
-def load_source(source: str) -> Teacher | SKDStudentModel:
+def load_source(source: Teacher | SKDStudentModel | str, trust_remote_code: bool = False) -> Teacher | SKDStudentModel:
     """Load the model that an index was built with.
 
     Args:
-        source: Its name or path; empty if it is not known.
+        source: The model itself, or its name or path; empty if it is not known.
+        trust_remote_code: Whether to run Python code that comes with it.
 
     Raises:
         ValueError: It is not known, or not there.
@@ -210,7 +244,7 @@ def load_source(source: str) -> Teacher | SKDStudentModel:
     if not source:
         raise ValueError("the index does not know where its model came from: pass it as model=")
     try:
-        return load_encoder(source)
+        return load_encoder(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise ValueError(
             f"the index was built with the model {source}, which is not there: pass it as model="

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -13,15 +13,34 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.arguments import check_folder, check_integer, check_kind
+from ..models.arguments import check_folder, check_integer
 from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
+from ..processes import common_folder, locked, process_state
 from .document_rows import DocumentRows
-from .encoding import Model, encode_corpus, encode_queries, find_source, load_encoder, load_source, source_of
+from .encoding import (
+    Model,
+    encode_corpus,
+    encode_queries,
+    find_source,
+    load_encoder,
+    load_source,
+    query_vectors,
+    source_of,
+)
 from .explaining import Match, find_matches
-from .index_files import PARTS, check_ids, check_target, read_documents, read_manifest, unpack_ids, write_index
+from .index_files import (
+    PARTS,
+    check_known,
+    check_mergeable,
+    check_target,
+    read_documents,
+    read_manifest,
+    unpack_ids,
+    write_index,
+)
 from .own_rows import OwnRows
 from .parts import Part, join_parts
 from .searching import Searcher
@@ -44,13 +63,12 @@ class SenseIndex:
 
     Attributes:
         senses: The dictionary.
-        ids: The ids of the documents, in the order in which they were added.
+        documents: The rows of the documents, in the order in which they were added.
+        ids: Their ids.
 
     Example:
         >>> from sensedict_hf import SenseIndex
         >>> index = SenseIndex.build(teacher, senses, texts[:50])
-        >>> len(index)
-        50
         >>> ids, scores = index.search(texts[7], top_k=3)
         >>> ids[0], scores.shape
         (7, (3,))
@@ -58,11 +76,11 @@ class SenseIndex:
 
     def __init__(self, senses: SenseEmbeddingModel, content: Part, model: Teacher | SKDStudentModel | str) -> None:
         self.senses, self._model = senses, model
-        self._documents, self._own_rows, self.ids = content
+        self.documents, self._own_rows, self.ids = content
         self._made: Searcher | None = None
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self.documents)
 
     def __repr__(self) -> str:
         return f"SenseIndex({len(self):,} documents, {self.num_rows:,} rows, {self.nbytes / 1e6:.1f} MB)"
@@ -80,7 +98,7 @@ class SenseIndex:
     @property
     def nbytes(self) -> int:
         """Size of the documents in bytes, without the table, which does not grow with them."""
-        return self._documents.rows.nbytes + self._documents.offsets.nbytes
+        return self.documents.rows.nbytes + self.documents.offsets.nbytes
 
     @classmethod
     def build(
@@ -94,7 +112,7 @@ class SenseIndex:
         text_column: str = "text",
         batch_size: int = 32,
     ) -> "SenseIndex":
-        """Build an index.
+        """Build an index, which is returned in memory.
 
         A document that the model cannot read as a whole is cut into windows. A token that the dictionary has no senses
         for gets a row of its own: the mean of its vectors.
@@ -105,17 +123,14 @@ class SenseIndex:
             documents: A list or iterable of strings, or a dataset with a text column. They are read in batches.
             ids: Strings or integers, one for each document and all different. Default: 0, 1, 2 ...
             output_dir: Folder where the index is saved. The same call continues an interrupted build there, with the
-                same result. Default: the index is held in memory.
+                same result. Processes that `accelerate launch` has started share the work and need it. Default: the
+                index is held in memory.
             text_column: Name of the text column of a dataset.
             batch_size: Windows in a forward pass.
 
-        Returns:
-            The index, in memory.
-
         Raises:
-            ValueError: The dictionary is of another model, a document is no string or has no tokens, or the ids are
-                not unique, of two kinds, or not as many as the documents.
-            ValueError: `output_dir` holds something else, or an unfinished build of other texts or settings.
+            ValueError: The dictionary is of another model, a document is no string or has no tokens, the ids are not
+                unique, of two kinds, or not as many as the documents, or `output_dir` holds something else.
 
         Example:
             >>> from sensedict_hf import SenseIndex
@@ -124,17 +139,19 @@ class SenseIndex:
             ['money']
         """
         check_dictionary(senses)
-        folder = None if output_dir is None else check_folder("output_dir", output_dir)
-        if folder is not None:
-            check_target(folder, new=True)
-        index = cls(
-            senses, join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size)), load_encoder(model)
-        )
-        encoder = TokenEncoder(index._load_model(None), senses, batch_size)
-        index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
-        if folder is not None:
-            index.save(folder)
-            shutil.rmtree(folder / PARTS, ignore_errors=True)
+        folder = common_folder(None if output_dir is None else check_folder("output_dir", output_dir))
+        state = process_state()
+        empty = join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size))
+        index = cls(senses, empty, load_encoder(model, state.device if state.num_processes > 1 else None))
+        encoder = index.encoder(None, batch_size)
+        with locked(folder):
+            if folder is not None:
+                check_target(folder, new=True)
+            index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
+            if folder is not None and state.is_main_process:
+                index.save(folder)
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
+            state.wait_for_everyone()
         return index
 
     def add(
@@ -166,16 +183,16 @@ class SenseIndex:
             >>> index.ids
             [0, 1, 2, 3, 4, 5, 6, 7]
         """
-        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size)
+        encoder = self.encoder(model, batch_size)
         self._join(encode_corpus(encoder, self.senses, documents, text_column, ids, self.ids))
 
     def _join(self, parts: Iterable[Part]) -> None:
         """Add documents that are encoded. The rows that are there do not change."""
-        known = Part(self._documents, OwnRows(self.senses.config.hidden_size), self.ids)
+        known = Part(self.documents, OwnRows(self.senses.config.hidden_size), self.ids)
         whole = join_parts(chain([known], parts), self.senses.config.num_senses, self._own_rows.copy())
         if added := len(whole.own_rows) - len(self._own_rows):
             logger.info(f"{added:,} tokens without senses have got a row of their own, the mean of their vectors")
-        self._documents, self._own_rows, self.ids, self._made = *whole, None
+        self.documents, self._own_rows, self.ids, self._made = *whole, None
 
     @classmethod
     def merge(cls, indexes: Sequence["SenseIndex"]) -> "SenseIndex":
@@ -196,16 +213,9 @@ class SenseIndex:
             >>> SenseIndex.merge(parts).ids
             [0, 1, 2, 3, 4, 5, 6, 7, 8]
         """
-        check_kind("indexes", indexes, (list, tuple), "a list of indexes")
-        if not indexes:
-            raise ValueError("there are no indexes to merge: give at least one")
-        first, seen = indexes[0], set[object]()
-        for index in indexes:
-            if index.senses.fingerprint() != first.senses.fingerprint():
-                raise ValueError("the indexes have different dictionaries: build them with one")
-            check_ids(index.ids, first.ids[:1], seen, len(index))
-        merged = cls(first.senses, Part(first._documents, first._own_rows, first.ids), first._model)
-        merged._join(Part(index._documents, index._own_rows, index.ids) for index in indexes[1:])
+        first = check_mergeable(indexes)
+        merged = cls(first.senses, Part(first.documents, first._own_rows, first.ids), first._model)
+        merged._join(Part(index.documents, index._own_rows, index.ids) for index in indexes[1:])
         return merged
 
     def remove(self, ids: Iterable[str] | Iterable[int]) -> None:
@@ -224,13 +234,9 @@ class SenseIndex:
             >>> index.ids
             [0, 2, 4]
         """
-        if isinstance(ids, str):
-            raise ValueError(f"ids is one string ({ids!r:.40}): pass a list")
-        unwanted: set[str | int] = set(ids)
-        if unknown := unwanted - set(self.ids):
-            raise ValueError(f"{len(unknown)} ids are not in the index, such as {next(iter(unknown))!r}: check them")
+        unwanted = check_known(ids, self.ids)
         kept = np.flatnonzero([name not in unwanted for name in self.ids])
-        self._documents, self._made = self._documents.take(kept), None
+        self.documents, self._made = self.documents.take(kept), None
         self.ids = [name for name in self.ids if name not in unwanted]
 
     def search(
@@ -269,12 +275,11 @@ class SenseIndex:
             >>> [best[0] for best in ids], scores.shape
             ([3, 4], (2, 2))
         """
-        top_k = check_integer("top_k", top_k, 1)
-        if not len(self):
+        top_k = min(check_integer("top_k", top_k, 1), len(self))
+        if not top_k:
             raise ValueError("the index has no documents: add some first")
-        top_k = min(top_k, len(self))
         ids, scores = [], []
-        encoded = self._encode(queries, model, prompt_name, batch_size)
+        encoded = query_vectors(self.encoder(model, batch_size, prompt_name), queries)
         while group := list(islice(encoded, GROUP)):
             for best, found in self._searcher.search(group, top_k):
                 ids.append([self.ids[number] for number in best.tolist()])
@@ -282,14 +287,6 @@ class SenseIndex:
         if isinstance(queries, str):
             return ids[0], scores[0]
         return ids, np.stack(scores) if scores else np.empty((0, top_k), dtype=np.float32)
-
-    def _encode(
-        self, queries: str | Iterable[str], model: Model | None, prompt_name: str | None, batch_size: int
-    ) -> Iterator[Tensor]:
-        """Yield the vectors of the tokens of each query, `[tokens, hidden]`."""
-        encoder = TokenEncoder(self._load_model(model), self.senses, batch_size, prompt_name)
-        for _, vectors in encode_queries(encoder, [queries] if isinstance(queries, str) else queries):
-            yield vectors
 
     def to_sparse(self) -> Tensor:
         """Return the documents as sentence-transformers' `SparseEncoder` returns them: a sparse tensor.
@@ -302,7 +299,7 @@ class SenseIndex:
             >>> index.to_sparse().shape == (5, index.num_rows)
             True
         """
-        return sparse_documents(self._documents, self.num_rows)
+        return sparse_documents(self.documents, self.num_rows)
 
     def explain(
         self, query: str, document: str | int, *, model: Model | None = None, prompt_name: str | None = None
@@ -326,29 +323,31 @@ class SenseIndex:
             river river
             bank bank
         """
-        if document not in self.ids:
-            raise ValueError(f"the index has no document {document!r}: check the id")
-        encoder = TokenEncoder(self._load_model(model), self.senses, prompt_name=prompt_name)
+        check_known([document], self.ids)
+        encoder = self.encoder(model, prompt_name=prompt_name)
         tokens, vectors = next(encode_queries(encoder, [query]))
-        rows = self._documents.of_document(self.ids.index(document))
-        cosines = self._searcher.cosines(vectors)
-        return find_matches(tokens, cosines, rows, encoder.tokenizer, self.senses, self._own_rows)
+        rows = self.documents.of_document(self.ids.index(document))
+        return find_matches(tokens, self.cosines(vectors), rows, encoder.tokenizer, self.senses, self._own_rows)
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """Return the cosine of each vector of a query, `[tokens, hidden]`, with each row, `[tokens, num_rows]`."""
+        return self._searcher.cosines(vectors)
 
     @property
     def _searcher(self) -> Searcher:
         """The table and the documents, ready to be searched. A change of the index sets it to None."""
         if self._made is None:
             table = torch.cat([self.senses.dequantized().float().cpu(), self._own_rows.vectors])
-            self._made = Searcher(table, self._documents)
+            self._made = Searcher(table, self.documents)
         return self._made
 
-    def _load_model(self, model: Model | None) -> Teacher | SKDStudentModel:
-        """Return a model to encode with; by default the one that the index was built with, which is loaded once."""
-        if model is not None:
-            return load_encoder(model)
-        if isinstance(self._model, str):
-            self._model = load_source(self._model)
-        return self._model
+    def encoder(
+        self, model: Model | None = None, batch_size: int = 32, prompt_name: str | None = None
+    ) -> TokenEncoder:
+        """Return what encodes texts: a model, or the one that the index was built with, which is loaded once."""
+        if model is None:
+            model = self._model = load_source(self._model)
+        return TokenEncoder(load_encoder(model), self.senses, batch_size, prompt_name)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the index with its dictionary. The model is not saved, only its name.
@@ -367,16 +366,19 @@ class SenseIndex:
         """
         folder = check_folder("folder", folder)
         check_target(folder)
-        whole = Part(self._documents, self._own_rows, self.ids)
-        write_index(folder, whole, source_of(self._model, folder), self.senses)
+        content = Part(self.documents, self._own_rows, self.ids)
+        write_index(folder, content, source_of(self._model, folder), self.senses)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: Model | None = None) -> "SenseIndex":
+    def load(
+        cls, folder: str | os.PathLike[str], model: Model | None = None, *, trust_remote_code: bool = False
+    ) -> "SenseIndex":
         """Load an index. Its documents stay mapped from the file.
 
         Args:
             folder: The folder of the index.
             model: What encodes queries. Default: the model that the index was built with, loaded when it is needed.
+            trust_remote_code: Run Python code that comes with the model, which is then loaded at once.
 
         Raises:
             ValueError: The folder holds no finished index, or one that was changed.
@@ -394,6 +396,5 @@ class SenseIndex:
             raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
         tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
         documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
-        own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
-        found = find_source(manifest["model"], folder) if model is None else load_encoder(model)
-        return cls(senses, Part(documents, own_rows, unpack_ids(tensors)), found)
+        content = Part(documents, OwnRows.of(tensors["own_tokens"], tensors["own_vectors"]), unpack_ids(tensors))
+        return cls(senses, content, find_source(manifest["model"], folder, model, trust_remote_code))

@@ -4,17 +4,18 @@
     documents-DIGEST.safetensors     rows, offsets and ids of the documents, and the rows that the index has added
     senses/                          the dictionary, with its tokenizer
     parts/                           documents of a build that is not finished
+    building-0.lock, ...             locks of the processes of a build
 
 A new version of the documents gets a new name. So an interruption leaves the old index as it was.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..models.arguments import check_kind
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -30,8 +32,16 @@ from ..models.prompts import check_unicode
 from .document_rows import rows_dtype
 from .parts import Part
 
+if TYPE_CHECKING:
+    from .index import SenseIndex
+
 KIND = "sense_index"
 PARTS = "parts"  # folder of the parts of a build that is not finished
+OURS = (
+    "documents-",
+    "building-",
+    "config.json.partial",
+)  # how names in an unfinished build begin
 FORMAT = 1
 # The fields of config.json.
 FIELDS = {
@@ -189,8 +199,7 @@ def check_target(folder: Path, new: bool = False) -> None:
     config = folder / "config.json"
     is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
     # A build or a first save that was interrupted has left these.
-    left = ("senses", PARTS, "config.json.partial")
-    is_ours = [path.name in left or path.name.startswith("documents-") for path in folder.iterdir()]
+    is_ours = [path.name in ("senses", PARTS) or path.name.startswith(OURS) for path in folder.iterdir()]
     is_unfinished = not config.exists() and all(is_ours)
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
@@ -250,3 +259,42 @@ def check_ids(ids: Sequence[object], others: Sequence[object], seen: set[object]
         if name in seen:
             raise ValueError(f"id {name!r} is given twice: ids must differ")
         seen.add(name)
+
+
+def check_known(ids: Iterable[object], known: Iterable[object]) -> set[object]:
+    """Return the ids of some documents as a set, if an index has all of them.
+
+    Args:
+        ids: The ids.
+        known: All ids of the index.
+
+    Raises:
+        ValueError: There is no document with one of the ids.
+    """
+    if isinstance(ids, str):
+        raise ValueError(f"ids is one string ({ids!r:.40}): pass a list")
+    found = set(ids)
+    if unknown := found - set(known):
+        more = f" and {len(unknown) - 1} more that were given" if len(unknown) > 1 else ""
+        raise ValueError(f"the index has no document {next(iter(unknown))!r}{more}: check the ids")
+    return found
+
+
+def check_mergeable(indexes: Sequence["SenseIndex"]) -> "SenseIndex":
+    """Return the first of some indexes if they can be merged.
+
+    Args:
+        indexes: The indexes.
+
+    Raises:
+        ValueError: There are none, the dictionaries differ, or an id is in two of them.
+    """
+    check_kind("indexes", indexes, (list, tuple), "a list of indexes")
+    if not indexes:
+        raise ValueError("there are no indexes to merge: give at least one")
+    first, seen = indexes[0], set[object]()
+    for index in indexes:
+        if index.senses.fingerprint() != first.senses.fingerprint():
+            raise ValueError("the indexes have different dictionaries: build them with one")
+        check_ids(index.ids, first.ids[:1], seen, len(index))
+    return first

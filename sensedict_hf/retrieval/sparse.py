@@ -1,26 +1,21 @@
-"""The sparse form of an index, for search engines that have inverted lists, and the search in one of them."""
+"""The sparse form of an index, for search engines that have inverted lists."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.arguments import check_integer
-from .document_rows import DocumentRows, best_documents
-from .searching import by_row
+from .document_rows import DocumentRows
+from .encoding import query_vectors
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
-
     from .encoding import Model
     from .index import SenseIndex
 
-# Rows that a token of a query looks up, documents that are scored by senses, and documents that are sent together.
-ROWS_PER_TOKEN, CANDIDATES, BATCH = 64, 100, 256
-VECTOR = "senses"  # name of the sparse vector in a collection
+ROWS_PER_TOKEN = 64  # rows that a token of a query looks up
 
 
 def sparse_documents(documents: DocumentRows, num_rows: int) -> Tensor:
@@ -90,102 +85,7 @@ def sparse_queries(
     """
     rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
     found = [
-        sparse_query(index._searcher.cosines(vectors), rows_per_token)
-        for vectors in index._encode(queries, model, prompt_name, batch_size)
+        sparse_query(index.cosines(vectors), rows_per_token)
+        for vectors in query_vectors(index.encoder(model, batch_size, prompt_name), queries)
     ]
     return torch.stack(found) if found else torch.zeros(0, index.num_rows, dtype=torch.float32).to_sparse()
-
-
-def fill_collection(client: "QdrantClient", name: str, index: "SenseIndex") -> None:
-    """Make a collection of Qdrant with the documents of an index, as sparse vectors.
-
-    Qdrant runs in this process, from a folder or in memory, or as a server or a cluster. The client decides, the rest
-    is the same: `QdrantClient(":memory:")`, `QdrantClient(path=...)`, `QdrantClient(url=...)`.
-
-    Args:
-        client: A client of Qdrant, of the package `qdrant-client`.
-        name: Name of the new collection.
-        index: The index.
-
-    Raises:
-        ValueError: The collection is there already.
-
-    Example:
-        >>> from qdrant_client import QdrantClient  # doctest: +SKIP
-        >>> client = QdrantClient(":memory:")  # doctest: +SKIP
-        >>> fill_collection(client, "articles", index)  # doctest: +SKIP
-        >>> search_collection(client, "articles", index, "Where did they sit?")  # doctest: +SKIP
-    """
-    from qdrant_client import models
-
-    if client.collection_exists(name):
-        raise ValueError(f"there is a collection {name!r} already: give another name, or delete it first")
-    client.create_collection(name, vectors_config={}, sparse_vectors_config={VECTOR: models.SparseVectorParams()})
-    for first in range(0, len(index), BATCH):
-        points = []
-        for number in range(first, min(first + BATCH, len(index))):
-            rows = index._documents.of_document(number).tolist()
-            vector: Any = {VECTOR: models.SparseVector(indices=rows, values=[1.0] * len(rows))}
-            points.append(models.PointStruct(id=number, vector=vector, payload={"id": index.ids[number]}))
-        client.upsert(name, points)
-
-
-def search_collection(
-    client: "QdrantClient",
-    name: str,
-    index: "SenseIndex",
-    query: str,
-    top_k: int = 10,
-    *,
-    candidates: int = CANDIDATES,
-    rows_per_token: int = ROWS_PER_TOKEN,
-    model: "Model | None" = None,
-    prompt_name: str | None = None,
-) -> tuple[list[Any], NDArray[np.float32]]:
-    """Search a collection by its sparse vectors, and rank what was found by the senses.
-
-    The rows of the documents come from the collection. The index gives only the table and the model.
-
-    Args:
-        client: A client of Qdrant.
-        name: Name of a collection that :func:`fill_collection` has made.
-        index: The index that the collection was made of. Its documents are not read.
-        query: The query.
-        top_k: How many documents to return.
-        candidates: Documents that are found by sparse vectors, of which the best are returned.
-        rows_per_token: As in :func:`sparse_queries`.
-        model: As in :meth:`SenseIndex.search`.
-        prompt_name: As in :meth:`SenseIndex.search`.
-
-    Returns:
-        The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`.
-
-    Raises:
-        ValueError: A number is below 1, or the query has no tokens.
-    """
-    from qdrant_client import models
-
-    top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
-    rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
-    (vectors,) = index._encode(query, model, prompt_name, 1)
-    cosines = index._searcher.cosines(vectors)
-    sparse = sparse_query(cosines, rows_per_token)
-    found = client.query_points(
-        name,
-        query=models.SparseVector(indices=sparse.indices()[0].tolist(), values=sparse.values().tolist()),
-        using=VECTOR,
-        limit=max(candidates, top_k),
-        with_vectors=True,
-    ).points
-    if not found:
-        return [], np.zeros(0, dtype=np.float32)
-
-    # Rank by the senses. Of equal scores the document that was added earlier comes first, as in an index.
-    found.sort(key=lambda point: point.id)
-    vectors_found: list[Any] = [point.vector for point in found]
-    rows = [np.array(vector[VECTOR].indices) for vector in vectors_found]
-    sizes = [len(each) for each in rows]
-    documents = DocumentRows(np.concatenate(rows), np.append(0, np.cumsum(sizes)))
-    scores = documents.scores(by_row(cosines))
-    best = best_documents(scores, min(top_k, len(found)))
-    return [(found[place].payload or {})["id"] for place in best.tolist()], scores[best]

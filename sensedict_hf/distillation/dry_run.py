@@ -1,0 +1,114 @@
+"""What distilling a student would read, run and write, found without training."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+
+from ..data import Texts, iterate_texts
+from ..models.loading import load_senses
+from ..models.teachers import load_teacher
+from .run import StudentStart
+from .training_args import SKDTrainingArguments
+
+# How many texts are looked at for the length of a text, and how many batches are timed after the first.
+SAMPLE, TIMED_BATCHES = 1000, 3
+# Weights, gradients and the two averages of Adam.
+COPIES = 4
+
+
+def estimate_distillation(
+    teacher: str,
+    senses: str | os.PathLike[str],
+    texts: Texts,
+    args: SKDTrainingArguments,
+    start: StudentStart,
+    *,
+    text_column: str = "text",
+    teacher_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make the student, time a few batches of it and of its teacher, and write nothing.
+
+    Args:
+        teacher: The teacher.
+        senses: The teacher's dictionary.
+        texts: The texts to learn from.
+        args: The settings of the training.
+        start: What the student starts from.
+        text_column: Column that holds the texts, if they are a dataset.
+        teacher_options: Arguments of :func:`load_teacher`.
+
+    Returns:
+        The facts by their names. The number of tokens and the time are projected from some of the texts. The teacher
+        reads all texts once; the time of evaluations is not counted.
+
+    Raises:
+        ValueError: The student has a head, or cannot be made from these models.
+    """
+    if start.head is not None:
+        raise ValueError(f"a dry run does not know students with a head: leave out head={start.head!r}")
+    options = dict(teacher_options or {})
+    start.check(options, has_senses=True)
+    loaded = load_teacher(teacher, device=args.device, **options)
+    dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
+    student = start.make(loaded, dictionary, start.load_backbone(dictionary, options), None)
+
+    # The texts: how many, and how long.
+    total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]
+    sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
+    if not sample:
+        raise ValueError("there are no texts: give some")
+    length = min(args.max_length or loaded.max_window, loaded.max_window)
+    size = args.per_device_train_batch_size * max(1, args.n_gpu)
+    rows = loaded.tokenizer(sample, truncation=True, max_length=length)["input_ids"]
+    tokens = None if total is None else round(sum(map(len, rows)) / len(rows) * total)
+
+    # Time batches of both models.
+    seconds: dict[str, list[float]] = {"teacher": [], "student": []}
+    for number in range(TIMED_BATCHES + 1):
+        first = number * size % len(sample)
+        some = (sample[first:] + sample)[:size]
+        batch = loaded.tokenizer(some, truncation=True, max_length=length, padding=True, return_tensors="pt")
+        ids, mask = (batch[name].to(loaded.device) for name in ("input_ids", "attention_mask"))
+        begin = time.perf_counter()
+        with torch.no_grad():
+            loaded.last_hidden_state(ids, mask).sum().item()
+        seconds["teacher"].append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        student(ids, mask).student_hidden_state.square().mean().backward()
+        student.zero_grad()
+        seconds["student"].append(time.perf_counter() - begin)
+    batch_seconds = {name: sum(each[1:]) / TIMED_BATCHES for name, each in seconds.items()}
+
+    # Steps, room and time.
+    batches = None if total is None else -(-total // size)
+    steps: int | None = args.max_steps
+    if args.max_steps <= 0:
+        per_epoch = batches and max(1, batches // args.gradient_accumulation_steps)
+        steps = per_epoch and int(per_epoch * args.num_train_epochs)
+    weights = _bytes(parameter for parameter in student.parameters() if parameter.requires_grad)
+    saved = _bytes(student.state_dict().values())
+    checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
+    training = steps and steps * args.gradient_accumulation_steps * batch_seconds["student"]
+    return {
+        "texts": total,
+        "tokens, about": tokens,
+        "teacher, parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "student, parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "steps": steps,
+        "student, MB": round(saved / 1e6, 1),
+        "disk with checkpoints, MB": round((saved + checkpoints * (saved + 2 * weights)) / 1e6, 1),
+        "memory of both models, MB": round(
+            (_bytes(loaded.model.state_dict().values()) + saved + (COPIES - 1) * weights) / 1e6, 1
+        ),
+        "teacher, seconds": batches and round(batches * batch_seconds["teacher"], 1),
+        "training, seconds": training and round(training, 1),
+    }
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

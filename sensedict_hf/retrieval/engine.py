@@ -1,0 +1,144 @@
+"""The documents of an index in Milvus, a search engine that runs in this process or on a cluster."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils.logging import tqdm
+
+from ..models.arguments import check_integer
+from ..models.fingerprints import digest_tensors
+from .document_rows import DocumentRows, best_documents
+from .encoding import query_vectors
+from .searching import by_row
+from .sparse import ROWS_PER_TOKEN, sparse_query
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+    from .encoding import Model
+    from .index import SenseIndex
+
+CANDIDATES, BATCH = 100, 256  # documents that are scored by senses, and documents that are sent together
+LONGEST_ID = 65_535  # bytes, the longest string that Milvus takes
+
+
+class SenseCollection:
+    """A collection of Milvus with the documents of an index, as sparse vectors.
+
+    Milvus runs in this process, with a file (`pip install milvus-lite`), or as a server or a cluster. The client
+    decides, the rest is the same: `MilvusClient("articles.db")`, `MilvusClient("http://localhost:19530")`.
+
+    Args:
+        index: The index. Its table and its model are used for queries, its documents only by :meth:`fill`.
+        client: A client of Milvus, of the package `pymilvus`.
+        name: Name of the collection.
+
+    Raises:
+        ValueError: There is a collection of this name with other documents.
+
+    Example:
+        >>> from pymilvus import MilvusClient  # doctest: +SKIP
+        >>> collection = SenseCollection(index, MilvusClient("articles.db"))  # doctest: +SKIP
+        >>> collection.fill()  # doctest: +SKIP
+        >>> ids, scores = collection.search("Where did they sit?")  # doctest: +SKIP
+    """
+
+    def __init__(self, index: "SenseIndex", client: "MilvusClient", name: str = "senses") -> None:
+        self.index, self.client, self.name = index, client, name
+        documents = index.documents
+        tensors = {"rows": torch.from_numpy(documents.rows), "offsets": torch.from_numpy(documents.offsets)}
+        # The name of the field says which documents it has. Not every form of Milvus keeps a description.
+        self._field = f"senses_{digest_tensors(index.senses.fingerprint(), tensors)}"
+        if client.has_collection(name):
+            if self._field not in [field["name"] for field in client.describe_collection(name)["fields"]]:
+                raise ValueError(f"the collection {name!r} has other documents: give another name, or drop it first")
+            client.load_collection(name)
+
+    def __len__(self) -> int:
+        if not self.client.has_collection(self.name):
+            return 0
+        found: int = self.client.query(self.name, filter="", output_fields=["count(*)"])[0]["count(*)"]
+        return found
+
+    def fill(self) -> None:
+        """Make the collection, or complete one whose filling was interrupted."""
+        from pymilvus import DataType
+
+        # Describe the fields.
+        ids = self.index.ids
+        if not self.client.has_collection(self.name):
+            schema = self.client.create_schema()
+            schema.add_field("number", DataType.INT64, is_primary=True)
+            if isinstance(ids[0], str):
+                schema.add_field("id", DataType.VARCHAR, max_length=LONGEST_ID)
+            else:
+                schema.add_field("id", DataType.INT64)
+            schema.add_field(self._field, DataType.SPARSE_FLOAT_VECTOR)
+            lists = self.client.prepare_index_params()
+            lists.add_index(self._field, index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+            self.client.create_collection(self.name, schema=schema, index_params=lists, consistency_level="Strong")
+
+        # Send what is not there yet. Documents are sent in their order.
+        documents, size = self.index.documents, len(ids)
+        done = len(self) // BATCH * BATCH
+        with tqdm(total=size, initial=done, desc="Filling", unit=" documents", leave=False, disable=size < 64) as bar:
+            for first in range(done, size, BATCH):
+                numbers = range(first, min(first + BATCH, size))
+                rows = [dict.fromkeys(documents.of_document(number).tolist(), 1.0) for number in numbers]
+                entities: list[Any] = [
+                    {"number": number, "id": ids[number], self._field: row} for number, row in zip(numbers, rows)
+                ]
+                self.client.upsert(self.name, entities)
+                bar.update(len(numbers))
+
+    def search(
+        self,
+        query: str,
+        top_k: int = 10,
+        *,
+        candidates: int = CANDIDATES,
+        rows_per_token: int = ROWS_PER_TOKEN,
+        model: "Model | None" = None,
+        prompt_name: str | None = None,
+    ) -> tuple[list[Any], NDArray[np.float32]]:
+        """Search the collection by sparse vectors, and rank what was found by the senses.
+
+        Args:
+            query: The query.
+            top_k: How many documents to return.
+            candidates: Documents that are found by sparse vectors, of which the best are returned.
+            rows_per_token: As in :func:`sparse_queries`.
+            model: As in :meth:`SenseIndex.search`.
+            prompt_name: As in :meth:`SenseIndex.search`.
+
+        Returns:
+            The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`.
+
+        Raises:
+            ValueError: The collection is not filled, a number is below 1, or the query has no tokens.
+        """
+        top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
+        if not self.client.has_collection(self.name):
+            raise ValueError(f"there is no collection {self.name!r}: fill it first")
+        (vectors,) = query_vectors(self.index.encoder(model, prompt_name=prompt_name), query)
+        cosines = self.index.cosines(vectors)
+        sparse = sparse_query(cosines, check_integer("rows_per_token", rows_per_token, 1))
+        found = self.client.search(
+            self.name,
+            data=[dict(zip(sparse.indices()[0].tolist(), sparse.values().tolist()))],
+            anns_field=self._field,
+            limit=max(candidates, top_k),
+            output_fields=["number", "id", self._field],
+        )[0]
+        if not found:
+            return [], np.zeros(0, dtype=np.float32)
+
+        # Rank by the senses. Of equal scores the document that was added earlier comes first, as in an index.
+        entities: list[Any] = sorted((hit["entity"] for hit in found), key=lambda entity: entity["number"])
+        rows = [np.fromiter(entity[self._field], dtype=np.int64) for entity in entities]
+        documents = DocumentRows(np.concatenate(rows), np.append(0, np.cumsum([len(each) for each in rows])))
+        scores = documents.scores(by_row(cosines))
+        best = best_documents(scores, min(top_k, len(entities)))
+        return [entities[place]["id"] for place in best.tolist()], scores[best]
