@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python -m
 # One thread a process: on models as tiny as those of the tests a second one only waits.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2
 
-.PHONY: demo test quick fuzz lint docs format clean
+.PHONY: demo test quick fuzz crash soak oldest newest lint docs format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,22 @@ fuzz: $(VENV)/.installed
 	rm -rf fuzz
 	$(VENV)/bin/python tests/fuzzing.py fuzz 2000
 
+crash: $(VENV)/.installed
+	rm -rf crash
+	$(VENV)/bin/python tests/crashing.py crash
+
+soak: $(VENV)/.installed
+	$(VENV)/bin/python tests/soaking.py 600
+
+# The quick tests with the oldest versions that setup.cfg allows, and with the newest of everything.
+oldest:
+	mkdir -p .venv-oldest
+	sed -n '/^install_requires/,/^$$/s/^ *\([a-z_-]*\)>=\(.*\)/\1==\2/p' setup.cfg > .venv-oldest/floors.txt
+	$(MAKE) quick VENV=.venv-oldest CONSTRAINTS=.venv-oldest/floors.txt
+
+newest:
+	$(MAKE) quick VENV=.venv-newest CONSTRAINTS=
+
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -41,4 +57,4 @@ format: $(VENV)/.installed
 	$(RUN) ruff format .
 
 clean:
-	rm -rf $(VENV) demo fuzz build dist docs/_build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest demo fuzz crash build dist docs/_build *.egg-info

@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sensedict {given[0]}: interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
     except Exception as error:
+        if lost_another_process(error):
+            print(f"sensedict {given[0]}: another process of this launch has ended, see what it said", file=sys.stderr)
+            return 2
         if isinstance(error, INPUT_ERRORS) or type(error).__name__ in FOREIGN_ERRORS:
             print(f"sensedict {given[0]}: {describe_error(error, options)}", file=sys.stderr)
             return 2
@@ -82,6 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def lost_another_process(error: Exception) -> bool:
+    """Return whether an error says that another process of a distributed run has died."""
+    kind, message = type(error).__name__, str(error)
+    return kind in ("DistBackendError", "DistNetworkError") or kind == "RuntimeError" and "by peer" in message
 
 
 def describe_error(error: Exception, options: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from .data_files import find_files, kind_of, read_files, read_lines
+from .models.arguments import check_flag, check_path, check_string
 from .models.prompts import check_unicode
 
 # What functions of this package accept as texts: strings, or rows with a column of strings.
@@ -59,7 +60,11 @@ def read_dataset(
     given: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
     if not given or not all(isinstance(name, (str, os.PathLike)) for name in given):
         raise ValueError(f"{source!r:.60} is not the name of a dataset, nor a list of files: give one of these")
+    check_string("split", split)
+    check_flag("streaming", streaming)
     names = [os.fspath(name) for name in given]
+    for name in names:
+        check_path("source", name)
 
     if "-" in names:
         return _read_standard_input(names, streaming)
@@ -152,6 +157,7 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
     Raises:
         ValueError: `texts` is a string, a table or a mapping, a row lacks the column, or an entry is not a string.
     """
+    check_string("text_column", text_column)
     if isinstance(texts, (str, bytes)):
         raise ValueError(f"texts is one string ({texts[:40]!r}...): pass a list of strings")
     if hasattr(texts, "columns"):

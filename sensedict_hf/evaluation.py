@@ -4,7 +4,7 @@ Classification, similarity and retrieval follow MTEB, so that scores can be comp
 classification counts entities as in the shared tasks of CoNLL.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
+
+from .models.arguments import check_flags, check_integer, check_kind
 
 SEED = 42  # the seed of MTEB, so that the same rows are drawn
 
@@ -62,7 +64,12 @@ def evaluate_classification(
         >>> evaluate_classification(vectors, labels, vectors, labels, num_draws=2)
         {'few_shot': 1.0, 'few_shot_std': 0.0, 'full': 1.0}
     """
-    labels, expected = np.asarray(train_labels), np.asarray(test_labels)
+    check_flags(normalize=normalize, full=full)
+    samples_per_label = check_integer("samples_per_label", samples_per_label, 1)
+    num_draws = check_integer("num_draws", num_draws, 1)
+    labels, expected = _labels("train_labels", train_labels), _labels("test_labels", test_labels)
+    train_embeddings = _vectors("train_embeddings", train_embeddings)
+    test_embeddings = _vectors("test_embeddings", test_embeddings)
     for name, vectors, known in [("train", train_embeddings, labels), ("test", test_embeddings, expected)]:
         if len(vectors) != len(known):
             raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
@@ -140,7 +147,10 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         >>> round(evaluate_similarity(first, second, [5, 3, 0])["spearman"], 3)
         1.0
     """
-    annotated = np.asarray(scores, dtype=float)
+    embeddings1, embeddings2 = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
+    annotated = _labels("scores", scores)
+    if annotated.dtype.kind not in "biuf" or not np.isfinite(annotated).all():
+        raise ValueError("scores have values that are no finite numbers: give one number for each pair")
     pairs = len(annotated)
     if not len(embeddings1) == len(embeddings2) == pairs:
         lengths = f"{len(embeddings1)} and {len(embeddings2)} embeddings but {pairs} scores"
@@ -184,6 +194,11 @@ def evaluate_retrieval(
         >>> evaluate_retrieval(queries, documents, [[0, 1], [2]])
         {'ndcg_at_10': 1.0, 'accuracy_at_1': 1.0, 'recall_at_10': 1.0}
     """
+    query_embeddings = _vectors("query_embeddings", query_embeddings)
+    corpus_embeddings = _vectors("corpus_embeddings", corpus_embeddings)
+    check_kind("relevant", relevant, Collection, "for each query a list of row numbers")
+    for documents in relevant:
+        check_kind("a part of relevant", documents, Collection, "for each query a list of row numbers")
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
         raise ValueError(
@@ -253,11 +268,15 @@ def evaluate_token_classification(
         {'f1': 1.0, 'precision': 1.0, 'recall': 1.0}
     """
     for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
+        for part, given in (("features", features), ("tags", tags)):
+            check_kind(f"{name}_{part}", given, Collection, "a list with one entry for each sentence")
+        features = [_vectors(f"{name}_features", vectors) for vectors in features]
         if len(features) != len(tags):
             raise ValueError(
                 f"{name}: features of {len(features)} sentences but tags of {len(tags)}: give both of each"
             )
         for number, (vectors, words) in enumerate(zip(features, tags)):
+            check_kind(f"one of {name}_tags", words, Collection, "a list of tags")
             if len(vectors) != len(words):
                 raise ValueError(
                     f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags: give one of each "
@@ -333,6 +352,28 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
         return float(np.average([score(truth[rows], guesses[rows]) for rows in groups], weights=weights))
 
     return SenseAgreement(v_measure=mean(v_measure_score), adjusted_rand=mean(adjusted_rand_score))
+
+
+def _vectors(name: str, given: Any) -> NDArray[Any]:
+    """Return vectors as an array, `[n, hidden]`.
+
+    Raises:
+        ValueError: They have another number of dimensions, or values that are no finite numbers.
+    """
+    vectors = np.asarray(given)
+    if vectors.ndim != 2 or vectors.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {type(given).__name__}: pass numbers, [n, hidden], a vector for each text")
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{name} has values that are NaN or infinite: encode the texts in another dtype")
+    return vectors
+
+
+def _labels(name: str, given: Any) -> NDArray[Any]:
+    """Return one value for each text as an array, `[n]`; raise a ValueError if it is none."""
+    labels = np.asarray(given)
+    if labels.ndim != 1:
+        raise ValueError(f"{name} is {type(given).__name__}: pass a list with one value for each text")
+    return labels
 
 
 def _normalized(x: NDArray[Any]) -> NDArray[Any]:

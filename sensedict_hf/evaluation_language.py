@@ -1,6 +1,6 @@
 """How well a language model predicts texts."""
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from .data import Texts, iterate_texts
+from .models.arguments import check_integer, check_kind
 from .models.attention import evaluating
 from .models.configuration_sense_embedding import next_tokens
 from .models.encoding import pad_batch, padding_id
-from .models.tokenization import check_max_length, model_max_length, tokenize
+from .models.tokenization import check_max_length, check_tokenizer, model_max_length, tokenize
 from .models.windows import cut_windows
 
 
@@ -53,8 +54,11 @@ def evaluate_language_modeling(
         >>> scores["perplexity"] > 10_000  # an untrained model knows nothing
         True
     """
+    check_kind("model", model, PreTrainedModel, "a model of transformers with a language-model head")
+    batch_size = check_integer("batch_size", batch_size, 1)
     if tokenizer is None:
-        tokenizer = cast(PreTrainedTokenizerBase, cast(Any, model).tokenizer)
+        tokenizer = cast(PreTrainedTokenizerBase, getattr(model, "tokenizer", None))
+    check_tokenizer(tokenizer)
     width = check_max_length(max_length, model_max_length(tokenizer, model.config.get_text_config()))
 
     # Cut the texts into windows, the longest first.

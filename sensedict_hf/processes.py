@@ -38,6 +38,12 @@ def common_folder(output_dir: str | os.PathLike[str] | None) -> Path | None:
     return None if output_dir is None else Path(output_dir)
 
 
+def count_machines() -> int:
+    """Return on how many machines the processes of this launch run, as torchrun and accelerate tell."""
+    processes = PartialState().num_processes
+    return max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+
+
 def broadcast(compute: Callable[[], T]) -> T:
     """Call a function in the first process and return its result in all processes. All of them wait for it.
 

@@ -133,7 +133,9 @@ def fuzz(folders, count, scratch, seed=0):
             read(folder)
         except (ValueError, OSError):
             refused += 1
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the panics of Rust are no Exception
             shutil.copytree(folder, scratch / f"fault-{number}", dirs_exist_ok=True)
             name = f"{mutation.__name__} of {source.name}/{path.relative_to(folder)}"
             faults.append(f"{number}: {name}: {type(error).__name__}: {error}")

@@ -8,16 +8,32 @@ import torch
 from datasets import Dataset
 
 from sensedict_hf import (
+    Prompt,
+    SenseIndex,
     SKDStudentConfig,
     SKDStudentModel,
     SKDTrainer,
     SKDTrainingArguments,
+    Teacher,
+    adopt_tokenizer,
+    attach_senses,
     build_sense_dictionary,
     distill_student,
     encode_senses,
+    encode_vectors,
+    evaluate_classification,
+    evaluate_retrieval,
+    evaluate_similarity,
+    find_occurrences,
+    load_senses,
+    load_teacher,
     merge_sense_dictionaries,
+    plot_senses,
+    read_dataset,
+    report_senses,
+    sparse_queries,
 )
-from sensedict_hf.models.arguments import check_integer, check_number, check_path
+from sensedict_hf.models.arguments import check_device, check_dtype, check_integer, check_number, check_path
 
 
 @pytest.fixture
@@ -111,6 +127,94 @@ def test_other_doors(bert, senses, texts):
         (lambda: bert.encode(texts, batch_size=True), "batch_size="),
     ):
         with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_wrong_values_at_every_door(bert, senses, texts, tmp_path, monkeypatch):
+    """Each argument, with values of wrong types, is refused by its name. Nothing is loaded or made."""
+    monkeypatch.chdir(tmp_path)
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    index = SenseIndex.build(bert, senses, texts[:5])
+    found = find_occurrences(senses, bert, "w27", texts)
+    vectors, half = bert.encode(texts[:8]), ["left", "right"] * 4
+    flag, number, string, path = (5, "yes", []), (-1, 2.5, "8", math.nan, [], True), (5, [], True), (5, [], True, "")
+    thing = (5, "x", [], None)
+    optional = (5, "x", [])
+    doors = [
+        (build_sense_dictionary, (bert, texts), dict(overwrite=flag, truncation=flag, trust_remote_code=flag)),
+        (build_sense_dictionary, (bert, texts), dict(output_dir=path, update=path, text_column=string)),
+        (build_sense_dictionary, (bert, texts), dict(device=(99, "x", True, [], "meta"), tokenizer=(5, []))),
+        (merge_sense_dictionaries, (), dict(dictionaries=thing[:2]), dict(budget=60)),
+        (load_senses, (tmp_path,), dict(trust_remote_code=flag)),
+        (load_teacher, (tmp_path,), dict(bidirectional=flag, revision=path, template=(5, "x"))),
+        (load_teacher, (tmp_path,), dict(dtype=(5, "x", torch.int8), device=(99, "x", []), pooling=(3, []))),
+        (load_teacher, (bert.model,), dict(tokenizer=(7, []), instruction=string, quantization_config=(5,))),
+        (Teacher, (), dict(model=thing), dict(tokenizer=bert.tokenizer, name="tiny")),
+        (Teacher, (bert.model, bert.tokenizer, "tiny"), dict(prompt=optional, max_seq_length=number, pooling=thing)),
+        (attach_senses, (bert.model, senses), dict(tokenizer=optional, assignment=optional)),
+        (find_occurrences, (senses, bert, "w27", texts), dict(batch_size=number, max_occurrences=number)),
+        (find_occurrences, (senses,), dict(teacher=thing), dict(token="w27", texts=texts)),
+        (report_senses, (senses, "w27"), dict(occurrences=optional, max_contexts=number)),
+        (plot_senses, (senses,), dict(occurrences=thing, path=path), dict(occurrences={"w27": found}, path="a.png")),
+        (encode_senses, (bert, senses, texts), dict(output_dir=path, max_length=number, only_tokens=flag)),
+        (encode_senses, (bert,), dict(senses=thing), dict(texts=texts)),
+        (encode_vectors, (bert, texts), dict(output_dir=path, special_token_ids=(5, ["x"])), dict(output_dir="v")),
+        (distill_student, (bert, senses, texts), dict(layers=(5, [1.5]), head=flag), dict(output_dir="s")),
+        (distill_student, (bert, senses, texts), dict(args=optional)),
+        (distill_student, (bert, senses, texts), dict(recorded=(5,), teacher_options=optional), dict(output_dir="s")),
+        (adopt_tokenizer, (bert,), dict(tokenizer=thing)),
+        (sparse_queries, (index, texts[:1]), dict(rows_per_token=number, batch_size=number, prompt_name=string)),
+        (index.search, (texts[:1],), dict(top_k=number, batch_size=number, model=optional[:1])),
+        (SenseIndex.build, (bert, senses, texts), dict(output_dir=path, ids=(5, None, 2.5)[:1], batch_size=number)),
+        (index.save, (), dict(folder=path)),
+        (bert.encode, (texts,), dict(convert_to_numpy=flag, normalize_embeddings=flag, show_progress_bar=flag)),
+        (bert.encode, (texts,), dict(prompt_name=string, long_texts=thing, batch_size=number)),
+        (student.encode, (texts,), dict(assignment=optional)),
+        (student.senses_in, (), dict(text=(5, [], None))),
+        (student.replace_senses, (), dict(senses=thing)),
+        (student.save_pretrained, (), dict(save_directory=path)),
+        (student.save_pretrained, ("s",), dict(with_code=flag, license=string, is_main_process=flag)),
+        (SKDTrainingArguments, ("s",), dict(objective=string, cache_vectors=flag)),
+        (SKDStudentConfig, (), dict(text_config=optional, sense_config=optional, dtype=("x", 5))),
+        (Prompt, (), dict(max_text_length=number, pooled=thing)),
+        (evaluate_classification, (vectors, half, vectors, half), dict(num_draws=number, full=flag, normalize=flag)),
+        (evaluate_similarity, (vectors, vectors), dict(scores=thing)),
+        (read_dataset, ("t.txt",), dict(split=string, streaming=flag)),
+    ]  # fmt: skip
+    for call, given, wrong, *others in doors:
+        for name, values in wrong.items():
+            for value in values:
+                arguments = {**(others[0] if others else {}), name: value}
+                with pytest.raises(ValueError, match=name) as caught:
+                    call(*given, **arguments)
+                assert str(caught.value), (call, name, value)
+    for call in (senses.save_pretrained, index.save, lambda path: encode_vectors(bert, texts, path), load_senses):
+        with pytest.raises(ValueError, match="is a file"):
+            call(__file__)
+    with pytest.raises(TypeError, match="convert_to_tensor= is no option of Teacher.encode"):
+        bert.encode(texts, convert_to_tensor=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_right_stays_right(bert, texts):
+    assert (
+        load_teacher(bert.model, tokenizer=bert.tokenizer, device=torch.device("cpu"), pooling="cls").pooling == "cls"
+    )
+    assert check_device("device", "cpu") == torch.device("cpu")
+    for dtype in (None, "auto", "float16", "torch.bfloat16", torch.float32, {"text_config": "float16"}):
+        check_dtype("dtype", dtype)
+    assert bert.encode(texts, normalize_embeddings=np.True_, show_progress_bar=False).shape == (60, 16)
+
+
+def test_vectors_that_are_not_finite_get_no_scores(bert, texts):
+    vectors = bert.encode(texts[:4], convert_to_numpy=True)
+    vectors[1, 1] = math.nan
+    for call in (
+        lambda: evaluate_similarity(vectors, vectors, [1, 2, 3, 4]),
+        lambda: evaluate_retrieval(vectors, vectors, [[0], [1], [2], [3]]),
+        lambda: evaluate_classification(vectors, [0, 1, 0, 1], vectors, [0, 1, 0, 1]),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinite"):
             call()
 
 

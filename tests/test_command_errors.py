@@ -44,6 +44,15 @@ def test_an_error_of_the_input_is_one_line(fail, capsys, error, message):
     assert err.count("\n") == 1 and err.startswith("sensedict verify: ") and message in err
 
 
+@pytest.mark.parametrize("error", [RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1"), "DistBackendError"])
+def test_another_process_has_died(fail, capsys, error):
+    if isinstance(error, str):
+        error = type(error, (RuntimeError,), {})("NCCL error")
+    assert fail(error) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "another process of this launch has ended" in err
+
+
 def test_interrupted(fail, capsys):
     assert fail(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "sensedict verify: interrupted; the same command goes on where it can\n"

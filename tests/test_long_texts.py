@@ -69,7 +69,7 @@ def test_windows_have_the_prompt_around_them(bert):
 
 
 def test_wrong_choices_are_refused(encoder):
-    with pytest.raises(ValueError, match="long_texts='middle'"):
+    with pytest.raises(ValueError, match="long_texts.'middle'"):
         encoder.encode(["w1"], long_texts="middle")
     if isinstance(encoder, SKDStudentModel):
         with pytest.raises(ValueError, match="reads texts of any length"):

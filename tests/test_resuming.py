@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -247,6 +248,41 @@ def test_another_config_of_the_teacher_is_another_teacher(bert, texts, tmp_path)
     bert.model.config.hidden_act = "relu"
     with pytest.raises(ValueError, match="teacher_fingerprint was"):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(texts, teacher_folder, tmp_path):
+    """Without a launcher, which would end them too."""
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    script = tmp_path / "build.py"
+    script.write_text("""if True:
+        import os, signal
+        from sensedict_hf.building import gathering
+        real = gathering._window_vectors
+        def die(*given):
+            if os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given)
+        gathering._window_vectors = die
+        from sensedict_hf.cli import main
+        raise SystemExit(main())""")
+    build = ["build", "--teacher", teacher_folder, "--texts", tmp_path / "texts.txt", "--output", tmp_path / "out"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, *build],
+            env={**os.environ, **place, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("1", "0")
+    ]
+    assert processes[0].wait(100) == -signal.SIGKILL
+    _, error = processes[1].communicate(timeout=60)
+    assert processes[1].returncode == 2 and "another process of this launch has ended" in error
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

@@ -4,9 +4,11 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from soaking import MEGABYTES, soak
 from tiny_models import WORDS
 
 from sensedict_hf import Prompt, SKDStudentModel, build_sense_dictionary
@@ -79,3 +81,9 @@ def test_a_process_that_is_forked_while_a_thread_tokenizes(bert):
         thread.start()
         thread.join()
     assert os.waitpid(pid[0], 0)[1] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory from /proc")
+def test_many_threads_for_a_while():
+    calls, growth, wrong = soak(2)
+    assert not wrong and calls >= 16 and growth < MEGABYTES

@@ -1,5 +1,8 @@
 """Texts and models that are not as usual."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from tiny_models import SIZES
 from transformers import (
     CONFIG_MAPPING,
     AutoModel,
+    AutoTokenizer,
     BartConfig,
     BartModel,
     BrosConfig,
@@ -21,6 +25,7 @@ from transformers import (
 
 from sensedict_hf import (
     Prompt,
+    SenseIndex,
     SKDStudentConfig,
     SKDStudentModel,
     attach_senses,
@@ -124,6 +129,67 @@ def test_python_arguments_of_a_wrong_type_are_named(bert, texts, wrong):
     for message, call in wrong_calls.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("layers", [None, 1, 0], ids=["teacher", "student", "layer-free student"])
+def test_the_default_device_and_dtype_of_torch_do_not_matter(bert, texts, layers):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    model = bert if layers is None else SKDStudentModel.from_teacher(bert, senses, layers)
+    expected = model.encode(texts)
+    long = None if layers == 0 else model.encode(["w1 " * 100], long_texts="windows")
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(model.encode(texts), expected)
+        torch.set_default_device("cpu")
+        assert torch.equal(build_sense_dictionary(bert, texts, budget=60).table, senses.table)
+        if layers != 0:
+            assert torch.equal(model.encode(["w1 " * 100], long_texts="windows"), long)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("cpu")
+
+
+def test_vectors_that_are_not_finite_are_refused(bert, texts):
+    """As of a model that overflows in half precision. Words are checked too."""
+    with torch.no_grad():
+        bert.model.embeddings.word_embeddings.weight[bert.tokenizer.convert_tokens_to_ids("w3")] = float("nan")
+    assert bert.encode(["w1", "w2"]).isfinite().all()
+    with pytest.raises(ValueError, match="NaN or infinite values for text 1: load it in another dtype"):
+        bert.encode(["w1", "w3"])
+    with pytest.raises(ValueError, match="NaN or infinite values for sentence 1"):
+        bert.encode_words([["w1"], ["w2", "w3"]])
+
+
+def test_a_tokenizer_that_panics(bert, tmp_path):
+    """The code in Rust raises what is no Exception."""
+    bert.tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError):  # noqa: PT011  # other versions refuse to load it
+        replace(bert, tokenizer=AutoTokenizer.from_pretrained(tmp_path)).encode(["w1"])
+
+
+def test_ids_of_documents(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=60)
+    pairs = ((np.array([5, 6]), [5, 6]), (np.array(["a", "b"]), ["a", "b"]), (["", "\0é"], ["", "\0é"]))
+    for number, (given, ids) in enumerate(pairs):
+        SenseIndex.build(bert, senses, texts[:2], ids=given).save(tmp_path / str(number))
+        assert SenseIndex.load(tmp_path / str(number), model=bert).ids == ids
+    for wrong in ([2**70, 1], ["\ud800", "b"], [1.0, 2.0], [True, 2], [None, 1], ["a", 1]):
+        with pytest.raises(ValueError, match="id "):
+            SenseIndex.build(bert, senses, texts[:2], ids=wrong)
+
+
+def test_an_index_finds_its_model_from_another_folder(teacher_folder, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = load_teacher("teacher")
+    SenseIndex.build(teacher, build_sense_dictionary(teacher, texts, budget=60), texts[:3]).save("index")
+    index = SenseIndex.load("index")
+    monkeypatch.chdir("/")
+    assert index.search(texts[0], top_k=1)[0] == [0]
 
 
 def test_integers_of_numpy_are_integers(bert, texts):

@@ -18,9 +18,9 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts, dataset_names, with_datasets
-from ..models.arguments import check_flag, check_integer, check_path
+from ..models.arguments import check_device, check_flag, check_folder, check_integer, check_string
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
-from ..models.files import reading
+from ..models.files import check_source, reading
 from ..models.folder_code import auto_map, write_code
 from ..models.matching import check_predicts
 from ..models.model_card import model_card
@@ -187,9 +187,12 @@ def build_sense_dictionary(
     if max_length is not None:
         max_length = check_integer("max_length", max_length, 1)
     truncation, overwrite = check_flag("truncation", truncation), check_flag("overwrite", overwrite)
+    check_string("text_column", text_column)
+    if device is not None:
+        device = check_device("device", device)
     for name, path in (("output_dir", output_dir), ("update", update)):
         if path is not None:
-            check_path(name, path)
+            check_folder(name, path)
     state = process_state()
     if common_folder(output_dir) is None and settings.keep_samples:
         raise ValueError("give output_dir: samples are kept there")
@@ -199,10 +202,10 @@ def build_sense_dictionary(
         )
 
     # Load the teacher, on each process' own device, and the tokenizer.
-    if state.num_processes > 1 and (device is None or torch.device(device) == torch.device(state.device.type)):
+    if state.num_processes > 1 and (device is None or device == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        with reading(tokenizer):
+        with reading(check_source(tokenizer)):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(

@@ -70,7 +70,7 @@ def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     """
     width = x.shape[1]
     order = torch.arange(len(x), device=x.device)
-    gain = torch.zeros(len(x), device=x.device)
+    gain = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     starts, sizes = offsets[:-1], offsets.diff()
     gain[starts[sizes > 0]] = torch.inf
     # A gain below the rounding error is noise between equal samples.
@@ -101,7 +101,7 @@ def grow_tree(x: Tensor, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tens
         strides[batch], corners[batch] = padded, total + padded**2 * torch.arange(len(batch), device=x.device)
         batches.append((batch, padded, total))
         total += len(batch) * padded**2
-    matrices = torch.empty(total, device=x.device)
+    matrices = torch.empty(total, dtype=torch.float32, device=x.device)
     for batch, padded, begin in batches:
         places, inside = _places(clusters.starts[batch], clusters.sizes[batch], padded)
         points = centred(order[places], weights[order[places]] * inside)

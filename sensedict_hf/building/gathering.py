@@ -168,7 +168,7 @@ def gather_samples(
             marks_path.unlink(missing_ok=True)  # marks of a store that is gone
             probe = torch.zeros(1, 8, dtype=torch.int64, device=teacher.device)
             width = teacher.hidden_states(probe, layer=layer).shape[-1]
-            _create_store(store_path, plan, width, dtype, earlier, sparse=len(hosts) > 1)
+            _create_store(store_path, plan, width, dtype, earlier)
         if not marks_path.exists():
             write_tensor_file(marks_path, {"done": torch.zeros(batches, dtype=torch.bool)})
     state.wait_for_everyone()
@@ -341,9 +341,7 @@ def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) 
         )
 
 
-def _create_store(
-    path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None, sparse: bool
-) -> None:
+def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None) -> None:
     """Create the file of samples of one machine, with the samples that are taken over from an earlier plan."""
     partial = Path(f"{path}.partial")
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -352,7 +350,7 @@ def _create_store(
         "offsets": (torch.int64, plan.offsets.shape),
         "priorities": (torch.uint64, plan.priorities.shape),
     }
-    store = create_tensor_file(partial, shapes, sparse=sparse)
+    store = create_tensor_file(partial, shapes)
     for begin in range(0, len(plan.priorities), CHUNK):
         store["priorities"][begin : begin + CHUNK] = torch.from_numpy(plan.priorities[begin : begin + CHUNK])
     store["counts"].copy_(torch.from_numpy(plan.counts))

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
-from ..models.arguments import check_integer
+from ..models.arguments import check_integer, check_kind, check_path
+from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher
@@ -109,6 +110,7 @@ def find_occurrences(
     """
     check_teacher(senses, teacher)
     max_occurrences = check_integer("max_occurrences", max_occurrences, 1)
+    batch_size = check_integer("batch_size", batch_size, 1)
     token_id = senses.token_id(token)
     is_own = senses.config.teacher_tokenizer_fingerprint is None
     tokenizer = teacher.tokenizer if is_own else senses.tokenizer
@@ -214,6 +216,10 @@ def report_senses(
         >>> sum(report.found for report in reports) == occurrences.total
         True
     """
+    check_dictionary(senses)
+    max_contexts = check_integer("max_contexts", max_contexts, 0)
+    if occurrences is not None:
+        check_kind("occurrences", occurrences, Occurrences, "what find_occurrences returns")
     usage = senses.usage[senses.rows_of(token)].tolist()
     if not usage:
         raise ValueError(_no_senses(token))
@@ -273,6 +279,12 @@ def plot_senses(
         raise ImportError("plot_senses needs matplotlib: pip install matplotlib") from error
     from sklearn.decomposition import PCA
 
+    check_dictionary(senses)
+    check_path("path", path)
+    annotate = check_integer("annotate", annotate, 0)
+    check_kind("occurrences", occurrences, Mapping, "what find_occurrences returns, by token")
+    for found in occurrences.values():
+        check_kind("one of occurrences", found, Occurrences, "what find_occurrences returns")
     if not occurrences:
         raise ValueError("no occurrences: give at least one token with what find_occurrences returns for it")
     few = [token for token, found in occurrences.items() if len(found.vectors) < 2]

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..data import with_datasets
-from ..models.arguments import check_integer
+from ..models.arguments import check_integer, check_kind
 from ..models.configuration_sense_embedding import (
     SAME_VECTORS,
     SENSES_DTYPES,
@@ -45,6 +45,7 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
         >>> smaller.config.num_senses
         3000
     """
+    check_kind("dictionaries", dictionaries, (list, tuple), "a list of dictionaries")
     if not dictionaries:
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
     for dictionary in dictionaries:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
 from ..models.tokenization import count_embeddings
+from ..processes import count_machines
 from .corpus import corpus_digest, tokenize_corpus
 from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
@@ -225,7 +226,9 @@ def room_needed(
     senses = total_senses(settings, seen, samples)
     if senses is None:
         senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
-    sample_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize + BYTES_PER_SAMPLE
+    # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
+    vector_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * count_machines()
+    sample_bytes = vector_bytes + BYTES_PER_SAMPLE
     block = max(BLOCK_ELEMENTS, min(cap, int(counts.max())) * width) * threads
     return samples * sample_bytes + senses * width * 8 + texts * 8, WORKING_COPIES * 4 * block + 32 * samples
 

@@ -82,21 +82,18 @@ class TensorFile(Mapping[str, Tensor]):
         self._map.flush()
 
 
-def create_tensor_file(
-    path: str | os.PathLike, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], *, sparse: bool = False
-) -> TensorFile:
+def create_tensor_file(path: str | os.PathLike, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> TensorFile:
     """Create a file of zeros and open it for writing.
 
     Args:
         path: The file; an existing one is overwritten.
         tensors: Dtype and shape of each tensor, by name.
-        sparse: Whether the file takes disk space only where something is written.
 
     Returns:
         The writable file.
 
     Raises:
-        OSError: The disk has no room for the file (if not `sparse`).
+        OSError: The disk has no room for the file.
     """
     # Wide dtypes come first, so that each tensor begins at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0]))
@@ -110,9 +107,8 @@ def create_tensor_file(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         size = file.tell() + end
-        if end and not sparse:
+        if end:
             _allocate(file, size)
-        file.truncate(size)
     return TensorFile(path, writable=True)
 
 

@@ -199,6 +199,7 @@ class BuildFolder:
             corpus_sha256: SHA-256 of the texts, for the manifest.
         """
         marker = MARKERS[self.kind]
+        (self.ready / "manifest.json").unlink(missing_ok=True)  # an interruption has left it: it is no part of itself
         manifest = Manifest.of(self.ready, {**self.settings, "corpus": corpus_sha256})
         manifest.write(self.ready)
 

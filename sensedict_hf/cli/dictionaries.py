@@ -19,7 +19,7 @@ from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.settings import BuildSettings
 from ..data import read_dataset
-from ..models.files import is_unfinished, reading
+from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
 from ..models.model_card import describe
@@ -118,7 +118,8 @@ def _estimate(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Store a dictionary, or a student's dictionary, in another dtype; the tables too of a student without layers."""
     trust = options.trust_remote_code
-    config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
+    with reading(check_source(options.senses)):
+        config = AutoConfig.from_pretrained(options.senses, trust_remote_code=trust)
     if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
         _convert_tables(options)
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..models import arguments
 from ..models.teachers import Teacher, load_teacher
 
 
@@ -83,19 +84,13 @@ class TeacherArguments:
             ValueError: The quantization settings are not JSON, the device is not there, or :func:`load_teacher`
                 refuses the model.
         """
-        return load_teacher(name, revision=revision, device=check_device(device), **self.loading())
+        return load_teacher(name, revision=revision, device=device, **self.loading())
 
 
-def check_device(device: torch.device | str | None) -> torch.device | str | None:
-    """Return a device if tensors can be put on it; None stays None.
+def check_device(device: torch.device | str | None) -> torch.device | None:
+    """Return the device that `--device` names; None stays None.
 
     Raises:
         ValueError: There is no such device.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        gpus = torch.cuda.device_count()
-        allowed = f"cpu, or cuda:0 to cuda:{gpus - 1}" if gpus else "cpu, as there is no GPU that torch can use"
-        raise ValueError(f"device={str(device)!r} cannot be used: choose {allowed}") from error
-    return device
+    return None if device is None else arguments.check_device("device", device)

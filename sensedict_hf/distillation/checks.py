@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from ..data import Texts
+from ..models.arguments import check_string
+from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from .generation import is_generative
@@ -44,6 +46,23 @@ def find_student(model: PreTrainedModel) -> SKDStudentModel:
             "task, use Trainer"
         )
     return student
+
+
+def check_arguments(text_column: str, senses: SenseEmbeddingModel | None, others: dict[str, Any]) -> None:
+    """Check arguments of :class:`SKDTrainer` by their types.
+
+    Args:
+        text_column: Name of the text column.
+        senses: The dictionary that guides a student that generates text.
+        others: Arguments of `Trainer`, see :func:`refuse_unused`.
+
+    Raises:
+        ValueError: One of them is of another type, or has no effect.
+    """
+    refuse_unused(others)
+    check_string("text_column", text_column)
+    if senses is not None:
+        check_dictionary(senses)
 
 
 def refuse_unused(kwargs: dict[str, Any]) -> None:

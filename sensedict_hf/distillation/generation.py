@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..models.arguments import check_kind
 from ..models.configuration_sense_embedding import next_tokens
 from ..models.encoding import pad_batch
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -26,6 +27,7 @@ LANGUAGE_TERMS = ("lm", "kl")
 
 def is_generative(model: nn.Module) -> bool:
     """Return whether a model is a student that generates text, or has one inside, as a model with adapters does."""
+    check_kind("model", model, nn.Module, "a student")
     return any(isinstance(module, SKDStudentForCausalLM) for module in model.modules())
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,8 +37,9 @@ from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
-from ..models.arguments import check_integer, check_number
+from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
 from ..models.encoding import pad_batch
+from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
@@ -109,6 +111,11 @@ def encode_senses(
     # Check what can be checked, and load the teacher.
     batch_size, top_k = check_integer("batch_size", batch_size, 1), check_integer("top_k", top_k, 1, MOST_SENSES + 1)
     temperature = check_number("temperature", temperature, above=0)
+    check_flags(overwrite=overwrite, only_tokens=only_tokens, keep_vectors=keep_vectors)
+    check_string("text_column", text_column)
+    check_dictionary(senses)
+    if output_dir is not None:
+        check_folder("output_dir", output_dir)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     check_teacher(senses, teacher)
@@ -126,7 +133,7 @@ def encode_senses(
         "batch_size": batch_size,
         "top_k": top_k,
         "temperature": temperature if top_k > 1 else None,
-        "only_tokens": only_tokens or keep_vectors,
+        "only_tokens": bool(only_tokens or keep_vectors),
         **({"vectors": "float16"} if keep_vectors else {}),
     }
 
@@ -189,8 +196,12 @@ def _encode(
         shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         dataset.info.description = json.dumps({name: settings[name] for name in LABEL_SETTINGS})
+        # By default the fingerprint is a random number. It names what `map` keeps in the cache.
+        texts = read_progress(stages / "corpus").sha256
+        content = json.dumps([settings, texts], sort_keys=True)
+        dataset._fingerprint = sha256(content.encode()).hexdigest()[:16]
         dataset.save_to_disk(folder.ready)
-        folder.publish(read_progress(stages / "corpus").sha256)
+        folder.publish(texts)
 
 
 def _write_part(dataset: Dataset, path: Path) -> None:

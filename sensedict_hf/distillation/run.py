@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from ..building.corpus import corpus_digest
 from ..data import Texts
-from ..models.arguments import check_integer, check_path
+from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
 from ..models.head_transfer import load_classifier
-from ..models.loading import load_senses
+from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
@@ -134,8 +134,15 @@ def distill_student(
     if (output_dir is None) == (args is None):
         raise ValueError("give either output_dir, for the default settings, or args, which have an output_dir")
     if args is None:
-        check_path("output_dir", output_dir)
+        check_folder("output_dir", output_dir)
         args = SKDTrainingArguments(os.fspath(cast(str, output_dir)))
+    check_kind("args", args, SKDTrainingArguments, "SKDTrainingArguments")
+    check_flags(overwrite=overwrite, adopt_tokenizer=adopt_tokenizer)
+    check_string("text_column", text_column)
+    for name, given in (("teacher_options", teacher_options), ("recorded", recorded)):
+        check_kind(name, given, (Mapping, type(None)), "a dictionary, or None")
+    if senses is not None and not isinstance(senses, (str, os.PathLike)):
+        check_dictionary(senses)
     # The trainer changes its settings: work on a copy, so that the same call can be repeated.
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
@@ -227,6 +234,7 @@ def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts 
         )
     if eval_texts is not None and args.eval_strategy == "no":
         raise ValueError("eval_texts are never read with eval_strategy='no': set eval_strategy to epoch or steps")
+    check_kind("texts", texts, Iterable, "a list of strings, or a dataset")
     if not isinstance(texts, (str, IterableDataset)) and iter(texts) is texts:
         raise ValueError(f"texts is a {type(texts).__name__}, which can be read only once: pass a list or a dataset")
 
@@ -283,8 +291,12 @@ class StudentStart:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
         if self.adopt_tokenizer and self.backbone is None:
             raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
-        if self.head is not None and self.head not in HEADS:
-            raise ValueError(f"unknown head {self.head!r}: choose one of {', '.join(HEADS)}")
+        if self.head is not None:
+            check_choice("head", self.head, HEADS)
+        if self.layers is not None:
+            check_kind("layers", self.layers, Iterable, "a list of layers")
+            for layer in self.layers:
+                check_integer("layers", layer)
         if self.head is not None and options.get("adapters"):
             raise ValueError(
                 f"head={self.head!r} is copied from the teacher itself, not from adapters: merge them first"

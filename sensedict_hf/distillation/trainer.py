@@ -111,7 +111,7 @@ class SKDTrainer(Trainer):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
-        checks.refuse_unused(kwargs)
+        checks.check_arguments(text_column, senses, kwargs)
         self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
         self.is_generative = is_generative(model)
         is_whole = self.is_generative or isinstance(model, SKDStudentModel)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from ..models.arguments import check_integer, check_number, check_path
+from ..models.arguments import check_flag, check_folder, check_integer, check_number, check_string
 
 OBJECTIVES = ("sense", "mse", "sentence", "lm", "kl")
 # Settings that a student's config keeps, so that its model card tells how it was distilled.
@@ -215,7 +215,9 @@ class SKDTrainingArguments(TrainingArguments):
 
     def _check_numbers(self) -> None:
         """Check the numbers by name, type and range. Numbers of numpy become numbers of Python."""
-        check_path("output_dir", self.output_dir)
+        check_folder("output_dir", self.output_dir)
+        check_string("objective", self.objective)
+        check_flag("cache_vectors", self.cache_vectors)
         for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
         for name in ("learning_rate", "num_train_epochs", "sense_weight", *LANGUAGE_SETTINGS):

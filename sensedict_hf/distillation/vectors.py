@@ -5,7 +5,7 @@ interrupted call continues where it stopped.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from ..building.tensor_files import TensorFile, write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
-from ..models.arguments import check_integer
+from ..models.arguments import check_flag, check_folder, check_integer, check_kind, check_path, check_string
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
 from ..models.teachers import Teacher, load_teacher
@@ -72,7 +72,12 @@ class TeacherVectors(Dataset):
     """
 
     def __init__(self, *paths: str | os.PathLike):
-        self.paths = [Path(path) for path in paths]
+        if not paths:
+            raise ValueError("no folders are given: name one or more that encode_vectors has finished")
+        self.paths = [check_path("paths", path) for path in paths]
+        for folder in self.paths:
+            if not (folder / "state.json").is_file():
+                raise ValueError(f"{folder} holds no finished vectors: compute them with encode_vectors")
         every: list[dict[str, Any]] = [read_object(path / "state.json") for path in self.paths]
         self.settings = every[0]
         for path, settings in zip(self.paths, every):
@@ -160,6 +165,11 @@ def encode_vectors(
     """
     # Load the teacher and describe the work.
     batch_size, layer = check_integer("batch_size", batch_size, 1), check_integer("layer", layer)
+    check_folder("output_dir", output_dir)
+    check_flag("overwrite", overwrite)
+    check_string("text_column", text_column)
+    check_kind("special_token_ids", special_token_ids, Iterable, "a list of token ids")
+    special = sorted(check_integer("special_token_ids", number, 0) for number in special_token_ids)
     state = process_state()
     teacher = load_teacher(teacher, device=state.device if state.num_processes > 1 else None)
     source = Source.of(teacher, max_length=check_max_length(max_length, teacher.max_window))
@@ -168,7 +178,7 @@ def encode_vectors(
         "vectors": "float16",
         "layer": layer,
         "pooling": teacher.pooling,
-        "special_token_ids": sorted(special_token_ids),
+        "special_token_ids": special,
         "batch_size": batch_size,
     }
     folder = BuildFolder(Path(output_dir), "dataset", settings, overwrite)

@@ -1,13 +1,18 @@
 """Checks of arguments and settings: by name, type and range, once, where they come in."""
 
+import math
 import os
 import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+# Names of rules by which accelerate spreads a model over devices, and of the device without values.
+DEVICE_MAPS = ("auto", "meta", "balanced", "balanced_low_0", "sequential")
 
 
 def check_integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
@@ -52,7 +57,8 @@ def check_number(
         ValueError: The value is no finite number or out of range.
     """
     is_real = isinstance(value, Real) and not isinstance(value, bool)
-    is_number = is_real and abs(value) <= sys.float_info.max  # False for NaN
+    is_whole = isinstance(value, Integral)
+    is_number = is_real and (abs(int(value)) <= sys.float_info.max if is_whole else math.isfinite(value))
     is_high = (above is None or is_number and value > above) and (least is None or is_number and value >= least)
     if is_number and is_high and (most is None or value <= most):
         return float(value)
@@ -90,8 +96,8 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     Raises:
         ValueError: It is none of them.
     """
-    if value not in tuple(allowed):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(allowed)}")
+    if not isinstance(value, str) or value not in tuple(allowed):
+        raise ValueError(f"unknown {name} {value!r:.60}: choose one of {', '.join(allowed)}")
 
 
 def check_metadata(name: str, value: Any) -> None:
@@ -113,18 +119,139 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
-def check_path(name: str, value: Any) -> None:
+def check_path(name: str, value: Any) -> Path:
     """Check an argument that must name a file or a folder.
 
     Args:
         name: Name of the argument.
         value: Its value.
 
+    Returns:
+        The path.
+
     Raises:
         ValueError: It is no path, or empty.
     """
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError(f"{name}={value!r}: give the name of a folder")
+        raise ValueError(f"{name}={value!r:.60}: give the name of a folder")
+    return Path(value)
+
+
+def check_folder(name: str, value: Any) -> Path:
+    """Check an argument that must name a folder, which need not exist.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: It is no path, empty, or the name of a file.
+    """
+    folder = check_path(name, value)
+    if folder.is_file():
+        raise ValueError(f"{name}={str(value)!r} is a file: give the name of a folder")
+    return folder
+
+
+def check_flags(**flags: Any) -> None:
+    """Check arguments that must be booleans, see :func:`check_flag`.
+
+    Args:
+        flags: The arguments by name.
+
+    Raises:
+        ValueError: One of them is no boolean.
+    """
+    for name, value in flags.items():
+        check_flag(name, value)
+
+
+def check_string(name: str, value: Any) -> None:
+    """Check an argument that must be a string.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+
+    Raises:
+        ValueError: It is no string, or empty.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name}={value!r:.60}: give a string")
+
+
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], advice: str) -> None:
+    """Check an argument that must be an object of a class.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        kinds: The classes that are allowed.
+        advice: What the message tells to pass.
+
+    Raises:
+        ValueError: It is of another class.
+    """
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} is {type(value).__name__}: pass {advice}")
+
+
+def check_device(name: str, value: Any) -> torch.device:
+    """Check an argument that must name a device of this machine.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: a device of torch, its name, or the number of an accelerator.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    try:
+        check_kind(name, value, (str, int, torch.device), "a device")
+        device = torch.device(value)
+        if isinstance(value, bool) or device.type == "meta":  # tensors on `meta` have no values
+            raise ValueError("not a device that computes")
+        torch.empty(0, device=device)
+    except Exception as error:  # torch raises whatever the backend does
+        gpus = torch.cuda.device_count()
+        allowed = f"cpu, or cuda:0 to cuda:{gpus - 1}" if gpus else "cpu, as there is no GPU that torch can use"
+        raise ValueError(f"{name}={str(value)!r:.60} cannot be used: choose {allowed}") from error
+    return device
+
+
+def check_device_map(value: Any) -> None:
+    """Check the argument `device_map` of `from_pretrained`.
+
+    Args:
+        value: None, a device, the name of a rule of accelerate, or a dictionary that accelerate reads.
+
+    Raises:
+        ValueError: There is no such device or rule.
+    """
+    if value is not None and not isinstance(value, dict) and str(value) not in DEVICE_MAPS:
+        check_device("device_map", value)
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Check an argument that must be a dtype of weights.
+
+    Args:
+        name: Name of the argument.
+        value: Its value: None, `auto`, a floating dtype of torch or its name, or one for each part of a model.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    for one in value.values() if isinstance(value, dict) else [value]:
+        dtype = getattr(torch, one.removeprefix("torch."), None) if isinstance(one, str) else one
+        if one not in (None, "auto") and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"{name}={one!r:.60}: give 'auto' or a floating dtype, such as 'float32' or 'bfloat16'")
 
 
 def is_traced() -> bool:

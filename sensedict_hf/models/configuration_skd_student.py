@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .arguments import check_flag, check_integer, check_number
+from .arguments import check_dtype, check_flag, check_integer, check_kind, check_number, check_string
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig, check_assignment, check_residual
 from .encoding import LEARNED, check_pooling
@@ -96,10 +96,12 @@ class SKDStudentConfig(PreTrainedConfig):
             # Where the code of a saved folder runs, only the classes of transformers are registered.
             config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
             text_config = config_class(**text_config)
+        check_kind("text_config", text_config, PreTrainedConfig, "a config of transformers")
         if sense_config is None:
             sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
         if isinstance(sense_config, dict):
             sense_config = SenseEmbeddingConfig(**sense_config)
+        check_kind("sense_config", sense_config, SenseEmbeddingConfig, "a SenseEmbeddingConfig")
         # config.json would show paths of this machine.
         text_config.name_or_path = sense_config.name_or_path = ""
         if getattr(text_config, "use_cache", False):
@@ -123,6 +125,7 @@ class SKDStudentConfig(PreTrainedConfig):
         self.freeze_head = freeze_head
         self.attention_implementation = attention_implementation
         self.check()
+        check_dtype("dtype", kwargs.get("dtype"))
         super().__init__(**kwargs)
 
     @classmethod
@@ -144,6 +147,8 @@ class SKDStudentConfig(PreTrainedConfig):
         for name in ("prompt", "prompts"):
             if not isinstance(getattr(self, name), (dict, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
+        if self.objective is not None:
+            check_string("objective", self.objective)
         if self.assignment is not None:
             check_assignment(self.assignment)
         if self.residual is not None:

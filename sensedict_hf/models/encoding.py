@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from .arguments import check_integer, is_traced
+from .arguments import check_choice, check_integer, is_traced
 from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
 from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
 
@@ -101,8 +101,8 @@ def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str = "mean", p
 
 def check_pooling(pooling: str) -> None:
     """Raise a ValueError if the pooling is unknown."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)} with pooling=")
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r:.60}: choose one of {', '.join(POOLINGS)} with pooling=")
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ class BatchEncoder:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.long_texts not in LONG_TEXTS:
-            raise ValueError(f"unknown long_texts={self.long_texts!r}: choose one of {', '.join(LONG_TEXTS)}")
+        check_choice("long_texts", self.long_texts, LONG_TEXTS)
         check_integer("batch_size", self.batch_size, 1)
 
     def encode_texts(self, texts: Iterable[Prompted], show_progress_bar: bool | None = None) -> Tensor:
@@ -156,7 +155,7 @@ class BatchEncoder:
         if is_table or not isinstance(texts, Iterable) or isinstance(texts, (Mapping, bytes)):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
         vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
-        return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size)
+        return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size, dtype=torch.float32)
 
     def encode_words(self, sentences: Iterable[Sequence[str]], show_progress_bar: bool | None = None) -> list[Tensor]:
         """Return the vectors of each sentence's words, `[words, hidden]` per sentence, float32 on the CPU.
@@ -215,9 +214,9 @@ class BatchEncoder:
         ]
         vectors = self._encode_rows(list(chain.from_iterable(windows)), progress)
         owner = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(row) for row in windows]))
-        weights = torch.tensor([float(max(1, row.end - row.begin)) for part in windows for row in part])
-        weights /= torch.zeros(len(windows)).index_add(0, owner, weights)[owner]
-        return torch.zeros(len(windows), vectors.shape[1]).index_add(0, owner, vectors * weights[:, None])
+        tokens = torch.tensor([max(1, row.end - row.begin) for part in windows for row in part], dtype=torch.float32)
+        weights = tokens / tokens.new_zeros(len(windows)).index_add(0, owner, tokens)[owner]
+        return vectors.new_zeros(len(windows), vectors.shape[1]).index_add(0, owner, vectors * weights[:, None])
 
     def _encode_rows(self, rows: Sequence[PromptedRow], progress: Any) -> Tensor:
         """Return the vectors of rows of token ids, `[rows, hidden]`."""
@@ -248,7 +247,7 @@ class BatchEncoder:
                 # Tokens that end in no word, such as special tokens, go to an extra last row, which is cut off.
                 num_words = len(sentences[i])
                 word_of = torch.from_numpy(_find_words(sentences[i], encoding["offset_mapping"][i]))
-                sums = torch.zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
+                sums = states.new_zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
                 counts = word_of.bincount(minlength=num_words + 1).clamp(min=1)
                 vectors[i] = (sums / counts[:, None])[:num_words]
         return [vectors[i] for i in range(len(sentences))]

@@ -42,6 +42,8 @@ def check_source(source: object) -> str:
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"{source!r:.60} is {type(source).__name__}: give a folder, or a name on the Hub")
     name = os.fspath(source)
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: give the folder that it is in")
     if not os.path.isdir(name):
         try:
             validate_repo_id(name)
@@ -63,7 +65,9 @@ def reading(name: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError):
         raise  # says what is wrong
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the code in Rust
+            raise
         message = " ".join(str(error).split())
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {message}): it is damaged, or not what its config says"
@@ -165,7 +169,7 @@ def move_files(ready: Path, folder: Path, marker: str) -> None:
         if path.relative_to(folder) not in names and path.is_file():
             path.unlink()
     for name in sorted(names, key=lambda name: (str(name) == marker, name)):
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (ready / name).replace(folder / name)
 
 

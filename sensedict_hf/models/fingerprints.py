@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .tokenization import tokenize
+from .tokenization import check_tokenizer, tokenize
 
 # Tokenizers with the same vocabulary differ in what they do with case, accents, digits, white space, scripts and
 # symbols.
@@ -34,6 +34,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         >>> tokenizer_fingerprint(teacher.tokenizer) == senses.config.tokenizer_fingerprint
         True
     """
+    check_tokenizer(tokenizer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     words = [token for token, _ in vocabulary[:: 1 + len(vocabulary) // PROBE_TOKENS]]
     probes = [PROBE, " ".join(words).lower(), " ".join(words).upper()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .arguments import check_number
+from .arguments import check_device_map, check_dtype, check_flag, check_flags, check_folder, check_number, check_string
 from .files import check_source, reading, replacing
 from .folder_code import auto_map, write_code
 from .model_card import model_card
@@ -110,7 +110,13 @@ class SensePreTrainedModel(PreTrainedModel):
             'cpu'
         """
         source = check_source(pretrained_model_name_or_path)
-        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None: transformers would ask
+        check_dtype("dtype", kwargs.get("dtype"))
+        check_device_map(kwargs.get("device_map"))
+        if kwargs.get("trust_remote_code") is None:
+            kwargs["trust_remote_code"] = False  # transformers would ask
+        check_flag("trust_remote_code", kwargs["trust_remote_code"])
+        if kwargs.get("revision") is not None:
+            check_string("revision", kwargs["revision"])
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
         with reading(source):
@@ -228,6 +234,11 @@ class SensePreTrainedModel(PreTrainedModel):
             >>> {"README.md", "config.json", "model.safetensors"} <= set(os.listdir("senses"))
             True
         """
+        check_folder("save_directory", save_directory)
+        check_flags(is_main_process=is_main_process, with_code=with_code)
+        for name, value in (("license", license), ("card_name", card_name)):
+            if value is not None:
+                check_string(name, value)
         if push_to_hub:
             raise ValueError(
                 "save_pretrained(push_to_hub=True) uploads before all is saved: call push_to_hub(repo_id) instead"

@@ -56,7 +56,7 @@ def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[s
     # The mean vector and the number of occurrences of each token.
     table, usage = senses.dequantized().float().cpu(), senses.usage.cpu().float()
     token = torch.arange(config.vocab_size).repeat_interleave(senses.offsets.cpu().diff())
-    counts = torch.zeros(config.vocab_size).index_add_(0, token, usage)
+    counts = usage.new_zeros(config.vocab_size).index_add_(0, token, usage)
     vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, senses.config.layer)
     vectors.index_add_(0, token, table * usage[:, None])
     vectors /= (counts + PSEUDO_COUNTS)[:, None]
@@ -96,7 +96,7 @@ def _start_context(model: LayerFreeModel, vectors: Tensor, counts: Tensor, rest:
     # The most used senses say most about what differs between contexts.
     kept = usage.argsort(descending=True, stable=True)[:MAX_ROWS]
     directions = _principal_directions(rest[kept] * usage[kept].sqrt()[:, None], config.context_size)
-    output = torch.zeros(config.context_size, config.hidden_size)
+    output = torch.zeros(config.context_size, config.hidden_size, dtype=torch.float32)
     output[: len(directions)] = directions
     model.context_directions.weight.data.copy_(output.T)
     for layer in (model.context, model.context_weight):

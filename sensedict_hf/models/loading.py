@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from .arguments import check_device, check_device_map, check_flag, check_kind
 from .checkpoints import Checkpoint, read_checkpoint
 from .files import check_source, reading
 from .modeling_sense_embedding import SenseEmbeddingModel
@@ -68,6 +69,7 @@ def load_model(
     Raises:
         ValueError: The checkpoint lacks weights, or `device_map` leaves some outside of all devices.
     """
+    check_device_map(device_map)
     with reading(name):
         model, info = AutoModel.from_pretrained(
             name,
@@ -101,7 +103,7 @@ def move_model(model: PreTrainedModel, device: torch.device | str) -> None:
         device: Where to move it.
     """
     if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
-        cast(torch.nn.Module, model).to(device)
+        cast(torch.nn.Module, model).to(check_device("device", device))
 
 
 def load_tokenizer(name: str, source: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -221,10 +223,30 @@ def _import_peft() -> Any:
     return peft
 
 
+def refuse(what: str, **arguments: Any) -> None:
+    """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
+    names = [f"{name}=" for name, value in arguments.items() if value is not None]
+    if names:
+        raise ValueError(f"{', '.join(names)} cannot be given with {what}")
+
+
+def check_teacher_kind(teacher: object) -> None:
+    """Raise a ValueError if an object cannot be a teacher."""
+    if type(teacher).__module__.split(".")[0] == "llm2vec":
+        raise ValueError(
+            "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
+            "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
+        )
+    if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
+        raise ValueError(
+            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers, a "
+            "SentenceTransformer or a Teacher"
+        )
+
+
 def check_dictionary(senses: object) -> None:
     """Raise a ValueError if an object is not a sense dictionary."""
-    if not isinstance(senses, SenseEmbeddingModel):
-        raise ValueError(f"senses is {type(senses).__name__}: pass a SenseEmbeddingModel, such as load_senses(folder)")
+    check_kind("senses", senses, SenseEmbeddingModel, "a SenseEmbeddingModel, such as load_senses(folder)")
 
 
 def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> SenseEmbeddingModel:
@@ -248,6 +270,7 @@ def load_senses(path: str | os.PathLike[str], *, trust_remote_code: bool = False
         >>> load_senses("skd-minilm").senses_of("bank").shape[1]
         384
     """
+    check_flag("trust_remote_code", trust_remote_code)
     path = check_source(path)
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
         raise ValueError(

@@ -4,8 +4,10 @@ from dataclasses import asdict
 
 from transformers.utils import logging
 
+from .arguments import check_kind
 from .attention import probe_attention
 from .configuration_sense_embedding import SenseEmbeddingConfig
+from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
 from .tokenization import count_embeddings
@@ -37,6 +39,8 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     Raises:
         ValueError: Width, number of layers, attention or tokenizer of the teacher do not fit the dictionary.
     """
+    check_dictionary(senses)
+    check_kind("teacher", teacher, Teacher, "a Teacher, such as load_teacher(name)")
     width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
     if senses.config.hidden_size != width:
         raise ValueError(

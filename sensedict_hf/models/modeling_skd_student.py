@@ -270,8 +270,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             >>> student.senses.config.senses_dtype
             'int8'
         """
-        own = self.config.sense_config
-        own.check_same_vectors(senses.config)
+        check_dictionary(senses)
+        (own := self.config.sense_config).check_same_vectors(senses.config)
         config = copy.deepcopy(senses.config)
         for name in ("assignment", "assignment_temperature", "residual", "learn_senses", "sense_device"):
             setattr(config, name, getattr(own, name))

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .arguments import check_choice, check_integer
 from .tokenization import check_offsets, tokenize
 from .windows import SMALLEST_WIDTH, cut_windows
 
@@ -70,8 +71,9 @@ class Prompt:
                 raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a string")
         if self.template.count("{text}") != 1:
             raise ValueError(f"template {self.template!r}: it must contain {{text}} once, where the text goes")
-        if self.pooled not in POOLED:
-            raise ValueError(f"pooled={self.pooled!r}: choose one of {', '.join(POOLED)}")
+        check_choice("pooled", self.pooled, POOLED)
+        if self.max_text_length is not None:
+            check_integer("max_text_length", self.max_text_length, 1)
 
     @property
     def tail(self) -> str:
@@ -284,9 +286,9 @@ def choose_prompt(
     """
     if prompt_name is None:
         return default
-    if prompt_name not in prompts:
+    if not isinstance(prompt_name, str) or prompt_name not in prompts:
         known = f"choose one of {', '.join(prompts)}" if prompts else "this model has no named prompts"
-        raise ValueError(f"unknown prompt_name={prompt_name!r}: {known}")
+        raise ValueError(f"unknown prompt_name={prompt_name!r:.60}: {known}")
     if not prompts[prompt_name]:
         return None
     return Prompt(prompts[prompt_name] + "{text}", pooled="all" if include_prompt else "text")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .arguments import check_kind
+from .prompts import check_texts
 from .tokenization import check_offsets, tokenize
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ class TokenSense(NamedTuple):
 
 def senses_in(student: "SKDStudentModel", text: str) -> list[TokenSense]:
     """Return the sense of each token of a text, see :meth:`SKDStudentModel.senses_in`."""
+    check_texts([text])
+    check_kind("text", text, str, "one string")
     check_offsets(student.tokenizer)
     wanted = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
     found = tokenize(student.tokenizer, text, **wanted)

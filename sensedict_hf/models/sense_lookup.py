@@ -55,7 +55,7 @@ def _scored_blocks(states: Tensor, token_ids: Tensor, senses: RaggedSenses) -> I
         ValueError: After the last block: a vector or a sense is NaN or infinite.
     """
     # The sum of all scores is finite only if all numbers are. It is read once, as a GPU has to wait for that.
-    total = torch.zeros((), device=states.device)
+    total = torch.zeros((), dtype=torch.float32, device=states.device)
     for block in iterate_blocks(token_ids, senses):
         found = score_block(F.embedding(block.positions, states).float(), block, senses.similarity)
         scores = found.scores if block.is_padding is None else found.scores.masked_fill(block.is_padding, 0)
@@ -217,7 +217,7 @@ def sense_posterior(
     token_ids, senses = to_one_device(token_ids, senses)
     states = pad_positions(hidden.detach())
     sense_ids = torch.full((len(states), top_k), -1, device=hidden.device)
-    probabilities = torch.zeros(len(states), top_k, device=hidden.device)
+    probabilities = torch.zeros(len(states), top_k, dtype=torch.float32, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for block, (scores, _, _) in _scored_blocks(states, token_ids, senses):
             kept = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
@@ -312,7 +312,7 @@ def sense_cross_entropy(
     Raises:
         ValueError: A sense id is not below the number of its token's senses, or the similarity is unknown.
     """
-    sense_ids = sense_ids.view(len(token_ids), -1)
+    sense_ids = sense_ids[:, None] if sense_ids.dim() == 1 else sense_ids
     if probabilities is None:
         probabilities = torch.ones_like(sense_ids, dtype=torch.float32)
     _, sizes = senses.spans(token_ids)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,18 +12,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .arguments import check_device, check_dtype, check_flag, check_integer, check_kind, check_string
 from .attention import make_attend
 from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source
 from .fingerprints import digest_tensors
-from .loading import load_model, load_sentence_head, load_tokenizer, merge_adapter, move_model, take_model
+from .loading import (
+    check_teacher_kind,
+    load_model,
+    load_sentence_head,
+    load_tokenizer,
+    merge_adapter,
+    move_model,
+    refuse,
+    take_model,
+)
 from .modeling_layer_free import LayerFreeModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .sentence_teachers import take_apart
 from .text_encoder import TextEncoder
-from .tokenization import count_embeddings, has_decoder, lower_case, model_max_length
+from .tokenization import check_tokenizer, count_embeddings, has_decoder, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 # Folders whose names say nothing of the model in them: a commit in the cache of the Hub, for one.
@@ -73,6 +84,17 @@ class Teacher(TextEncoder):
     sentence_head: torch.nn.Sequential | None = None
     similarity_fn_name: str | None = None
     card_data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kind("model", self.model, PreTrainedModel, "a model of transformers")
+        check_tokenizer(self.tokenizer)
+        check_string("name", self.name)
+        check_pooling(self.pooling)
+        check_kind("prompt", self.prompt, (Prompt, type(None)), "a Prompt, or None")
+        check_kind("prompts", self.prompts, Mapping, "strings by their names")
+        check_flag("include_prompt", self.include_prompt)
+        self.max_seq_length = check_integer("max_seq_length", self.max_seq_length, 1)
+        self.max_window = check_integer("max_window", self.max_window, 1)
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +202,7 @@ def load_teacher(
     pooling: str | None = None,
     instruction: str | None = None,
     template: str | None = None,
-    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -229,11 +251,27 @@ def load_teacher(
         'cls'
         >>> teacher = load_teacher("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     """
+    # Check what can be checked before anything is loaded.
+    check_flag("trust_remote_code", trust_remote_code)
+    if bidirectional is not None:
+        check_flag("bidirectional", bidirectional)
+    if revision is not None:
+        check_string("revision", revision)
+    if pooling is not None:
+        check_pooling(pooling)
+    change_prompt(None, instruction, template)
+    check_dtype("dtype", dtype)
+    if quantization_config is not None:
+        kinds = (dict, QuantizationConfigMixin)
+        check_kind("quantization_config", quantization_config, kinds, "a config of transformers, or its fields")
+    if device is not None:
+        device = check_device("device", device)
+
     # A teacher that is one already can only be moved.
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
     if isinstance(teacher, Teacher):
         changes = {"pooling": pooling, "instruction": instruction, "template": template, "tokenizer": tokenizer}
-        _refuse(
+        refuse(
             "a Teacher: use dataclasses.replace(teacher, ...), or load it anew by its name",
             bidirectional=bidirectional,
             adapters=adapters,
@@ -252,11 +290,11 @@ def load_teacher(
         teacher = check_source(teacher)
     parts = take_apart(teacher, revision, pooling)
     if parts is None:
-        _check_kind(teacher)
-    given = adapters or [] if isinstance(adapters, (list, tuple, type(None))) else [adapters]
+        check_teacher_kind(teacher)
+    given = () if adapters is None else adapters if isinstance(adapters, (list, tuple)) else [adapters]
     names = [check_source(name) for name in given]
     if parts is not None:
-        _refuse(
+        refuse(
             "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers",
             adapters=adapters,
             tokenizer=tokenizer,
@@ -266,7 +304,7 @@ def load_teacher(
         if device is not None:
             move_model(model, device)
     elif isinstance(teacher, PreTrainedModel):
-        _refuse("a loaded model: load the model with it, or pass the model's name", **loading)
+        refuse("a loaded model: load the model with it, or pass the model's name", **loading)
         source = str(teacher.name_or_path or "")
         model, checkpoint = take_model(teacher, names, revision, pooling, device)
     else:
@@ -289,18 +327,18 @@ def load_teacher(
         raise ValueError("bidirectional= with a static model: its tokens attend to nothing; leave it out")
 
     # How it encodes texts.
-    is_given = tokenizer is not None and not isinstance(tokenizer, str) and parts is None
-    if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer or checkpoint.tokenizer, source, revision, trust_remote_code)
-    elif not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"tokenizer is {type(tokenizer).__name__}: pass a name, a folder or a tokenizer")
+    is_given = not isinstance(tokenizer, (str, os.PathLike, type(None))) and parts is None
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        name = checkpoint.tokenizer if tokenizer is None else check_source(tokenizer)
+        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
+    check_tokenizer(tokenizer)
     if checkpoint.lower_case and not is_given:
         lower_case(tokenizer)
     head = None if parts is None else parts.head
     if head is None:
         head = load_sentence_head(checkpoint, source, revision, model.device)
     pooling = pooling or checkpoint.pooling or "mean"
-    check_pooling(pooling)
+    check_pooling(pooling)  # the one that the files name
     longest = model_max_length(tokenizer, model.config)
     return Teacher(
         model=model,
@@ -341,27 +379,6 @@ def origin_of(name: str) -> str:
         path = path.parent
     is_cached = path.name.startswith("models--")
     return path.name.removeprefix("models--").replace("--", "/") if is_cached else path.name
-
-
-def _refuse(what: str, **arguments: Any) -> None:
-    """Raise a ValueError if one of the arguments, which cannot be given with `what`, is not None."""
-    names = [f"{name}=" for name, value in arguments.items() if value is not None]
-    if names:
-        raise ValueError(f"{', '.join(names)} cannot be given with {what}")
-
-
-def _check_kind(teacher: object) -> None:
-    """Raise a ValueError if an object cannot be a teacher."""
-    if type(teacher).__module__.split(".")[0] == "llm2vec":
-        raise ValueError(
-            "teacher is an object of the llm2vec package. With this version of transformers its models are causal on "
-            "padded batches, without a warning: pass the name or folder of the checkpoint instead, load_teacher(path)"
-        )
-    if not isinstance(teacher, (str, os.PathLike, PreTrainedModel)):
-        raise ValueError(
-            f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers, a "
-            "SentenceTransformer or a Teacher"
-        )
 
 
 def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:

@@ -1,7 +1,9 @@
 """The methods `encode` and `encode_words`, which teachers and students share."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -10,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_flag, check_flags
+from .configuration_sense_embedding import check_assignment
 from .encoding import BatchEncoder
 from .prompts import Prompted
 
@@ -31,6 +35,20 @@ class TextEncoder:
         Subclasses take the arguments `prompt_name`, `batch_size` and `options` of :meth:`encode`.
         """
         raise NotImplementedError
+
+    def _checked_encoder(self, prompt_name: str | None, batch_size: int, options: dict[str, Any]) -> BatchEncoder:
+        """Check the options, and return the encoder.
+
+        Raises:
+            TypeError: This kind of model has no such option.
+        """
+        known = list(inspect.signature(self._batch_encoder).parameters)[2:]
+        if unknown := sorted(options.keys() - set(known)):
+            allowed = f"{', '.join(known)}" if known else "the documented arguments only"
+            raise TypeError(f"{unknown[0]}= is no option of {type(self).__name__}.encode: give {allowed}")
+        if options.get("assignment") is not None:
+            check_assignment(options["assignment"])
+        return self._batch_encoder(prompt_name, batch_size, **options)
 
     @overload
     def encode(
@@ -98,8 +116,9 @@ class TextEncoder:
             `[texts, hidden]`, float32 on the CPU; `[hidden]` for a single string.
 
         Raises:
-            ValueError: A text is neither a string nor a pair of strings, a text has no tokens, or the model has no
-                prompt of that name.
+            ValueError: A text is neither a string nor a pair of strings, a text has no tokens, the model has no prompt
+                of that name, or a vector is NaN or infinite.
+            TypeError: The model has no such option.
 
         Example:
             >>> teacher.encode(["River bank.", "Savings bank."]).shape
@@ -109,12 +128,15 @@ class TextEncoder:
             >>> student.encode((text for text in texts[:5]), assignment="hard").shape
             torch.Size([5, 384])
         """
-        encoder = replace(self._batch_encoder(prompt_name, batch_size, **options), long_texts=long_texts)
+        check_flags(convert_to_numpy=convert_to_numpy, normalize_embeddings=normalize_embeddings)
+        encoder = replace(self._checked_encoder(prompt_name, batch_size, options), long_texts=long_texts)
         show_progress_bar = _rename(show_progress, show_progress_bar)
-        vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
-        if self.sentence_head is not None:
-            with torch.inference_mode():
-                vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
+        with _on_cpu():
+            vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
+            if self.sentence_head is not None:
+                with torch.inference_mode():
+                    vectors = self.sentence_head(vectors.to(encoder.device)).float().cpu()
+        _check_finite(vectors, "text")
         if normalize_embeddings:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         if isinstance(texts, str):
@@ -154,12 +176,34 @@ class TextEncoder:
             >>> [vectors.shape for vectors in teacher.encode_words([["river", "bank"], ["mint"]])]
             [torch.Size([2, 384]), torch.Size([1, 384])]
         """
-        encoder = self._batch_encoder(None, batch_size, **options)
-        return encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+        encoder = self._checked_encoder(None, batch_size, options)
+        with _on_cpu():
+            found = encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+            if found:
+                _check_finite(torch.stack([vectors.sum(0) for vectors in found]), "sentence")
+            return found
+
+
+def _check_finite(vectors: Tensor, kind: str) -> None:
+    """Raise a ValueError if a vector of `[n, hidden]` is NaN or infinite."""
+    is_wrong = ~vectors.isfinite().all(1)
+    if is_wrong.any():
+        raise ValueError(
+            f"the model yields NaN or infinite values for {kind} {int(is_wrong.nonzero()[0])}: load it in another "
+            "dtype, such as float32; if that does not help, its weights are damaged"
+        )
+
+
+def _on_cpu() -> AbstractContextManager[Any]:
+    """Return a context in which new tensors are on the CPU, whatever `torch.set_default_device` says."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _rename(show_progress: bool | None, show_progress_bar: bool | None) -> bool | None:
     """Return the value of `show_progress_bar`, which may be given by its old name."""
+    for name, flag in (("show_progress", show_progress), ("show_progress_bar", show_progress_bar)):
+        if flag is not None:
+            check_flag(name, flag)
     if show_progress is None:
         return show_progress_bar
     warnings.warn("show_progress= is deprecated: write show_progress_bar=", FutureWarning, stacklevel=3)

@@ -11,6 +11,9 @@ from weakref import WeakKeyDictionary
 from tokenizers import normalizers
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .arguments import check_integer, check_kind
+
+PANIC = "PanicException"
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # The positions of these models start after the padding index, so two rows of their position table are not for tokens.
@@ -63,6 +66,9 @@ def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedToken
 
     Yields:
         The copy, or a slow tokenizer itself, which keeps no such settings.
+
+    Raises:
+        ValueError: The code in Rust has panicked, as it does if the tokenizer was put together wrongly.
     """
     if not tokenizer.is_fast:
         yield tokenizer
@@ -76,7 +82,13 @@ def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedToken
         if found is None or found.settings != settings:  # the tokenizer was changed
             found = _copies[tokenizer] = _Copy(copy.deepcopy(tokenizer), settings, threading.RLock())
     with found.lock:
-        yield found.tokenizer
+        try:
+            yield found.tokenizer
+        except BaseException as error:  # the class of Rust's panics is no Exception, and is not exported
+            if type(error).__name__ != PANIC:
+                raise
+            name = tokenizer.name_or_path or "that was given"
+            raise ValueError(f"the tokenizer {name} is damaged, and fails with: {error}") from error
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[Any], **options: Any) -> BatchEncoding:
@@ -111,6 +123,11 @@ def model_max_length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     if getattr(config, "model_type", None) in POSITIONS_AFTER_PADDING:
         limits[1] -= 2
     return min(limits)
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise a ValueError if an object is not a tokenizer."""
+    check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer, such as teacher.tokenizer")
 
 
 def count_embeddings(model: PreTrainedModel) -> int:
@@ -199,9 +216,11 @@ def check_max_length(max_length: int | None, longest: int) -> int:
     Raises:
         ValueError: `max_length` is below 8 or above `longest`.
     """
-    if max_length is not None and not 8 <= max_length <= longest:
+    if max_length is None:
+        return min(longest, DEFAULT_MAX_LENGTH)
+    if check_integer("max_length", max_length) < 8 or max_length > longest:
         raise ValueError(f"max_length={max_length}: the model takes 8 to {longest:,} tokens")
-    return max_length or min(longest, DEFAULT_MAX_LENGTH)
+    return int(max_length)
 
 
 def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .layer_transfer import check_weights
 from .teachers import Teacher, load_teacher
-from .tokenization import POSITIONS_AFTER_PADDING, tokenize
+from .tokenization import POSITIONS_AFTER_PADDING, check_tokenizer, tokenize
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +49,7 @@ def adopt_tokenizer(
         >>> student = SKDStudentModel.from_backbone(backbone, senses)
     """
     # Check that the model can take other tokens.
+    check_tokenizer(tokenizer)
     backbone = load_teacher(backbone)
     check_weights(backbone)
     old = _embeddings(backbone.model).weight.detach()

@@ -8,12 +8,14 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
+from ..models.arguments import check_kind
 from ..models.checkpoints import read_json
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -95,6 +97,8 @@ def encode_corpus(
     size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
     if isinstance(ids, Sized) and size is not None and len(ids) != size:
         raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
+    if ids is not None:
+        check_kind("ids", ids, Iterable, "a list of strings or integers")
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
     origin = "" if folder is None else origin_of(encoder, senses)
 
@@ -103,7 +107,8 @@ def encode_corpus(
     reader, state = iterate_texts(documents, text_column), process_state()
     with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
         while chunk := list(islice(reader, CHUNK)):
-            chosen: list[Any] = list(islice(given, len(chunk)))
+            taken = islice(given, len(chunk))
+            chosen: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in taken]
             check_ids(chosen, kind, seen, len(chunk))
             kind = kind or chosen[:1]
             if folder is None:
@@ -178,6 +183,7 @@ def load_encoder(
         return model
     if not isinstance(model, (str, os.PathLike)):
         return load_teacher(model)
+    check_kind("model", model, (str, os.PathLike), "a teacher, a student, or the name or folder of one")
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
         student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,7 +227,7 @@ def find_source(
     if model is not None:
         return load_encoder(model, trust_remote_code=trust_remote_code)
     path = folder / source
-    found = str(path) if source and path.is_dir() else source
+    found = os.path.realpath(path) if source and path.is_dir() else source  # the working directory may change
     return load_source(found, trust_remote_code) if trust_remote_code else found
 
 

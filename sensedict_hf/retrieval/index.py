@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.arguments import check_integer
-from ..models.loading import load_senses
+from ..models.arguments import check_folder, check_integer
+from ..models.loading import check_dictionary, load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
@@ -139,7 +138,9 @@ class SenseIndex:
             >>> index.search("Savings bank.", top_k=1, model=teacher)[0]
             ['money']
         """
-        folder, state = common_folder(output_dir), process_state()
+        check_dictionary(senses)
+        folder = common_folder(None if output_dir is None else check_folder("output_dir", output_dir))
+        state = process_state()
         empty = join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size))
         index = cls(senses, empty, load_encoder(model, state.device if state.num_processes > 1 else None))
         encoder = index.encoder(None, batch_size)
@@ -363,7 +364,7 @@ class SenseIndex:
             >>> len(SenseIndex.load("index", model=teacher))
             5
         """
-        folder = Path(folder)
+        folder = check_folder("folder", folder)
         check_target(folder)
         content = Part(self.documents, self._own_rows, self.ids)
         write_index(folder, content, source_of(self._model, folder), self.senses)
@@ -388,7 +389,7 @@ class SenseIndex:
             >>> SenseIndex.load("letters", model=teacher).search(texts[2], top_k=1)[0]
             ['c']
         """
-        folder = Path(folder)
+        folder = check_folder("folder", folder)
         manifest = read_manifest(folder)
         senses = load_senses(folder / "senses")
         if senses.fingerprint() != manifest["senses_fingerprint"]:

@@ -24,9 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..models.arguments import check_kind
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.prompts import check_unicode
 from .document_rows import rows_dtype
 from .parts import Part
 
@@ -35,7 +37,11 @@ if TYPE_CHECKING:
 
 KIND = "sense_index"
 PARTS = "parts"  # folder of the parts of a build that is not finished
-OURS = ("documents-", "building-")  # how the names of the other files of an unfinished build begin
+OURS = (
+    "documents-",
+    "building-",
+    "config.json.partial",
+)  # how names in an unfinished build begin
 FORMAT = 1
 # The fields of config.json.
 FIELDS = {
@@ -246,6 +252,10 @@ def check_ids(ids: Sequence[object], others: Sequence[object], seen: set[object]
     for name in ids:
         if type(name) is not kind:
             raise ValueError(f"id {name!r} is a {type(name).__name__}: ids are all strings or all integers")
+        if isinstance(name, int) and not -(2**63) <= name < 2**63:
+            raise ValueError(f"id {name} does not fit into 64 bits: give smaller integers, or strings")
+        if isinstance(name, str):
+            check_unicode(name, "an id")
         if name in seen:
             raise ValueError(f"id {name!r} is given twice: ids must differ")
         seen.add(name)
@@ -279,6 +289,7 @@ def check_mergeable(indexes: Sequence["SenseIndex"]) -> "SenseIndex":
     Raises:
         ValueError: There are none, the dictionaries differ, or an id is in two of them.
     """
+    check_kind("indexes", indexes, (list, tuple), "a list of indexes")
     if not indexes:
         raise ValueError("there are no indexes to merge: give at least one")
     first, seen = indexes[0], set[object]()

@@ -4,6 +4,8 @@ import os
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..models.arguments import check_folder, check_kind
+from ..models.files import check_source, replacing
 from ..models.folder_code import write_code
 from ..models.modeling_skd_student import SKDStudentModel
 
@@ -37,9 +39,11 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
         raise ImportError(
             "save_router needs sentence-transformers 5 or later: pip install sentence-transformers"
         ) from error
+    check_kind("student", student, SKDStudentModel, "a student")
+    path = check_folder("folder", folder)
     documents: Any = teacher
     if not isinstance(teacher, SentenceTransformer):
-        documents = SentenceTransformer(os.fspath(teacher), device=str(student.device))
+        documents = SentenceTransformer(check_source(teacher), device=str(student.device))
     with TemporaryDirectory() as saved:
         student.save_pretrained(saved)
         queries = SentenceTransformer(saved, device=str(student.device))
@@ -60,6 +64,7 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
             similarity_fn_name=documents.similarity_fn_name,
             truncate_dim=documents.truncate_dim,
         )
-        whole.save(os.fspath(folder))
-    # transformers looks for the student's code in the top folder.
-    write_code(folder, student.config.model_type)
+        with replacing(path, "modules.json") as ready:
+            whole.save(os.fspath(ready))
+            # transformers looks for the student's code in the top folder.
+            write_code(ready, student.config.model_type)

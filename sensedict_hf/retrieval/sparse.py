@@ -27,7 +27,7 @@ def sparse_documents(documents: DocumentRows, num_rows: int) -> Tensor:
     """
     owners = np.repeat(np.arange(len(documents)), np.diff(documents.offsets))
     places = torch.from_numpy(np.stack([owners, documents.rows.astype(np.int64)]))
-    ones = torch.ones(places.shape[1])
+    ones = torch.ones(places.shape[1], dtype=torch.float32)
     return torch.sparse_coo_tensor(places, ones, (len(documents), num_rows), check_invariants=False, is_coalesced=True)
 
 
@@ -83,9 +83,9 @@ def sparse_queries(
         >>> scores.shape
         torch.Size([1, 5])
     """
-    check_integer("rows_per_token", rows_per_token, 1)
+    rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
     found = [
         sparse_query(index.cosines(vectors), rows_per_token)
         for vectors in query_vectors(index.encoder(model, batch_size, prompt_name), queries)
     ]
-    return torch.stack(found) if found else torch.zeros(0, index.num_rows).to_sparse()
+    return torch.stack(found) if found else torch.zeros(0, index.num_rows, dtype=torch.float32).to_sparse()

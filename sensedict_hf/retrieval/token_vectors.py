@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.arguments import check_integer
 from ..models.encoding import pad_batch, padding_id
+from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
@@ -54,8 +56,8 @@ class TokenEncoder:
         batch_size: int = 32,
         prompt_name: str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: it must be at least 1")
+        batch_size = check_integer("batch_size", batch_size, 1)
+        check_dictionary(senses)
         check_model(model, senses)
         self.model, self.layer, self.batch_size = model, senses.config.layer, batch_size
         self.tokenizer, self.device = model.tokenizer, model.device
