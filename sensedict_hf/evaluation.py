@@ -149,6 +149,11 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
     """
     embeddings1, embeddings2 = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
     annotated = _labels("scores", scores)
+    if annotated.dtype.kind == "U":  # as files without types have them
+        try:
+            annotated = annotated.astype(float)
+        except ValueError as error:
+            raise ValueError(f"scores must be numbers ({error}): give one for each pair") from error
     if annotated.dtype.kind not in "biuf" or not np.isfinite(annotated).all():
         raise ValueError("scores have values that are no finite numbers: give one number for each pair")
     pairs = len(annotated)

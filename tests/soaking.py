@@ -15,7 +15,7 @@ from tiny_models import WORDS, make_model, make_tokenizer
 from sensedict_hf import SenseIndex, SKDStudentModel, Teacher, build_sense_dictionary
 
 THREADS = 16
-MEGABYTES = 64  # how much the memory may grow after the first quarter
+MEGABYTES = 128  # how much the memory may grow after the first quarter
 
 
 def resident():

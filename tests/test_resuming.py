@@ -258,12 +258,12 @@ def test_a_process_that_dies_ends_the_others(texts, teacher_folder, tmp_path):
     script.write_text("""if True:
         import os, signal
         from sensedict_hf.building import gathering
-        real = gathering._window_vectors
+        real = gathering.window_vectors
         def die(*given):
             if os.environ["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*given)
-        gathering._window_vectors = die
+        gathering.window_vectors = die
         from sensedict_hf.cli import main
         raise SystemExit(main())""")
     build = ["build", "--teacher", teacher_folder, "--texts", tmp_path / "texts.txt", "--output", tmp_path / "out"]

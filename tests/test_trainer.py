@@ -507,10 +507,10 @@ def test_two_processes_train_like_one(bert, senses, texts, teacher_folder, tmp_p
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     for name, number in (("loss", 6), ("eval_loss", 2)):  # the latter of 17 texts, none of them twice
         one, two = (
-            [float(loss) for loss in re.findall(rf"'{name}': '?([0-9.]+)", out)] for out in (printed, run.stdout)
+            [float(loss) for loss in re.findall(rf"'{name}': '?([0-9.]+)", out)] for out in (printed, run.stderr)
         )
         assert len(one) == number and one == pytest.approx(two[:number], rel=1e-3)
     one, two, streamed = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "streamed"))

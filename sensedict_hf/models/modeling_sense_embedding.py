@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_integer
+from .arguments import check_integer, is_traced
 from .configuration_sense_embedding import SENSES_DTYPES, SenseEmbeddingConfig, check_assignment, check_residual
 from .fingerprints import digest_tensors
 from .hub import SensePreTrainedModel
@@ -177,7 +177,8 @@ class SenseEmbeddingModel(SensePreTrainedModel):
 
         # Mix with the vectors themselves.
         residual = self.config.residual if residual is None else residual
-        check_residual(residual)  # config.residual may have been set without a check
+        if not is_traced():
+            check_residual(residual)  # config.residual may have been set without a check
         if residual:
             vectors = vectors + residual * (hidden_states.detach() - vectors)
 
