@@ -33,7 +33,14 @@ OPTION = re.compile(r"--[a-zA-Z][\w-]*(?==|\Z)")
 
 # What a wrong input, or a machine without room, raises. The others are of libraries that are not imported here.
 INPUT_ERRORS = (ValueError, OSError, ImportError, MemoryError, OverflowError)
-FOREIGN_ERRORS = ("SafetensorError", "OutOfMemoryError", "DatasetGenerationError", "ConnectError", "ConnectTimeout")
+FOREIGN_ERRORS = (
+    "SafetensorError",
+    "OutOfMemoryError",
+    "DatasetGenerationError",
+    "ConnectError",
+    "ConnectTimeout",
+    "MilvusException",
+)
 # Options that name a model or a dictionary: a folder, or a name on the Hub.
 SOURCES = ("teacher", "model", "senses", "tokenizer", "backbone", "update", "student")
 
