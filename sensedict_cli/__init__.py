@@ -74,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help_command = f"'sensedict {options.command} --help'"
             parser.error(f"unrecognized arguments: {' '.join(others)}; {help_command} lists the options")
         run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as for programs that the signal SIGPIPE ends
     except KeyboardInterrupt:
         print(f"sensedict {given[0]}: interrupted; the same command goes on where it can", file=sys.stderr)
         return 130

@@ -53,6 +53,14 @@ def test_another_process_has_died(fail, capsys, error):
     assert err.count("\n") == 1 and "another process of this launch has ended" in err
 
 
+def test_a_reader_that_stops_reading_is_no_error(fail, capsys, monkeypatch):
+    closed = []
+    monkeypatch.setattr("os.dup2", lambda *given: closed.append(given))
+    monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
+    assert fail(BrokenPipeError(32, "Broken pipe")) == 141
+    assert closed and not capsys.readouterr().err
+
+
 def test_interrupted(fail, capsys):
     assert fail(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "sensedict verify: interrupted; the same command goes on where it can\n"
