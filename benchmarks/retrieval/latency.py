@@ -10,7 +10,8 @@
   makes in `lists_seconds`.
 - All times are those of one thread on a CPU (`thread_time`), so that other work on the machine does not count.
 - `p50_ms` and `p99_ms` are the times of one query, from the vectors of its tokens to the best ten documents.
-  `product_ms` is the part that does not grow with the documents, the product of query and table.
+  `product_ms` is the part that does not grow with the documents, the product of query and table, and
+  `float32_product_ms` the same in float32.
 - `scan_ms` is the time of scoring all documents, for a part of the queries. `recall` is the share of the ten documents
   that it finds and the search finds too.
 """
@@ -99,7 +100,7 @@ def measure(searcher: Searcher, queries: list[torch.Tensor]) -> dict[str, float]
     next(searcher.search(queries[:1], TOP_K))
     first = time.thread_time() - begin
     times: list[float] = []
-    products, found = [], []
+    products, exact_products, found = [], [], []
     for vectors in queries:
         begin = time.thread_time()
         found.append(next(searcher.search([vectors], TOP_K))[0])
@@ -107,6 +108,9 @@ def measure(searcher: Searcher, queries: list[torch.Tensor]) -> dict[str, float]
         begin = time.thread_time()
         searcher.rough_cosines(vectors)
         products.append(time.thread_time() - begin)
+        begin = time.thread_time()
+        searcher.cosines(vectors)
+        exact_products.append(time.thread_time() - begin)
     scans, hits = [], []
     for vectors, best in list(zip(queries, found))[:: len(queries) // SCANNED_QUERIES]:
         begin = time.thread_time()
@@ -121,6 +125,7 @@ def measure(searcher: Searcher, queries: list[torch.Tensor]) -> dict[str, float]
         "p50_ms": 1000 * float(np.median(times)),
         "p99_ms": 1000 * float(np.quantile(times, 0.99)),
         "product_ms": 1000 * float(np.median(products)),
+        "float32_product_ms": 1000 * float(np.median(exact_products)),
         "scan_ms": 1000 * float(np.median(scans)),
         "recall": float(np.mean(hits)),
     }

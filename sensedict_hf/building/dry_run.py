@@ -36,8 +36,8 @@ def estimate_build(
 ) -> dict[str, Any]:
     """Plan a build, time a few batches of its teacher, and leave nothing.
 
-    The texts are tokenized and counted on the disk of the output folder, so all numbers but the time are those of the
-    build.
+    The texts are tokenized and counted as in the build, in a temporary folder next to the output. So all numbers are
+    exact but the time.
 
     Args:
         teacher: The teacher.

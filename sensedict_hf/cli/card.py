@@ -86,7 +86,7 @@ def scored_model(options: argparse.Namespace) -> str:
         options: The options of `sensedict evaluate`.
 
     Raises:
-        ValueError: The scores are those of an index, which has no card.
+        ValueError: `--index` is given. An index has no card.
     """
     if options.index:
         raise ValueError("--card with --index: an index has no card; leave it out")

@@ -54,7 +54,7 @@ TEMPLATE = """\
 # The ways to load a model: what holds for each, and the code, by the kind of model.
 PACKAGE = "With the package (`pip install sensedict_hf`):"
 CODE = "Without it. `trust_remote_code=True` runs the code that is saved with the model:"
-SENTENCES = "In sentence-transformers (with the package: `import sensedict_hf` in the place of `trust_remote_code`):"
+SENTENCES = "In sentence-transformers. With the package, write `import sensedict_hf` instead of `trust_remote_code`:"
 
 AUTO_MODEL = """\
 {imported}from transformers import AutoModel

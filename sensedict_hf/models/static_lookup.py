@@ -73,8 +73,8 @@ def assign_padded(
         temperature: None for hard assignment, a number for soft assignment, in units of the score.
 
     Returns:
-        The vectors, `[n, hidden]`, the index of each position's best sense, `[n]`; -1 if its token has none; and a
-        number that is finite only if all vectors, senses and scores are.
+        Three tensors: the vectors, `[n, hidden]`; the index of each position's best sense, `[n]`, -1 if its token has
+        no senses; and a number that is finite only if all vectors, senses and scores are.
 
     Raises:
         ValueError: The similarity is unknown.
@@ -98,8 +98,8 @@ def _score_in_steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best sense of each position, with a temperature the mean of its senses, and the sum of all scores.
 
-    The softmax is that of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018: what was summed
-    is scaled down whenever a larger score is found.
+    The softmax is computed step by step: the sums are scaled down whenever a larger score is found (Milakov and
+    Gimelshein, "Online normalizer calculation for softmax", 2018).
     """
     lowest = torch.finfo(torch.float32).min  # finite, so that no difference of two scores is NaN
     best, sense_ids = torch.full_like(states[:, 0], lowest), torch.full_like(starts, -1)
