@@ -54,6 +54,11 @@ def check_source(source: object) -> str:
     return name
 
 
+def is_panic(error: BaseException) -> bool:
+    """Return whether an error is a panic of code in Rust, whose class is no `Exception` and is not exported."""
+    return type(error).__name__ == "PanicException"
+
+
 @contextmanager
 def reading(name: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what libraries raise for a damaged folder, inside a `with` block, into a ValueError that names the folder.
@@ -66,7 +71,7 @@ def reading(name: str | os.PathLike[str]) -> Iterator[None]:
     except (ValueError, OSError, ImportError):
         raise  # says what is wrong
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the code in Rust
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         message = " ".join(str(error).split())
         raise ValueError(

@@ -12,8 +12,8 @@ from tokenizers import normalizers
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .arguments import check_integer, check_kind
+from .files import is_panic
 
-PANIC = "PanicException"
 # Longest window if no length is given: batches of the longest inputs of a long-context model do not fit into memory.
 DEFAULT_MAX_LENGTH = 512
 # The positions of these models start after the padding index, so two rows of their position table are not for tokens.
@@ -84,8 +84,8 @@ def private_copy(tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedToken
     with found.lock:
         try:
             yield found.tokenizer
-        except BaseException as error:  # the class of Rust's panics is no Exception, and is not exported
-            if type(error).__name__ != PANIC:
+        except BaseException as error:
+            if not is_panic(error):
                 raise
             name = tokenizer.name_or_path or "that was given"
             raise ValueError(f"the tokenizer {name} is damaged, and fails with: {error}") from error

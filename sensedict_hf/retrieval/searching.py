@@ -21,7 +21,7 @@ class Searcher:
     """Documents and the table of their rows, ready to be searched.
 
     Most of the time goes into the product of query and table. So it is made in bfloat16 where the CPU multiplies such
-    numbers, which is nearly three times as fast. These cosines are rough, but their error has a bound. Documents that
+    numbers, which is more than twice as fast. These cosines are rough, but their error has a bound. Documents that
     can be among the best by it are scored again in float32. So the result is exact.
 
     Args:
