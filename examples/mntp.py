@@ -9,46 +9,95 @@ bidirectionally.
 - The token at position i is predicted from the logits at position i - 1, as the decoder has learned.
 - Only adapters (LoRA) are trained. They are saved with the tokenizer and fit the base model without a head.
   `load_teacher(output, bidirectional=True)` loads both.
+- An interrupted run continues from its last checkpoint in the output folder.
 
-LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. This script was run only on CPUs, with models of less
-than a million parameters.
+LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. `benchmarks/decoders.py` runs this script on a decoder of
+135 million parameters.
 """
 
 import argparse
 import copy
+import zlib
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from sensedict_hf import load_teacher, read_dataset
 
 IGNORED = -100  # label of a token that is not predicted
 
 
-def mntp_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Compute the mean cross-entropy of the chosen tokens, each from the logits one position before it.
+class MNTPTrainer(Trainer):
+    """Predicts each chosen token from the position before it. The head reads these positions alone, to save memory."""
 
-    Args:
-        outputs: Holds `logits`, `[batch, positions, vocabulary]`.
-        labels: `[batch, positions]`, the chosen tokens; -100 elsewhere.
-        num_items_in_batch: Number of chosen tokens to divide by, if a step has several batches. Default: the number in
-            this batch.
-    """
-    logits, labels = outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-    return total / max(count, 1)  # a small batch may have no chosen token
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the mean cross-entropy of the chosen tokens.
+
+        Args:
+            model: The decoder with its head.
+            inputs: `input_ids`, `attention_mask` and `labels`, `[batch, positions]`. Labels are -100 where a token is
+                not predicted.
+            return_outputs: Whether to return the outputs too. Their logits are `[1, chosen tokens, vocabulary]`.
+            num_items_in_batch: Number of chosen tokens to divide by, if a step has several batches. Default: the
+                number in this batch.
+        """
+        labels = inputs["labels"][:, 1:]
+        chosen = labels != IGNORED
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, states: states[0][:, :-1][chosen][None])
+        try:
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        finally:
+            hook.remove()
+        count = chosen.sum() if num_items_in_batch is None else num_items_in_batch
+        total = F.cross_entropy(outputs.logits[0].float(), labels[chosen], reduction="sum")
+        loss = total / max(count, 1)  # a small batch may have no chosen token
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a batch, the most probable tokens and the true ones, `[1, chosen tokens]`."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        labels = inputs["labels"][:, 1:]
+        return loss, outputs.logits.argmax(-1), labels[labels != IGNORED][None]
+
+
+class Masking(DataCollatorForLanguageModeling):
+    """Chooses tokens by the contents of the batch, so that a resumed run chooses as a straight one."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad windows, and mask tokens."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(str([row["input_ids"] for row in examples]).encode()))
+            return super().torch_call(examples)
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute the share of chosen tokens that the model ranks first."""
+    found, labels = (values.ravel() for values in (prediction.predictions, prediction.label_ids))
+    return {"accuracy": float((found == labels)[labels != IGNORED].mean())}
 
 
 def masking_tokenizer(tokenizer: PreTrainedTokenizerBase, mask_token: str) -> PreTrainedTokenizerBase:
@@ -94,6 +143,8 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--lora-alpha", type=int, help="default: twice the rank")
     parser.add_argument("--lora-dropout", type=float, default=0.05)
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    parser.add_argument("--bf16", action="store_true", help="compute products in bfloat16; weights stay float32")
+    parser.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints and held-out scores")
     parser.add_argument("--held-out", type=float, default=0.05, help="share of texts to measure the loss on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -133,7 +184,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parts = parts.map(windows, batched=True, remove_columns=parts["train"].column_names)
 
     # 4. Training.
-    trainer = Trainer(
+    trainer = MNTPTrainer(
         model,
         TrainingArguments(
             options.output,
@@ -141,34 +192,35 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
             learning_rate=options.learning_rate,
             per_device_train_batch_size=options.batch_size,
             per_device_eval_batch_size=options.batch_size,
-            prediction_loss_only=True,
             remove_unused_columns=False,  # the collator needs the mask of special tokens
-            save_strategy="no",
+            save_steps=options.save_steps,
+            save_total_limit=1,
+            eval_strategy="steps",
+            eval_steps=options.save_steps,
             report_to="none",
-            logging_steps=100,
+            logging_steps=options.save_steps,
+            bf16=options.bf16,
+            use_cpu=not torch.accelerator.is_available(),  # bfloat16 on a CPU must be asked for
             seed=options.seed,
             **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
         ),
         train_dataset=parts["train"],
         eval_dataset=parts["test"],
-        data_collator=DataCollatorForLanguageModeling(masking, mlm_probability=options.mlm_probability),
-        compute_loss_func=mntp_loss,
+        data_collator=Masking(masking, mlm_probability=options.mlm_probability),
+        compute_metrics=accuracy,
     )
-
-    def held_out_loss() -> float:
-        set_seed(options.seed)  # chooses the same tokens each time
-        return trainer.evaluate()["eval_loss"]
-
-    before = held_out_loss()
-    trainer.train()
-    after = held_out_loss()
-    losses = f"{before:.4f} before, {after:.4f} after {options.max_steps:,} steps"
-    print(f"loss on {len(parts['test']):,} held-out windows: {losses}")
+    before = trainer.evaluate()
+    checkpoint = get_last_checkpoint(options.output) if Path(options.output).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    after = trainer.evaluate()
+    for name in ("loss", "accuracy"):
+        values = f"{before[f'eval_{name}']:.4f} before, {after[f'eval_{name}']:.4f} after {options.max_steps:,} steps"
+        print(f"{name} on {len(parts['test']):,} held-out windows: {values}")
 
     # 5. The adapter for the base model, and the tokenizer.
     adapter.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    return before, after
+    return before["eval_loss"], after["eval_loss"]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
+from transformers import AutoModel
 
 from benchmarks.distillation.comparison import Comparison
 from benchmarks.distillation.jobs import run_jobs
-from benchmarks.distillation.methods import CachedTrainer
+from benchmarks.distillation.methods import CachedTrainer, OutputTrainer
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary
 
 
@@ -45,6 +46,38 @@ def test_vectors_from_the_disk_train_as_the_teacher_does(bert, texts, tmp_path, 
         own = trainer.model.eval()(batch["input_ids"], batch["attention_mask"], assignment="none").last_hidden_state
     cosines = F.cosine_similarity(own, batch["vectors"], dim=-1)[batch["attention_mask"].bool()]
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(1 - cosines.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("sense_rate", [0.0, 1e-2])
+def test_the_output_is_trained_end_to_end(bert, texts, tmp_path, sense_rate):
+    """The loss is that of the output half. The senses change only if they have a learning rate."""
+    build_sense_dictionary(bert, texts, budget=100, output_dir=tmp_path / "senses")
+    senses = AutoModel.from_pretrained(tmp_path / "senses", learn_senses=bool(sense_rate))
+    input_ids = [bert.tokenizer(text)["input_ids"] for text in texts]
+    begins = np.cumsum([0, *map(len, input_ids)])
+    rows = {"input_ids": input_ids, "labels": [[-1] * len(ids) for ids in input_ids], "begin": begins[:-1]}
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1, assignment="soft", residual=0.5)
+    settings = dict(report_to="none", save_strategy="no", logging_steps=1, learning_rate=1e-3, use_cpu=True)
+    args = SKDTrainingArguments(str(tmp_path), **settings)
+    vectors = torch.cat([bert.last_hidden_state(torch.tensor([ids]))[0] for ids in input_ids]).numpy()
+    student.eval()
+    trainer = OutputTrainer(sense_rate, student, args, Dataset.from_dict(rows), vectors)
+    batch = next(iter(trainer.get_train_dataloader()))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    own = student(ids, mask, assignment="none").last_hidden_state
+    output = (own + senses(ids, own, mask, "soft").hidden_states) / 2
+    errors = (output - batch["vectors"])[mask.bool()].square().sum(-1).mean()
+    weighted = errors * args.mse_weight / senses.config.distortion
+    assert trainer.compute_loss(student, batch).item() > weighted.item()
+    args.sentence_weight = 0.0
+    torch.testing.assert_close(trainer.compute_loss(student, batch), weighted, rtol=1e-4, atol=1e-5)
+    args.sentence_weight = 9.0
+
+    before = student.senses.senses.detach().clone()
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert torch.equal(student.senses.senses, before) == (not sense_rate)
 
 
 @pytest.mark.parametrize(("peak", "tried"), [(2e-3, 3), (1e-3, 4), (4e-3, 4), (2.5e-4, 6), (1.6e-2, 6)])

@@ -3,14 +3,21 @@
 import importlib.util
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from tiny_models import SIZES, WORDS, make_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+)
 
 from sensedict_hf import load_teacher
 
@@ -79,18 +86,45 @@ def test_mntp(base, files, texts, tmp_path, capsys):
     torch.testing.assert_close(one, two)
 
 
-def test_mntp_loss_is_of_the_position_before():
-    mntp_loss = example("mntp").mntp_loss
-    logits = torch.zeros(1, 3, 4)
-    logits[0, 1, 2] = 100  # token 2 comes after position 1
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, 2]])).item() == pytest.approx(0)
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, -100]])).item() == pytest.approx(
-        math.log(4)
-    )
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, 2, 2]]), 4).item() == pytest.approx(
-        math.log(4) / 4
-    )
-    assert mntp_loss(SimpleNamespace(logits=logits), torch.tensor([[-100, -100, -100]])).item() == 0
+def test_mntp_predicts_from_the_position_before(base, tmp_path):
+    """The loss and the accuracy are those of all logits, moved by one position."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    trainer = example("mntp").MNTPTrainer(model, TrainingArguments(tmp_path, use_cpu=True))
+    ids = torch.tensor([[2, 5, 6, 7], [2, 8, 9, 10]])
+    labels = torch.tensor([[-100, -100, 6, 7], [2, -100, -100, 10]])  # no position is before the first
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+    torch.testing.assert_close(trainer.compute_loss(model, inputs), expected)
+    torch.testing.assert_close(trainer.compute_loss(model, inputs, num_items_in_batch=6), expected / 2)
+    loss, found, true = trainer.prediction_step(model, inputs)
+    torch.testing.assert_close(loss, expected.detach())
+    assert true.tolist() == [[6, 7, 10]] and found.tolist() == [logits[[1, 2, 5]].argmax(-1).tolist()]
+    none = inputs | {"labels": torch.full_like(ids, -100)}
+    assert trainer.compute_loss(model, none).item() == 0
+    assert model(ids).logits.shape == (2, 4, model.config.vocab_size)  # the hook is gone
+
+
+def test_mntp_continues_after_an_interruption(base, files, tmp_path):
+    settings = ["--model", str(base), *files, "--mask-token", "[UNK]", "--max-steps", "4", "--save-steps", "2"]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    example("mntp").main([*settings, "--output", str(straight)])
+    mntp = example("mntp")
+    steps = iter(range(3))
+
+    class Interrupted(mntp.MNTPTrainer):
+        def training_step(self, *args, **kwargs):
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    mntp.MNTPTrainer = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        mntp.main([*settings, "--output", str(resumed)])
+    assert [path.name for path in resumed.glob("checkpoint-*")] == ["checkpoint-2"]
+    example("mntp").main([*settings, "--output", str(resumed)])
+    one, two = (folder / "adapter_model.safetensors" for folder in (straight, resumed))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_mntp_needs_a_mask_that_the_model_knows(base, files, tmp_path):
@@ -99,6 +133,36 @@ def test_mntp_needs_a_mask_that_the_model_knows(base, files, tmp_path):
         match=r"mask token '_' is none of the tokenizer's 32 tokens: .* --mask-token, for example '\[UNK\]'",
     ):
         example("mntp").main(["--model", str(base), *files, "--output", str(tmp_path / "mntp")])
+
+
+def test_simcse(base, files, tmp_path):
+    """After MNTP, the second step makes one model, the same for both libraries, and resumes to the same bytes."""
+    settings = [*files[:2], "--batch-size", "8", "--max-steps", "4", "--save-steps", "2", "--learning-rate", "1e-2"]
+    simcse = example("simcse")
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    simcse.main(["--model", str(base), *settings, "--output", str(straight)])
+    before, after = load_teacher(base, bidirectional=True), load_teacher(straight)
+    assert (after.attention, after.pooling, after.model.config.attention_dropout) == ("bidirectional", "mean", 0.0)
+    sentences = ["w1 w2 w3", "w4 w5"]
+    vectors = after.encode(sentences)
+    assert (vectors - before.encode(sentences)).abs().max() > 1e-3
+    torch.testing.assert_close(vectors, SentenceTransformer(str(straight)).encode(sentences, convert_to_tensor=True))
+
+    steps = iter(range(3))
+
+    class Interrupted(simcse.SentenceTransformerTrainer):
+        def training_step(self, *args, **kwargs):
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+    simcse.SentenceTransformerTrainer = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        simcse.main(["--model", str(base), *settings, "--output", str(resumed)])
+    example("simcse").main(["--model", str(base), *settings, "--output", str(resumed)])
+    one, two = (folder / "model.safetensors" for folder in (straight, resumed))
+    assert one.read_bytes() == two.read_bytes()
+    assert not list(tmp_path.glob("*.training"))
 
 
 def test_train_decoder(files, texts, tmp_path):

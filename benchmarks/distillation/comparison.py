@@ -33,7 +33,7 @@ from sensedict_hf.models.encoding import pad_batch
 
 from ..studies import Study
 from .jobs import run_jobs
-from .methods import METHODS, SETTINGS, CachedTrainer
+from .methods import METHODS, SETTINGS, CachedTrainer, OutputTrainer
 from .tables import MAIN_SCORES, OUTPUTS
 from .tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
 
@@ -135,11 +135,11 @@ class Comparison:
             raise SystemExit(f"{path} is for other texts: choose another --output")
         return dataset.add_column("begin", begins[:-1]), rows_of, vectors
 
-    def senses(self, names: Sequence[str], dev: bool, similarity: str) -> SenseEmbeddingModel:
+    def senses(self, names: Sequence[str], dev: bool, similarity: str, learn: bool = False) -> SenseEmbeddingModel:
         """Build the dictionary of the texts of some tasks."""
         folder = self.output / f"senses-{scope(names)}{'-dev' * dev}"
         if (folder / "config.json").is_file():
-            senses = AutoModel.from_pretrained(folder)
+            senses = AutoModel.from_pretrained(folder, learn_senses=learn)
         else:
             self.check_time()
             texts = self.texts(names, dev)
@@ -178,7 +178,7 @@ class Comparison:
             return AutoModel.from_pretrained(folder).to(self.teacher.device)
 
         # The student, and the settings of its training.
-        senses = self.senses(names, dev, method.similarity)
+        senses = self.senses(names, dev, method.similarity, learn=bool(method.sense_rate))
         unfinished = folder.with_name(folder.name + ".partial")
         set_seed(seed)
         if layers == "backbone":
@@ -212,14 +212,18 @@ class Comparison:
 
             # The training.
             chosen = [row for text in self.texts(names, dev) for row in rows_of[text]]
-            trainer = CachedTrainer(student, args, teacher=self.teacher, train_dataset=dataset.select(chosen))
+            if method.sense_rate is not None:
+                student.config.assignment, student.config.residual = "soft", 0.5
+                trainer = OutputTrainer(method.sense_rate, student, args, dataset.select(chosen), vectors)
+            else:
+                trainer = CachedTrainer(student, args, teacher=self.teacher, train_dataset=dataset.select(chosen))
+                trainer.read(self.teacher, vectors)
+                trainer.is_cosine = key == "cosine"
             for checkpoint in unfinished.glob("checkpoint-*"):
                 if not (checkpoint / "trainer_state.json").is_file():  # its writing was interrupted
                     shutil.rmtree(checkpoint)
             if self.is_job:
                 trainer.remove_callback(PrinterCallback)
-            trainer.read(self.teacher, vectors)
-            trainer.is_cosine = key == "cosine"
             trainer.train(resume_from_checkpoint=get_last_checkpoint(unfinished) if unfinished.exists() else None)
             for checkpoint in unfinished.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)

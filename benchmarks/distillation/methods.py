@@ -8,9 +8,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
-from sensedict_hf import SKDTrainer, SKDTrainingArguments, Teacher
+from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, Teacher
 from sensedict_hf.distillation.batches import Collator
+from sensedict_hf.distillation.losses import IGNORED, hidden_mse, sentence_mse
+from sensedict_hf.distillation.modes import without_dropout
+from sensedict_hf.models.encoding import padding_id, pool
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Method:
         settings: Settings of :class:`SKDTrainingArguments`.
         similarity: Similarity of the dictionary.
         separate: Whether each task has a student and a dictionary of its own.
+        sense_rate: The method trains the output `half` end to end. This is the learning rate of the senses; 0 keeps
+            them. None: the method trains the student's own vectors.
     """
 
     title: str
@@ -30,6 +37,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
     similarity: str = "l2"
     separate: bool = False
+    sense_rate: float | None = None
 
 
 METHODS = {
@@ -44,6 +52,9 @@ METHODS = {
     "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
     "sense": Method("senses alone", "soft", {"objective": "sense"}),
     "skd": Method("SKD", "half"),  # the default: senses, hidden-state MSE and sentence MSE together
+    "output": Method("the output half, end to end", "half", sense_rate=0.0),
+    "learned-slow": Method("the output half and its senses, end to end, 1e-4", "half", sense_rate=1e-4),
+    "learned": Method("the output half and its senses, end to end, 1e-3", "half", sense_rate=1e-3),
     "mse-sep": Method("hidden-state MSE, a student for each task", settings={"objective": "mse"}, separate=True),
     "skd-sep": Method("SKD, a student for each task", "half", separate=True),
 }
@@ -106,3 +117,61 @@ class CachedTrainer(SKDTrainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
         return ((1 - F.cosine_similarity(own, inputs["vectors"].float(), dim=-1)) * inputs["owned"]).sum()
+
+
+class OutputTrainer(Trainer):
+    """Trains the output that users get, and with it the senses: regression of hidden states and of sentences.
+
+    Args:
+        sense_rate: Learning rate of the senses.
+        student: The student. Its output is the mean of its own vector and its senses.
+        args: Settings. The weights of both losses are those of SKD.
+        data: The windows of the texts.
+        vectors: The teacher's vectors, see :class:`CachedCollator`.
+    """
+
+    def __init__(
+        self,
+        sense_rate: float,
+        student: SKDStudentModel,
+        args: SKDTrainingArguments,
+        data: Dataset,
+        vectors: np.ndarray,
+    ):
+        padding = padding_id(student.tokenizer, student)
+        collator = CachedCollator(padding, student.senses.config, None, False, vectors)
+        args.remove_unused_columns = False  # the collator needs them
+        super().__init__(student, args, train_dataset=data, data_collator=collator)
+        self.model_accepts_loss_kwargs, self.student, self.sense_rate = True, student, sense_rate
+        self.unit = student.senses.score_temperature(1.0)  # before the senses change
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train without dropout, as :class:`SKDTrainer` does."""
+        with without_dropout(self.student):
+            return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make AdamW with a learning rate of its own for the senses."""
+        if self.optimizer is None:
+            rates: dict[float, list[nn.Parameter]] = {self.args.learning_rate: [], self.sense_rate: []}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    rates[self.sense_rate if name == "senses.senses" else self.args.learning_rate].append(parameter)
+            groups = [{"params": some, "lr": rate} for rate, some in rates.items() if some]
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute the mean loss over positions."""
+        mask, theirs = inputs["attention_mask"], inputs["vectors"].float()
+        own = model(input_ids=inputs["input_ids"], attention_mask=mask, assignment="soft").last_hidden_state
+        counted = inputs["labels"] != IGNORED
+        sentences = sentence_mse(pool(own, mask, "mean"), pool(theirs, mask, "mean"), counted)
+        loss = self.args.mse_weight * hidden_mse(own, theirs, counted) + self.args.sentence_weight * sentences
+        return loss / self.unit / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
