@@ -80,10 +80,23 @@ def test_a_generator_is_read_in_chunks(encoder, texts, monkeypatch):
         torch.testing.assert_close(found, vectors, rtol=1e-4, atol=1e-5)
 
 
-def test_a_list_is_sorted_as_a_whole(bert, texts, monkeypatch):
-    expected = bert.encode(texts)
+def test_a_list_is_read_in_chunks_and_checked_first(encoder, texts, monkeypatch):
+    """A list is not tokenized at once. Yet a wrong text at its end is found before the model runs."""
+    expected = encoder.encode(texts)
     monkeypatch.setattr(encoding, "CHUNK", 7)
-    assert torch.equal(bert.encode(texts), expected)
+    sizes, run = [], encoding.BatchEncoder._run
+
+    def watch(self, rows, progress):
+        sizes.append(len(rows))
+        yield from run(self, rows, progress)
+
+    monkeypatch.setattr(encoding.BatchEncoder, "_run", watch)
+    torch.testing.assert_close(encoder.encode(texts), expected, rtol=1e-4, atol=1e-5)
+    assert sum(sizes) == len(texts) and max(sizes) == 7
+    sizes.clear()
+    with pytest.raises(ValueError, match=f"text {len(texts)} is of type NoneType"):
+        encoder.encode([*texts, None])
+    assert not sizes
 
 
 def test_what_is_not_a_text_is_told_by_its_number_and_type(encoder, texts, monkeypatch):

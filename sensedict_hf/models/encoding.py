@@ -22,7 +22,7 @@ POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
 # A backbone without layers computes the vector of a text itself, with weights that it has learned.
 LEARNED = "learned"
 LONG_TEXTS = ("truncate", "windows")
-# How many texts of a generator are read at a time. They are sorted by length, so a large number saves padding.
+# How many texts are tokenized at a time. They are sorted by length, so a large number saves padding.
 CHUNK = 4096
 
 Item = TypeVar("Item")
@@ -154,6 +154,8 @@ class BatchEncoder:
         is_table = hasattr(texts, "columns") or hasattr(texts, "column_names")
         if is_table or not isinstance(texts, Iterable) or isinstance(texts, (Mapping, bytes)):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
+        if isinstance(texts, (list, tuple)):
+            check_texts(texts)  # before work is lost
         vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
         return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size, dtype=torch.float32)
 
@@ -181,15 +183,15 @@ class BatchEncoder:
         self, encode: Callable[[list[Item], int, Any], Result], items: Iterable[Item], show_progress_bar: bool | None
     ) -> Iterator[Result]:
         """Yield `encode(chunk, first, progress)` for each chunk; `first` is the index of its first item."""
-        chunks = _read_chunks(items)
-        chunk, first = next(chunks, []), 0
+        reader, first = iter(items), 0
+        chunk = list(islice(reader, CHUNK))
         batches = -(-len(items) // self.batch_size) if isinstance(items, Sized) else None
         hide = len(chunk) <= self.batch_size if show_progress_bar is None else not show_progress_bar
         with tqdm(total=batches, desc="Encoding", unit=" batches", leave=False, disable=hide) as progress:
             while chunk:
                 yield encode(chunk, first, progress)
                 first += len(chunk)
-                chunk = next(chunks, [])
+                chunk = list(islice(reader, CHUNK))
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         """Return the vectors of one chunk, `[texts, hidden]`."""
@@ -337,16 +339,6 @@ def _warn_of_cut(cut: int, texts: int, max_length: int) -> None:
         f"{cut:,} of {texts:,} texts are longer than {max_length:,} tokens, and what comes after these is left out; "
         "encode(..., long_texts='windows') reads all of it"
     )
-
-
-def _read_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield the items in lists: a list or tuple, which is in memory already, as a whole; anything else in parts."""
-    if isinstance(items, (list, tuple)):
-        yield list(items)
-        return
-    reader = iter(items)
-    while chunk := list(islice(reader, CHUNK)):
-        yield chunk
 
 
 def _check_rows(rows: Sequence[Sequence[int]], texts: Sequence[Any], first: int) -> None:
