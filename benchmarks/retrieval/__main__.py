@@ -233,6 +233,8 @@ def main() -> None:
     parser = study_parser("retrieval", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder of the teacher")
+    text = "of the teacher; float32 for the recorded results"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
     parser.add_argument(
         "--students", nargs="*", default=[], metavar="TITLE=FOLDER", help="students of the teacher, with titles"
     )
@@ -240,12 +242,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/retrieval"), help="folder of the vectors")
     parser.add_argument("--plaid", metavar="PYTHON", help="an interpreter that has fast-plaid, to compare with PLAID")
     options = parser.parse_args()
-    is_recorded = options.teacher == parser.get_default("teacher")
+    is_recorded = options.teacher == parser.get_default("teacher") and options.dtype == "float32"
     command = "python -m benchmarks.retrieval --data FOLDER --students TITLE=FOLDER ..."
     path = results_file(options.results, "retrieval", recorded=is_recorded, folder=options.output)
     study = Study(path, command=command)
     torch.set_num_threads(1)
-    teacher = load_teacher(options.teacher, device="cpu")
+    teacher = load_teacher(options.teacher, device="cpu", dtype=options.dtype)
     students: dict[str, SKDStudentModel] = {}
     for given in options.students:
         title, _, folder = given.partition("=")

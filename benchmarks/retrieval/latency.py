@@ -57,7 +57,7 @@ def main() -> None:
     # The real index, and the vectors of the queries.
     folder = options.output / "latency-index"
     if not folder.is_dir():
-        texts = corpus + wikipedia_passages(options.data, PASSAGES)
+        texts = corpus + wikipedia_passages(options.data)[:PASSAGES]
         SenseIndex.build(teacher, build_sense_dictionary(teacher, texts), texts).save(folder)
     index = SenseIndex.load(folder, model=teacher)
     real, table = index.documents, index.senses.dequantized().float()

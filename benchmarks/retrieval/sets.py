@@ -10,9 +10,9 @@ SHORTEST, LONGEST = 400, 1000
 # Documents and queries of the sets of intents, and the score that makes a pair of sentences paraphrases.
 INTENT_DOCUMENTS, INTENT_QUERIES, PARAPHRASE = 3000, 400, 4.0
 EVERY = 3  # of the questions of xquad_retrieval
-# Passages of Wikipedia, in two parts, and how many parts are among the documents of a set.
+# Where the first parts of the passages of Wikipedia end, and how many parts are among the documents of a set.
 PASSAGES = (700, 2000)
-XQUAD = {"xquad_retrieval": 0, "xquad_retrieval + 700": 1, "xquad_retrieval + 2,000": 2}
+XQUAD = {"xquad_retrieval": 0, "xquad_retrieval + 700": 1, "xquad_retrieval + 2,000": 2, "xquad_retrieval + all": 3}
 NAMES = ("stsb", "hwu64", "banking77", *XQUAD)  # the cheapest first
 
 
@@ -88,22 +88,20 @@ def load_set(name: str, data: Path) -> RetrievalSet:
     )
 
 
-def wikipedia_passages(data: Path, count: int) -> list[str]:
+def wikipedia_passages(data: Path) -> list[str]:
     """Return passages of Wikipedia: the first of every article, then the second of every article, and so on.
 
     Args:
         data: The folder of all tasks.
-        count: How many.
     """
     articles = read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]
     paragraphs = [[text[:LONGEST] for text in article.split("\n") if len(text) >= SHORTEST] for article in articles]
     longest = max(map(len, paragraphs))
-    passages = [texts[place] for place in range(longest) for texts in paragraphs if len(texts) > place]
-    return passages[:count]
+    return [texts[place] for place in range(longest) for texts in paragraphs if len(texts) > place]
 
 
 def passage_parts(data: Path) -> dict[str, list[str]]:
     """Return the parts of the passages, by name."""
-    passages = wikipedia_passages(data, PASSAGES[-1])
-    borders = zip((0, *PASSAGES), PASSAGES)
-    return {f"passages {begin} to {end}": passages[begin:end] for begin, end in borders}
+    passages = wikipedia_passages(data)
+    ends = (*PASSAGES, len(passages))
+    return {f"passages {begin} to {end}": passages[begin:end] for begin, end in zip((0, *PASSAGES), ends)}
