@@ -6,6 +6,7 @@
 - FILE is JSON Lines with the column `text`. A part of the training texts is held out: learning rates are chosen there.
 - Two dictionaries are built from training texts, for the token that a state has read (`input`) and for the token that
   it predicts (`next`). The teacher is scored with its states replaced by their senses, under its own head.
+- The teacher runs once over the training texts. Its states are kept in half precision for all students.
 - Students of the teacher's first layers and its last see the same batches for as many steps, by five objectives.
 - Finished steps stay in the output folder, so that an interrupted run continues after them.
 
@@ -21,9 +22,10 @@ import json
 import statistics
 import time
 from functools import cache
+from itertools import product
 from pathlib import Path
 
-import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
@@ -32,9 +34,12 @@ from sensedict_hf import (
     SKDStudentForCausalLM,
     SKDTrainer,
     SKDTrainingArguments,
+    Teacher,
     attach_senses,
     build_sense_dictionary,
+    encode_senses,
     evaluate_language_modeling,
+    load_teacher,
     read_dataset,
 )
 from sensedict_hf.demo import read_demo_corpus
@@ -55,6 +60,13 @@ HELD_OUT = 20  # one of so many training texts is held out
 TIMED_STEPS = 5
 
 
+class CachedTrainer(SKDTrainer):
+    """An :class:`SKDTrainer` for states that were kept once for all objectives."""
+
+    def _encode(self, texts: Dataset, args: SKDTrainingArguments, name: str) -> Dataset:
+        return texts
+
+
 class Benchmark:
     """The steps of the comparison. Each leaves a folder or a line in `scores.json`.
 
@@ -66,7 +78,7 @@ class Benchmark:
         self.options, self.output = options, Path(options.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.file = self.output / "scores.json"
-        neutral = ("output", "results", "teacher", "train", "test", "learning_rates", "seeds")
+        neutral = ("output", "results", "teacher", "train", "test", "learning_rates", "sense_weights", "seeds")
         settings = {name: value for name, value in vars(options).items() if name not in neutral}
         self.scores = json.loads(self.file.read_text()) if self.file.is_file() else {"settings": settings}
         if self.scores["settings"] != settings:
@@ -75,7 +87,7 @@ class Benchmark:
         self.held_out = [text for number, text in enumerate(train) if number % HELD_OUT == 0][: options.test_texts]
         self.train = [text for number, text in enumerate(train) if number % HELD_OUT][: options.train_texts]
         self.test = list(read_dataset([options.test])["text"])[: options.test_texts]
-        self.senses = cache(self._senses)
+        self.senses, self.states, self.teacher = cache(self._senses), cache(self._states), cache(self._teacher)
 
     def scored(self, title: str, score) -> dict[str, float]:
         """Return the scores under a title; they are computed if they are not there yet."""
@@ -88,7 +100,7 @@ class Benchmark:
 
     def model(self):
         """Load the teacher with its head."""
-        return AutoModelForCausalLM.from_pretrained(self.options.teacher, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(self.options.teacher, dtype=self.options.dtype).eval()
 
     def perplexity(self, model, texts: list[str]) -> dict[str, float]:
         """Score a model on texts."""
@@ -99,8 +111,16 @@ class Benchmark:
         texts = self.train[: self.options.sense_texts]
         folder = self.output / f"senses-{key}"
         return build_sense_dictionary(
-            self.options.teacher, texts, key=key, max_length=self.options.length, output_dir=folder, device="cpu"
+            self.teacher(), texts, key=key, max_length=self.options.length, output_dir=folder
         )
+
+    def _states(self) -> Dataset:
+        senses, folder = self.senses("input"), self.output / "states"
+        settings = {"output_dir": folder, "max_length": self.options.length, "keep_vectors": True}
+        return encode_senses(self.teacher(), senses, self.train, **settings)
+
+    def _teacher(self) -> Teacher:
+        return load_teacher(self.options.teacher, bidirectional=False, dtype=self.options.dtype, device="cpu")
 
     def score_teacher(self, key: str | None, output: str) -> dict[str, float]:
         """Score the teacher, with its states replaced by senses if a key is given."""
@@ -110,8 +130,15 @@ class Benchmark:
             attach_senses(model, self.senses(key), assignment=assignment, residual=residual)
         return self.perplexity(model, self.test)
 
-    def trainer(self, method: str, rate: float, seed: int) -> SKDTrainer:
-        """Make a student and what trains it."""
+    def trainer(self, method: str, rate: float, weight: float, seed: int) -> SKDTrainer:
+        """Make a student and what trains it.
+
+        Args:
+            method: A key of `METHODS`.
+            rate: The highest learning rate.
+            weight: Weight of the sense loss.
+            seed: Seed of the order of the texts.
+        """
         objective, key = METHODS[method]
         set_seed(seed)
         student = SKDStudentForCausalLM.from_teacher(self.options.teacher, self.options.layers)
@@ -119,6 +146,7 @@ class Benchmark:
             str(self.output / "training"),
             objective=objective,
             learning_rate=rate,
+            sense_weight=weight,
             seed=seed,
             max_steps=self.options.steps,
             max_length=self.options.length,
@@ -126,21 +154,23 @@ class Benchmark:
             save_strategy="no",
             report_to="none",
             use_cpu=True,
+            bf16=self.options.dtype == "bfloat16",
             disable_tqdm=True,
+            cache_vectors=True,
         )
         senses = None if key is None else self.senses(key)
-        return SKDTrainer(student, args, teacher=self.options.teacher, train_dataset=self.train, senses=senses)
+        return CachedTrainer(student, args, teacher=self.options.teacher, train_dataset=self.states(), senses=senses)
 
-    def score_student(self, method: str, rate: float, seed: int) -> dict[str, float]:
+    def score_student(self, method: str, rate: float, weight: float, seed: int) -> dict[str, float]:
         """Train a student, and score it on held-out and on test texts."""
-        trainer = self.trainer(method, rate, seed)
+        trainer = self.trainer(method, rate, weight, seed)
         trainer.train()
         found = {name: self.perplexity(trainer.model, getattr(self, name)) for name in ("held_out", "test")}
         return {f"{name}_{score}": value for name, scores in found.items() for score, value in scores.items()}
 
     def time_steps(self) -> dict[str, float]:
         """Measure the CPU seconds of a step by each objective, in turns. The smallest of some is reported."""
-        trainers = {method: self.trainer(method, 1e-4, 0) for method in METHODS}
+        trainers = {method: self.trainer(method, 1e-4, 1.0, 0) for method in METHODS}
         batches = {method: next(iter(trainer.get_train_dataloader())) for method, trainer in trainers.items()}
         times: dict[str, list[float]] = {method: [] for method in METHODS}
         for _ in range(TIMED_STEPS):
@@ -167,27 +197,33 @@ class Benchmark:
         students = {}
         for method in METHODS:
 
-            def score(rate: float, seed: int, method: str = method) -> dict[str, float]:
-                title = f"{method}, {rate:g}, seed {seed}"
-                return self.scored(title, lambda: self.score_student(method, rate, seed))
+            def score(rate: float, weight: float, seed: int, method: str = method) -> dict[str, float]:
+                title = f"{method}, {rate:g}, {weight:g}, seed {seed}"
+                return self.scored(title, lambda: self.score_student(method, rate, weight, seed))
 
-            found = {rate: score(rate, 0)["held_out_perplexity"] for rate in options.learning_rates}
-            rate = min(found, key=found.get)
-            seeds = [score(rate, seed) for seed in range(options.seeds)]
+            weights = [1.0] if METHODS[method][1] is None else options.sense_weights
+            settings = list(product(options.learning_rates, weights))
+            found = {each: score(*each, seed=0)["held_out_perplexity"] for each in settings}
+            rate, weight = min(found, key=found.get)
+            seeds = [score(rate, weight, seed) for seed in range(options.seeds)]
             perplexities = [scores["test_perplexity"] for scores in seeds]
             students[method] = {
                 "learning_rate": rate,
+                "sense_weight": weight,
                 "perplexity": statistics.mean(perplexities),
                 "perplexity_std": statistics.stdev(perplexities) if len(seeds) > 1 else 0.0,
                 "token_accuracy": statistics.mean(scores["test_token_accuracy"] for scores in seeds),
                 "step_cost": steps[method] / steps["+ KL"],
             }
         print(f"\nStudents of {options.layers} layers after {options.steps} steps of {options.batch_size} rows:\n")
-        print("| objective | learning rate | perplexity | next-token accuracy | step |\n|---|---|---|---|---|")
+        header = ["objective", "learning rate", "weight of senses", "perplexity", "next-token accuracy", "step"]
+        print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
         for method, scores in students.items():
             spread = f" ± {scores['perplexity_std']:.2f}" if options.seeds > 1 else ""
             print(
-                f"| {method} | {scores['learning_rate']:g} | {scores['perplexity']:.2f}{spread} "
+                f"| {method} | {scores['learning_rate']:g} | "
+                f"{'-' if METHODS[method][1] is None else format(scores['sense_weight'], 'g')} "
+                f"| {scores['perplexity']:.2f}{spread} "
                 f"| {scores['token_accuracy']:.4f} | {scores['step_cost']:.2f} |"
             )
         command = "python -m benchmarks.generation --teacher MODEL --train FILE --test FILE"
@@ -221,6 +257,8 @@ def main() -> None:
     parser.add_argument("--teacher", help="name or folder of a decoder with its head")
     parser.add_argument("--train", help="JSON Lines of the texts to learn from")
     parser.add_argument("--test", help="JSON Lines of the texts to score on")
+    text = "of the teacher, and of products in training; students are scored in float32"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
     parser.add_argument("--output", default="runs/generation", help="folder for all steps")
     parser.add_argument("--layers", type=int, default=4, help="layers of the students")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the students")
@@ -230,6 +268,8 @@ def main() -> None:
     parser.add_argument("--sense-texts", type=int, default=200, help="texts that the dictionaries are built from")
     parser.add_argument("--test-texts", type=int, default=44, help="texts to score on")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[3e-4, 1e-3], help="rates to choose from")
+    text = "weights of the sense loss to choose from"
+    parser.add_argument("--sense-weights", nargs="+", type=float, default=[0.1, 1.0], help=text)
     parser.add_argument("--seeds", type=int, default=3, help="students by each objective")
     parser.add_argument("--smoke", action="store_true", help="a random decoder, a few steps: a minute")
     options = parser.parse_args()

@@ -10,7 +10,11 @@ from benchmarks import generation
 
 @pytest.mark.slow
 def test_a_trial_is_recorded_and_continues(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["generation", "--smoke", "--output", str(tmp_path), "--learning-rates", "0.001"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["generation", "--smoke", "--output", str(tmp_path), "--learning-rates", "0.001", "--sense-weights", "0.1"],
+    )
     generation.main()
     first = capsys.readouterr().out
     assert all(f"| {method} | 0.001 |" in first for method in generation.METHODS)

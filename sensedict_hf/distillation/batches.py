@@ -126,10 +126,19 @@ class Collator:
             tokens, key_mask = self.senses.key_tokens(input_ids, mask)
             known = self.has_senses[tokens] & (key_mask != 0)
             batch["labels"] = labels.masked_fill(~(known & (labels >= 0) if self.is_labelled else known), IGNORED)
-        for name, filling in (("sense_ids", -1), ("probabilities", 0), ("vectors", 0)):
+        for name, filling in (("sense_ids", -1), ("probabilities", 0)):
             if name in rows[0]:
-                values = [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]
-                batch[name] = pad_sequence(values, True, filling)
-        if "vectors" in batch:
-            batch["vectors"] = batch["vectors"].float()
-        return batch
+                batch[name] = pad_sequence(_by_position(rows, name), True, filling)
+        return {**batch, **pad_vectors(rows)}
+
+
+def pad_vectors(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad the teacher's vectors, if the rows have them: `vectors`, `[rows, longest, hidden]`, float32."""
+    if "vectors" not in rows[0]:
+        return {}
+    return {"vectors": pad_sequence(_by_position(rows, "vectors"), True).float()}
+
+
+def _by_position(rows: list[dict[str, Any]], name: str) -> list[Tensor]:
+    """Return a column of each row, `[positions, numbers of a position]`."""
+    return [torch.as_tensor(row[name]).view(len(row["labels"]), -1) for row in rows]

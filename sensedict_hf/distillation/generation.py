@@ -19,6 +19,7 @@ from ..models.configuration_sense_embedding import next_tokens
 from ..models.encoding import pad_batch
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
+from .batches import pad_vectors
 from .losses import IGNORED
 from .training_args import SKDTrainingArguments
 
@@ -53,8 +54,6 @@ def check_generative(model: PreTrainedModel, senses: SenseEmbeddingModel | None,
             f"objective={args.objective!r} does not suit a student that generates text: give lm, kl or both, and add "
             "mse or sense"
         )
-    if args.cache_vectors:
-        raise ValueError("cache_vectors=True with a student that generates text: the teacher runs at every step")
     if "sense" in args.terms and senses is None:
         raise ValueError(f"objective={args.objective!r} needs the teacher's dictionary: pass senses=, or leave it out")
     if senses is not None and senses.config.layer != -1:
@@ -78,13 +77,14 @@ class GenerationCollator:
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (the next token; -100: there is none, or another row counts the
-            position), all `[rows, longest]`.
+            position), all `[rows, longest]`. If the rows have the teacher's states also `vectors`, `[rows, longest,
+            hidden]`, float32.
         """
         input_ids, mask = pad_batch([row["input_ids"] for row in rows], self.pad_token_id)
         owned = pad_sequence([torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows], True, IGNORED)
         following, is_known = next_tokens(input_ids, mask)
         labels = following.masked_fill(~is_known | (owned == IGNORED), IGNORED)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, **pad_vectors(rows)}
 
 
 class GenerationCounts(NamedTuple):

@@ -52,8 +52,7 @@ class SKDTrainer(Trainer):
     """Distils a student from texts by sense-based knowledge distillation (SKD).
 
     With the objective `sense`, or `args.cache_vectors`, the teacher runs once over all texts, before training, and is
-    then freed. With other objectives, and with streamed texts, it runs at every step. For a student without layers
-    it runs once in any case, and its vectors are cached.
+    freed. With other objectives, and with streamed texts, it runs at every step; for a student without layers once.
 
     What is logged, next to the loss: `coverage`, the share of positions whose token has senses; `sense_accuracy`, the
     share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
@@ -151,7 +150,8 @@ class SKDTrainer(Trainer):
             # Each process pads its own batches, so they cannot be cut out of one large batch.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
         elif self.is_layer_free or not args.needs_vectors or args.keeps_vectors or args.terms == ("lm",):
-            self.teacher = self._language_head = None  # its work is done: free its memory
+            # Free the teacher's memory. Its head still makes logits, of states that were kept.
+            self.teacher, self._language_head = None, self._language_head if "kl" in args.terms else None
 
         tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
         collator: Any = collate_ragged
@@ -274,7 +274,7 @@ class SKDTrainer(Trainer):
         """Compute the loss of a student that generates text, see :meth:`_loss`."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        teacher = None if self.teacher is None else self._teacher_vectors(inputs)
+        teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
         student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
         checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
         loss, sums = generation_loss(

@@ -92,8 +92,8 @@ class SKDTrainingArguments(TrainingArguments):
         table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
             token. `learning_rate` is that of its other weights.
         cache_vectors: Whether the teacher runs once, before training, and its vectors are kept on disk in half
-            precision: `2 * hidden` bytes a token. It pays from two epochs on, and with a large teacher. Not for
-            streamed texts.
+            precision: `2 * hidden` bytes a token. It pays from two epochs on, and with a large teacher. For `kl` the
+            teacher's head stays in memory and makes its logits from them. Not for streamed texts.
         max_length: Longest input in tokens. Longer texts are cut into overlapping windows. Default: what student and
             teacher take, at most 512.
 
