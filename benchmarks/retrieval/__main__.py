@@ -45,7 +45,7 @@ from . import baselines
 from .sets import NAMES, RetrievalSet, load_set, passage_parts
 from .vectors import TokenVectors, fit_dictionary, index_documents
 
-# Settings of the dictionaries. The last one was chosen on training texts of banking77 that are not documents.
+# Settings of the dictionaries. The last one was chosen by `benchmarks.retrieval.dictionaries`.
 DICTIONARIES: dict[str, dict[str, Any]] = {
     "1 a token": {"senses_per_token": 1},
     "default budget": {},

@@ -41,7 +41,7 @@ class RetrievalSet:
         return next(iter(self.parts))
 
 
-def load_set(name: str, data: Path) -> RetrievalSet:
+def load_set(name: str, data: Path, *, held_out: bool = False) -> RetrievalSet:
     """Load a set.
 
     - `xquad_retrieval`: every third question, and the paragraph that answers it.
@@ -52,6 +52,7 @@ def load_set(name: str, data: Path) -> RetrievalSet:
     Args:
         name: One of `NAMES`.
         data: The folder of all tasks.
+        held_out: Take training texts that are no documents as queries. Only for sets of intents.
     """
     if name in XQUAD:
         corpus, questions = (
@@ -71,21 +72,26 @@ def load_set(name: str, data: Path) -> RetrievalSet:
             if float(score) >= PARAPHRASE and first not in numbers:
                 found.setdefault(first, []).append(numbers[second])
         return RetrievalSet({name: documents}, list(found), list(found.values()))
-    train, test = (read_columns(data / name / f"{part}.jsonl") for part in ("train", "test"))
-    steps = len(train["text"]) / INTENT_DOCUMENTS, len(test["text"]) / INTENT_QUERIES
-    rows, chosen = (
-        [int(steps[0] * i) for i in range(INTENT_DOCUMENTS)],
-        [int(steps[1] * i) for i in range(INTENT_QUERIES)],
-    )
+    train = read_columns(data / name / "train.jsonl")
+    rows = _spread(list(range(len(train["text"]))), INTENT_DOCUMENTS)
     by_label: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         by_label.setdefault(train["label"][row], []).append(number)
-    chosen = [row for row in chosen if test["label"][row] in by_label]
+    asked, known = (train, set(rows)) if held_out else (read_columns(data / name / "test.jsonl"), set())
+    others = [row for row in range(len(asked["text"])) if row not in known]
+    if held_out:
+        others = [row for row in others if asked["label"][row] in by_label]
+    chosen = [row for row in _spread(others, INTENT_QUERIES) if asked["label"][row] in by_label]
     return RetrievalSet(
         {name: [train["text"][row] for row in rows]},
-        [test["text"][row] for row in chosen],
-        [by_label[test["label"][row]] for row in chosen],
+        [asked["text"][row] for row in chosen],
+        [by_label[asked["label"][row]] for row in chosen],
     )
+
+
+def _spread(rows: list[int], count: int) -> list[int]:
+    """Choose so many rows, at equal distances."""
+    return [rows[int(len(rows) / count * i)] for i in range(count)]
 
 
 def wikipedia_passages(data: Path) -> list[str]:
