@@ -1,0 +1,25 @@
+"""The benchmark of decoders as teachers."""
+
+import pytest
+import torch
+
+from benchmarks.decoders import POOLINGS, pooling_factors, sentences
+from sensedict_hf.models.encoding import pool
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_factors_make_a_pooling_of_a_mean(pooling, side):
+    torch.manual_seed(0)
+    states, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.long)
+    for row, padding in enumerate((0, 2, 4)):
+        mask[row, : padding if side == "left" else 0] = 0
+        mask[row, 5 - padding if side == "right" else 5 :] = 0
+    factors = pooling_factors(mask, pooling)
+    torch.testing.assert_close(pool(states * factors[..., None], mask), pool(states, mask, pooling))
+
+
+def test_sentences_are_cut_and_short_ones_left_out():
+    first, last = "History is the study of the past, as it is told.", "It is a very old discipline, all agree today!"
+    article = f"{first} Is it old? {last}\nToo short."
+    assert sentences([article, article]) == [first, last]
