@@ -2,10 +2,12 @@
 
 import importlib.util
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -18,6 +20,7 @@ from transformers import (
     LlamaForCausalLM,
     TrainingArguments,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from sensedict_hf import load_teacher
 
@@ -135,6 +138,9 @@ def test_mntp_needs_a_mask_that_the_model_knows(base, files, tmp_path):
         example("mntp").main(["--model", str(base), *files, "--output", str(tmp_path / "mntp")])
 
 
+@pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION), reason=f"transformers needs PEFT {MIN_PEFT_VERSION} here"
+)
 def test_simcse(base, files, tmp_path):
     """After MNTP, the second step makes one model, the same for both libraries, and resumes to the same bytes."""
     settings = [*files[:2], "--batch-size", "8", "--max-steps", "4", "--save-steps", "2", "--learning-rate", "1e-2"]

@@ -15,6 +15,9 @@ from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .tokenization import count_embeddings, has_decoder
 
+# What models call the keys and values of earlier positions. From transformers 5.24 on it is `cache`.
+CACHES = ("past_key_values", "cache", "cache_params")
+
 
 @dataclass
 class _Pass:
@@ -103,7 +106,7 @@ class AttachedSenses:
         input_ids, mask = given.get("input_ids"), given.get("attention_mask")
         if input_ids is None:
             raise ValueError("senses are chosen by token id: call the model with input_ids, not with inputs_embeds")
-        if self._senses.config.key == "next" and given.get("past_key_values") is not None:
+        if self._senses.config.key == "next" and any(given.get(name) is not None for name in CACHES):
             self._refuse_generation()
         if mask is not None:
             if mask.dim() != 2:
