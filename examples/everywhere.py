@@ -1,6 +1,6 @@
 """Take one student through ten libraries, as their users would, and print what worked.
 
-    pip install "sensedict_hf[everywhere]"
+    pip install ".[everywhere]"
     python everywhere.py skd-minilm
 
 Each library gets the folder, or the name on the Hub, and `trust_remote_code=True`. Where it returns vectors, they must

@@ -1,6 +1,6 @@
 """Swap the model of the queries under an existing index: documents by the teacher, queries by its student.
 
-    pip install "sensedict_hf[retrieval]"
+    pip install ".[retrieval]"
     python swap_query_model.py --student skd-minilm --teacher sentence-transformers/all-MiniLM-L6-v2 \\
         --documents docs.jsonl --queries queries.jsonl
 
@@ -13,8 +13,7 @@ import time
 import faiss
 import numpy as np
 
-from sensedict_hf import load_teacher, read_dataset
-from sensedict_hf.models.modeling_skd_student import SKDStudentModel
+from sensedict_hf import SKDStudentModel, load_teacher, read_dataset
 
 
 def encode(model, texts):

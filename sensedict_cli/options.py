@@ -335,7 +335,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     "index": (
         add_index,
         "ACTION [options]",
-        "search texts that are kept as senses: build an index, search one, or merge several",
+        "search texts that are kept as senses: build, search, fill and merge indexes",
     ),
     "demo": (
         _add_demo,

@@ -26,6 +26,13 @@ BELOW = {
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMAND = sorted((PACKAGE.parent / "sensedict_cli").glob("*.py"))
+PAGES = sorted(
+    [
+        *PACKAGE.parent.glob("*.md"),
+        *(PACKAGE.parent / "docs").rglob("*.md"),
+        *(PACKAGE.parent / "benchmarks").glob("*.md"),
+    ]
+)
 
 
 def imported_parts(path):
@@ -64,6 +71,13 @@ def test_models_import_their_siblings_alone(path):
 @pytest.mark.parametrize("path", FILES + COMMAND, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
 def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_lines_of_pages_are_as_short_as_lines_of_code(path):
+    """Rows of tables cannot be broken."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 119 and not line.startswith("|")] == []
 
 
 def test_the_package_has_few_parts():

@@ -242,7 +242,9 @@ def load_source(source: Teacher | SKDStudentModel | str, trust_remote_code: bool
         ValueError: It is not known, or not there.
     """
     if not source:
-        raise ValueError("the index does not know where its model came from: pass it as model=")
+        raise ValueError(
+            "the index does not know where its model came from: give the model (model=, or --model on the command line)"
+        )
     try:
         return load_encoder(source, trust_remote_code=trust_remote_code)
     except OSError as error:
