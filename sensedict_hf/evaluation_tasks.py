@@ -69,10 +69,13 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
         queries: Columns `text` and `relevant`, a list of ids of the corpus.
 
     Raises:
-        ValueError: A relevant id is not in the corpus.
+        ValueError: A relevant id is not in the corpus, or two documents have the same id.
     """
     # As strings: a .csv file has strings where a .jsonl file may have numbers.
-    row_of = {str(id): row for row, id in enumerate(corpus["id"])}
+    row_of: dict[str, int] = {}
+    for row, id in enumerate(corpus["id"]):
+        if row_of.setdefault(str(id), row) != row:
+            raise ValueError(f"the corpus has two documents with the id {str(id)!r}: give each document its own")
     unknown = sorted({str(id) for ids in queries["relevant"] for id in ids if str(id) not in row_of})
     if unknown:
         raise ValueError(f"relevant documents that the corpus lacks: {unknown[:5]}; use the same ids in both files")

@@ -152,6 +152,8 @@ def test_retrieval_by_hand():
             evaluate_retrieval(queries, corpus, [[0], wrong])
     with pytest.raises(ValueError, match=r"the corpus lacks: \['d9'\]"):
         retrieval_task({"id": ["d1"], "text": ["a"]}, {"text": ["b"], "relevant": [["d9"]]})
+    with pytest.raises(ValueError, match="two documents with the id '1'"):
+        retrieval_task({"id": [1, "1"], "text": ["a", "b"]}, {"text": ["q"], "relevant": [[1]]})
 
 
 def test_retrieval_is_that_of_trec_eval():

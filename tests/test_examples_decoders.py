@@ -186,7 +186,8 @@ def test_train_decoder(files, texts, tmp_path):
     ]
     settings = [*files, *sizes, "--max-steps", "20", "--learning-rate", "1e-2", "--output", str(tmp_path / "decoder")]
     before, after = example("train_decoder").main(settings)
-    assert before == pytest.approx(math.log(270), abs=0.2) and after < before - 1
+    # Earlier versions of transformers divide by one token more in each window of 16.
+    assert before == pytest.approx(math.log(270), abs=0.4) and after < before - 1
     tokenizer, decoder = (kind.from_pretrained(tmp_path / "decoder") for kind in (AutoTokenizer, AutoModelForCausalLM))
     assert (
         decoder.config.num_hidden_layers == 2

@@ -111,6 +111,21 @@ def test_a_dictionary_in_which_a_token_gains_senses_is_exported_with_them(make_s
     assert torch.equal(output.sense_ids, expected.sense_ids)
 
 
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_student, tmp_path):
+    student = make_student()
+    cases = [
+        (student.senses, {}, "is no student"),
+        ("student", {}, "pass a student"),
+        (student, {"tolerance": "0.1"}, "tolerance='0.1'"),
+        (student, {"tolerance": 0}, "tolerance=0"),
+        (make_student().to(torch.bfloat16), {}, "load it with dtype=torch.float32"),
+    ]
+    for given, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            onnx_export.export_onnx(given, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_student_in_onnx(make_student, texts, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime")
@@ -139,3 +154,4 @@ def test_a_student_in_onnx(make_student, texts, tmp_path, capsys):
     wrong = {"last_hidden_state": expected.last_hidden_state * 1.01, "sense_ids": expected.sense_ids}
     with pytest.raises(ValueError, match="is not the student: its vectors differ by up to 0.0099 of their length"):
         onnx_export._compare(tmp_path / "out" / "onnx" / "model.onnx", batch, wrong, 1e-3)
+    assert not (tmp_path / "out" / "onnx" / "model.onnx").exists()  # nobody shall take it for the student

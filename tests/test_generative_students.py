@@ -212,6 +212,29 @@ def test_students_that_generate_are_trained(objective, tokenizer, texts, tmp_pat
     assert loaded.student.senses.table.shape[0] == 0 and loaded.config.objective == student.config.objective
 
 
+def test_the_loss_in_training_is_that_of_an_evaluation(tokenizer, texts, tmp_path):
+    """Both are means over the same positions, also if several batches make a step."""
+    teacher = make_decoder()
+    for accumulated in (1, 3):
+        student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+        settings = dict(objective="lm", learning_rate=1e-9, max_steps=1, gradient_accumulation_steps=accumulated)
+        args = settings_of(tmp_path, per_device_train_batch_size=len(texts) // accumulated, **settings)
+        trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=texts)
+        assert trainer.train().training_loss == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_settings_of_generation_are_those_of_the_teacher(tokenizer, tmp_path):
+    teacher = make_decoder()
+    teacher.generation_config.update(eos_token_id=[3, 5, 7], do_sample=True, temperature=0.6)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    for source in (teacher, str(tmp_path / "teacher")):
+        student = SKDStudentForCausalLM.from_teacher(source, 2, tokenizer=tokenizer)
+        student.save_pretrained(tmp_path / "student")
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config
+        assert (found.eos_token_id, found.do_sample, found.temperature) == ([3, 5, 7], True, 0.6)
+
+
 @pytest.mark.parametrize("objective", ["lm+kl", "lm+mse", "lm+kl+sense"])
 def test_states_on_the_disk_train_as_the_teacher_does(objective, tokenizer, texts, tmp_path):
     teacher = make_decoder()
@@ -303,6 +326,28 @@ def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):
         train(model=encoder, senses=None, objective="sense+lm")
     with pytest.raises(ValueError, match="a dictionary of its own"):
         train(model=encoder)
+
+
+def test_how_a_named_teacher_is_loaded(tokenizer, texts, tmp_path, monkeypatch):
+    make_decoder().save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    asked = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(name, **options):
+        asked.append((options.get("revision"), options["dtype"]))
+        return load(name, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    args = settings_of(tmp_path / "student", max_steps=1)
+    name, options = str(tmp_path / "teacher"), {"revision": "main", "dtype": "bfloat16"}
+    student = distill_student(name, None, texts, args=args, head="causal_lm", teacher_options=options)
+    assert asked[0] == ("main", "bfloat16") and student.config.sense_config.base_model_revision == "main"
+    assert student.dtype == torch.float32
+    for wrong in ({"instruction": "w1"}, {"template": "{text} w1"}, {"pooling": "last"}):
+        args = settings_of(tmp_path / "other", max_steps=1)
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} with head='causal_lm'"):
+            distill_student(name, None, texts, args=args, head="causal_lm", teacher_options=wrong)
 
 
 def test_distilling_into_a_folder(tokenizer, texts, tmp_path, capsys):

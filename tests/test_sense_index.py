@@ -414,7 +414,7 @@ def test_a_large_index_is_searched_by_its_lists(index, monkeypatch):
     assert index.search(QUERIES[0], top_k=2)[0] == expected[0][0][1:]
 
 
-def test_merged_indexes(bert, texts):
+def test_merged_indexes(bert, texts, tmp_path):
     few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
     parts = [SenseIndex.build(bert, few, texts[a:b], ids=range(a, b)) for a, b in ((0, 20), (20, 30), (30, 60))]
     merged = SenseIndex.merge(parts)
@@ -425,6 +425,13 @@ def test_merged_indexes(bert, texts):
         for name, score in zip(*parts[0].search(query, top_k=20)):
             assert scores[name] == pytest.approx(float(score), abs=1e-5)
     assert {match.document_token for match in merged.explain("w27", 45)} <= set(texts[45].split())
+    # It makes no difference whether the indexes come from files.
+    for number, part in enumerate(parts):
+        part.save(tmp_path / str(number))
+    again = SenseIndex.merge([SenseIndex.load(tmp_path / str(number), bert) for number in range(3)])
+    for query in QUERIES:
+        for found, expected in zip(again.search(query, top_k=60), merged.search(query, top_k=60)):
+            np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="id 0 is given twice"):
         SenseIndex.merge([parts[0], parts[0]])
     with pytest.raises(ValueError, match="no indexes"):
@@ -432,6 +439,19 @@ def test_merged_indexes(bert, texts):
     with pytest.raises(ValueError, match="different dictionaries"):
         other = build_sense_dictionary(bert, texts, budget=50)
         SenseIndex.merge([parts[0], SenseIndex.build(bert, other, texts[20:], ids=range(20, 60))])
+
+
+def test_rounding_to_bfloat16_hides_no_document():
+    """Numbers just above and below the middle of two that bfloat16 has: all are rounded in the worst way."""
+    above, below = (1 + 2**-8 + 2e-5) / 16, (1 + 2**-8 - 2e-5) / 16
+    query = torch.tensor([above] * 127 + [below] * 127)
+    rest = (1 - query.double().square().sum()).sqrt().float()[None]
+    document = torch.cat([torch.tensor([above] * 127 + [-below] * 127), -rest])
+    documents = DocumentRows(np.array([0, 1], dtype=np.int32), np.array([0, 1, 2]))
+    for dtype in (torch.float32, torch.bfloat16):
+        searcher = Searcher(torch.stack([document, -document]), documents, dtype)
+        ((best, _),) = searcher.search([torch.cat([query, rest])[None]], 1)
+        assert best.tolist() == [1]
 
 
 @pytest.mark.parametrize("dictionary", ["few", "all"])
@@ -548,9 +568,20 @@ def test_a_collection_of_milvus(bert, senses, texts, tmp_path, monkeypatch):
         np.testing.assert_allclose(scores, expected[1], atol=1e-6)
     with pytest.raises(ValueError, match="candidates=0"):
         collection.search("w1", candidates=0)
+
+    # Neither the documents nor their ids may be others.
+    renamed = SenseIndex.build(bert, senses, texts, ids=[f"e{number}" for number in range(60)])
+    with pytest.raises(ValueError, match="'texts' has other documents"):
+        SenseCollection(renamed, client, "texts")
     index.remove(["d3"])
+    for use in (collection.fill, lambda: collection.search("w1")):
+        with pytest.raises(ValueError, match="the index has changed, and the collection 'texts' has its old"):
+            use()
     with pytest.raises(ValueError, match="'texts' has other documents"):
         SenseCollection(index, client, "texts")
+    index.remove(index.ids)
+    with pytest.raises(ValueError, match="the index has no documents: add some first"):
+        SenseCollection(index, client, "empty").fill()
 
 
 @pytest.mark.slow

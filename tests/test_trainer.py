@@ -293,6 +293,9 @@ def test_cached_vectors_give_the_same_training(bert, senses, texts, tmp_path, ob
 
 def test_cached_vectors_that_cannot_be_used_are_refused(bert, senses, texts, tmp_path):
     stream = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    without = encode_senses(bert, senses, texts)
+    with pytest.raises(ValueError, match="cache_vectors=True with a dataset that has no vectors"):
+        make_trainer(bert, senses, without, tmp_path, objective="mse", max_steps=2, cache_vectors=True)
     with pytest.raises(ValueError, match="cache_vectors=True on a stream"):
         make_trainer(bert, senses, stream, tmp_path, objective="mse", max_steps=2, cache_vectors=True)
     other = build_sense_dictionary(bert, texts, budget=60)

@@ -23,6 +23,8 @@ from ..models.configuration_sense_embedding import check_residual
 from ..models.head_transfer import load_classifier
 from ..models.loading import load_senses
 from ..models.matching import check_teacher
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import Teacher
 from ..retrieval.encoding import load_encoder as load_text_encoder
 from ..retrieval.index import SenseIndex
 from .card import read_card, scored_model, write_scores
@@ -115,12 +117,12 @@ def evaluate_index(options: argparse.Namespace) -> None:
         options.task != "retrieval"
         or not options.queries
         or unused
-        or TeacherArguments.of(options) != TeacherArguments()
+        or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=options.trust_remote_code)
     ):
         raise ValueError("--index needs --task retrieval and --queries, and takes only --query-model with them")
     queries = read_files(options, {"queries": ("text", "relevant")})["queries"]
-    encoder = load_text_encoder(options.query_model, check_device(options.device)) if options.query_model else None
-    index = SenseIndex.load(options.index, encoder)
+    encoder = _load_query_model(options) if options.query_model else None
+    index = SenseIndex.load(options.index, encoder, trust_remote_code=options.trust_remote_code)
     numbers = {name: number for number, name in enumerate(index.ids)}
     unknown = [name for names in queries["relevant"] for name in names if name not in numbers]
     if unknown:
@@ -266,8 +268,13 @@ def load_query_encoder(options: argparse.Namespace) -> Encode | None:
         return None
     if options.task != "retrieval":
         raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
-    model = load_text_encoder(options.query_model, check_device(options.device))
+    model = _load_query_model(options)
     return partial(model.encode, batch_size=options.batch_size)
+
+
+def _load_query_model(options: argparse.Namespace) -> Teacher | SKDStudentModel:
+    device = check_device(options.device)
+    return load_text_encoder(options.query_model, device, trust_remote_code=options.trust_remote_code)
 
 
 def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:

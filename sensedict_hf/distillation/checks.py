@@ -159,7 +159,13 @@ def is_encoded(
     if not isinstance(texts, Dataset) or not has_labels(texts):
         return False
     if made_with := label_settings(texts):
-        if args.needs_vectors and not has_teacher and "vectors" not in texts.features:
+        has_vectors = "vectors" in texts.features
+        if args.keeps_vectors and not has_vectors:
+            raise ValueError(
+                "cache_vectors=True with a dataset that has no vectors: encode the texts with keep_vectors=True, or "
+                "leave cache_vectors out"
+            )
+        if args.needs_vectors and not has_teacher and not has_vectors:
             raise ValueError(
                 f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, encode the texts with "
                 "keep_vectors=True, or choose objective='sense'"

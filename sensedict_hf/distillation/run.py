@@ -20,7 +20,7 @@ from ..building.corpus import corpus_digest
 from ..data import Texts
 from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
 from ..models.head_transfer import load_classifier
-from ..models.loading import check_dictionary, load_senses
+from ..models.loading import check_dictionary, load_senses, move_model
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
@@ -46,6 +46,8 @@ INDECISIVE = tuple(
     "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
     "dataloader_num_workers dataloader_p ddp_ use_cpu debug".split()
 )
+# How a decoder is loaded with its head, which `load_teacher` then leaves as it is.
+WITH_HEAD = ("dtype", "device_map", "quantization_config")
 # What the state tells of how a name or folder was loaded as a teacher, with the defaults.
 LOADING = {
     "bidirectional": None,
@@ -157,14 +159,17 @@ def distill_student(
     with locked(folder.path):
         # Load the models.
         classifier: PreTrainedModel | None = None
+        source: Any = teacher
+        loading = {name: options[name] for name in WITH_HEAD if options.get(name) is not None}
+        revision = options.get("revision")
         if head == GENERATIVE:
-            classifier = load_classifier(teacher, AutoModelForCausalLM, trust)  # type: ignore[arg-type]
-            classifier.to(args.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+            source = classifier = load_classifier(source, AutoModelForCausalLM, trust, revision=revision, **loading)
+            move_model(classifier, args.device)
             args = args.for_generation(has_senses=senses is not None)
         elif head:
-            classifier = HEADS[head].load_classifier(teacher, trust)
-        source: Any = classifier if head == GENERATIVE else teacher
-        loaded = load_teacher(source, device=args.device, **options)
+            classifier = HEADS[head].load_classifier(source, trust, revision=revision)
+        others = {name: value for name, value in options.items() if head != GENERATIVE or name not in loading}
+        loaded = load_teacher(source, device=args.device, **others)
         if isinstance(senses, (str, os.PathLike)):
             dictionary: SenseEmbeddingModel | None = load_senses(senses, trust_remote_code=trust)
         else:
@@ -284,6 +289,11 @@ class StudentStart:
                     f"{given[0]} with head={GENERATIVE!r}: a student that generates text has layers of its teacher "
                     "and returns no senses; leave it out"
                 )
+            if given := [name for name in ("instruction", "template", "pooling", "tokenizer") if options.get(name)]:
+                raise ValueError(
+                    f"{given[0]} with head={GENERATIVE!r}: a student that generates text reads what its teacher "
+                    "reads, and pools nothing; leave it out"
+                )
         elif not has_senses:
             raise ValueError(f"give senses, the teacher's dictionary: only head={GENERATIVE!r} does without")
         check_integer("num_hidden_layers", self.num_hidden_layers, 0)
@@ -347,7 +357,9 @@ class StudentStart:
         layers = self.layers or self.num_hidden_layers
         if senses is None or self.head == GENERATIVE:
             model = cast(PreTrainedModel, classifier)
-            return SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
+            decoder = SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
+            decoder.config.sense_config.base_model_revision = teacher.revision
+            return decoder
         output = {"assignment": self.assignment, "residual": self.residual}
         if backbone is not None:
             student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)

@@ -109,7 +109,7 @@ class SKDTrainer(Trainer):
     ):
         # Check everything before the teacher is loaded and runs.
         if not isinstance(args, SKDTrainingArguments):
-            raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments, which say how to distil")
+            raise ValueError(f"args is {type(args).__name__}: pass SKDTrainingArguments")
         checks.check_arguments(text_column, senses, kwargs)
         self._language_head: nn.Module | None = None  # the teacher's, for a student that generates text
         self.is_generative = is_generative(model)
@@ -132,7 +132,7 @@ class SKDTrainer(Trainer):
         if self.is_generative and teacher is not None:
             # A model without a name has no tokenizer of its own.
             own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer
-            self.teacher, self._language_head = load_language_model(cast(Any, teacher), own, args.device)
+            self.teacher, self._language_head, _ = load_language_model(cast(Any, teacher), own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
@@ -176,6 +176,7 @@ class SKDTrainer(Trainer):
         )
         # The loss is a sum over positions. Trainer counts the labels of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = not self.is_layer_free
+        self._loss_shifts_labels = False  # the collator has moved them to the position that predicts them
         self.label_names = ["labels"]
         self._sums = self._no_sums()
 

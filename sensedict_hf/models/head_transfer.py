@@ -53,7 +53,10 @@ class ClassifierHead(NamedTuple):
 
 
 def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel, auto_class: AutoClassifier, trust_remote_code: bool = False
+    classifier: str | os.PathLike[str] | PreTrainedModel,
+    auto_class: AutoClassifier,
+    trust_remote_code: bool = False,
+    **loading: Any,
 ) -> PreTrainedModel:
     """Load a fine-tuned model with its head.
 
@@ -61,6 +64,7 @@ def load_classifier(
         classifier: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
         trust_remote_code: Whether to run code from the folder or repository.
+        loading: Other arguments of `from_pretrained`, such as `revision`.
 
     Returns:
         The model, in evaluation mode if it was loaded here.
@@ -76,9 +80,8 @@ def load_classifier(
         )
     model: PreTrainedModel
     with reading(classifier):
-        loaded: Any = auto_class.from_pretrained(
-            classifier, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        options = {"dtype": "auto", "trust_remote_code": trust_remote_code, "output_loading_info": True}
+        loaded: Any = auto_class.from_pretrained(classifier, **options | loading)
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])

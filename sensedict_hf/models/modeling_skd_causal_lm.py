@@ -7,7 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -25,6 +31,7 @@ from .layer_transfer import (
     load_weights,
     student_config,
 )
+from .loading import move_model
 from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
 from .teachers import Teacher, load_teacher
 
@@ -96,7 +103,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
             >>> from sensedict_hf import SKDStudentForCausalLM
             >>> student = SKDStudentForCausalLM.from_teacher("meta-llama/Llama-3.2-1B", 4)  # doctest: +SKIP
         """
-        source, head = load_language_model(teacher, tokenizer)
+        source, head, generation = load_language_model(teacher, tokenizer)
         check_weights(source)
         layers = choose_layers(num_hidden_layers, source)
 
@@ -122,8 +129,8 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
         student.lm_head.load_state_dict(head.state_dict())
         student.tie_weights()
         student.tokenizer = source.tokenizer
-        if isinstance(teacher, GenerationMixin) and teacher.generation_config is not None:
-            student.generation_config = copy.deepcopy(teacher.generation_config)
+        if generation is not None:
+            student.generation_config = copy.deepcopy(generation)
         student.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         student.eval()
         return student
@@ -205,8 +212,8 @@ def load_language_model(
     model: str | os.PathLike[str] | PreTrainedModel | Teacher,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str | None = None,
-) -> tuple[Teacher, nn.Linear]:
-    """Load a causal language model, and take it apart into a teacher and its head.
+) -> tuple[Teacher, nn.Linear, GenerationConfig | None]:
+    """Load a causal language model, and take it apart into a teacher, its head and its settings of generation.
 
     Args:
         model: A name, a path or a loaded model with its head.
@@ -214,7 +221,7 @@ def load_language_model(
         device: Device of both. Default: a GPU if there is one; a loaded model stays where it is.
 
     Returns:
-        The teacher and the head.
+        The teacher, the head, and the settings of generation, if it has any.
 
     Raises:
         ValueError: The model has no head, it is not causal, or its logits are not those of the head alone.
@@ -229,7 +236,7 @@ def load_language_model(
     if device is None and not is_loaded and torch.cuda.is_available():
         device = "cuda"
     if device is not None:
-        loaded.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        move_model(loaded, device)
     head = loaded.get_output_embeddings()
     if not isinstance(head, nn.Linear) or loaded.base_model is loaded:
         raise ValueError(
@@ -251,4 +258,4 @@ def load_language_model(
                 f"the logits of {type(loaded).__name__} are more than a linear map of its last states, which students "
                 "do not support: choose another architecture, such as Llama, Mistral or Qwen"
             )
-    return teacher, head
+    return teacher, head, getattr(loaded, "generation_config", None)

@@ -192,13 +192,14 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
 
     @classmethod
     def load_classifier(
-        cls, classifier: str | os.PathLike[str] | PreTrainedModel, trust_remote_code: bool = False
+        cls, classifier: str | os.PathLike[str] | PreTrainedModel, trust_remote_code: bool = False, **loading: Any
     ) -> PreTrainedModel:
         """Load a fine-tuned teacher with its head, in evaluation mode.
 
         Args:
             classifier: A name or a path. A loaded model is returned as it is.
             trust_remote_code: Whether to run code from the folder or repository.
+            loading: Other arguments of `from_pretrained`, such as `revision`.
 
         Raises:
             ValueError: Weights of the head are missing, or `classifier` is none of these.
@@ -208,7 +209,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             >>> SKDStudentForSequenceClassification.load_classifier(teacher.model) is teacher.model
             True
         """
-        return load_classifier(classifier, cls._teacher_class, trust_remote_code)
+        return load_classifier(classifier, cls._teacher_class, trust_remote_code, **loading)
 
     @classmethod
     def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:

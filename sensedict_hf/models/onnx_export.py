@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_flags, check_folder, check_kind, check_number
 from .encoding import LEARNED
 from .hub import SensePreTrainedModel
 
@@ -50,12 +51,22 @@ def export_onnx(
 
     Raises:
         ImportError: A package is missing.
-        ValueError: The vectors of a file differ by more than the tolerance, or the model generates text.
+        ValueError: The vectors of a file differ by more than the tolerance, the model is not a student in float32 or
+            generates text, or an argument is of the wrong type or out of range.
 
     Example:
         >>> export_onnx(student, "exported")  # doctest: +SKIP
         {'onnx/model.onnx': 3.1e-06}
     """
+    check_kind("student", student, SensePreTrainedModel, "a student")
+    check_folder("folder", folder)
+    check_flags(int8=int8)
+    if tolerance is not None:
+        check_number("tolerance", tolerance, above=0)
+    if not hasattr(student.config, "text_config"):
+        raise ValueError(f"a {type(student).__name__} is no student: export a model that reads texts")
+    if student.dtype != torch.float32:
+        raise ValueError(f"the student is in {student.dtype}: load it with dtype=torch.float32 to export it")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -178,6 +189,8 @@ def _compare(file: Path, batch: dict[str, Tensor], expected: dict[str, Tensor], 
     lengths = np.linalg.norm(ours, axis=-1).clip(1e-6)
     largest = float((np.linalg.norm(ours - theirs, axis=-1) / lengths).max())
     if not largest <= tolerance or (tolerance <= TOLERANCE and agreement < LEAST_AGREEMENT):
+        del session
+        file.unlink()
         raise ValueError(
             f"{file} is not the student: its vectors differ by up to {largest:.2g} of their length (at most "
             f"{tolerance:g} is allowed), and it chooses the same sense at {agreement:.1%} of the positions: raise the "

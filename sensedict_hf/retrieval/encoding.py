@@ -243,7 +243,7 @@ def load_source(source: Teacher | SKDStudentModel | str, trust_remote_code: bool
     """
     if not source:
         raise ValueError(
-            "the index does not know where its model came from: give the model (model=, or --model on the command line)"
+            "the index does not know where its model came from: give it (model=, or --model on the command line)"
         )
     try:
         return load_encoder(source, trust_remote_code=trust_remote_code)

@@ -11,6 +11,7 @@ from ..models.arguments import check_integer
 from ..models.fingerprints import digest_tensors
 from .document_rows import DocumentRows, best_documents
 from .encoding import query_vectors
+from .index_files import pack_ids
 from .searching import by_row
 from .sparse import ROWS_PER_TOKEN, sparse_query
 
@@ -47,8 +48,9 @@ class SenseCollection:
 
     def __init__(self, index: "SenseIndex", client: "MilvusClient", name: str = "senses") -> None:
         self.index, self.client, self.name = index, client, name
-        documents = index.documents
+        self._documents = documents = index.documents
         tensors = {"rows": torch.from_numpy(documents.rows), "offsets": torch.from_numpy(documents.offsets)}
+        tensors |= pack_ids(index.ids)
         # The name of the field says which documents it has. Not every form of Milvus keeps a description.
         self._field = f"senses_{digest_tensors(index.senses.fingerprint(), tensors)}"
         if client.has_collection(name):
@@ -63,11 +65,18 @@ class SenseCollection:
         return found
 
     def fill(self) -> None:
-        """Make the collection, or complete one whose filling was interrupted."""
+        """Make the collection, or complete one whose filling was interrupted.
+
+        Raises:
+            ValueError: The index has no documents, or it has changed since this object was made.
+        """
         from pymilvus import DataType
 
         # Describe the fields.
+        self._check_index()
         ids = self.index.ids
+        if not ids:
+            raise ValueError("the index has no documents: add some first")
         if not self.client.has_collection(self.name):
             schema = self.client.create_schema()
             schema.add_field("number", DataType.INT64, is_primary=True)
@@ -93,6 +102,13 @@ class SenseCollection:
                 self.client.upsert(self.name, entities)
                 bar.update(len(numbers))
 
+    def _check_index(self) -> None:
+        if self.index.documents is not self._documents:
+            raise ValueError(
+                f"the index has changed, and the collection {self.name!r} has its old documents: make another "
+                "SenseCollection with a new name, or drop the collection first, and fill it"
+            )
+
     def search(
         self,
         query: str,
@@ -117,8 +133,10 @@ class SenseCollection:
             The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`.
 
         Raises:
-            ValueError: The collection is not filled, a number is below 1, or the query has no tokens.
+            ValueError: The collection is not filled, the index has changed since this object was made, a number is
+                below 1, or the query has no tokens.
         """
+        self._check_index()
         top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
         if not self.client.has_collection(self.name):
             raise ValueError(f"there is no collection {self.name!r}: fill it first")

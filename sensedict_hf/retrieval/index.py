@@ -215,7 +215,7 @@ class SenseIndex:
         """
         first = check_mergeable(indexes)
         merged = cls(first.senses, Part(first.documents, first._own_rows, first.ids), first._model)
-        merged._join(Part(index.documents, index._own_rows, index.ids) for index in indexes[1:])
+        merged._join(Part(index.documents, index._own_rows.copy(), index.ids) for index in indexes[1:])
         return merged
 
     def remove(self, ids: Iterable[str] | Iterable[int]) -> None:

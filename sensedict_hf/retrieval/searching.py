@@ -72,9 +72,9 @@ class Searcher:
 
     def _error(self, num_tokens: int) -> float:
         """Return a bound of the difference between a rough score and an exact one."""
-        # Rounding a number to bfloat16 changes it by a factor of at most 1 + 2^-9. For vectors of length 1 that makes
-        # 2^-8 for the product, and 2^-9 for its own rounding. Sums in float32 are rounded too.
-        one = 0.006 if self._rough_units.dtype == torch.bfloat16 else 0.0
+        # Rounding a number to bfloat16 changes it by a factor of at most 1 + 2^-8. For vectors of length 1 that makes
+        # 2^-7 for the product, and 2^-8 for its own rounding. Sums in float32 are rounded too.
+        one = 0.012 if self._rough_units.dtype == torch.bfloat16 else 0.0
         return one * num_tokens + 1e-6 * num_tokens**2
 
     def _look_up(self, cosines: Tensor, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
