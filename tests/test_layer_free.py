@@ -115,7 +115,9 @@ def test_onnx_runs_it_for_any_batch_and_length(student, texts, tmp_path):
         axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
         path = tmp_path / f"{table_dtype}.onnx"
         names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["vectors"]}
-        torch.onnx.export(TextVectors().eval(), inputs, path, dynamic_shapes=(axes, axes), verbose=False, **names)
+        torch.onnx.export(
+            TextVectors().eval(), inputs, path, dynamic_shapes=(axes, axes), verbose=False, dynamo=True, **names
+        )
         session = onnxruntime.InferenceSession(path)
         for some in (texts[:1], ["w1 [SEP] w2", *texts[3:9]]):
             batch = student.tokenizer(some, padding=True, return_tensors="np")

@@ -100,6 +100,7 @@ def export_onnx(
                 output_names=list(expected),
                 dynamic_shapes=dict.fromkeys(INPUTS, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}),
                 external_data=False,
+                dynamo=True,  # the default from torch 2.9 on
                 verbose=False,
             )
     finally:
