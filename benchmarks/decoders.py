@@ -77,6 +77,10 @@ class Benchmark:
         command = "python -m benchmarks.decoders --decoder MODEL --data FOLDER"
         self.study = Study(results_file(options.results, "decoders", folder=options.output), command=command)
 
+    def title(self, way: str, pooling: str) -> str:
+        """Return the title of a row in the study."""
+        return f"{Path(self.options.decoder).name}, {way}, {pooling}"
+
     def example(self, name: str, folder: Path, texts: Path, **settings: object) -> Path:
         """Run an example that trains a model, or continue with it; return its folder."""
         if not (folder / "done").is_file():
@@ -135,7 +139,7 @@ class Benchmark:
     def score(self, way: str, load: Callable[[], Teacher], poolings: Sequence[str]) -> None:
         """Score one way to run the decoder, and print a row for each pooling."""
         load = cache(load)
-        entries: dict[str, str] = {pooling: f"{way}, {pooling}" for pooling in poolings}
+        entries: dict[str, str] = {pooling: self.title(way, pooling) for pooling in poolings}
         for name in NAMES:
             if all(name in self.study.read(title) for title in entries.values()):
                 continue
@@ -179,7 +183,9 @@ class Benchmark:
         print("\n" + header("way", "pooling", tasks=NAMES))
         for way, pooling in ways:
             print_row(
-                way, pooling, {name: {pooling: value} for name, value in self.study.read(f"{way}, {pooling}").items()}
+                way,
+                pooling,
+                {name: {pooling: value} for name, value in self.study.read(self.title(way, pooling)).items()},
             )
 
 
