@@ -1,4 +1,4 @@
-"""Speeds of any models beside each other: teachers, students, with and without layers.
+"""Speed and size of any models beside each other: teachers, students, with and without layers.
 
     python -m benchmarks.speeds --data FOLDER --models TITLE=MODEL TITLE=MODEL ...
 
@@ -6,11 +6,16 @@
 - The texts are the test texts of uci_sentiment. Speed is in texts per second of CPU time of one thread, tokenization
   included. The models take turns, and the best of three rounds counts.
 - Models without layers encode 256 texts at a time, others 32.
+- MB are of weights and of the senses, as they lie in memory. The resident memory is that of a new process: what it has
+  more after a model was loaded and has encoded 64 texts. Files that are mapped count as far as they were read.
 """
 
+import multiprocessing
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 
 from sensedict_hf import SKDStudentModel
@@ -21,6 +26,23 @@ from .distillation.tasks import load_task
 from .studies import Study, results_file, study_parser
 
 ROUNDS = 3
+
+
+def resident_mb(name: str, texts: Sequence[str]) -> float:
+    """Return the memory that a model takes in this process, in MB. It shall do nothing else."""
+    torch.set_num_threads(1)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    load_encoder(name, "cpu").encode(list(texts), show_progress_bar=False)
+    return (process.memory_info().rss - before) / 1e6
+
+
+def megabytes(model: torch.nn.Module) -> tuple[float, float]:
+    """Return the size of a model's weights, and of its senses."""
+    sizes = {True: 0, False: 0}
+    for name, tensor in model.state_dict().items():
+        sizes[name.startswith("senses.")] += tensor.nbytes
+    return sizes[False] / 1e6, sizes[True] / 1e6
 
 
 def main() -> None:
@@ -42,13 +64,23 @@ def main() -> None:
             model.encode(texts, batch_size=size, show_progress_bar=False)
             speeds[title] = max(speeds[title], len(texts) / (time.thread_time() - begin))
     first = next(iter(speeds))
-    print(f"| model | million parameters | texts/s | {first} = 1 |\n|---|---|---|---|")
-    for title, model in models.items():
-        number = (model if isinstance(model, SKDStudentModel) else model.model).num_parameters() / 1e6
-        share = speeds[title] / speeds[first]
-        print(f"| {title} | {number:.1f} | {speeds[title]:.0f} | {share:.2f} |")
-        values = {"million_parameters": round(number, 1), "texts_per_second": round(speeds[title], 1)}
-        study.record(f"{first}: {title}", values | {"relative": round(share, 2)})
+    header = ["model", "million parameters", "MB", "MB of senses", "resident MB", "texts/s", f"{first} = 1"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for (title, model), given in zip(models.items(), options.models):
+        network = model if isinstance(model, SKDStudentModel) else model.model
+        weights, senses = megabytes(network)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            resident = pool.apply(resident_mb, (given.split("=", 1)[1], texts[:64]))
+        values = {
+            "million_parameters": round(network.num_parameters() / 1e6, 1),
+            "weights_mb": round(weights, 1),
+            "senses_mb": round(senses, 1),
+            "resident_mb": round(resident, 1),
+            "texts_per_second": round(speeds[title], 1),
+            "relative": round(speeds[title] / speeds[first], 2),
+        }
+        print(f"| {title} | {' | '.join(str(value) for value in values.values())} |")
+        study.record(f"{first}: {title}", values)
 
 
 if __name__ == "__main__":
