@@ -9,6 +9,7 @@ quarter, and one sense for each token, the mean of all vectors that the token's 
 - Each size is scored on the nine tasks of `benchmarks.distillation`; `benchmarks/README.md` describes FOLDER. The
   output is the mean of soft senses and the model's own vectors.
 - `--dev` scores on texts for development, of all tasks but retrieval.
+- `--fewest` leaves out all sizes but one sense for each token.
 - Speed is measured on the test texts of uci_sentiment with one thread. The sizes take turns, and the best of three
   rounds counts.
 
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
     parser.add_argument("--model", default=str(get_model_path()), help="a student; with --senses a teacher")
     parser.add_argument("--senses", help="folder of the teacher's dictionary")
+    parser.add_argument("--fewest", action="store_true", help="only one sense for each token")
     parser.add_argument("--dev", action="store_true", help="score on texts for development, not on test files")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,6 +75,8 @@ def main() -> None:
         "device": torch.device("cpu"),
     }
     sizes = smaller(senses)
+    if options.fewest:
+        sizes = dict(list(sizes.items())[-1:])
 
     def outputs(*which: SenseEmbeddingModel | None) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function that joins several outputs, `[batch, positions, outputs * hidden]`."""
