@@ -122,8 +122,8 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
 def _add_merge(sub: argparse.ArgumentParser) -> None:
     about = "folders of dictionaries of the same teacher; or one dictionary, or one student, to make it smaller"
     add(sub, "senses", "DIR", about, nargs="+")
-    about = "senses in total, given to the tokens that need them most"
-    add(sub, "--budget", "N", about, type=int, required=True)
+    about = "senses in total, given to the tokens that need them most; default for one folder: one for each token"
+    add(sub, "--budget", "N", about, type=int)
     add(sub, "--output", "DIR", "new folder for the result", required=True)
     add_trust(sub)
 
@@ -294,7 +294,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     ),
     "merge": (
         _add_merge,
-        "DIR... --budget N --output DIR",
+        "DIR... [--budget N] --output DIR",
         "merge dictionaries of the same teacher, or make one dictionary or student smaller",
     ),
     "info": (

@@ -66,6 +66,14 @@ def test_one_is_made_smaller(bert, texts):
     )
     built = build_sense_dictionary(bert, texts, budget=60, senses_dtype="float32")
     assert smaller.config.distortion <= 1.35 * built.config.distortion
+    # Without a budget each token has one sense: the mean of its senses, weighted by their usage.
+    least = merge_sense_dictionaries([whole])
+    assert torch.equal(least.offsets.diff(), (whole.offsets.diff() > 0).long())
+    token = int(whole.offsets.diff().argmax())
+    rows = slice(*whole.offsets[token : token + 2].tolist())
+    weights = whole.usage[rows].float()
+    mean = (whole.senses[rows] * weights[:, None]).sum(0) / weights.sum()
+    torch.testing.assert_close(least.senses[int(least.offsets[token])], mean)
 
 
 def test_what_cannot_be_merged(bert, texts, halves):
@@ -84,6 +92,8 @@ def test_what_cannot_be_merged(bert, texts, halves):
     bert.model.encoder.layer[0].output.dense.bias.data += 1
     with pytest.raises(ValueError, match="base_model_fingerprint differs"):
         merge_sense_dictionaries([halves[0], build_sense_dictionary(bert, texts, budget=90)], 100)
+    with pytest.raises(ValueError, match="give a budget"):
+        merge_sense_dictionaries(halves)
     with pytest.raises(ValueError, match="budget=5 is below one sense for each of the 30"):
         merge_sense_dictionaries(halves, 5)
     with pytest.raises(ValueError, match="budget=nan: give an integer of at least 1"):

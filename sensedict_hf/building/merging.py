@@ -21,7 +21,9 @@ from .fitting import fit_senses, read_senses
 from .planning import check_budget
 
 
-def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget: int) -> SenseEmbeddingModel:
+def merge_sense_dictionaries(
+    dictionaries: Sequence[SenseEmbeddingModel], budget: int | None = None
+) -> SenseEmbeddingModel:
     """Merge dictionaries of the same teacher, or make a single dictionary smaller.
 
     The senses of each token are clustered like samples in a build, each weighted by its usage. Senses with usage 0 are
@@ -30,27 +32,34 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
 
     Args:
         dictionaries: The dictionaries, or a single one to make smaller.
-        budget: Senses in all. They are given to the tokens where they lower the squared distance most.
+        budget: Senses in all. They are given to the tokens where they lower the squared distance most. Default for a
+            single dictionary: one sense for each token, the mean of its vectors. That is enough for a student that
+            returns half of its own vectors.
 
     Returns:
         The merged dictionary. It has the dtype, the assignment and the tokenizer of the first one.
 
     Raises:
-        ValueError: There are no dictionaries, or their teachers, layers, prompts, tokenizers or similarities differ.
-        ValueError: The budget is below one sense for each token.
+        ValueError: There are no dictionaries, or several without a budget; their teachers, layers, prompts, tokenizers
+            or similarities differ; or the budget is below one sense for each token.
 
     Example:
         >>> from sensedict_hf import merge_sense_dictionaries
         >>> smaller = merge_sense_dictionaries([senses], budget=3_000)
         >>> smaller.config.num_senses
         3000
+        >>> int(merge_sense_dictionaries([senses]).offsets.diff().max())
+        1
     """
     check_kind("dictionaries", dictionaries, (list, tuple), "a list of dictionaries")
     if not dictionaries:
         raise ValueError("no dictionaries: give some that were built with the same teacher, or one to make it smaller")
     for dictionary in dictionaries:
         check_dictionary(dictionary)
-    budget = check_integer("budget", budget, 1)
+    if budget is not None:
+        budget = check_integer("budget", budget, 1)
+    elif len(dictionaries) > 1:
+        raise ValueError("give a budget, the number of senses in all: only a single dictionary has a default")
     configs = [dictionary.config for dictionary in dictionaries]
     first = configs[0]
     for config in configs[1:]:
@@ -67,7 +76,9 @@ def merge_sense_dictionaries(dictionaries: Sequence[SenseEmbeddingModel], budget
     order = torch.cat(tokens).argsort(stable=True)
     token, weight = torch.cat(tokens)[order], torch.cat(weights)[order]
     sizes = torch.bincount(token, minlength=first.vocab_size)
-    check_budget(budget, int((sizes > 0).sum()))
+    num_seen = int((sizes > 0).sum())
+    budget = num_seen if budget is None else budget
+    check_budget(budget, num_seen)
 
     # Cluster them like samples.
     store = {

@@ -67,8 +67,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         """Make a student from some layers of a fine-tuned teacher, with the head of this teacher, frozen.
 
         Args:
-            classifier: The fine-tuned model, such as a BERT for sequence classification: a name, a path or a loaded
-                model.
+            classifier: The fine-tuned model with its head: a name, a path or a loaded model.
             senses: A sense dictionary built from this model. It is copied into the student.
             num_hidden_layers: How many of the teacher's layers to keep, the first ones and the last, or the indices of
                 the layers to keep.
