@@ -44,6 +44,7 @@ DICTIONARIES: dict[str, dict[str, int]] = {
     "5 a token": {"senses_per_token": 5},
     "20 a token": {"senses_per_token": 20},
 }
+KEYS = ("input", "next")
 BATCH_SIZE, LONGEST = 32, 256
 
 
@@ -63,40 +64,43 @@ class Examples(NamedTuple):
     vectors: Tensor
 
 
-def read_examples(teacher: Teacher, file: Path, key: str, cache: Path) -> Examples:
+def read_examples(teacher: Teacher, file: Path, cache: Path) -> dict[str, Examples]:
     """Encode the words of a file, or read what an earlier run has encoded.
 
     Args:
         teacher: The model.
         file: JSON Lines with `text`, `start`, `end` (characters of the word), `word` and `sense`.
-        key: `input`: the state of the word's last token. `next`: the state before the word, which predicts its first
-            token. Words at the beginning of a text are then left out.
         cache: The `.npy` file where the vectors are kept.
+
+    Returns:
+        For `input` the states of the last tokens of the words. For `next` the states before the words, which predict
+        their first tokens; words at the beginning of a text are left out there.
     """
     rows = read_columns(file)
     encoding = teacher.tokenizer(rows["text"], truncation=True, max_length=LONGEST, return_offsets_mapping=True)
-    places, kept = [], []
-    for row, (offsets, begin, end) in enumerate(zip(encoding["offset_mapping"], rows["start"], rows["end"])):
-        inside = [
-            place for place, (first, last) in enumerate(offsets) if first < end and last > begin and last > first
-        ]
-        place = inside[-1] if inside and key == "input" else inside[0] - 1 if inside else -1
-        if place >= 0:
-            places.append(place)
-            kept.append(row)
-    ids = [encoding["input_ids"][row] for row in kept]
-    tokens = torch.tensor([own[place + (key == "next")] for own, place in zip(ids, places)])
+    ids, found = encoding["input_ids"], []
+    for offsets, begin, end in zip(encoding["offset_mapping"], rows["start"], rows["end"]):
+        inside = [place for place, (first, last) in enumerate(offsets) if max(first, begin) < min(last, end)]
+        found.append((inside[-1], inside[0] - 1) if inside else (-1, -1))  # a negative place is no place
+    places = np.array(found)
+
+    # One pass of the model for both states.
     if not cache.is_file():
-        vectors = torch.empty(len(ids), teacher.model.config.hidden_size)
+        vectors = torch.empty(len(ids), 2, teacher.model.config.hidden_size)
         order = np.argsort([-len(own) for own in ids], kind="stable")
         for batch in np.split(order, range(BATCH_SIZE, len(order), BATCH_SIZE)):
             padded = pad_batch([ids[row] for row in batch], teacher.pad_token_id)
             states = teacher.last_hidden_state(*(part.to(teacher.device) for part in padded)).float().cpu()
-            vectors[batch] = states[torch.arange(len(batch)), torch.tensor([places[row] for row in batch])]
+            vectors[batch] = states[torch.arange(len(batch))[:, None], torch.from_numpy(places[batch])]
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.save(cache, vectors.numpy())
-    words, meanings = (np.array(rows[name])[kept] for name in ("word", "sense"))
-    return Examples(words, meanings, tokens, torch.from_numpy(np.load(cache)))
+    vectors, examples = torch.from_numpy(np.load(cache)), {}
+    for column, key in enumerate(KEYS):
+        kept = np.flatnonzero(places[:, column] >= 0)
+        tokens = torch.tensor([ids[row][places[row, column] + column] for row in kept])
+        words, meanings = (np.array(rows[name])[kept] for name in ("word", "sense"))
+        examples[key] = Examples(words, meanings, tokens, vectors[torch.from_numpy(kept), column])
+    return examples
 
 
 def predicting(vectors: TokenVectors) -> TokenVectors:
@@ -170,11 +174,12 @@ def main() -> None:
     texts = list(dict.fromkeys(read_columns(options.data / SET / "train.jsonl")["text"]))
     like = build_sense_dictionary(teacher, ["Any dictionary tells how the vectors are made."])
     states = TokenVectors.of(TokenEncoder(teacher, like), texts, options.output / "states.npz")
-    for key in ("input", "next") if options.causal else ("input",):
-        train, test = (
-            read_examples(teacher, options.data / SET / f"{part}.jsonl", key, options.output / f"{part}-{key}.npy")
-            for part in ("train", "test")
-        )
+    every = [
+        read_examples(teacher, options.data / SET / f"{part}.jsonl", options.output / f"{part}.npy")
+        for part in ("train", "test")
+    ]
+    for key in KEYS if options.causal else KEYS[:1]:
+        train, test = (examples[key] for examples in every)
         frequent = most_frequent(train.words.tolist(), train.meanings)
         right = np.mean([frequent[word] == meaning for word, meaning in zip(test.words, test.meanings)])
         entry = f"{title}, {key}" if options.causal else title

@@ -11,17 +11,17 @@ from benchmarks.word_senses import Examples, most_frequent, predicting, read_exa
 from sensedict_hf import build_sense_dictionary
 
 
-@pytest.mark.parametrize("key", ["input", "next"])
-def test_a_word_has_the_state_of_its_last_token_or_the_one_before_it(bert, tmp_path, key):
+def test_a_word_has_the_state_of_its_last_token_and_the_one_before_it(bert, tmp_path):
     rows = [("w3 w4 w5", 3, 5), ("w6 w7", 0, 2)]
     lines = [json.dumps({"text": text, "start": a, "end": b, "word": "w", "sense": "s"}) for text, a, b in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    found = read_examples(bert, tmp_path / "rows.jsonl", key, tmp_path / "vectors.npy")
+    found = read_examples(bert, tmp_path / "rows.jsonl", tmp_path / "vectors.npy")
     for number, (text, place) in enumerate(zip((rows[0][0], rows[1][0]), (2, 1))):  # after [CLS]
         ids = torch.tensor([bert.tokenizer(text)["input_ids"]])
         states = bert.last_hidden_state(ids)[0]
-        assert found.tokens[number] == ids[0, place]
-        torch.testing.assert_close(found.vectors[number], states[place - (key == "next")], rtol=1e-4, atol=1e-5)
+        for key, own in (("input", place), ("next", place - 1)):
+            assert found[key].tokens[number] == ids[0, place]
+            torch.testing.assert_close(found[key].vectors[number], states[own], rtol=1e-4, atol=1e-5)
 
 
 def test_states_that_predict_belong_to_the_next_token():
