@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
 from .data_files import find_files, kind_of, read_files, read_lines
-from .models.arguments import check_flag, check_path, check_string
-from .models.prompts import check_unicode
+from .models.arguments import check_flag, check_path, check_string, check_unicode
 
 # What functions of this package accept as texts: strings, or rows with a column of strings.
 Texts: TypeAlias = Iterable[str] | Dataset | IterableDataset

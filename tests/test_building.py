@@ -320,3 +320,11 @@ def test_contexts_of_the_senses_of_a_token(bert, texts):
         report_senses(senses, "[PAD]")
     with pytest.raises(ValueError, match="max_occurrences=0: give an integer of at least 1"):
         find_occurrences(senses, bert, "w20", texts, max_occurrences=0)
+
+
+def test_a_folder_of_the_name_of_the_stages_is_kept(bert, texts, tmp_path):
+    (tmp_path / "building").mkdir()
+    (tmp_path / "building" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"building holds thesis\.txt, which no build has put there"):
+        build_sense_dictionary(bert, texts, senses_per_token=2, output_dir=tmp_path)
+    assert (tmp_path / "building" / "thesis.txt").exists()

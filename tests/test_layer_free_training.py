@@ -6,12 +6,13 @@ import os
 import pickle
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS
+from tiny_models import WORDS, make_model
 from torch import nn
 from transformers import AutoModel
 
@@ -390,3 +391,13 @@ def test_what_is_refused(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="computed with layer=1, here it is -1"):
         make_trainer(bert, senses, data, tmp_path)
     assert json.loads((tmp_path / "vectors" / "state.json").read_text())["layer"] == 1
+
+
+def test_vectors_of_another_teacher_are_told(bert, texts, tmp_path, caplog):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    other = replace(bert, model=make_model("bert"), name="another")
+    vectors = encode_vectors(other, texts, tmp_path / "vectors")
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
+    args = SKDTrainingArguments(str(tmp_path / "run"), report_to="none", max_steps=1, save_strategy="no")
+    SKDTrainer(student, args, train_dataset=vectors)
+    assert "the vectors are those of another" in caplog.text

@@ -1,10 +1,12 @@
 """Texts that are longer than the model reads: what is left out is said, and windows read all of it."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import WORDS
+from transformers import ByT5Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from sensedict_hf import SKDStudentModel, build_sense_dictionary
@@ -74,3 +76,18 @@ def test_wrong_choices_are_refused(encoder):
     if isinstance(encoder, SKDStudentModel):
         with pytest.raises(ValueError, match="reads texts of any length"):
             encoder.encode(["w1"], long_texts="windows")
+
+
+def test_texts_that_the_prompt_shortens_are_read_in_windows_too(bert):
+    """Of LLM2Vec's teachers the prompt has a limit of its own, below that of the model."""
+    text = " ".join(WORDS[place % len(WORDS)] for place in range(100))
+    teacher = replace(bert, prompt=Prompt(max_text_length=20))
+    row, short = teacher.prompt.tokenize(teacher.tokenizer, [text, "w1 w2"], 64)
+    assert row.is_cut and not short.is_cut
+    assert not torch.allclose(teacher.encode(text), teacher.encode(text, long_texts="windows"))
+
+
+def test_a_slow_tokenizer_tells_what_it_cuts(bert):
+    tokenizer = ByT5Tokenizer(model_max_length=64)
+    row, short = Prompt(pooled="all").tokenize(tokenizer, ["w" * 100, "w1"], 64)
+    assert row.is_cut and len(row.input_ids) == 64 and not short.is_cut

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sensedict_hf import Prompt, build_sense_dictionary, merge_sense_dictionaries
+from sensedict_hf import Prompt, SKDStudentModel, build_sense_dictionary, merge_sense_dictionaries
 
 
 @pytest.fixture
@@ -100,3 +100,13 @@ def test_what_cannot_be_merged(bert, texts, halves):
         merge_sense_dictionaries(halves, float("nan"))
     with pytest.raises(ValueError, match="no dictionaries"):
         merge_sense_dictionaries([], 100)
+
+
+def test_a_merged_dictionary_reads_windows_of_the_same_length(bert, texts):
+    whole = build_sense_dictionary(bert, texts, budget=90, max_length=12)
+    assert merge_sense_dictionaries([whole]).config.window_length == whole.config.window_length == 12
+    other = build_sense_dictionary(bert, texts, budget=90, max_length=16)
+    assert merge_sense_dictionaries([whole, other], 100).config.window_length is None
+    student = SKDStudentModel.from_teacher(bert, whole, num_hidden_layers=0)
+    with pytest.raises(ValueError, match="no senses, like that of a student without layers"):
+        merge_sense_dictionaries([student.senses])

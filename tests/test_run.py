@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from tiny_models import WORDS, make_tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from sensedict_hf import (
+    Prompt,
     SKDStudentForSequenceClassification,
+    SKDStudentModel,
     SKDTrainer,
     SKDTrainingArguments,
     Teacher,
@@ -19,6 +22,9 @@ from sensedict_hf import (
 )
 from sensedict_hf.cli import main
 from sensedict_hf.distillation.run_folder import STATE
+from sensedict_hf.models.sentence_head import make_sentence_head
+
+QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 
 
 @pytest.fixture
@@ -179,3 +185,45 @@ def test_the_origin_of_a_stream_can_be_recorded(bert, senses, tmp_path):
         distill_student(bert, senses, stream, args=args, recorded={"origin": "words"})
     with pytest.raises(ValueError, match="origin was words, is others"):
         distill_student(bert, senses, stream, args=args, recorded={"origin": "others"})
+
+
+def test_what_another_program_has_left_is_kept(bert, senses, texts, tmp_path):
+    """Checkpoints of another run in the folder are not removed, unless overwrite says so."""
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"hours of work")
+    args = SKDTrainingArguments(str(tmp_path / "run"), **QUIET, max_steps=1)
+    with pytest.raises(ValueError, match="holds a checkpoint-2 that no sensedict distill has put there"):
+        distill_student(bert, senses, texts, args=args)
+    assert (checkpoint / "model.safetensors").exists()
+    distill_student(bert, senses, texts, args=args, overwrite=True)
+    assert not checkpoint.exists()
+
+
+def test_texts_that_choose_the_checkpoint_are_remembered(bert, senses, texts, tmp_path):
+    settings = dict(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    settings |= dict(load_best_model_at_end=True, metric_for_best_model="sense_accuracy")
+    args = SKDTrainingArguments(str(tmp_path), **QUIET | settings)
+    distill_student(bert, senses, texts, args=args, eval_texts=texts[:3])
+    distill_student(bert, senses, texts, args=args, eval_texts=texts[:3])  # finished already
+    with pytest.raises(ValueError, match="eval_corpus"):
+        distill_student(bert, senses, texts, args=args, eval_texts=texts[3:6])
+
+
+def test_a_student_with_another_backbone_encodes_as_its_teacher_does(bert, texts, tmp_path):
+    """It has the dense layer and the prompts of the teacher, and none of the backbone."""
+    steps = [{"kind": "dense", "in_features": 16, "out_features": 8, "bias": True, "activation": "Tanh"}]
+    head = make_sentence_head(steps)
+    for parameter in head.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    teacher = replace(bert, sentence_head_steps=steps, sentence_head=head)
+    senses = build_sense_dictionary(teacher, texts, budget=90)
+    other = replace(bert, name="other", prompt=Prompt("w1 {text}", pooled="all"), prompts={"query": "w5 "})
+    args = SKDTrainingArguments(str(tmp_path), **QUIET, max_steps=1)
+    student = distill_student(teacher, senses, texts, args=args, backbone=other)
+    assert student.encode(texts[:3]).shape == teacher.encode(texts[:3]).shape == (3, 8)
+    for name, value in head.state_dict().items():
+        assert torch.equal(student.sentence_head.state_dict()[name], value)
+    assert student.config.prompt is None and not student.config.prompts
+    plain = SKDStudentModel.from_backbone(replace(other, sentence_head_steps=steps, sentence_head=head), senses)
+    assert plain.config.prompt is None and plain.sentence_head is None and plain.encode(texts[:3]).shape == (3, 16)

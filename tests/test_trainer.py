@@ -52,6 +52,13 @@ def first_loss(trainer):
     return trainer.state.log_history[0]["loss"]
 
 
+def test_of_errors_the_smallest_is_the_best(tmp_path):
+    for name, greater in (("quantization_error", False), ("sense_accuracy", True), ("loss", False)):
+        settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+        args = SKDTrainingArguments(str(tmp_path), **settings, load_best_model_at_end=True, metric_for_best_model=name)
+        assert args.greater_is_better == greater
+
+
 @pytest.mark.parametrize("objective", ["sense", "mse", "sense+mse"])
 def test_loss_is_the_formula(bert, senses, texts, tmp_path, objective):
     """One step over all texts without dropout, against a loop over positions."""

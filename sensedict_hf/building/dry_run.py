@@ -84,6 +84,7 @@ def estimate_build(
         seen, samples = int((counts > 0).sum()), len(plan.positions)
         disk, memory = room_needed(counts, settings, width, teacher.device, len(corpus))
         senses = total_senses(settings, seen, samples)
+        senses = senses and min(senses, samples)
         if senses is None and settings.senses_per_token:
             senses = int(sample_sizes(counts, min(settings.senses_per_token, settings.max_samples_per_token)).sum())
         table = senses and senses * width * SENSES_DTYPES[settings.senses_dtype].itemsize

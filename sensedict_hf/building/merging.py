@@ -20,6 +20,9 @@ from ..models.sense_lookup import store_senses
 from .fitting import fit_senses, read_senses
 from .planning import check_budget
 
+# What a merged dictionary keeps where all of them agree.
+SHARED = ("window_length", "max_samples_per_token", "seed")
+
 
 def merge_sense_dictionaries(
     dictionaries: Sequence[SenseEmbeddingModel], budget: int | None = None
@@ -77,6 +80,8 @@ def merge_sense_dictionaries(
     token, weight = torch.cat(tokens)[order], torch.cat(weights)[order]
     sizes = torch.bincount(token, minlength=first.vocab_size)
     num_seen = int((sizes > 0).sum())
+    if not num_seen:
+        raise ValueError("the dictionary has no senses, like that of a student without layers: nothing to merge")
     budget = num_seen if budget is None else budget
     check_budget(budget, num_seen)
 
@@ -107,6 +112,7 @@ def merge_sense_dictionaries(
             method_value=budget,
             num_texts=sum(config.num_texts or 0 for config in configs),
             num_tokens=sum(num_tokens),
+            **{name: getattr(first, name) for name in SHARED if len({getattr(each, name) for each in configs}) == 1},
             card_data=with_datasets(first.card_data, datasets),
             sensedict_version=version("sensedict_hf"),
             **{name: getattr(first, name) for name in TEACHER_NAMES + SAME_VECTORS},

@@ -226,6 +226,7 @@ def room_needed(
     senses = total_senses(settings, seen, samples)
     if senses is None:
         senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
+    senses = min(senses, samples)
     # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
     vector_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * count_machines()
     sample_bytes = vector_bytes + BYTES_PER_SAMPLE

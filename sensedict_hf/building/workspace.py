@@ -98,6 +98,12 @@ class BuildFolder:
             if reason:
                 self.discard()
         else:
+            # A build that was stopped at its very beginning leaves nothing but a part of this file.
+            left = sorted(path.name for path in self.stages.glob("*") if path.name != "settings.json.partial")
+            if left and not self.overwrite:
+                raise ValueError(
+                    f"{self.stages} holds {left[0]}, which no build has put there: give another folder, or overwrite"
+                )
             self.discard()
             self._refuse_foreign()
 

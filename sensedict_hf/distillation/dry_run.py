@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import IterableDataset
 
 from ..data import Texts, iterate_texts
+from ..models.encoding import pad_batch
 from ..models.loading import load_senses
 from ..models.teachers import load_teacher
+from ..models.tokenization import special_token_counts, tokenize
+from ..models.windows import SMALLEST_WIDTH, cut_windows
+from .layer_free import default_epochs
 from .run import StudentStart
 from .training_args import SKDTrainingArguments
 
@@ -55,7 +60,11 @@ def estimate_distillation(
     start.check(options, has_senses=True)
     loaded = load_teacher(teacher, device=args.device, **options)
     dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
-    student = start.make(loaded, dictionary, start.load_backbone(dictionary, options), None)
+    backbone = start.load_backbone(dictionary, options)
+    student = start.make(loaded, dictionary, backbone, None)
+    is_layer_free = start.is_layer_free(backbone)
+    if is_layer_free:
+        args = args.for_layer_free()
 
     # The texts: how many, and how long.
     total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]
@@ -64,16 +73,23 @@ def estimate_distillation(
         raise ValueError("there are no texts: give some")
     length = min(args.max_length or loaded.max_window, loaded.max_window)
     size = args.per_device_train_batch_size * max(1, args.n_gpu)
-    rows = loaded.tokenizer(sample, truncation=True, max_length=length)["input_ids"]
-    tokens = None if total is None else round(sum(map(len, rows)) / len(rows) * total)
+    # Longer texts are cut into windows, as in a run.
+    around = sum(special_token_counts(loaded.tokenizer))
+    whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
+    windows = cut_windows(np.array([len(ids) for ids in whole]), max(SMALLEST_WIDTH, length - around))
+    tokens_of_sample = int((windows.stop - windows.start).sum()) + around * len(windows)
+    tokens = None if total is None else round(tokens_of_sample / len(sample) * total)
+    num_rows = None if total is None else round(len(windows) / len(sample) * total)
+    if is_layer_free and num_rows:
+        args = default_epochs(args, num_rows)
+    rows = tokenize(loaded.tokenizer, sample, truncation=True, max_length=length)["input_ids"]
 
     # Time batches of both models.
     seconds: dict[str, list[float]] = {"teacher": [], "student": []}
     for number in range(TIMED_BATCHES + 1):
         first = number * size % len(sample)
-        some = (sample[first:] + sample)[:size]
-        batch = loaded.tokenizer(some, truncation=True, max_length=length, padding=True, return_tensors="pt")
-        ids, mask = (batch[name].to(loaded.device) for name in ("input_ids", "attention_mask"))
+        some = (rows[first:] + rows)[:size]
+        ids, mask = (part.to(loaded.device) for part in pad_batch(some, loaded.pad_token_id))
         begin = time.perf_counter()
         with torch.no_grad():
             loaded.last_hidden_state(ids, mask).sum().item()
@@ -85,7 +101,7 @@ def estimate_distillation(
     batch_seconds = {name: sum(each[1:]) / TIMED_BATCHES for name, each in seconds.items()}
 
     # Steps, room and time.
-    batches = None if total is None else -(-total // size)
+    batches = None if num_rows is None else -(-num_rows // size)
     steps: int | None = args.max_steps
     if args.max_steps <= 0:
         per_epoch = batches and max(1, batches // args.gradient_accumulation_steps)

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
 from ..data import Texts
 from ..models.modeling_layer_free import LayerFreeModel
@@ -20,6 +21,8 @@ from .labels import label_settings
 from .losses import Errors, vector_errors, vector_loss
 from .training_args import SKDTrainingArguments
 from .vectors import TeacherVectors, Variances, encode_vectors
+
+logger = logging.get_logger(__name__)
 
 # Share of the tokens of a batch that the loss is computed for. Neighbouring tokens tell much the same.
 TOKEN_SHARE = 0.5
@@ -93,6 +96,12 @@ def encode_for(
                     f"the vectors were computed with {name}={texts.settings[name]}, here it is {value}: compute them "
                     "again"
                 )
+        own, theirs = senses.base_model_fingerprint, texts.settings.get("teacher_fingerprint")
+        if own and theirs and own.rpartition("-")[2] != theirs.rpartition("-")[2]:
+            logger.warning_once(
+                f"the vectors are those of {texts.settings.get('teacher')}, and the student was made from "
+                f"{senses.base_model_name_or_path} with other weights: it will learn from the former"
+            )
         return texts
     if isinstance(texts, IterableDataset):
         raise ValueError(

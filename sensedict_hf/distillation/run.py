@@ -20,6 +20,7 @@ from ..building.corpus import corpus_digest
 from ..data import Texts
 from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
 from ..models.head_transfer import load_classifier
+from ..models.layer_transfer import encoding_settings
 from ..models.loading import check_dictionary, load_senses, move_model
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -190,6 +191,9 @@ def distill_student(
             settings |= {"senses_fingerprint": dictionary and dictionary.fingerprint()}
             settings |= {"least_steps": args.least_steps} if start.is_layer_free(other) else {}
             settings["backbone_fingerprint"] = other and other.fingerprint()
+            if args.load_best_model_at_end:  # what is evaluated then decides the weights
+                settings["eval_corpus"] = _digests(eval_texts, text_column)
+                settings |= {name: getattr(args, name) for name in ("eval_steps", "save_steps")}
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
             return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
 
@@ -219,6 +223,14 @@ def distill_student(
             _upload(student, repository, args)
         state.wait_for_everyone()
         return student.eval()
+
+
+def _digests(texts: Texts | dict[str, Texts] | None, text_column: str) -> dict[str, str]:
+    """Return a digest of each of the texts to evaluate on, but for streams, which are read once."""
+    parts = texts if isinstance(texts, dict) else {} if texts is None else {"eval": texts}
+    return {
+        name: corpus_digest(part, text_column) for name, part in parts.items() if not isinstance(part, IterableDataset)
+    }
 
 
 def _upload(student: SKDStudentPreTrainedModel, repository: str | None, args: SKDTrainingArguments) -> None:
@@ -362,7 +374,11 @@ class StudentStart:
             return decoder
         output = {"assignment": self.assignment, "residual": self.residual}
         if backbone is not None:
-            student = SKDStudentModel.from_backbone(backbone, senses, pooling=teacher.pooling, **output)
+            longest = min(teacher.max_seq_length, backbone.max_seq_length)
+            like = encoding_settings(teacher) | {"max_seq_length": longest}
+            student = SKDStudentModel.from_backbone(backbone, senses, **like, **output)
+            if student.sentence_head is not None and teacher.sentence_head is not None:
+                student.sentence_head.load_state_dict(teacher.sentence_head.state_dict())
         else:
             student = SKDStudentModel.from_teacher(teacher, senses, layers, **output)
         if self.head is None or classifier is None:

@@ -52,6 +52,12 @@ class RunFolder:
             if not overwrite:
                 raise ValueError(f"{error}: give another folder, or overwrite") from error
             begun = None
+        left = [path.name for path in self._temporary() if path.exists()] if begun is None else []
+        if left and not overwrite:
+            raise ValueError(
+                f"{self.path} holds a {left[0]} that no sensedict distill has put there: give another folder, or "
+                "overwrite"
+            )
         changed = _changed(begun, settings) if begun else ""
         if (changed or begun is None and (self.path / "config.json").is_file()) and not overwrite:
             what = (
@@ -100,8 +106,11 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what is only needed to continue: checkpoints and encoded texts, which nobody should publish."""
-        for path in (self.path / "_encoded", self.path / "_student", *self.path.glob("checkpoint-*")):
+        for path in self._temporary():
             shutil.rmtree(path, ignore_errors=True)
+
+    def _temporary(self) -> list[Path]:
+        return [self.path / "_encoded", self.path / "_student", *sorted(self.path.glob("checkpoint-*"))]
 
 
 def _changed(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

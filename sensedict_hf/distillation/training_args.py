@@ -189,6 +189,8 @@ class SKDTrainingArguments(TrainingArguments):
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
         self._check_numbers()
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_error"):
+            self.greater_is_better = False
         super().__post_init__()
         self.hub_strategy = HubStrategy.END  # unfinished students are not uploaded
         if self.device.type == "cpu":

@@ -257,3 +257,19 @@ def check_dtype(name: str, value: Any) -> None:
 def is_traced() -> bool:
     """Return whether torch is tracing a model now, so that no number can be read from a tensor and checked."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raise a ValueError if a text has a lone surrogate, which tokenizers cannot read.
+
+    Args:
+        text: The text.
+        name: What the text is called in the message.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} ({text[:40]!a}) has a lone surrogate, half of a sign, at character {error.start}: remove it, or "
+            "replace it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        ) from error

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.logging import tqdm
 
-from .arguments import check_choice, check_integer, is_traced
-from .prompts import Prompt, Prompted, PromptedRow, check_texts, check_unicode
+from .arguments import check_choice, check_integer, check_unicode, is_traced
+from .prompts import Prompt, Prompted, PromptedRow, check_texts
 from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
 
 logger = logging.get_logger(__name__)
@@ -206,7 +206,8 @@ class BatchEncoder:
         if not any(row.is_cut for row in rows):
             return self._encode_rows(rows, progress)
         if self.long_texts == "truncate":
-            _warn_of_cut(sum(row.is_cut for row in rows), len(rows), self.max_length)
+            longest = min(self.max_length, prompt.max_text_length or self.max_length)
+            _warn_of_cut(sum(row.is_cut for row in rows), len(rows), longest)
             return self._encode_rows(rows, progress)
 
         # The vector of a long text is the mean over its windows, weighted by the tokens that they own.

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -214,13 +215,13 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         senses.config.check_tokenizer(backbone.tokenizer)
         check_backbone(senses, backbone)
         # Make an empty student, and fill it with the backbone and the dictionary.
-        settings = encoding_settings(backbone)
-        if senses.config.prompt:
-            settings["prompt"] = senses.config.prompt  # the teacher's, in which the senses were found
+        # What the backbone does with its own texts and vectors is not what its teacher does, whose senses it learns.
+        settings = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length}
+        settings["prompt"] = senses.config.prompt
         student = cls(student_config(backbone.model.config, senses.config, settings | config))
         load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
         student.senses.load_state_dict(senses.state_dict())
-        student._follow(backbone)
+        student._follow(replace(backbone, sentence_head=None))
         return student
 
     def _follow(self, source: Teacher) -> None:

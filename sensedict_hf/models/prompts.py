@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .arguments import check_choice, check_integer
+from .arguments import check_choice, check_integer, check_unicode
 from .tokenization import check_offsets, tokenize
 from .windows import SMALLEST_WIDTH, cut_windows
 
@@ -132,18 +132,30 @@ class Prompt:
             >>> teacher.tokenizer.decode(row.input_ids[row.begin : row.end])
             'river bank [SEP]'
         """
-        parts = [self.parts(text) for text in texts]
+        given = parts = [self.parts(text) for text in texts]
         if self.max_text_length is not None:
             limit = self.max_text_length
             parts = [(head, _shorten(tokenizer, text, limit, max_length), tail) for head, text, tail in parts]
         if not parts:
             return []
+        are_short = [len(new[1]) < len(old[1]) for new, old in zip(parts, given)]
+        rows = self._tokenize_parts(tokenizer, parts, max_length)
+        return [row._replace(is_cut=row.is_cut or is_short) for row, is_short in zip(rows, are_short)]
+
+    def _tokenize_parts(
+        self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]], max_length: int | None
+    ) -> list[PromptedRow]:
+        """Tokenize texts that are not longer than `max_text_length`, see :meth:`tokenize`."""
         if self.pooled == "text":
             return [self._cut(row.input_ids, row.begin, row.end, max_length) for row in self._locate(tokenizer, parts)]
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
         encoding = tokenize(tokenizer, ["".join(part) for part in parts], **cut)
         rows = encoding["input_ids"]
-        are_cut = [bool(row.overflowing) for row in encoding.encodings or ()] or [False] * len(rows)
+        if encoding.encodings:
+            are_cut = [bool(row.overflowing) for row in encoding.encodings]
+        else:  # a slow tokenizer does not tell
+            whole = tokenize(tokenizer, ["".join(part) for part in parts], verbose=False)["input_ids"]
+            are_cut = [len(ids) < len(all_ids) for ids, all_ids in zip(rows, whole)]
         if self.pooled == "all":
             return [PromptedRow(ids, 0, len(ids), is_cut) for ids, is_cut in zip(rows, are_cut)]
         ends = tokenize(tokenizer, [text + tail for _, text, tail in parts], add_special_tokens=False, **cut)[
@@ -333,22 +345,6 @@ def check_texts(texts: Sequence[Any], first: int = 0) -> None:
             )
         for part in [text] if isinstance(text, str) else text:
             check_unicode(part, f"text {number}")
-
-
-def check_unicode(text: str, name: str) -> None:
-    """Raise a ValueError if a text has a lone surrogate, which tokenizers cannot read.
-
-    Args:
-        text: The text.
-        name: What the text is called in the message.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} ({text[:40]!a}) has a lone surrogate, half of a sign, at character {error.start}: remove it, or "
-            "replace it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-        ) from error
 
 
 def _is_text(text: Any) -> bool:

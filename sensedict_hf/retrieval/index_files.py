@@ -24,11 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.arguments import check_kind
+from ..models.arguments import check_kind, check_unicode
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.prompts import check_unicode
 from .document_rows import rows_dtype
 from .parts import Part
 
