@@ -211,10 +211,13 @@ def test_named_prompts_are_saved_if_there_are_some(bert, texts, tmp_path):
     SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
     assert not {"prompts", "include_prompt"} & json.loads((tmp_path / "config.json").read_text()).keys()
     bert.prompts, bert.include_prompt = {"query": "w1 w2 "}, False
-    for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
-        make(bert, senses).save_pretrained(tmp_path)
+    # They are the teacher's. A backbone, which may be any model, brings none.
+    given = {"prompts": bert.prompts, "include_prompt": False}
+    for make, fields in ((SKDStudentModel.from_teacher, {}), (SKDStudentModel.from_backbone, given)):
+        make(bert, senses, **fields).save_pretrained(tmp_path)
         config = AutoModel.from_pretrained(tmp_path).config
         assert config.prompts == {"query": "w1 w2 "} and config.include_prompt is False
+    assert SKDStudentModel.from_backbone(bert, senses).config.prompts is None
 
 
 def test_senses_are_loaded_from_dictionaries_and_students(bert, texts, tmp_path):
