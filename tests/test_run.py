@@ -21,6 +21,8 @@ from sensedict_hf import (
     distill_student,
 )
 from sensedict_hf.cli import main
+from sensedict_hf.distillation.dry_run import estimate_distillation
+from sensedict_hf.distillation.run import StudentStart
 from sensedict_hf.distillation.run_folder import STATE
 from sensedict_hf.models.sentence_head import make_sentence_head
 
@@ -227,3 +229,23 @@ def test_a_student_with_another_backbone_encodes_as_its_teacher_does(bert, texts
     assert student.config.prompt is None and not student.config.prompts
     plain = SKDStudentModel.from_backbone(replace(other, sentence_head_steps=steps, sentence_head=head), senses)
     assert plain.config.prompt is None and plain.sentence_head is None and plain.encode(texts[:3]).shape == (3, 16)
+
+
+@pytest.mark.parametrize("num_hidden_layers", [0, 2])
+def test_a_dry_run_counts_the_steps_of_a_run(bert, senses, texts, tmp_path, monkeypatch, num_hidden_layers):
+    """Long texts are cut into windows, and a student without layers has defaults of its own."""
+    senses.save_pretrained(tmp_path / "senses")
+    given = [" ".join(texts)] * 3 + texts * 8
+    args = SKDTrainingArguments(str(tmp_path / "run"), **QUIET, per_device_train_batch_size=16)
+    start = StudentStart(num_hidden_layers=num_hidden_layers)
+    said = estimate_distillation(bert, str(tmp_path / "senses"), given, args, start)["steps"]
+    steps, train = [], SKDTrainer.train
+
+    def watched(self, *arguments, **options):
+        result = train(self, *arguments, **options)
+        steps.append(self.state.max_steps)
+        return result
+
+    monkeypatch.setattr(SKDTrainer, "train", watched)
+    distill_student(bert, senses, given, args=args, num_hidden_layers=num_hidden_layers)
+    assert steps == [said]

@@ -1,5 +1,6 @@
 """What distilling a student would read, run and write, found without training."""
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -105,7 +106,7 @@ def estimate_distillation(
     steps: int | None = args.max_steps
     if args.max_steps <= 0:
         per_epoch = batches and max(1, batches // args.gradient_accumulation_steps)
-        steps = per_epoch and int(per_epoch * args.num_train_epochs)
+        steps = per_epoch and math.ceil(per_epoch * args.num_train_epochs)  # as Trainer rounds
     weights = _bytes(parameter for parameter in student.parameters() if parameter.requires_grad)
     saved = _bytes(student.state_dict().values())
     checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
