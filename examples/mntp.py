@@ -11,8 +11,8 @@ bidirectionally.
   `load_teacher(output, bidirectional=True)` loads both.
 - An interrupted run continues from its last checkpoint in the output folder.
 
-LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. `benchmarks/decoders.py` runs this script on a decoder of
-135 million parameters.
+LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. `benchmarks/decoders.py` runs this script and
+`simcse.py`, and scores the results.
 """
 
 import argparse

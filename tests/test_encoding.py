@@ -213,3 +213,10 @@ def test_models_encode_without_the_packages_that_build_and_distil(teacher_folder
     torch.save([teacher.encode(["w1 w2"]), student.encode(["w1 w2"])], tmp_path / "expected.pt")
     folders = [teacher_folder, tmp_path / "student", tmp_path / "expected.pt", tmp_path / "adapter"]
     subprocess.run([sys.executable, "-c", HIDDEN, *map(str, folders)], check=True, capture_output=True, text=True)
+
+
+def test_a_wrong_sentence_at_the_end_of_a_list_is_found_before_the_work(encoder, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK", 2)
+    monkeypatch.setattr(encoding.BatchEncoder, "_run", None)
+    with pytest.raises(ValueError, match="sentence 5 is one string: pass each sentence as a list of words"):
+        encoder.encode_words([["w1"]] * 5 + ["w1 w2"])

@@ -114,7 +114,7 @@ def test_a_dictionary_in_which_a_token_gains_senses_is_exported_with_them(make_s
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_student, tmp_path):
     student = make_student()
     cases = [
-        (student.senses, {}, "is no student"),
+        (student.senses, {}, "pass a student"),
         ("student", {}, "pass a student"),
         (student, {"tolerance": "0.1"}, "tolerance='0.1'"),
         (student, {"tolerance": 0}, "tolerance=0"),

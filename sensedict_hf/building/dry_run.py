@@ -14,8 +14,8 @@ from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
 from .corpus import open_corpus
 from .gathering import open_windows, window_vectors
-from .planning import plan_build, room_needed, total_senses
-from .sampling import open_plan, sample_sizes
+from .planning import most_senses, plan_build, room_needed
+from .sampling import open_plan
 from .settings import BuildSettings, Source
 from .workspace import BuildFolder
 
@@ -83,10 +83,7 @@ def estimate_build(
         counts, width = np.asarray(plan.counts), vectors.shape[-1]
         seen, samples = int((counts > 0).sum()), len(plan.positions)
         disk, memory = room_needed(counts, settings, width, teacher.device, len(corpus))
-        senses = total_senses(settings, seen, samples)
-        senses = senses and min(senses, samples)
-        if senses is None and settings.senses_per_token:
-            senses = int(sample_sizes(counts, min(settings.senses_per_token, settings.max_samples_per_token)).sum())
+        senses = None if settings.method == "mcl" else most_senses(counts, settings)
         table = senses and senses * width * SENSES_DTYPES[settings.senses_dtype].itemsize
         return {
             "texts": len(corpus),

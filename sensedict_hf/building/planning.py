@@ -216,17 +216,28 @@ def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
+def most_senses(counts: np.ndarray, settings: BuildSettings) -> int:
+    """Return how many senses a build makes; with `mcl` how many it makes at most.
+
+    Args:
+        counts: Occurrences of each token, `[vocab]`.
+        settings: The settings of the build.
+    """
+    cap = settings.max_samples_per_token
+    samples = int(sample_sizes(counts, cap).sum())
+    senses = total_senses(settings, int((counts > 0).sum()), samples)
+    if senses is None:
+        return int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
+    return min(senses, samples)
+
+
 def room_needed(
     counts: np.ndarray, settings: BuildSettings, width: int, device: torch.device, texts: int
 ) -> tuple[int, int]:
     """Return the bytes that a build needs on disk and in memory; see :func:`check_room`."""
-    cap, seen = settings.max_samples_per_token, int((counts > 0).sum())
+    cap = settings.max_samples_per_token
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    samples = int(sample_sizes(counts, cap).sum())
-    senses = total_senses(settings, seen, samples)
-    if senses is None:
-        senses = int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
-    senses = min(senses, samples)
+    samples, senses = int(sample_sizes(counts, cap).sum()), most_senses(counts, settings)
     # Each machine has a whole file of samples until they are joined: with holes, a full disk would kill the process.
     vector_bytes = width * SAMPLE_DTYPES[settings.sample_dtype].itemsize * count_machines()
     sample_bytes = vector_bytes + BYTES_PER_SAMPLE

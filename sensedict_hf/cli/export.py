@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..models.modeling_skd_student import SKDStudentPreTrainedModel
 from ..models.onnx_export import export_onnx
 from .dictionaries import check_is_new, load_whole
 
@@ -16,7 +17,7 @@ def export(options: argparse.Namespace) -> None:
     """
     check_is_new(options.onnx)
     student = load_whole(options.student, options.trust_remote_code)
-    if student.config.model_type != "skd_student":
+    if not isinstance(student, SKDStudentPreTrainedModel):
         raise ValueError(f"{options.student} holds a dictionary: give a student, which uses one")
     found = export_onnx(student, options.onnx, int8=options.int8, tolerance=options.tolerance)
     for name, difference in found.items():

@@ -38,6 +38,7 @@ from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
+from ..models.configuration_sense_embedding import SenseEmbeddingConfig
 from ..models.encoding import pad_batch
 from ..models.loading import check_dictionary
 from ..models.matching import check_teacher
@@ -155,10 +156,20 @@ def encode_senses(
     return dataset
 
 
+def has_other_weights(senses: SenseEmbeddingConfig, fingerprint: str) -> bool:
+    """Return whether a dictionary was built from other weights than those of a teacher, as far as is known.
+
+    Args:
+        senses: Config of the dictionary.
+        fingerprint: That of the teacher. Its last part is of the weights.
+    """
+    own = senses.base_model_fingerprint
+    return own is not None and own.rpartition("-")[2] != fingerprint.rpartition("-")[2]
+
+
 def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
     """Warn if the dictionary was built from other weights, as of another checkpoint with the same name."""
-    built_from = senses.config.base_model_fingerprint
-    if built_from is not None and built_from.rpartition("-")[2] != fingerprint.rpartition("-")[2]:
+    if has_other_weights(senses.config, fingerprint):
         logger.warning_once(
             f"the dictionary was built from {senses.config.base_model_name_or_path} with other weights or in another "
             "dtype: if the teacher is not the same model, its senses mean nothing: build a dictionary from it"

@@ -17,7 +17,7 @@ from ..data import Texts
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
-from .labels import label_settings
+from .labels import has_other_weights, label_settings
 from .losses import Errors, vector_errors, vector_loss
 from .training_args import SKDTrainingArguments
 from .vectors import TeacherVectors, Variances, encode_vectors
@@ -96,11 +96,10 @@ def encode_for(
                     f"the vectors were computed with {name}={texts.settings[name]}, here it is {value}: compute them "
                     "again"
                 )
-        own, theirs = senses.base_model_fingerprint, texts.settings.get("teacher_fingerprint")
-        if own and theirs and own.rpartition("-")[2] != theirs.rpartition("-")[2]:
+        if has_other_weights(senses, texts.settings["teacher_fingerprint"]):
             logger.warning_once(
-                f"the vectors are those of {texts.settings.get('teacher')}, and the student was made from "
-                f"{senses.base_model_name_or_path} with other weights: it will learn from the former"
+                f"the teacher of the vectors, {texts.settings['teacher']}, has other weights than the one that the "
+                f"student was made from, {senses.base_model_name_or_path}: the student learns the vectors"
             )
         return texts
     if isinstance(texts, IterableDataset):

@@ -193,7 +193,8 @@ def distill_student(
             settings["backbone_fingerprint"] = other and other.fingerprint()
             if args.load_best_model_at_end:  # what is evaluated then decides the weights
                 settings["eval_corpus"] = _digests(eval_texts, text_column)
-                settings |= {name: getattr(args, name) for name in ("eval_steps", "save_steps")}
+                when = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")
+                settings |= {name: getattr(args, name) for name in when}
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
             return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
 

@@ -110,6 +110,7 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def _temporary(self) -> list[Path]:
+        """Return the folders that a run needs to continue, which may not exist."""
         return [self.path / "_encoded", self.path / "_student", *sorted(self.path.glob("checkpoint-*"))]
 
 

@@ -130,7 +130,7 @@ class SKDTrainer(Trainer):
         checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
-            own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer  # it has none of its own
+            own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer  # a nameless one has none
             self.teacher, self._language_head, _ = load_language_model(cast(Any, teacher), own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
@@ -175,7 +175,7 @@ class SKDTrainer(Trainer):
         )
         # The loss is a sum over positions. Trainer counts the labels of all accumulated batches and processes.
         self.model_accepts_loss_kwargs = not self.is_layer_free
-        self._loss_shifts_labels = False  # the collator has done it
+        self._loss_shifts_labels = False  # for text that is generated the collator shifts them
         self.label_names = ["labels"]
         self._sums = self._no_sums()
 

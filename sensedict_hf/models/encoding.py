@@ -154,9 +154,7 @@ class BatchEncoder:
         is_table = hasattr(texts, "columns") or hasattr(texts, "column_names")
         if is_table or not isinstance(texts, Iterable) or isinstance(texts, (Mapping, bytes)):
             raise ValueError(f"texts is a {type(texts).__name__}: pass a list of strings, such as one of its columns")
-        if isinstance(texts, (list, tuple)):
-            check_texts(texts)  # before work is lost
-        vectors = list(self._map_chunks(self._encode_texts, texts, show_progress_bar))
+        vectors = list(self._map_chunks(self._encode_texts, check_texts, texts, show_progress_bar))
         return torch.cat(vectors) if vectors else torch.empty(0, self.hidden_size, dtype=torch.float32)
 
     def encode_words(self, sentences: Iterable[Sequence[str]], show_progress_bar: bool | None = None) -> list[Tensor]:
@@ -176,26 +174,36 @@ class BatchEncoder:
         check_offsets(self.tokenizer)
         if not isinstance(sentences, Iterable):
             raise ValueError(f"sentences is {type(sentences).__name__}: pass one list of words for each")
-        chunks = self._map_chunks(self._encode_words, sentences, show_progress_bar)
+        chunks = self._map_chunks(self._encode_words, _check_sentences, sentences, show_progress_bar)
         return [vectors for chunk in chunks for vectors in chunk]
 
     def _map_chunks(
-        self, encode: Callable[[list[Item], int, Any], Result], items: Iterable[Item], show_progress_bar: bool | None
+        self,
+        encode: Callable[[list[Item], int, Any], Result],
+        check: Callable[[Sequence[Item], int], None],
+        items: Iterable[Item],
+        show_progress_bar: bool | None,
     ) -> Iterator[Result]:
-        """Yield `encode(chunk, first, progress)` for each chunk; `first` is the index of its first item."""
+        """Yield `encode(chunk, first, progress)` for each chunk; `first` is the index of its first item.
+
+        `check(items, first)` raises an error for a wrong item. A list is checked before any work.
+        """
+        if is_checked := isinstance(items, (list, tuple)):
+            check(cast(Sequence[Item], items), 0)
         reader, first = iter(items), 0
         chunk = list(islice(reader, CHUNK))
         batches = -(-len(items) // self.batch_size) if isinstance(items, Sized) else None
         hide = len(chunk) <= self.batch_size if show_progress_bar is None else not show_progress_bar
         with tqdm(total=batches, desc="Encoding", unit=" batches", leave=False, disable=hide) as progress:
             while chunk:
+                if not is_checked:
+                    check(chunk, first)
                 yield encode(chunk, first, progress)
                 first += len(chunk)
                 chunk = list(islice(reader, CHUNK))
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
         """Return the vectors of one chunk, `[texts, hidden]`."""
-        check_texts(texts, first)
         prompt = self.prompt
         if prompt is None:
             # Without a prompt all tokens are pooled, special tokens too; but instructions are never pooled.
@@ -237,7 +245,6 @@ class BatchEncoder:
 
     def _encode_words(self, sentences: list[Sequence[str]], first: int, progress: Any) -> list[Tensor]:
         """Return the vectors of the words of one chunk, `[words, hidden]` per sentence."""
-        _check_sentences(sentences, first)
         # Tokenizers that know a word by the space before it lose that space with `is_split_into_words`, so the words
         # are joined.
         joined = [" ".join(sentence) for sentence in sentences]
@@ -289,7 +296,6 @@ class RaggedEncoder(BatchEncoder):
             )
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
-        check_texts(texts, first)
         rows = self._tokenize(texts)
         vectors = []
         for begin in range(0, len(rows), self.batch_size):
@@ -349,7 +355,7 @@ def _check_rows(rows: Sequence[Sequence[int]], texts: Sequence[Any], first: int)
             raise ValueError(f"text {first + number} ({texts[number]!r}) has no tokens: there is nothing to encode")
 
 
-def _check_sentences(sentences: Sequence[Any], first: int) -> None:
+def _check_sentences(sentences: Sequence[Any], first: int = 0) -> None:
     """Raise a ValueError if a sentence is not a list of strings; `first` is the number of the first sentence."""
     for number, sentence in enumerate(sentences, first):
         if isinstance(sentence, str) or not isinstance(sentence, Iterable):

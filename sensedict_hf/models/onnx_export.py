@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import check_flags, check_folder, check_kind, check_number
 from .encoding import LEARNED
-from .hub import SensePreTrainedModel
+from .modeling_skd_student import SKDStudentPreTrainedModel
 
 # Where sentence-transformers and Optimum look for the files.
 MODEL_FILE, QUANTIZED_FILE = Path("onnx", "model.onnx"), Path("onnx", "model_quantized.onnx")
@@ -25,7 +25,7 @@ TOLERANCE, QUANTIZED_TOLERANCE, LEAST_AGREEMENT = 1e-3, 0.25, 0.98
 
 
 def export_onnx(
-    student: SensePreTrainedModel,
+    student: SKDStudentPreTrainedModel,
     folder: str | os.PathLike[str],
     *,
     int8: bool = False,
@@ -58,13 +58,11 @@ def export_onnx(
         >>> export_onnx(student, "exported")  # doctest: +SKIP
         {'onnx/model.onnx': 3.1e-06}
     """
-    check_kind("student", student, SensePreTrainedModel, "a student")
+    check_kind("student", student, SKDStudentPreTrainedModel, "a student")
     check_folder("folder", folder)
     check_flags(int8=int8)
     if tolerance is not None:
         check_number("tolerance", tolerance, above=0)
-    if not hasattr(student.config, "text_config"):
-        raise ValueError(f"a {type(student).__name__} is no student: export a model that reads texts")
     if student.dtype != torch.float32:
         raise ValueError(f"the student is in {student.dtype}: load it with dtype=torch.float32 to export it")
     try:
@@ -115,7 +113,7 @@ def export_onnx(
 class _Outputs(nn.Module):
     """A student that returns the outputs of the file alone."""
 
-    def __init__(self, student: SensePreTrainedModel) -> None:
+    def __init__(self, student: SKDStudentPreTrainedModel) -> None:
         super().__init__()
         self.student = student
         config = student.config
@@ -132,7 +130,7 @@ class _Outputs(nn.Module):
         return {name: output[name] for name in self.names}
 
 
-def _make_batch(student: SensePreTrainedModel) -> dict[str, Tensor]:
+def _make_batch(student: SKDStudentPreTrainedModel) -> dict[str, Tensor]:
     """Return random token ids in rows of different lengths, `[4, 32]`."""
     generator = torch.Generator().manual_seed(0)
     config: Any = student.config

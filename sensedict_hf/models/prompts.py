@@ -132,15 +132,15 @@ class Prompt:
             >>> teacher.tokenizer.decode(row.input_ids[row.begin : row.end])
             'river bank [SEP]'
         """
-        given = parts = [self.parts(text) for text in texts]
-        if self.max_text_length is not None:
-            limit = self.max_text_length
-            parts = [(head, _shorten(tokenizer, text, limit, max_length), tail) for head, text, tail in parts]
+        parts = [self.parts(text) for text in texts]
         if not parts:
             return []
-        are_short = [len(new[1]) < len(old[1]) for new, old in zip(parts, given)]
-        rows = self._tokenize_parts(tokenizer, parts, max_length)
-        return [row._replace(is_cut=row.is_cut or is_short) for row, is_short in zip(rows, are_short)]
+        if (limit := self.max_text_length) is None:
+            return self._tokenize_parts(tokenizer, parts, max_length)
+        short = [(head, _shorten(tokenizer, text, limit, max_length), tail) for head, text, tail in parts]
+        rows = self._tokenize_parts(tokenizer, short, max_length)
+        are_cut = [row.is_cut or len(new[1]) < len(old[1]) for row, new, old in zip(rows, short, parts)]
+        return [row._replace(is_cut=is_cut) for row, is_cut in zip(rows, are_cut)]
 
     def _tokenize_parts(
         self, tokenizer: PreTrainedTokenizerBase, parts: Sequence[tuple[str, str, str]], max_length: int | None
@@ -153,9 +153,11 @@ class Prompt:
         rows = encoding["input_ids"]
         if encoding.encodings:
             are_cut = [bool(row.overflowing) for row in encoding.encodings]
+        elif max_length is None:
+            are_cut = [False] * len(rows)
         else:  # a slow tokenizer does not tell
             whole = tokenize(tokenizer, ["".join(part) for part in parts], verbose=False)["input_ids"]
-            are_cut = [len(ids) < len(all_ids) for ids, all_ids in zip(rows, whole)]
+            are_cut = [len(all_ids) > max_length for all_ids in whole]
         if self.pooled == "all":
             return [PromptedRow(ids, 0, len(ids), is_cut) for ids, is_cut in zip(rows, are_cut)]
         ends = tokenize(tokenizer, [text + tail for _, text, tail in parts], add_special_tokens=False, **cut)[

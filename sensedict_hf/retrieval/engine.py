@@ -103,6 +103,7 @@ class SenseCollection:
                 bar.update(len(numbers))
 
     def _check_index(self) -> None:
+        """Raise a ValueError if documents were added to the index, or removed from it."""
         if self.index.documents is not self._documents:
             raise ValueError(
                 f"the index has changed, and the collection {self.name!r} has its old documents: make another "
