@@ -33,17 +33,10 @@ from sensedict_hf.models.encoding import pad_batch
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
 from .distillation.tasks import read_columns
-from .retrieval.vectors import TokenVectors, fit_dictionary
+from .retrieval.vectors import DICTIONARIES, TokenVectors, fit_dictionary
 from .studies import Study, results_file, study_parser
 
 SET = "noad_wsd_masc"
-# Settings of the dictionaries.
-DICTIONARIES: dict[str, dict[str, int]] = {
-    "1 a token": {"senses_per_token": 1},
-    "default budget": {},
-    "5 a token": {"senses_per_token": 5},
-    "20 a token": {"senses_per_token": 20},
-}
 KEYS = ("input", "next")
 BATCH_SIZE, LONGEST = 32, 256
 
@@ -101,15 +94,6 @@ def read_examples(teacher: Teacher, file: Path, cache: Path) -> dict[str, Exampl
         words, meanings = (np.array(rows[name])[kept] for name in ("word", "sense"))
         examples[key] = Examples(words, meanings, tokens, vectors[torch.from_numpy(kept), column])
     return examples
-
-
-def predicting(vectors: TokenVectors) -> TokenVectors:
-    """Give each vector to the next token of its text. The last one of a text is left out."""
-    sizes = np.diff(vectors.offsets)
-    is_first, is_last = np.zeros((2, len(vectors.tokens)), dtype=bool)
-    is_first[vectors.offsets[:-1][sizes > 0]] = is_last[vectors.offsets[1:][sizes > 0] - 1] = True
-    offsets = np.append(0, np.cumsum(np.maximum(sizes - 1, 0)))
-    return TokenVectors(vectors.tokens[~is_first], vectors.vectors[~is_last], offsets)
 
 
 def most_frequent(keys: list[Any], meanings: NDArray[np.str_]) -> dict[Any, str]:
@@ -185,7 +169,7 @@ def main() -> None:
         entry = f"{title}, {key}" if options.causal else title
         study.record(entry, {"most frequent meaning": {"accuracy": float(right)}})
         for name, settings in DICTIONARIES.items():
-            senses = fit_dictionary(predicting(states) if key == "next" else states, like, **settings)
+            senses = fit_dictionary(states.predicting() if key == "next" else states, like, **settings)
             study.record(entry, {f"senses, {name}": score_senses(senses, train, test)})
         study.record(entry, {"vectors": score_vectors(train, test), "examples": len(test.words)})
 

@@ -20,11 +20,13 @@ def test_a_trial_is_recorded_and_continues(tmp_path, monkeypatch, capsys):
     assert all(f"| {method} | 0.001 |" in first for method in generation.METHODS)
     study = json.loads((tmp_path / "generation.json").read_text())
     (entry,) = study["entries"].values()
-    assert entry["teacher"]["perplexity"] > 1 and entry["settings"]["smoke"]
+    assert entry["teacher"]["smoke perplexity"] > 1 and entry["settings"]["smoke"]
+    continuations = (tmp_path / "continuations.md").read_text()
+    assert continuations.count("   - + KL + senses (next): ") == generation.CONTINUED
 
     # What is done is not done again.
-    monkeypatch.setattr(generation.Benchmark, "score_student", None)
-    monkeypatch.setattr(generation.Benchmark, "score_teacher", None)
+    monkeypatch.setattr(generation.Benchmark, "train_student", None)
+    monkeypatch.setattr(generation.Benchmark, "score_model", None)
     generation.main()
     assert first.endswith(capsys.readouterr().out.strip().split("\n\n")[-1] + "\n")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.retrieval.vectors import TokenVectors
-from benchmarks.word_senses import Examples, most_frequent, predicting, read_examples, score_senses, score_vectors
+from benchmarks.word_senses import Examples, most_frequent, read_examples, score_senses, score_vectors
 from sensedict_hf import build_sense_dictionary
 
 
@@ -26,7 +26,7 @@ def test_a_word_has_the_state_of_its_last_token_and_the_one_before_it(bert, tmp_
 
 def test_states_that_predict_belong_to_the_next_token():
     vectors = np.arange(5, dtype=np.float16)[:, None]
-    found = predicting(TokenVectors(np.array([10, 11, 12, 20, 30]), vectors, np.array([0, 3, 3, 5])))
+    found = TokenVectors(np.array([10, 11, 12, 20, 30]), vectors, np.array([0, 3, 3, 5])).predicting()
     assert found.tokens.tolist() == [11, 12, 30]
     assert found.vectors.ravel().tolist() == [0, 1, 3]
     assert found.offsets.tolist() == [0, 2, 2, 3]

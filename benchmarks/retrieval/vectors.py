@@ -1,7 +1,7 @@
 """Vectors of the tokens of texts, which all ways to search share, and dictionaries that are fitted to them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,13 @@ from sensedict_hf.retrieval.document_rows import DocumentRows
 from sensedict_hf.retrieval.encoding import encode_documents
 from sensedict_hf.retrieval.token_vectors import TokenBatch, TokenEncoder
 
+# Settings of dictionaries, from one sense for each token to many.
+DICTIONARIES: dict[str, dict[str, int]] = {
+    "1 a token": {"senses_per_token": 1},
+    "default budget": {},
+    "5 a token": {"senses_per_token": 5},
+    "20 a token": {"senses_per_token": 20},
+}
 SAMPLES_PER_TOKEN = 1000
 BATCH = 1 << 14  # tokens whose senses are looked up at a time
 
@@ -61,6 +68,20 @@ class TokenVectors:
         sizes = np.concatenate([np.diff(part.offsets) for part in parts])
         tokens, vectors = (np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "vectors"))
         return cls(tokens, vectors, np.append(0, np.cumsum(sizes)))
+
+    def preceding(self) -> "TokenVectors":
+        """Leave out the last token of each text."""
+        sizes = np.diff(self.offsets)
+        kept = np.ones(len(self.tokens), dtype=bool)
+        kept[self.offsets[1:][sizes > 0] - 1] = False
+        offsets = np.append(0, np.cumsum(np.maximum(sizes - 1, 0)))
+        return TokenVectors(self.tokens[kept], self.vectors[kept], offsets)
+
+    def predicting(self) -> "TokenVectors":
+        """Give each vector to the next token of its text. The last vector of a text is left out."""
+        kept = np.ones(len(self.tokens), dtype=bool)
+        kept[self.offsets[:-1][np.diff(self.offsets) > 0]] = False
+        return replace(self.preceding(), tokens=self.tokens[kept])
 
     def unit(self) -> Tensor:
         """Return the vectors with length 1, `[tokens, hidden]`, float32."""
