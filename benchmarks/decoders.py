@@ -1,4 +1,4 @@
-"""A decoder as a teacher: causal, bidirectional, after masked next-token prediction, and after contrastive training.
+"""A decoder as a teacher: causal, through senses, bidirectional, and after LLM2Vec's two steps of training.
 
     python -m benchmarks.decoders --decoder MODEL --data FOLDER --output runs/decoders
     python -m benchmarks.distillation --teacher runs/decoders/simcse --data FOLDER --dtype bfloat16 ...
@@ -9,7 +9,9 @@ nine tasks of `benchmarks.distillation`. The second one makes its dictionary and
 - Causal states are pooled in three ways: their mean, their mean with linearly rising weights, and the last one.
 - `MNTP` is `examples/mntp.py`, `SimCSE` is `examples/simcse.py` on top of it. Both learn from the texts of
   `wikipedia_en_sample`. SimCSE reads single sentences.
-- The states of named entities are not pooled, so they are scored for the mean alone.
+- Causal states are also replaced by their senses, with two dictionaries of the tasks' training texts: senses of the
+  token that a state has read (`input`), and of the token after it (`next`). Their means are scored.
+- The states of named entities are not pooled, so of the poolings they are scored for the mean alone.
 - Finished steps stay in the output folder, so that an interrupted run continues after them.
 
 What the table can show: what each step is worth for this decoder, with this much training.
@@ -30,13 +32,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sensedict_hf import Teacher, load_teacher
+from sensedict_hf import SenseEmbeddingModel, Teacher, build_sense_dictionary, load_teacher
 
 from .distillation.tables import MAIN_SCORES, header, print_row
 from .distillation.tasks import NAMES, load_task, read_columns
 from .studies import ROOT, Study, results_file, study_parser
 
 POOLINGS = ("mean", "weighted_mean", "last")
+# Key of the dictionary, and weight of the states themselves.
+SENSES = {
+    f"{name}, {key}": (key, weight) for key in ("input", "next") for name, weight in (("soft", 0), ("half", 0.5))
+}
+Output = Callable[[Tensor, Tensor, Tensor], Tensor]  # states, token ids and mask to vectors whose mean is scored
 BATCH_SIZE = 32
 # A sentence has so many characters.
 SHORTEST, LONGEST = 40, 300
@@ -55,6 +62,11 @@ def pooling_factors(mask: Tensor, pooling: str) -> Tensor:
     total = mask.sum(1, keepdim=True)
     weights = {"mean": mask, "weighted_mean": places, "last": (places == total) * mask}[pooling].float()
     return weights / weights.sum(1, keepdim=True) * total
+
+
+def pooled(pooling: str) -> Output:
+    """Return the output for a pooling."""
+    return lambda states, input_ids, mask: states * pooling_factors(mask, pooling)[..., None]
 
 
 def sentences(articles: Sequence[str]) -> list[str]:
@@ -77,9 +89,9 @@ class Benchmark:
         command = "python -m benchmarks.decoders --decoder MODEL --data FOLDER"
         self.study = Study(results_file(options.results, "decoders", folder=options.output), command=command)
 
-    def title(self, way: str, pooling: str) -> str:
+    def title(self, way: str, output: str) -> str:
         """Return the title of a row in the study."""
-        return f"{Path(self.options.decoder).name}, {way}, {pooling}"
+        return f"{Path(self.options.decoder).name}, {way}, {output}"
 
     def example(self, name: str, folder: Path, texts: Path, **settings: object) -> Path:
         """Run an example that trains a model, or continue with it; return its folder."""
@@ -136,19 +148,36 @@ class Benchmark:
             save_steps=20,
         )
 
-    def score(self, way: str, load: Callable[[], Teacher], poolings: Sequence[str]) -> None:
-        """Score one way to run the decoder, and print a row for each pooling."""
+    def senses(self, key: str) -> SenseEmbeddingModel:
+        """Return the dictionary of the causal decoder for a key."""
+        texts = [text for name in NAMES for text in load_task(name, self.options.data).train_texts]
+        folder, teacher = self.output / f"senses-{key}", self.base(False)
+        senses = build_sense_dictionary(teacher, list(dict.fromkeys(texts)), key=key, output_dir=folder)
+        return senses.to(teacher.device)
+
+    def through_senses(self, key: str, residual: float) -> Output:
+        """Return the output for the senses of states; the dictionary is built when it is needed."""
+        load = cache(lambda: self.senses(key))
+        return lambda states, input_ids, mask: load()(input_ids, states, mask, "soft", residual).hidden_states
+
+    def base(self, bidirectional: bool) -> Teacher:
+        """Load the decoder, untrained."""
+        settings = {"dtype": self.options.dtype, "device": self.options.device}
+        return load_teacher(self.options.decoder, bidirectional=bidirectional, pooling="mean", **settings)
+
+    def score(self, way: str, load: Callable[[], Teacher], outputs: dict[str, Output]) -> None:
+        """Score one way to run the decoder, with some outputs of each pass."""
         load = cache(load)
-        entries: dict[str, str] = {pooling: self.title(way, pooling) for pooling in poolings}
+        entries = {output: self.title(way, output) for output in outputs}
         for name in NAMES:
             if all(name in self.study.read(title) for title in entries.values()):
                 continue
             teacher, task = load(), load_task(name, self.options.data)
-            own = poolings[:1] if task.evaluation.of_words else poolings
+            own = [output for output in outputs if not (task.evaluation.of_words and output in POOLINGS[1:])]
 
             def forward(input_ids: Tensor, mask: Tensor, teacher: Teacher = teacher, own=own) -> Tensor:
                 states = teacher.last_hidden_state(input_ids, mask).float()
-                return torch.cat([states * pooling_factors(mask, pooling)[..., None] for pooling in own], dim=-1)
+                return torch.cat([outputs[output](states, input_ids, mask) for output in own], dim=-1)
 
             scores = task.score_outputs(
                 forward,
@@ -160,33 +189,32 @@ class Benchmark:
                 batch_size=BATCH_SIZE,
                 device=teacher.device,
             )
-            for pooling, title in entries.items():
-                self.study.record(title, {name: scores[pooling if pooling in own else own[0]]})
+            for output, title in entries.items():
+                self.study.record(title, {name: scores[output if output in own else own[0]]})
             print(way, name, {each: values[MAIN_SCORES[name]] for each, values in scores.items()}, flush=True)
 
     def run(self) -> None:
         """Run all steps and print the table."""
         options = self.options
-        settings = {"dtype": options.dtype, "device": options.device}
-
-        def base(bidirectional: bool) -> Teacher:
-            return load_teacher(options.decoder, bidirectional=bidirectional, pooling="mean", **settings)
-
-        self.score("causal", lambda: base(False), POOLINGS)
-        self.score("bidirectional", lambda: base(True), POOLINGS[:1])
-        ways = [("causal", pooling) for pooling in POOLINGS] + [("bidirectional", "mean")]
+        poolings = {pooling: pooled(pooling) for pooling in POOLINGS}
+        mean = {"mean": poolings["mean"]}
+        senses = {output: self.through_senses(*settings) for output, settings in SENSES.items()}
+        ways: dict[str, tuple[Callable[[], Teacher], dict[str, Output]]] = {
+            "causal": (lambda: self.base(False), poolings),
+            "bidirectional": (lambda: self.base(True), mean),
+            "causal, senses": (lambda: self.base(False), senses),
+        }
         if not options.without_training:
-            adapter, encoder = self.mntp(), self.simcse()
-            self.score("MNTP", lambda: load_teacher(adapter, bidirectional=True, **settings), POOLINGS[:1])
-            self.score("MNTP and SimCSE", lambda: load_teacher(encoder, **settings), POOLINGS[:1])
-            ways += [("MNTP", "mean"), ("MNTP and SimCSE", "mean")]
-        print("\n" + header("way", "pooling", tasks=NAMES))
-        for way, pooling in ways:
-            print_row(
-                way,
-                pooling,
-                {name: {pooling: value} for name, value in self.study.read(self.title(way, pooling)).items()},
-            )
+            settings = {"dtype": options.dtype, "device": options.device}
+            ways["MNTP"] = lambda: load_teacher(self.mntp(), bidirectional=True, **settings), mean
+            ways["MNTP and SimCSE"] = lambda: load_teacher(self.simcse(), **settings), mean
+        for way, (load, outputs) in ways.items():
+            self.score(way, load, outputs)
+        print("\n" + header("way", "output", tasks=NAMES))
+        for way, (_, outputs) in ways.items():
+            for output in outputs:
+                scores = self.study.read(self.title(way, output))
+                print_row(way, output, {name: {output: value} for name, value in scores.items()})
 
 
 def main() -> None:

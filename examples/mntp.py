@@ -18,6 +18,7 @@ LLM2Vec trains for 1,000 steps of 32 windows with 512 tokens. `benchmarks/decode
 import argparse
 import copy
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,21 @@ class MNTPTrainer(Trainer):
         return loss, outputs.logits.argmax(-1), labels[labels != IGNORED][None]
 
 
+@dataclass
 class Masking(DataCollatorForLanguageModeling):
-    """Chooses tokens by the contents of the batch, so that a resumed run chooses as a straight one."""
+    """Chooses tokens by the contents of the batch, so that a resumed run chooses as a straight one.
+
+    Attributes:
+        run_seed: Seed of the choice.
+    """
+
+    run_seed: int = 0
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Pad windows, and mask tokens."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(str([row["input_ids"] for row in examples]).encode()))
+            contents = str([row["input_ids"] for row in examples])
+            torch.manual_seed(zlib.crc32(contents.encode()) + self.run_seed)
             return super().torch_call(examples)
 
 
@@ -206,7 +215,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
         ),
         train_dataset=parts["train"],
         eval_dataset=parts["test"],
-        data_collator=Masking(masking, mlm_probability=options.mlm_probability),
+        data_collator=Masking(masking, mlm_probability=options.mlm_probability, run_seed=options.seed),
         compute_metrics=accuracy,
     )
     before = trainer.evaluate()

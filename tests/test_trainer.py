@@ -551,6 +551,7 @@ def test_errors_come_before_the_work(bert, senses, texts, tmp_path):
     wrong += [
         ({"remove_unused_columns": True}, "soft labels"),
         ({"label_smoothing_factor": 0.5}, "label_smoothing_factor=0.5"),
+        ({"hub_strategy": "all_checkpoints"}, "hub_strategy='all_checkpoints' would upload unfinished students"),
     ]
     for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
