@@ -192,9 +192,10 @@ class SKDTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_error"):
             self.greater_is_better = False
         super().__post_init__()
-        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        strategy = HubStrategy(self.hub_strategy)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r} would upload unfinished students: leave it out, the "
+                f"hub_strategy={strategy.value!r} would upload unfinished students: leave it out, the "
                 "student is uploaded when its training is finished"
             )
         self.hub_strategy = HubStrategy.END  # also instead of the default, every_save
