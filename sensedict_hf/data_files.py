@@ -86,7 +86,9 @@ def read_files(paths: list[str], *, streaming: bool) -> Dataset | IterableDatase
     if streaming:
         return IterableDataset.from_generator(iterate_rows, gen_kwargs={"paths": paths})
     # The cache of `datasets` goes by the arguments, so they say which state of the files was read.
-    states = tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
+    # The same name may mean another file, in another folder or at another time.
+    found = [(os.path.abspath(path), os.stat(path)) for path in paths]
+    states = tuple((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found)
     features = find_features(paths)
     arguments = {"states": states, "names": tuple(features)}
     return Dataset.from_generator(_iterate_columns, features=features, gen_kwargs=arguments)
@@ -140,19 +142,23 @@ def find_features(paths: list[str]) -> Features:
         if own:  # a file without rows has no columns
             common = [name for name in (own if common is None else common) if name in own]
 
-    found = {}
+    found = Features()
     for name in common or ():
         try:
             schemas = [pa.schema({name: kind}) for kind in types[name]]
-            found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+            found |= Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError):
             logger.warning(f"{', '.join(paths)}: left out {name}, whose values are of different types")
+        except ValueError:
+            logger.warning(f"{', '.join(paths)}: left out {name}, whose type datasets does not know")
     if not found:
         raise ValueError(f"{', '.join(paths)} have no column in common with values of one type: read them one by one")
-    return Features.from_arrow_schema(pa.schema(found))
+    return found
 
 
-def _iterate_columns(states: tuple[tuple[str, int, int], ...], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _iterate_columns(
+    states: tuple[tuple[str, int, int, int], ...], names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of files with these columns only."""
     for row in iterate_rows([path for path, *_ in states]):
         yield {name: row.get(name) for name in names}

@@ -67,7 +67,7 @@ def evaluate_classification(
     check_flags(normalize=normalize, full=full)
     samples_per_label = check_integer("samples_per_label", samples_per_label, 1)
     num_draws = check_integer("num_draws", num_draws, 1)
-    labels, expected = _labels("train_labels", train_labels), _labels("test_labels", test_labels)
+    labels, expected = check_labels("train_labels", train_labels), check_labels("test_labels", test_labels)
     train_embeddings = _vectors("train_embeddings", train_embeddings)
     test_embeddings = _vectors("test_embeddings", test_embeddings)
     for name, vectors, known in [("train", train_embeddings, labels), ("test", test_embeddings, expected)]:
@@ -139,7 +139,7 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         scores: `[pairs]` numbers, higher for pairs that are more similar.
 
     Raises:
-        ValueError: Lengths differ, or all scores are equal.
+        ValueError: Lengths differ, or all scores or all cosine similarities are equal.
 
     Example:
         >>> import numpy as np
@@ -148,7 +148,7 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         1.0
     """
     embeddings1, embeddings2 = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
-    annotated = _labels("scores", scores)
+    annotated = check_labels("scores", scores)
     if annotated.dtype.kind == "U":  # as files without types have them
         try:
             annotated = annotated.astype(float)
@@ -163,6 +163,8 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
     if len(np.unique(annotated)) < 2:
         raise ValueError(f"the {pairs} scores are all equal: a correlation needs two different ones")
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
+    if np.ptp(cosines) == 0:
+        raise ValueError(f"all {pairs} pairs have the cosine {cosines[0]:g}: a correlation needs two different ones")
     return SimilarityScores(
         spearman=float(spearmanr(cosines, annotated).statistic), pearson=float(pearsonr(cosines, annotated).statistic)
     )
@@ -201,9 +203,7 @@ def evaluate_retrieval(
     """
     query_embeddings = _vectors("query_embeddings", query_embeddings)
     corpus_embeddings = _vectors("corpus_embeddings", corpus_embeddings)
-    check_kind("relevant", relevant, Collection, "for each query a list of row numbers")
-    for documents in relevant:
-        check_kind("a part of relevant", documents, Collection, "for each query a list of row numbers")
+    check_relevant(relevant)
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
         raise ValueError(
@@ -211,11 +211,28 @@ def evaluate_retrieval(
             "every query"
         )
     for query, documents in enumerate(relevant):
-        if not len(documents) or not 0 <= min(documents) <= max(documents) < num_documents:
+        if not 0 <= min(documents) <= max(documents) < num_documents:
             given = f"query {query} has the relevant documents {list(documents)}"
             raise ValueError(f"{given}: name one or more of 0 to {num_documents - 1}")
     cosines = _normalized(query_embeddings) @ _normalized(corpus_embeddings).T
     return score_ranking(np.argsort(-cosines, axis=1, kind="stable")[:, :10], relevant)
+
+
+def check_relevant(relevant: Any) -> None:
+    """Check that each query has relevant documents.
+
+    Args:
+        relevant: For each query a list of documents.
+
+    Raises:
+        ValueError: A query has none, or something else than a list.
+    """
+    check_kind("relevant", relevant, Collection, "for each query a list of documents")
+    for query, documents in enumerate(relevant):
+        if isinstance(documents, str) or not isinstance(documents, Collection) or not len(documents):
+            raise ValueError(
+                f"query {query} has the relevant documents {documents!r:.60}: give a list with one or more of them"
+            )
 
 
 def score_ranking(ranking: ArrayLike, relevant: Sequence[Sequence[int]]) -> RetrievalScores:
@@ -224,8 +241,12 @@ def score_ranking(ranking: ArrayLike, relevant: Sequence[Sequence[int]]) -> Retr
     Args:
         ranking: Row numbers of the ten best documents of each query, best first, `[queries, 10]`; all documents if
             there are fewer.
-        relevant: For each query, the row numbers of its relevant documents, at least one.
+        relevant: For each query, the row numbers of its relevant documents.
+
+    Raises:
+        ValueError: A query has no relevant document.
     """
+    check_relevant(relevant)
     ranked = np.asarray(ranking)
     hits = np.array([np.isin(found, documents) for found, documents in zip(ranked, relevant)])
     num_relevant = np.array([len(set(documents)) for documents in relevant])
@@ -373,11 +394,22 @@ def _vectors(name: str, given: Any) -> NDArray[Any]:
     return vectors
 
 
-def _labels(name: str, given: Any) -> NDArray[Any]:
-    """Return one value for each text as an array, `[n]`; raise a ValueError if it is none."""
+def check_labels(name: str, given: Any) -> NDArray[Any]:
+    """Return labels or scores as an array, `[n]`.
+
+    Args:
+        name: Name of the argument.
+        given: Its value.
+
+    Raises:
+        ValueError: It is no list, or a text has no value.
+    """
     labels = np.asarray(given)
     if labels.ndim != 1:
         raise ValueError(f"{name} is {type(given).__name__}: pass a list with one value for each text")
+    missing = [number for number, label in enumerate(labels.tolist()) if label is None or label != label]  # NaN
+    if missing:
+        raise ValueError(f"{name} has no value for text {missing[0]}: give one for each, or leave out the text")
     return labels
 
 

@@ -43,7 +43,7 @@ def evaluate_language_modeling(
         `perplexity`; `token_accuracy`, the share of tokens with the largest logit; `tokens`, their number.
 
     Raises:
-        ValueError: `max_length` is too small, or no text has two tokens.
+        ValueError: `max_length` is too small, no text has two tokens, or the logits are not finite.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -91,6 +91,10 @@ def evaluate_language_modeling(
             right += int((scores.argmax(-1) == targets).sum())
             tokens += len(targets)
             bar.update(len(part))
+    if not cross_entropy.isfinite():
+        raise ValueError(
+            "the model yields logits with values that are not finite: load it in another dtype, such as float32"
+        )
     if not tokens:
         raise ValueError("no text has two tokens, so there is nothing to predict: give longer texts")
     return {

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .data import iterate_texts
 from .evaluation import (
+    check_labels,
+    check_relevant,
     evaluate_classification,
     evaluate_retrieval,
     evaluate_similarity,
@@ -51,6 +54,8 @@ class EvaluationTask:
 
 def classification_task(train: Columns, test: Columns, *, text: str = "text", label: str = "label") -> EvaluationTask:
     """Make a task of :func:`evaluate_classification`; `text` and `label` are names of columns."""
+    for part, columns in (("train", train), ("test", test)):
+        check_labels(f"{label} of the {part} set", columns[label])  # before the texts are encoded
     inputs = train[text], test[text]
     return EvaluationTask(inputs, lambda a, b: evaluate_classification(a, train[label], b, test[label]))
 
@@ -69,8 +74,10 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
         queries: Columns `text` and `relevant`, a list of ids of the corpus.
 
     Raises:
-        ValueError: A relevant id is not in the corpus, or two documents have the same id.
+        ValueError: A relevant id is not in the corpus, a query has none, or two documents have the same id.
+        ValueError: A document is not a string.
     """
+    check_relevant(queries["relevant"])
     # As strings: a .csv file has strings where a .jsonl file may have numbers.
     row_of: dict[str, int] = {}
     for row, id in enumerate(corpus["id"]):
@@ -82,7 +89,8 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
     relevant = [[row_of[str(id)] for id in ids] for ids in queries["relevant"]]
     titles = corpus.get("title", [""] * len(row_of))
     # A row without a title has None there.
-    documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, corpus["text"])]
+    texts = iterate_texts(corpus["text"], "text")
+    documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, texts)]
     inputs = queries["text"], documents
     return EvaluationTask(inputs, lambda first, second: evaluate_retrieval(first, second, relevant))
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -316,8 +317,9 @@ def test_contexts_of_the_senses_of_a_token(bert, texts):
     assert [report.usage for report in reports] == sorted((report.usage for report in reports), reverse=True)
     with pytest.raises(ValueError, match="does not occur in the texts"):
         find_occurrences(senses, bert, "w20", ["w1 w2"])
-    with pytest.raises(ValueError, match="has no senses"):
-        report_senses(senses, "[PAD]")
+    for wrong in (report_senses, partial(find_occurrences, teacher=bert, texts=texts)):
+        with pytest.raises(ValueError, match="has no senses"):
+            wrong(senses, token="[PAD]")
     with pytest.raises(ValueError, match="max_occurrences=0: give an integer of at least 1"):
         find_occurrences(senses, bert, "w20", texts, max_occurrences=0)
 
@@ -328,3 +330,11 @@ def test_a_folder_of_the_name_of_the_stages_is_kept(bert, texts, tmp_path):
     with pytest.raises(ValueError, match=r"building holds thesis\.txt, which no build has put there"):
         build_sense_dictionary(bert, texts, senses_per_token=2, output_dir=tmp_path)
     assert (tmp_path / "building" / "thesis.txt").exists()
+
+
+def test_occurrences_are_read_in_windows_as_long_as_those_of_the_build(bert):
+    long = [" ".join(f"w{(7 * number + place) % 30}" for place in range(40)) for number in range(12)]
+    senses = build_sense_dictionary(bert, long, senses_per_token=4, max_length=12)
+    found = find_occurrences(senses, bert, "w5", long)
+    usage = senses.usage[senses.rows_of("w5")]
+    assert np.bincount(found.sense_ids, minlength=len(usage)).tolist() == usage.tolist()

@@ -110,6 +110,12 @@ def test_inspecting_as_json_and_as_a_picture(capsys, texts, senses, teacher_fold
     assert "<svg" in (tmp_path / "w25.svg").read_text()
     status, _, err = run(capsys, "inspect", senses, "w25", "--plot", tmp_path / "no.svg")
     assert status == 2 and "give texts" in err and not (tmp_path / "no.svg").exists()
+    for wrong, message in (
+        (("--plot", tmp_path / "w25.foo"), "cannot end in .foo"),
+        (("--max-contexts", "-1"), "max_contexts=-1"),
+    ):
+        status, _, err = run(capsys, *given, *wrong)
+        assert status == 2 and message in err and "Gathering" not in err
 
 
 def test_models_speak_our_words(bert, texts):

@@ -3,12 +3,14 @@
 import gzip
 import io
 import logging
+import os
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -209,3 +211,19 @@ def test_a_name_tells_config_and_split(tmp_path, monkeypatch):
         (("wikitext", None), "test"),
     ]
     assert read(tmp_path / "a:b:c.txt", "named") == ["named"]  # a file of that name goes first
+
+
+def test_the_same_name_in_another_folder_is_another_file(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+        os.utime(tmp_path / name / "a.txt", (10**9, 10**9))
+        monkeypatch.chdir(tmp_path / name)
+        assert read_dataset("a.txt")["text"][:] == [name]
+
+
+def test_a_column_whose_type_is_not_known_is_left_out(tmp_path, caplog):
+    pairs = pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"text": ["a", "b"], "pairs": pairs}), tmp_path / "a.parquet")
+    assert read_dataset(str(tmp_path / "a.parquet")).column_names == ["text"]
+    assert "left out pairs" in caplog.text

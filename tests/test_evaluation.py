@@ -18,8 +18,8 @@ from sensedict_hf import (
     evaluate_similarity,
     evaluate_token_classification,
 )
-from sensedict_hf.evaluation import _entities, few_shot_draws, sense_agreement
-from sensedict_hf.evaluation_tasks import retrieval_task
+from sensedict_hf.evaluation import _entities, few_shot_draws, score_ranking, sense_agreement
+from sensedict_hf.evaluation_tasks import classification_task, retrieval_task
 from sensedict_hf.models.encoding import pool
 
 
@@ -147,7 +147,7 @@ def test_retrieval_by_hand():
     )
     with pytest.raises(ValueError, match="2 query embeddings but 1 lists"):
         evaluate_retrieval(queries, corpus, [[2]])
-    for wrong in ([], [3], [-1]):
+    for wrong in ([3], [-1]):
         with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: name one or more of 0 to 2"):
             evaluate_retrieval(queries, corpus, [[0], wrong])
     with pytest.raises(ValueError, match=r"the corpus lacks: \['d9'\]"):
@@ -320,3 +320,22 @@ def test_what_is_no_list_of_texts_is_refused(bert):
 def test_documents_without_a_title():
     task = retrieval_task({"id": [1, 2], "text": ["a", "b"], "title": ["T", None]}, {"text": ["q"], "relevant": [[1]]})
     assert task.inputs[1] == ["T a", "b"]
+
+
+@pytest.mark.parametrize("relevant", ["12", 12, None, []])
+def test_each_query_needs_a_list_of_relevant_documents(relevant):
+    corpus = {"id": list(range(20)), "text": ["a"] * 20}
+    with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: give a list"):
+        retrieval_task(corpus, {"text": ["q", "r"], "relevant": [[12], relevant]})
+    with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: give a list"):
+        score_ranking([[0, 1], [1, 0]], [[0], relevant])
+
+
+def test_what_is_missing_is_found_before_the_work():
+    with pytest.raises(ValueError, match="text 1 is NoneType"):
+        retrieval_task({"id": [1, 2], "text": ["a", None]}, {"text": ["q"], "relevant": [[1]]})
+    with pytest.raises(ValueError, match="label of the test set has no value for text 1"):
+        classification_task({"text": ["a", "b"], "label": ["x", "y"]}, {"text": ["a", "b"], "label": ["x", None]})
+    same = np.ones((3, 2))
+    with pytest.raises(ValueError, match="all 3 pairs have the cosine 1"):
+        evaluate_similarity(same, same, [1, 2, 3])

@@ -1,5 +1,6 @@
 """Builds that are killed, that several processes share, or that find something else in their folder."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from tiny_models import make_model, make_tokenizer
 
-from sensedict_hf import build_sense_dictionary
+from sensedict_hf import Prompt, Teacher, build_sense_dictionary
 from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files, gathering
 
@@ -112,11 +114,11 @@ def test_finished_work_is_not_done_again(bert, texts, tmp_path, monkeypatch):
     assert torch.equal(again.senses, senses.senses)
 
 
-def interrupt(bert, texts, folder, monkeypatch, stage="gather_samples"):
+def interrupt(bert, texts, folder, monkeypatch, stage="gather_samples", **settings):
     with monkeypatch.context() as patch:
         patch.setattr(f"sensedict_hf.building.build.{stage}", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
+            build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS, **settings)
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -205,7 +207,7 @@ def test_what_is_left_of_a_removed_build_is_not_taken_for_one(bert, texts, tmp_p
         with monkeypatch.context() as patch:
             patch.setattr("sensedict_hf.building.workspace.shutil.rmtree", lambda path, **kwargs: None)
             build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS)
-        stages = folder / "building"
+        stages = folder / "building.removed"
         shutil.rmtree(stages / removed) if (stages / removed).is_dir() else (stages / removed).unlink()
         (folder / "config.json").unlink()
         again = build_sense_dictionary(bert, texts, output_dir=folder, **SETTINGS, overwrite=True)
@@ -230,11 +232,45 @@ def test_a_corpus_that_can_be_read_only_once_is_not_begun_in_the_middle(bert, te
         )
 
 
-def test_files_of_other_origin_are_not_replaced(bert, texts, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match="holds a README.md that no build has put there"):
+@pytest.mark.parametrize("name", ["README.md", "vocab.txt", "pytorch_model.bin", "prompts.py", "modules.json"])
+def test_files_of_other_origin_are_not_replaced(bert, texts, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds a {name} that no build has put there"):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_build_of_another_key_is_not_continued(texts, tmp_path, monkeypatch):
+    teacher = Teacher(make_model("llama"), make_tokenizer(), name="tiny", max_window=64)
+    interrupt(teacher, texts, tmp_path, monkeypatch, key="next")
+    with pytest.raises(ValueError, match="key was next, is None"):
+        build_sense_dictionary(teacher, texts, output_dir=tmp_path, **SETTINGS)
+
+
+def test_a_finished_dictionary_leaves_a_folder_of_the_name_of_its_stages(bert, texts, tmp_path):
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    (tmp_path / "building").mkdir()
+    (tmp_path / "building" / "thesis.txt").write_text("years of work")
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    assert (tmp_path / "building" / "thesis.txt").exists()
+
+
+def test_several_chat_templates_are_files_of_a_dictionary(bert, texts, tmp_path):
+    bert.tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
+    again = build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)  # compares all files
+    assert again.tokenizer.chat_template == bert.tokenizer.chat_template
+
+
+def test_windows_too_short_and_a_layer_that_is_not_there_are_found_before_the_texts_are_read(bert, tmp_path):
+    def texts():
+        raise AssertionError("the texts are read")
+        yield
+
+    prompted = dataclasses.replace(bert, prompt=Prompt("w1 w2 w3 w4 {text}"))
+    for wrong, message in (({"layer": 99}, "99"), ({"max_length": 8}, "max_length=8 leaves 2 tokens for a text")):
+        with pytest.raises(ValueError, match=message):
+            build_sense_dictionary(prompted, texts(), output_dir=tmp_path, **SETTINGS, **wrong)
 
 
 def test_after_an_empty_corpus_another_can_be_given(bert, texts, tmp_path):

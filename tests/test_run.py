@@ -202,6 +202,14 @@ def test_what_another_program_has_left_is_kept(bert, senses, texts, tmp_path):
     assert not checkpoint.exists()
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "README.md", "prompts.py"])
+def test_files_of_the_user_are_not_replaced(bert, senses, texts, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds a {name} that no sensedict distill has put there"):
+        distill_student(bert, senses, texts, args=SKDTrainingArguments(str(tmp_path), **QUIET, max_steps=1))
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_texts_that_choose_the_checkpoint_are_remembered(bert, senses, texts, tmp_path):
     settings = dict(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
     settings |= dict(load_best_model_at_end=True, metric_for_best_model="sense_accuracy")

@@ -22,7 +22,6 @@ from ..models.arguments import check_device, check_flag, check_folder, check_int
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
 from ..models.files import check_source, reading
 from ..models.folder_code import auto_map, write_code
-from ..models.matching import check_predicts
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
@@ -31,7 +30,7 @@ from ..processes import broadcast, common_folder, process_state
 from .corpus import open_corpus, read_progress
 from .fitting import fit_senses, write_senses
 from .gathering import gather_samples, open_windows
-from .planning import plan_build, total_senses
+from .planning import check_key, plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source
 from .tensor_files import TensorFile
@@ -219,13 +218,7 @@ def build_sense_dictionary(
         prompt_senses=settings.prompt_senses,
     )
 
-    if settings.key == "next":
-        check_predicts(teacher)
-        if source.teacher_tokenizer is not None:
-            raise ValueError(
-                "key='next' with the tokens of another tokenizer: the teacher's states predict its own tokens; leave "
-                "out tokenizer, or choose key='input'"
-            )
+    check_key(settings.key, source)
 
     # Open the dictionary that is updated.
     earlier = None

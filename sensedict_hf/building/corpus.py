@@ -75,7 +75,7 @@ def tokenize_corpus(
                 f"the teacher has a prompt ({prompt.template!r}) and the dictionary another tokenizer: only one of "
                 "them is supported; leave out the prompt, or use the teacher's tokenizer"
             )
-    prefix, suffix, _ = _special_tokens(tokenizer, prompt)
+    prefix, suffix, _ = special_tokens(tokenizer, prompt)
     folder = Path(directory)
     progress = read_progress(folder)
     strings = iterate_texts(texts, text_column)
@@ -118,7 +118,7 @@ def tokenize_in_memory(
     """
     rows = [ids for ids, _ in _token_ids(texts, tokenizer, None, prompt)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    prefix, suffix, unpooled = _special_tokens(tokenizer, prompt)
+    prefix, suffix, unpooled = special_tokens(tokenizer, prompt)
     digests = np.zeros(len(rows), np.uint64)
     return TokenizedCorpus(np.concatenate(rows), offsets, digests, prefix, suffix, unpooled=unpooled)
 
@@ -156,7 +156,7 @@ def open_corpus(
     progress = read_progress(folder)
     names = CORPUS_FILES if teacher_tokenizer is None else CORPUS_FILES | ALIGNMENT_FILES
     files = {name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in names.items()}
-    prefix, suffix, unpooled = _special_tokens(tokenizer, prompt)
+    prefix, suffix, unpooled = special_tokens(tokenizer, prompt)
     arrays = files["input_ids"], files["offsets"], files["digests"]
     corpus = TokenizedCorpus(*arrays, prefix, suffix, dropped=progress.dropped, unpooled=unpooled)
     if teacher_tokenizer is not None:
@@ -226,8 +226,16 @@ def _check_content(
         )
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int, tuple[int, int]]:
-    """Return `prefix`, `suffix` and `unpooled` of :class:`TokenizedCorpus`: the numbers of tokens around each text."""
+def special_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | None) -> tuple[int, int, tuple[int, int]]:
+    """Count the tokens around each text.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompt: The prompt of the teacher, if it has one.
+
+    Returns:
+        `prefix`, `suffix` and `unpooled` of :class:`TokenizedCorpus`.
+    """
     if prompt is None:
         return *special_token_counts(tokenizer), (0, 0)
     prefix, suffix = map(len, prompt.around(tokenizer))

@@ -14,7 +14,7 @@ from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
 from .corpus import open_corpus
 from .gathering import open_windows, window_vectors
-from .planning import most_senses, plan_build, room_needed
+from .planning import check_key, most_senses, plan_build, room_needed
 from .sampling import open_plan
 from .settings import BuildSettings, Source
 from .workspace import BuildFolder
@@ -62,6 +62,7 @@ def estimate_build(
         truncation=truncation,
         prompt_senses=settings.prompt_senses,
     )
+    check_key(settings.key, source)
     teacher = source.teacher
     parent = next(folder for folder in output_dir.absolute().parents if folder.is_dir())
     with TemporaryDirectory(prefix="sensedict-", dir=parent) as path:

@@ -112,6 +112,7 @@ def find_occurrences(
     max_occurrences = check_integer("max_occurrences", max_occurrences, 1)
     batch_size = check_integer("batch_size", batch_size, 1)
     token_id = senses.token_id(token)
+    check_has_senses(senses, token)
     is_own = senses.config.teacher_tokenizer_fingerprint is None
     tokenizer = teacher.tokenizer if is_own else senses.tokenizer
     with TemporaryDirectory(prefix="sensedict-") as path:
@@ -135,7 +136,8 @@ def find_occurrences(
 
         # Run the teacher over the texts that hold it.
         plan = _plan(positions, token_id, senses.config.vocab_size)
-        windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), folder)
+        width = min(senses.config.window_length or check_max_length(None, teacher.max_window), teacher.max_window)
+        windows = plan_windows(corpus, plan, width, folder)
         gather_samples(
             teacher,
             corpus,
@@ -152,8 +154,6 @@ def find_occurrences(
     # Let the dictionary pick the senses.
     token_ids = torch.full((len(positions),), token_id, device=senses.device)
     sense_ids = senses.posterior(token_ids, vectors.to(senses.device))[0][:, 0]
-    if sense_ids[0] < 0:
-        raise ValueError(_no_senses(token))
     nearest, sense_ids = senses.look_up(token_ids, sense_ids).cpu(), sense_ids.cpu()
     return Occurrences(total, vectors, sense_ids.numpy(), (vectors - nearest).norm(dim=-1).numpy(), contexts)
 
@@ -220,9 +220,8 @@ def report_senses(
     max_contexts = check_integer("max_contexts", max_contexts, 0)
     if occurrences is not None:
         check_kind("occurrences", occurrences, Occurrences, "what find_occurrences returns")
+    check_has_senses(senses, token)
     usage = senses.usage[senses.rows_of(token)].tolist()
-    if not usage:
-        raise ValueError(_no_senses(token))
     total = max(sum(usage), 1)
     reports = [SenseReport(sense_id, used, used / total) for sense_id, used in enumerate(usage)]
     if occurrences is not None:
@@ -238,10 +237,35 @@ def _nearest(occurrences: Occurrences, sense_id: int) -> np.ndarray:
     return rows[np.argsort(occurrences.distances[rows], kind="stable")]
 
 
-def _no_senses(token: int | str) -> str:
-    return (
-        f"the token {token!r} has no senses, as it did not occur in the corpus of the dictionary: choose another one"
-    )
+def check_has_senses(senses: SenseEmbeddingModel, token: int | str) -> None:
+    """Raise a ValueError if a token has no senses."""
+    rows = senses.rows_of(token)
+    if rows.start == rows.stop:
+        raise ValueError(
+            f"the token {token!r} has no senses, as it did not occur in the corpus of the dictionary: choose another "
+            "one"
+        )
+
+
+def check_image(path: str | os.PathLike[str]) -> None:
+    """Check that an image can be written.
+
+    Args:
+        path: File of the image.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: It cannot write images with this ending.
+    """
+    check_path("path", path)
+    try:
+        from matplotlib import backend_bases
+    except ImportError as error:
+        raise ImportError("plot_senses needs matplotlib: pip install matplotlib") from error
+    kinds = backend_bases.FigureCanvasBase.get_supported_filetypes()
+    ending = Path(path).suffix.lower().removeprefix(".")
+    if ending and ending not in kinds:  # without an ending matplotlib adds its own
+        raise ValueError(f"{path}: images cannot end in .{ending}; choose one of {', '.join(sorted(kinds))}")
 
 
 def plot_senses(
@@ -265,22 +289,20 @@ def plot_senses(
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: There is no token to draw, or one has fewer than two occurrences.
+        ValueError: matplotlib cannot write images with this ending.
 
     Example:
         >>> from sensedict_hf import find_occurrences, plot_senses
         >>> occurrences = {word: find_occurrences(senses, teacher, word, texts) for word in ("bank", "bark")}
         >>> plot_senses(senses, occurrences, "senses.png")
     """
+    check_image(path)
     # Imported here: only drawing needs them. A Figure of its own leaves the caller's backend and figures alone.
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot_senses needs matplotlib: pip install matplotlib") from error
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
 
     check_dictionary(senses)
-    check_path("path", path)
     annotate = check_integer("annotate", annotate, 0)
     check_kind("occurrences", occurrences, Mapping, "what find_occurrences returns, by token")
     for found in occurrences.values():

@@ -22,7 +22,7 @@ class Manifest:
 
     Attributes:
         settings: The settings of the build, and the digest of its texts.
-        files: Size in bytes and SHA-256 of each file, by its name in the folder.
+        files: Size in bytes and SHA-256 of each file, by its path in the folder.
     """
 
     settings: Mapping[str, Any]
@@ -36,9 +36,8 @@ class Manifest:
             folder: The folder.
             settings: The settings of the build.
         """
-        return cls(
-            settings, {name: describe(folder / name) for name in sorted(path.name for path in folder.iterdir())}
-        )
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return cls(settings, {name: describe(path) for name, path in sorted(paths.items())})
 
     def write(self, folder: Path) -> None:
         """Write the manifest to a folder, whole or not at all."""
@@ -100,7 +99,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _check_name(manifest: Path, name: str) -> None:
     """Raise a ValueError unless a name is that of a regular file in the folder of a manifest, or of no file."""
-    is_bare = name not in ("", ".", "..") and not set(name) & {"/", "\\", ":", "\0"}
+    parts = name.split("/")
+    is_inside = not {"", ".", ".."} & {*parts} and not set(name) & {"\\", ":", "\0"}
     path = manifest.parent / name
-    if not is_bare or path.is_symlink() or (path.exists() and not path.is_file()):
+    links = (manifest.parent.joinpath(*parts[:end]) for end in range(1, len(parts) + 1))
+    if not is_inside or any(link.is_symlink() for link in links) or (path.exists() and not path.is_file()):
         raise ValueError(f"{manifest} is broken (it names {name!r}, which is no file of its folder)")

@@ -1,8 +1,9 @@
 """The first stage of a build: tokenize the texts, draw the occurrences to sample, plan what the teacher reads."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,17 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
+from ..models.matching import check_predicts
 from ..models.tokenization import count_embeddings
 from ..processes import count_machines
-from .corpus import corpus_digest, tokenize_corpus
+from .corpus import corpus_digest, special_tokens, tokenize_corpus
 from .corpus_files import CorpusChangedError
 from .fitting import BLOCK_ELEMENTS
 from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
-from .windows import TokenizedCorpus
+from .windows import TokenizedCorpus, window_width
 from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
@@ -37,7 +39,9 @@ BYTES_PER_SAMPLE = 120
 WORKING_COPIES = 4
 
 
-def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: str) -> TokenizedCorpus | None:
+def read_corpus(
+    folder: BuildFolder, source: Source, texts: Texts, text_column: str, check: Callable[[], object] | None = None
+) -> TokenizedCorpus | None:
     """Tokenize the texts of a build into `building/corpus`, or continue where an interrupted call stopped.
 
     Args:
@@ -45,20 +49,30 @@ def read_corpus(folder: BuildFolder, source: Source, texts: Texts, text_column: 
         source: The teacher and the tokenizer.
         texts: The texts.
         text_column: Column that holds the texts, if they are a dataset.
+        check: Called before the texts are read, if there is something to do.
 
     Returns:
         The tokenized texts; None if the folder holds the finished result already.
 
     Raises:
+        ValueError: Windows are too short for the special tokens and the prompt around a text.
         ValueError: Without `overwrite`: the folder holds another result, or an unfinished build with other settings or
             texts.
     """
+    specials = special_tokens(source.tokenizer, source.teacher.prompt)[:2]
+    window_width(source.origin.max_length, sum(specials))  # raises, before the texts are read
+
     # Stop if there is nothing to do. An iterator that replaces something is not compared: it can be read only once.
     is_one_shot = isinstance(texts, Iterator)
     if not (folder.overwrite and is_one_shot) and folder.is_finished(lambda: corpus_digest(texts, text_column)):
-        folder.discard()
+        folder.clear_removed()
+        if folder.is_unfinished:
+            folder.discard()
         logger.info(f"{folder.path} holds this {folder.kind} already")
         return None
+
+    if check is not None:
+        check()
 
     def tokenize() -> TokenizedCorpus:
         return tokenize_corpus(
@@ -111,12 +125,12 @@ def plan_build(
         ValueError: The budget is too small, or there is not enough room.
         ValueError: The folder holds something else; see :func:`read_corpus`.
     """
-    corpus = read_corpus(folder, source, texts, text_column)
-    if corpus is None:
-        return False
     teacher, tokenizer, stages = source.teacher, source.tokenizer, folder.stages
     some_ids = torch.zeros(1, 8, dtype=torch.int64, device=teacher.device)  # one alone is too few for Funnel
-    probe = teacher.hidden_states(some_ids, layer=settings.layer)
+    probe = cache(lambda: teacher.hidden_states(some_ids, layer=settings.layer))  # there may be no such layer
+    corpus = read_corpus(folder, source, texts, text_column, probe)
+    if corpus is None:
+        return False
 
     # Draw the occurrences that are sampled.
     if not (stages / "plan.safetensors").exists():
@@ -140,7 +154,7 @@ def plan_build(
                 f"no token of the corpus can be sampled, all of them are padding{first}: give other texts"
             )
         check_budget(settings.budget, int((together > 0).sum()))
-        check_room(folder.path, together, settings, probe.shape[-1], teacher.device, len(corpus))
+        check_room(folder.path, together, settings, probe().shape[-1], teacher.device, len(corpus))
         plan_samples(
             corpus,
             counts,
@@ -182,6 +196,22 @@ def _warn_of_lost_tokens(corpus: TokenizedCorpus, origin: Origin) -> None:
             f"{lost} of {specials} special tokens of each text have no counterpart in {origin.teacher}: they get no "
             "senses"
         )
+
+
+def check_key(key: str, source: Source) -> None:
+    """Raise a ValueError if the states of a teacher do not belong to the tokens that a key means.
+
+    Args:
+        key: `input` or `next`.
+        source: The teacher and the tokenizer.
+    """
+    if key == "next":
+        check_predicts(source.teacher)
+        if source.teacher_tokenizer is not None:
+            raise ValueError(
+                "key='next' with the tokens of another tokenizer: the teacher's states predict its own tokens; leave "
+                "out tokenizer, or choose key='input'"
+            )
 
 
 def check_budget(budget: int | None, seen: int) -> None:

@@ -26,6 +26,25 @@ from ..models.windows import SMALLEST_WIDTH, Windows, cut_windows
 from .alignment import ranges
 
 
+def window_width(max_length: int, specials: int) -> int:
+    """Return how many tokens of a text a window shows.
+
+    Args:
+        max_length: Length of a window in tokens, special tokens included.
+        specials: Number of special tokens around a text.
+
+    Raises:
+        ValueError: There are too few.
+    """
+    width = max_length - specials
+    if width < SMALLEST_WIDTH:
+        raise ValueError(
+            f"max_length={max_length} leaves {max(0, width)} tokens for a text, next to {specials} special ones: "
+            f"choose {specials + SMALLEST_WIDTH} or more, or a shorter prompt"
+        )
+    return width
+
+
 @dataclass
 class TokenizedCorpus:
     """The token ids of all texts, one text after the other; memory-mapped if the corpus is on disk.
@@ -142,12 +161,7 @@ class TokenizedCorpus:
             ValueError: The special tokens leave too few tokens for the text.
         """
         specials = self.prefix + self.suffix
-        width = max_length - specials
-        if width < SMALLEST_WIDTH:
-            raise ValueError(
-                f"max_length={max_length} leaves {max(0, width)} tokens for a text, next to {specials} special ones: "
-                f"choose {specials + SMALLEST_WIDTH} or more, or a shorter prompt"
-            )
+        width = window_width(max_length, specials)
         lengths = np.diff(self.offsets[first : len(self) + 1 if last is None else last + 1])
         windows = cut_windows(lengths - specials, width)
         text, own_start, own_stop = windows.text, windows.own_start, windows.own_stop

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..models.files import move_files, read_object, write_object
+from ..models.files import model_files, move_files, read_object, write_object
 from ..processes import locked
 from .manifest import MANIFEST, Manifest, read_manifest
 
 # A build that has only read the texts so far continues if these settings are the same; the others may change.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
+REMOVED = "building.removed"  # stages that are being removed
 MARKERS = {"dictionary": "config.json", "dataset": "state.json"}
-PUBLISHED = ("model.safetensors", "README.md", "tokenizer.json")  # some of the files of a dictionary
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ class BuildFolder:
         # Continue an interrupted build, if its settings are the same.
         if afresh:
             self.discard()
-        if (self.stages / "settings.json").is_file():
+        if self.is_unfinished:
             reason = self._why_not_continued()
             if reason and not self.overwrite:
                 raise ValueError(
@@ -118,21 +118,24 @@ class BuildFolder:
             return f"whose settings are lost: {error}"
         stages = {stage.name for stage in self.stages.iterdir()}
         only_text = stages <= {"corpus", "settings.json", "settings.json.partial"}
-        names = TEXT_SETTINGS if only_text else self.settings
-        changed = differences(before, {**before, **{name: self.settings[name] for name in names}})
+        # A setting that only one of both records has differs, too.
+        names = TEXT_SETTINGS if only_text else {**before, **self.settings}
+        changed = differences(before, {**before, **{name: self.settings.get(name) for name in names}})
         return changed and f"with other settings: {changed}"
 
     def _refuse_foreign(self) -> None:
         """Raise a ValueError for what :meth:`publish` could not replace, or must not without `overwrite`."""
-        folders = [name for name in (*PUBLISHED, MANIFEST) if (self.path / name).is_dir()]
+        there = model_files(self.path)
+        folders = [name for name in there if (self.path / name).is_dir()]
         if folders:
             raise ValueError(f"{self.path / folders[0]} is a folder, where a file must go: give another folder")
         if self.overwrite:
             return
         # Files of a result whose publishing was interrupted are in its manifest.
         manifest = self._read_manifest()
-        foreign = [name for name in PUBLISHED if (self.path / name).exists()]
-        if foreign and manifest is None:
+        own = {MANIFEST, *manifest.files} if manifest else set()
+        foreign = [name for name in there if name not in own]
+        if foreign:
             raise ValueError(
                 f"{self.path} holds a {foreign[0]} that no build has put there: give another folder, or overwrite"
             )
@@ -221,9 +224,21 @@ class BuildFolder:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the stages.
+        """Remove the stages of a build.
 
-        The settings go first, so that stages that an interruption leaves are not taken for an unfinished build.
+        They are renamed first, so that what an interruption leaves is not taken for an unfinished build, or for files
+        of the user.
         """
-        (self.stages / "settings.json").unlink(missing_ok=True)
-        shutil.rmtree(self.stages, ignore_errors=True)
+        self.clear_removed()
+        if self.stages.is_dir():
+            self.stages.rename(self.path / REMOVED)
+            self.clear_removed()
+
+    def clear_removed(self) -> None:
+        """Remove what an interruption of :meth:`discard` has left."""
+        shutil.rmtree(self.path / REMOVED, ignore_errors=True)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are stages of an unfinished build."""
+        return (self.stages / "settings.json").is_file()

@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.dry_run import estimate_build
-from ..building.inspection import find_occurrences, plot_senses, report_senses
+from ..building.inspection import check_has_senses, check_image, find_occurrences, plot_senses, report_senses
 from ..building.manifest import read_manifest
 from ..building.merging import merge_sense_dictionaries
 from ..building.settings import BuildSettings
 from ..data import read_dataset
+from ..models.arguments import check_integer
 from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses
@@ -46,12 +47,13 @@ def build(options: argparse.Namespace) -> None:
         repository = HfApi().create_repo(options.push_to_hub, exist_ok=True).repo_id
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
+    _settings(options)  # a wrong number, or a file that is not there, is found out before the teacher is loaded
+    # Only the main process reads the texts.
+    texts = read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else []
+    device = state.device if state.num_processes > 1 else options.device
     senses = build_sense_dictionary(
-        TeacherArguments.of(options).load(
-            options.teacher, state.device if state.num_processes > 1 else options.device
-        ),
-        # Only the main process reads the texts.
-        read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else [],
+        TeacherArguments.of(options).load(options.teacher, device),
+        texts,
         tokenizer=options.tokenizer,
         output_dir=options.output,
         overwrite=options.overwrite,
@@ -88,6 +90,13 @@ def build(options: argparse.Namespace) -> None:
             print(f"uploaded: {senses.push_to_hub(repository).commit_url}")
 
 
+def _settings(options: argparse.Namespace) -> BuildSettings:
+    """Check the settings of a build, and return them."""
+    names = "method senses_per_token budget max_samples_per_token batch_size similarity layer key seed sample_dtype"
+    given = {name: getattr(options, name) for name in names.split()}
+    return BuildSettings(**given, senses_dtype=options.dtype, prompt_senses=options.prompt_senses)
+
+
 def _estimate(options: argparse.Namespace) -> None:
     """Print what a build would read, run and write.
 
@@ -96,15 +105,13 @@ def _estimate(options: argparse.Namespace) -> None:
     """
     if options.update:
         raise ValueError("--dry-run does not know the samples of an earlier dictionary: leave out --update")
-    names = "method senses_per_token budget max_samples_per_token batch_size similarity layer key seed sample_dtype"
-    given = {name: getattr(options, name) for name in names.split()}
-    settings = BuildSettings(**given, senses_dtype=options.dtype, prompt_senses=options.prompt_senses)
+    settings, texts = _settings(options), read_dataset(options.texts, streaming=options.streaming)
     tokenizer = options.tokenizer and AutoTokenizer.from_pretrained(
         options.tokenizer, trust_remote_code=options.trust_remote_code
     )
     facts = estimate_build(
         TeacherArguments.of(options).load(options.teacher, options.device),
-        read_dataset(options.texts, streaming=options.streaming),
+        texts,
         Path(options.output),
         settings,
         tokenizer=tokenizer,
@@ -269,7 +276,11 @@ def inspect(options: argparse.Namespace) -> None:
     """
     if options.plot and not options.texts:
         raise ValueError("--plot draws occurrences: give texts that have them with --texts")
+    if options.plot:
+        check_image(options.plot)
+    check_integer("max_contexts", options.max_contexts, 0)
     senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)
+    check_has_senses(senses, options.token)
     occurrences = None
     looked_at = " in the texts"
     if options.texts:

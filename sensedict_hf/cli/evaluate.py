@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ..data import read_dataset
-from ..evaluation import score_ranking
+from ..evaluation import check_relevant, score_ranking
 from ..evaluation_language import evaluate_language_modeling
 from ..evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
@@ -55,6 +55,8 @@ class Encoder:
 def evaluate(options: argparse.Namespace) -> None:
     """Score a model on a task, print the scores as a table, and write them to `--output` if it is given."""
     if options.output:  # a folder that cannot be made should not be found out after the work
+        if Path(options.output).is_dir():
+            raise ValueError(f"--output {options.output} is a folder: give the file that the scores go to")
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     if options.card:  # a card that cannot be read should not be found out then, either
         read_card(scored_model(options), options.trust_remote_code)
@@ -121,6 +123,7 @@ def evaluate_index(options: argparse.Namespace) -> None:
     ):
         raise ValueError("--index needs --task retrieval and --queries, and takes only --query-model with them")
     queries = read_files(options, {"queries": ("text", "relevant")})["queries"]
+    check_relevant(queries["relevant"])
     encoder = _load_query_model(options) if options.query_model else None
     index = SenseIndex.load(options.index, encoder, trust_remote_code=options.trust_remote_code)
     numbers = {name: number for number, name in enumerate(index.ids)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..building.workspace import differences
-from ..models.files import read_object, write_object
+from ..models.files import model_files, read_object, write_object
 from ..models.modeling_skd_student import SKDStudentPreTrainedModel
 
 # The settings of the run in its folder, and whether it is finished.
@@ -52,18 +52,21 @@ class RunFolder:
             if not overwrite:
                 raise ValueError(f"{error}: give another folder, or overwrite") from error
             begun = None
-        left = [path.name for path in self._temporary() if path.exists()] if begun is None else []
-        if left and not overwrite:
-            raise ValueError(
-                f"{self.path} holds a {left[0]} that no sensedict distill has put there: give another folder, or "
-                "overwrite"
-            )
+        left = []
+        if begun is None:
+            left = [path.name for path in self._temporary() if path.exists()]
+            left += model_files(self.path)
         changed = _changed(begun, settings) if begun else ""
         if (changed or begun is None and (self.path / "config.json").is_file()) and not overwrite:
             what = (
                 f"a run with other settings: {changed}" if begun else "a model that no sensedict distill has put there"
             )
             raise ValueError(f"{self.path} holds {what}; give the same, another folder, or overwrite")
+        if left and not overwrite:
+            raise ValueError(
+                f"{self.path} holds a {left[0]} that no sensedict distill has put there: give another folder, or "
+                "overwrite"
+            )
 
         # Continue. A checkpoint whose writing was interrupted lacks its last file, or has only a part of it.
         if begun and not changed:

@@ -25,6 +25,26 @@ REPLACED = (
     "vocab.*",
     "merges.txt",
 )
+# Other files of a saved model, besides the code.
+OTHERS = (
+    "config.json",
+    "README.md",
+    "generation_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+
+
+def model_files(folder: Path) -> list[str]:
+    """Return what is in a folder under the names of files of a saved model, sorted.
+
+    Args:
+        folder: The folder, which may not exist.
+    """
+    code = [path.name for path in Path(__file__).parent.glob("[!_]*.py")]
+    return sorted({path.name for name in (*REPLACED, *OTHERS, *code) for path in folder.glob(name)})
 
 
 def check_source(source: object) -> str:
