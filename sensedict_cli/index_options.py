@@ -41,7 +41,7 @@ def add_index(sub: argparse.ArgumentParser) -> None:
     fill = actions.add_parser("fill", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add(fill, "index", "DIR", "folder of the index")
     _add_engine(fill, "where Milvus is", EMBEDDED)
-    about = "join indexes of different texts that have the same dictionary"
+    about = "join indexes of different texts, with different ids, that have the same dictionary"
     merge = actions.add_parser("merge", help=about, description=f"{about[0].upper()}{about[1:]}.")
     add(merge, "indexes", "DIR", "folders of the indexes", nargs="+")
     add(merge, "--output", "DIR", "new folder for the index", required=True)

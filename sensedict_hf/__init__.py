@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from .distillation.trainer import SKDTrainer
     from .distillation.training_args import SKDTrainingArguments
     from .distillation.vectors import TeacherVectors, encode_vectors
-    from .evaluation import (
+    from .evaluation.language import evaluate_language_modeling
+    from .evaluation.scores import (
         evaluate_classification,
         evaluate_retrieval,
         evaluate_similarity,
         evaluate_token_classification,
     )
-    from .evaluation_language import evaluate_language_modeling
     from .models.onnx_export import export_onnx
     from .retrieval.engine import SenseCollection
     from .retrieval.index import SenseIndex
@@ -75,11 +75,11 @@ _LAZY = {
     "distill_student": ".distillation.run",
     "encode_senses": ".distillation.labels",
     "encode_vectors": ".distillation.vectors",
-    "evaluate_classification": ".evaluation",
-    "evaluate_language_modeling": ".evaluation_language",
-    "evaluate_retrieval": ".evaluation",
-    "evaluate_similarity": ".evaluation",
-    "evaluate_token_classification": ".evaluation",
+    "evaluate_classification": ".evaluation.scores",
+    "evaluate_language_modeling": ".evaluation.language",
+    "evaluate_retrieval": ".evaluation.scores",
+    "evaluate_similarity": ".evaluation.scores",
+    "evaluate_token_classification": ".evaluation.scores",
     "export_onnx": ".models.onnx_export",
     "find_occurrences": ".building.inspection",
     "merge_sense_dictionaries": ".building.merging",

@@ -32,8 +32,8 @@ from sensedict_hf import (
 )
 from sensedict_hf.cli import main, teacher
 from sensedict_hf.distillation.run import HEADS
-from sensedict_hf.evaluation import evaluate_retrieval
-from sensedict_hf.evaluation_tasks import TASKS
+from sensedict_hf.evaluation.scores import evaluate_retrieval
+from sensedict_hf.evaluation.tasks import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
 from sensedict_hf.models.encoding import POOLINGS
 

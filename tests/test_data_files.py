@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from sensedict_hf.data import iterate_texts, read_dataset
-from sensedict_hf.evaluation_tasks import TASKS
+from sensedict_hf.evaluation.tasks import TASKS
 
 streamed = pytest.mark.parametrize("streaming", [False, True])
 

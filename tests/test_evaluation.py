@@ -18,8 +18,8 @@ from sensedict_hf import (
     evaluate_similarity,
     evaluate_token_classification,
 )
-from sensedict_hf.evaluation import _entities, few_shot_draws, score_ranking, sense_agreement
-from sensedict_hf.evaluation_tasks import classification_task, retrieval_task
+from sensedict_hf.evaluation.scores import _entities, few_shot_draws, score_ranking, sense_agreement
+from sensedict_hf.evaluation.tasks import classification_task, retrieval_task
 from sensedict_hf.models.encoding import pool
 
 

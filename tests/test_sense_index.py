@@ -1,7 +1,6 @@
 """The sense index, against late interaction on the replaced vectors."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,10 @@ def senses(bert, texts):
 @pytest.fixture
 def index(bert, senses, texts):
     return SenseIndex.build(bert, senses, texts)
+
+
+def no_space(*_):
+    raise OSError("no space")
 
 
 def late_interaction(model, senses, documents, queries):
@@ -205,12 +208,19 @@ def test_a_changed_manifest_is_refused(index, tmp_path, name, value):
     [
         ("rows", lambda rows: rows.to(torch.int32).clamp_min(60).to(rows.dtype), "rows outside the table"),
         ("offsets", lambda offsets: offsets.index_fill(0, torch.tensor([1]), 0), "documents without tokens"),
+        ("rows", lambda rows: rows.to(torch.int32).roll(7).to(rows.dtype), "rows do not ascend"),
         ("own_vectors", lambda vectors: torch.full_like(vectors, float("nan")), "not finite"),
+        ("own_tokens", lambda tokens: tokens + 10**6, "rows of wrong tokens"),
+        ("own_tokens", lambda tokens: tokens.fill_(5), "rows of wrong tokens"),
+        ("id_ends", lambda ends: ends.index_fill(0, torch.tensor([0]), 100), "broken ids"),
+        ("id_bytes", lambda content: content.fill_(255), "broken ids"),
+        ("id_bytes", lambda content: content.fill_(ord("a")), "one id for several documents"),
+        ("probe", lambda vectors: torch.full_like(vectors, float("inf")), "not finite"),
     ],
 )
 def test_changed_documents_are_refused(bert, texts, tmp_path, name, change, message):
     few = build_sense_dictionary(bert, ["w1 w2 w3"] * 4, budget=5)
-    SenseIndex.build(bert, few, texts).save(tmp_path / "index")
+    SenseIndex.build(bert, few, texts, ids=[f"d{number}" for number in range(len(texts))]).save(tmp_path / "index")
     (path,) = (tmp_path / "index").glob("documents-*")
     tensors = load_file(path)
     save_file(tensors | {name: change(tensors[name].clone())}, path)
@@ -219,18 +229,11 @@ def test_changed_documents_are_refused(bert, texts, tmp_path, name, change, mess
 
 
 def test_a_first_save_that_was_interrupted_can_be_repeated(index, bert, tmp_path, monkeypatch):
-    replace = os.replace
-
-    def fail(source, target):
-        if "documents-" in str(target):  # the dictionary is saved before
-            raise OSError("no space")
-        replace(source, target)
-
     with monkeypatch.context() as patched:
-        patched.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)
+        patched.setattr("sensedict_hf.retrieval.index_files.write_tensors", no_space)  # after the dictionary
         with pytest.raises(OSError, match="no space"):
             index.save(tmp_path / "index")
-    (tmp_path / "index" / "documents-0.safetensors.partial").write_text("half")
+    (tmp_path / "index" / f"documents-{'0' * 32}.safetensors.partial").write_text("half")
     index.save(tmp_path / "index")
     assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 60
     assert not list((tmp_path / "index").glob("*.partial"))
@@ -256,11 +259,7 @@ def test_folders_of_something_else(index, senses, tmp_path):
 def test_an_interrupted_save_leaves_the_old_index(index, bert, tmp_path, monkeypatch):
     index.save(tmp_path / "index")
     index.add(["w1"])
-
-    def fail(*_):
-        raise OSError("no space")
-
-    monkeypatch.setattr("sensedict_hf.retrieval.index_files.os.replace", fail)
+    monkeypatch.setattr("sensedict_hf.retrieval.index_files.write_tensors", no_space)
     with pytest.raises(OSError, match="no space"):
         index.save(tmp_path / "index")
     assert len(SenseIndex.load(tmp_path / "index", model=bert)) == 60
@@ -338,7 +337,7 @@ def test_the_command(capsys, senses, teacher_folder, texts, tmp_path):
     assert run("search", "--top-k", 2, tmp_path / "index", QUERIES[1])[1] == out
 
     status, _, err = run(*search, QUERIES[0], "--engine", "embedded")
-    assert status == 2 and "fill it first" in err
+    assert status == 2 and "has 0 of 60 documents: call fill()" in err
     status, out, _ = run("fill", tmp_path / "index")
     assert status == 0 and out == "60 texts in the collection 'senses'\n"
     status, out, _ = run(*search, QUERIES[0], "--top-k", 3, "--engine", "embedded")
@@ -545,7 +544,7 @@ def test_a_collection_of_milvus(bert, senses, texts, tmp_path, monkeypatch):
     client = pymilvus.MilvusClient(str(tmp_path / "texts.db"))
     index = SenseIndex.build(bert, senses, texts, ids=[f"d{number}" for number in range(60)])
     collection = SenseCollection(index, client, "texts")
-    with pytest.raises(ValueError, match="fill it first"):
+    with pytest.raises(ValueError, match=r"has 0 of 60 documents: call fill\(\)"):
         collection.search("w1")
 
     # An interruption while documents are sent.

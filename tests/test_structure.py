@@ -18,8 +18,6 @@ BELOW = {
     "data_files": set(),
     "processes": set(),
     "evaluation": {"models", "data"},
-    "evaluation_language": {"models", "data"},
-    "evaluation_tasks": {"evaluation"},
     "building": {"models", "data", "processes"},
     "distillation": {"models", "data", "processes", "building"},
     "retrieval": {"models", "data", "processes"},

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sensedict_hf.evaluation_tasks import (
+from sensedict_hf.evaluation.tasks import (
     Columns,
     Encode,
     EncodeWords,

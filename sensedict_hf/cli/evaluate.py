@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ..data import read_dataset
-from ..evaluation import check_relevant, score_ranking
-from ..evaluation_language import evaluate_language_modeling
-from ..evaluation_tasks import TASKS, Encode, EncodeWords, EvaluationTask
+from ..evaluation.checks import check_relevant
+from ..evaluation.language import evaluate_language_modeling
+from ..evaluation.scores import score_ranking
+from ..evaluation.tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual

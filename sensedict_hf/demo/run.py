@@ -18,7 +18,7 @@ from ..building.inspection import find_occurrences, plot_senses, report_senses
 from ..distillation.labels import encode_senses
 from ..distillation.trainer import SKDTrainer
 from ..distillation.training_args import WITH_LAYERS, SKDTrainingArguments
-from ..evaluation import SenseAgreement, evaluate_classification, sense_agreement
+from ..evaluation.scores import SenseAgreement, evaluate_classification, sense_agreement
 from ..models.attaching import attach_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel

@@ -97,6 +97,8 @@ def encode_corpus(
     size = len(documents) if isinstance(documents, Sized) and not isinstance(documents, str) else None
     if isinstance(ids, Sized) and size is not None and len(ids) != size:
         raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
+    if isinstance(ids, str):
+        raise ValueError(f"ids is one string ({ids!r:.40}): pass a list with one id for each document")
     if ids is not None:
         check_kind("ids", ids, Iterable, "a list of strings or integers")
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
@@ -190,64 +192,3 @@ def load_encoder(
         student.to(place)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         return student
     return load_teacher(model, device=device, trust_remote_code=trust_remote_code)
-
-
-def source_of(model: Teacher | SKDStudentModel | str, folder: Path) -> str:
-    """Return the name of a model, or the path to it from a folder, so that both can move; empty if none is known.
-
-    A path is known only if the model lies next to the folder, or both are in the working directory. Another one would
-    tell where things are on this machine.
-
-    Args:
-        model: The model, or its name.
-        folder: The folder that keeps the result.
-    """
-    name = model if isinstance(model, str) else (model.model if isinstance(model, Teacher) else model).name_or_path
-    if not name or not os.path.isdir(name):
-        return name or ""
-    place, target = Path(folder).resolve(), Path(name).resolve()
-    for common in (place.parent, Path.cwd()):
-        is_around_both = target.is_relative_to(common) and place.is_relative_to(common)
-        if is_around_both and common != Path(common.anchor):
-            return Path(os.path.relpath(target, place)).as_posix()
-    return ""
-
-
-def find_source(
-    source: str, folder: Path, model: Model | None = None, trust_remote_code: bool = False
-) -> Teacher | SKDStudentModel | str:
-    """Return what encodes queries: a model that is given, or the name or path of the one an index was built with.
-
-    Args:
-        source: The result of :func:`source_of`.
-        folder: The folder that keeps it.
-        model: A model that is used instead.
-        trust_remote_code: Whether to run Python code that comes with the model, which is then loaded.
-    """
-    if model is not None:
-        return load_encoder(model, trust_remote_code=trust_remote_code)
-    path = folder / source
-    found = os.path.realpath(path) if source and path.is_dir() else source  # the working directory may change
-    return load_source(found, trust_remote_code) if trust_remote_code else found
-
-
-def load_source(source: Teacher | SKDStudentModel | str, trust_remote_code: bool = False) -> Teacher | SKDStudentModel:
-    """Load the model that an index was built with.
-
-    Args:
-        source: The model itself, or its name or path; empty if it is not known.
-        trust_remote_code: Whether to run Python code that comes with it.
-
-    Raises:
-        ValueError: It is not known, or not there.
-    """
-    if not source:
-        raise ValueError(
-            "the index does not know where its model came from: give it (model=, or --model on the command line)"
-        )
-    try:
-        return load_encoder(source, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"the index was built with the model {source}, which is not there: pass it as model="
-        ) from error

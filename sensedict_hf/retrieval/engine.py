@@ -49,6 +49,7 @@ class SenseCollection:
     def __init__(self, index: "SenseIndex", client: "MilvusClient", name: str = "senses") -> None:
         self.index, self.client, self.name = index, client, name
         self._documents = documents = index.documents
+        self._is_full = False
         tensors = {"rows": torch.from_numpy(documents.rows), "offsets": torch.from_numpy(documents.offsets)}
         tensors |= pack_ids(index.ids)
         # The name of the field says which documents it has. Not every form of Milvus keeps a description.
@@ -139,8 +140,12 @@ class SenseCollection:
         """
         self._check_index()
         top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
-        if not self.client.has_collection(self.name):
-            raise ValueError(f"there is no collection {self.name!r}: fill it first")
+        if not self._is_full:
+            if (filled := len(self)) < len(self.index):
+                raise ValueError(
+                    f"the collection {self.name!r} has {filled:,} of {len(self.index):,} documents: call fill()"
+                )
+            self._is_full = True  # it need not be counted again
         (vectors,) = query_vectors(self.index.encoder(model, prompt_name=prompt_name), query)
         cosines = self.index.cosines(vectors)
         sparse = sparse_query(cosines, check_integer("rows_per_token", rows_per_token, 1))

@@ -1,7 +1,6 @@
 """The sense index: search by late interaction, over documents that are kept as senses."""
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -14,21 +13,15 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.arguments import check_folder, check_integer
-from ..models.loading import check_dictionary, load_senses
+from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.modeling_skd_student import SKDStudentModel
-from ..models.teachers import Teacher
 from ..processes import common_folder, locked, process_state
-from .document_rows import DocumentRows
 from .encoding import (
     Model,
     encode_corpus,
     encode_queries,
-    find_source,
     load_encoder,
-    load_source,
     query_vectors,
-    source_of,
 )
 from .explaining import Match, find_matches
 from .index_files import (
@@ -36,14 +29,14 @@ from .index_files import (
     check_known,
     check_mergeable,
     check_target,
-    read_documents,
-    read_manifest,
-    unpack_ids,
+    read_index,
+    remove_parts,
     write_index,
 )
 from .own_rows import OwnRows
 from .parts import Part, join_parts
 from .searching import Searcher
+from .source import ModelSource
 from .sparse import sparse_documents
 from .token_vectors import TokenEncoder
 
@@ -74,8 +67,8 @@ class SenseIndex:
         (7, (3,))
     """
 
-    def __init__(self, senses: SenseEmbeddingModel, content: Part, model: Teacher | SKDStudentModel | str) -> None:
-        self.senses, self._model = senses, model
+    def __init__(self, senses: SenseEmbeddingModel, content: Part, source: ModelSource) -> None:
+        self.senses, self._source = senses, source
         self.documents, self._own_rows, self.ids = content
         self._made: Searcher | None = None
 
@@ -142,15 +135,16 @@ class SenseIndex:
         folder = common_folder(None if output_dir is None else check_folder("output_dir", output_dir))
         state = process_state()
         empty = join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size))
-        index = cls(senses, empty, load_encoder(model, state.device if state.num_processes > 1 else None))
+        device = state.device if state.num_processes > 1 else None
+        index = cls(senses, empty, ModelSource(load_encoder(model, device)))
         encoder = index.encoder(None, batch_size)
         with locked(folder):
             if folder is not None:
-                check_target(folder, new=True)
+                check_target(folder, senses, new=True)
             index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
             if folder is not None and state.is_main_process:
                 index.save(folder)
-                shutil.rmtree(folder / PARTS, ignore_errors=True)
+                remove_parts(folder)
             state.wait_for_everyone()
         return index
 
@@ -214,7 +208,7 @@ class SenseIndex:
             [0, 1, 2, 3, 4, 5, 6, 7, 8]
         """
         first = check_mergeable(indexes)
-        merged = cls(first.senses, Part(first.documents, first._own_rows, first.ids), first._model)
+        merged = cls(first.senses, Part(first.documents, first._own_rows, first.ids), first._source)
         merged._join(Part(index.documents, index._own_rows.copy(), index.ids) for index in indexes[1:])
         return merged
 
@@ -345,9 +339,8 @@ class SenseIndex:
         self, model: Model | None = None, batch_size: int = 32, prompt_name: str | None = None
     ) -> TokenEncoder:
         """Return what encodes texts: a model, or the one that the index was built with, which is loaded once."""
-        if model is None:
-            model = self._model = load_source(self._model)
-        return TokenEncoder(load_encoder(model), self.senses, batch_size, prompt_name)
+        used = self._source.load(self.senses) if model is None else load_encoder(model)
+        return TokenEncoder(used, self.senses, batch_size, prompt_name)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the index with its dictionary. The model is not saved, only its name.
@@ -364,10 +357,9 @@ class SenseIndex:
             >>> len(SenseIndex.load("index", model=teacher))
             5
         """
-        folder = check_folder("folder", folder)
-        check_target(folder)
-        content = Part(self.documents, self._own_rows, self.ids)
-        write_index(folder, content, source_of(self._model, folder), self.senses)
+        folder, content = check_folder("folder", folder), Part(self.documents, self._own_rows, self.ids)
+        check_target(folder, self.senses)
+        write_index(folder, content, self._source.name(folder), self._source.probe(self.senses), self.senses)
 
     @classmethod
     def load(
@@ -381,7 +373,7 @@ class SenseIndex:
             trust_remote_code: Run Python code that comes with the model, which is then loaded at once.
 
         Raises:
-            ValueError: The folder holds no finished index, or one that was changed.
+            ValueError: The folder holds no finished index, or one that is damaged.
 
         Example:
             >>> from sensedict_hf import SenseIndex
@@ -390,11 +382,5 @@ class SenseIndex:
             ['c']
         """
         folder = check_folder("folder", folder)
-        manifest = read_manifest(folder)
-        senses = load_senses(folder / "senses")
-        if senses.fingerprint() != manifest["senses_fingerprint"]:
-            raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
-        tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
-        documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
-        content = Part(documents, OwnRows.of(tensors["own_tokens"], tensors["own_vectors"]), unpack_ids(tensors))
-        return cls(senses, content, find_source(manifest["model"], folder, model, trust_remote_code))
+        senses, content, name, probe = read_index(folder)
+        return cls(senses, content, ModelSource.find(name, folder, probe, model, trust_remote_code))

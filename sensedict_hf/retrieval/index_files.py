@@ -1,15 +1,16 @@
 """The folder of a sense index: how it is written, checked and read.
 
     config.json                      what the index is, and which of the other files belong to it; written last
-    documents-DIGEST.safetensors     rows, offsets and ids of the documents, and the rows that the index has added
+    documents-DIGEST.safetensors     rows, offsets and ids of the documents, the rows that the index has added, and
+                                     vectors that its model makes
     senses/                          the dictionary, with its tokenizer
     parts/                           documents of a build that is not finished
     building-0.lock, ...             locks of the processes of a build
+    saving.lock                      lock of a process that saves
 
 A new version of the documents gets a new name. So an interruption leaves the old index as it was.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -19,28 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..models.arguments import check_kind, check_unicode
 from ..models.files import read_object, write_object
 from ..models.fingerprints import digest_tensors
+from ..models.loading import load_senses
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from .document_rows import rows_dtype
-from .parts import Part
+from .document_rows import DocumentRows, rows_dtype
+from .own_rows import OwnRows
+from .parts import Part, write_tensors
 
 if TYPE_CHECKING:
     from .index import SenseIndex
 
 KIND = "sense_index"
 PARTS = "parts"  # folder of the parts of a build that is not finished
-OURS = (
-    "documents-",
-    "building-",
-    "config.json.partial",
-)  # how names in an unfinished build begin
+DOCUMENTS = re.compile(r"documents-[0-9a-f]{32}\.safetensors")
+PART = re.compile(r"\d{9}\.safetensors(\.partial)?")
+# Files of a build or a first save that was interrupted.
+UNFINISHED = re.compile(rf"({DOCUMENTS.pattern}(\.partial)?|building-\d+\.lock|saving\.lock|config\.json\.partial)")
+ATTEMPTS = 5  # to read an index that is being replaced
 FORMAT = 1
 # The fields of config.json.
 FIELDS = {
@@ -84,9 +87,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong += sorted(manifest.keys() - FIELDS.keys())
     if wrong:
         raise ValueError(f"{path} is damaged (wrong fields: {', '.join(wrong)}): build the index again")
-    if not re.fullmatch(r"documents-[0-9a-f]+\.safetensors", manifest["documents"]):
+    if not DOCUMENTS.fullmatch(manifest["documents"]):
         raise ValueError(f"{path} names a file outside of its folder: build the index again")
     return manifest
+
+
+def read_index(folder: Path) -> tuple[SenseEmbeddingModel, Part, str, Tensor | None]:
+    """Read an index. Its documents stay mapped from the file.
+
+    Args:
+        folder: The folder of the index.
+
+    Returns:
+        The dictionary, the documents, the name of the model, and vectors that it makes, if they were kept.
+
+    Raises:
+        ValueError: The folder holds no finished index, or one that is damaged.
+    """
+    manifest = read_manifest(folder)
+    senses = load_senses(folder / "senses")
+    if senses.fingerprint() != manifest["senses_fingerprint"]:
+        raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
+    for _ in range(ATTEMPTS):
+        if (folder / manifest["documents"]).is_file():
+            break
+        manifest = read_manifest(folder)  # a save has replaced the documents in the meantime
+    tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
+    vocab_size, own_tokens = senses.config.vocab_size, tensors["own_tokens"]
+    if len(own_tokens.unique()) < len(own_tokens) or ((own_tokens < 0) | (own_tokens >= vocab_size)).any():
+        raise ValueError(f"{folder / manifest['documents']} has rows of wrong tokens: build the index again")
+    documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
+    own_rows = OwnRows.of(tensors["own_tokens"], tensors["own_vectors"])
+    try:
+        content = Part(documents, own_rows, unpack_ids(tensors))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / manifest['documents']} has broken ids: build the index again") from error
+    if len(set(content.ids)) < len(documents):
+        raise ValueError(f"{folder / manifest['documents']} has one id for several documents: build the index again")
+    return senses, content, manifest["model"], tensors.get("probe")
 
 
 def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, hidden_size: int) -> dict[str, Tensor]:
@@ -119,7 +157,12 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
         expected["ids"] = (torch.int64, (documents,))
     else:
         expected["id_ends"] = (torch.int64, (documents,))
-        expected["id_bytes"] = (torch.uint8, (int(tensors["id_ends"][-1]) if len(tensors.get("id_ends", ())) else 0,))
+        ends = tensors.get("id_ends", torch.zeros(0, dtype=torch.int64))
+        expected["id_bytes"] = (torch.uint8, (int(ends[-1]) if len(ends) else 0,))
+        if bool((ends.diff(prepend=ends.new_zeros(1)) < 0).any()):
+            raise ValueError(f"{path} has broken ids: build the index again")
+    if "probe" in tensors:
+        expected["probe"] = (torch.float32, (len(tensors["probe"]), hidden_size))
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     offsets = tensors.get("offsets")
     if found != expected or offsets is None or offsets[0] != 0 or offsets[-1] != manifest["num_entries"]:
@@ -129,34 +172,53 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
     rows = tensors["rows"].numpy()
     if len(rows) and not 0 <= rows.min() <= rows.max() < num_senses + own:
         raise ValueError(f"{path} has rows outside the table, which has {num_senses + own}: build the index again")
-    if not bool(tensors["own_vectors"].isfinite().all()):
+    is_next = np.ones(max(0, len(rows) - 1), dtype=bool)
+    is_next[offsets[1:-1].numpy() - 1] = False  # the first row of a document follows that of another one
+    if bool((is_next & (rows[1:] <= rows[:-1])).any()):
+        raise ValueError(f"{path} has documents whose rows do not ascend: build the index again")
+    if not all(bool(tensors[name].isfinite().all()) for name in ("own_vectors", "probe") if name in tensors):
         raise ValueError(f"{path} has rows with values that are not finite: build the index again")
     return tensors
 
 
-def write_index(folder: Path, content: Part, model: str, senses: SenseEmbeddingModel) -> None:
+def write_index(folder: Path, content: Part, model: str, probe: Tensor | None, senses: SenseEmbeddingModel) -> None:
     """Write the dictionary, unless it is there, then the documents, and the manifest last.
+
+    Processes that save into one folder do so one after the other.
 
     Args:
         folder: The folder of the index.
         content: The documents.
         model: Name of the model, or its path from the folder.
+        probe: Vectors that the model makes, `[tokens, hidden]`, if they are known.
         senses: The dictionary.
 
     Raises:
         ValueError: The folder holds an index of another dictionary.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "saving.lock")
+    with lock:
+        try:
+            _write_index(folder, content, model, probe, senses)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _write_index(folder: Path, content: Part, model: str, probe: Tensor | None, senses: SenseEmbeddingModel) -> None:
     senses_fingerprint = senses.fingerprint()
-    if not (folder / "config.json").is_file():
-        senses.save_pretrained(folder / "senses")
-    elif read_manifest(folder)["senses_fingerprint"] != senses_fingerprint:
+    is_index = (folder / "config.json").is_file()
+    if is_index and read_manifest(folder)["senses_fingerprint"] != senses_fingerprint:
         raise ValueError(f"{folder} holds an index of another dictionary: give a new folder, or remove it first")
+    if not (is_index and (folder / "senses" / "config.json").is_file()):
+        senses.save_pretrained(folder / "senses")
     documents, own_rows, ids = content
     tensors = {
         "rows": torch.from_numpy(np.ascontiguousarray(documents.rows)),
         "offsets": torch.from_numpy(documents.offsets),
         "own_tokens": own_rows.tokens,
         "own_vectors": own_rows.vectors,
+        **({} if probe is None else {"probe": probe}),
         **pack_ids(ids),
     }
     name = f"documents-{digest_tensors(KIND, tensors)}.safetensors"
@@ -172,20 +234,30 @@ def write_index(folder: Path, content: Part, model: str, senses: SenseEmbeddingM
         "senses_fingerprint": senses_fingerprint,
         "sensedict_version": version("sensedict_hf"),
     }
-    partial = folder / f"{name}.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / name)
+    write_tensors(folder / name, tensors, {"format": "pt"})
     write_object(folder / "config.json", manifest)
-    for old in folder.glob("documents-*"):
-        if old.name != name:
+    for old in folder.iterdir():
+        if old.name != name and DOCUMENTS.fullmatch(old.name.removesuffix(".partial")):
             old.unlink()
 
 
-def check_target(folder: Path, new: bool = False) -> None:
+def remove_parts(folder: Path) -> None:
+    """Remove the parts of a finished build, and no other files."""
+    parts = folder / PARTS
+    if parts.is_dir():
+        for path in parts.iterdir():
+            if PART.fullmatch(path.name):
+                path.unlink()
+        if not any(parts.iterdir()):
+            parts.rmdir()
+
+
+def check_target(folder: Path, senses: SenseEmbeddingModel | None = None, new: bool = False) -> None:
     """Check that an index may be saved in a folder: it is new or empty, or holds an index.
 
     Args:
         folder: The folder.
+        senses: The dictionary, if it is known already.
         new: Whether it must not hold a finished index.
 
     Raises:
@@ -197,13 +269,22 @@ def check_target(folder: Path, new: bool = False) -> None:
         return
     config = folder / "config.json"
     is_index = config.is_file() and f'"kind": "{KIND}"' in config.read_text(encoding="utf-8", errors="replace")
-    # A build or a first save that was interrupted has left these.
-    is_ours = [path.name in ("senses", PARTS) or path.name.startswith(OURS) for path in folder.iterdir()]
-    is_unfinished = not config.exists() and all(is_ours)
+    is_unfinished = not config.exists() and all(_is_ours(path, senses) for path in folder.iterdir())
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
     if is_index and new:
         raise ValueError(f"{folder} holds an index already: give a new folder, or remove it first")
+
+
+def _is_ours(path: Path, senses: SenseEmbeddingModel | None) -> bool:
+    """Return whether a build or a first save that was interrupted has left a file or folder."""
+    if path.name == PARTS and path.is_dir():
+        return all(PART.fullmatch(part.name) for part in path.iterdir())
+    if path.name == "senses" and path.is_dir():
+        # Another finished dictionary is not ours.
+        is_finished = (path / "config.json").exists()
+        return senses is None or not is_finished or load_senses(path).fingerprint() == senses.fingerprint()
+    return bool(UNFINISHED.fullmatch(path.name))
 
 
 def pack_ids(ids: Sequence[str] | Sequence[int]) -> dict[str, Tensor]:
@@ -270,9 +351,13 @@ def check_known(ids: Iterable[object], known: Iterable[object]) -> set[object]:
     Raises:
         ValueError: There is no document with one of the ids.
     """
-    if isinstance(ids, str):
-        raise ValueError(f"ids is one string ({ids!r:.40}): pass a list")
-    found = set(ids)
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise ValueError(f"ids is {ids!r:.40}: pass a list")
+    listed = list(ids)
+    for name in listed:
+        if type(name) not in (str, int):
+            raise ValueError(f"id {name!r:.40} is a {type(name).__name__}: ids are strings or integers")
+    found: set[object] = set(listed)
     if unknown := found - set(known):
         more = f" and {len(unknown) - 1} more that were given" if len(unknown) > 1 else ""
         raise ValueError(f"the index has no document {next(iter(unknown))!r}{more}: check the ids")
@@ -292,8 +377,9 @@ def check_mergeable(indexes: Sequence["SenseIndex"]) -> "SenseIndex":
     if not indexes:
         raise ValueError("there are no indexes to merge: give at least one")
     first, seen = indexes[0], set[object]()
+    some: list[Any] = next((index.ids[:1] for index in indexes if index.ids), [])
     for index in indexes:
         if index.senses.fingerprint() != first.senses.fingerprint():
             raise ValueError("the indexes have different dictionaries: build them with one")
-        check_ids(index.ids, first.ids[:1], seen, len(index))
+        check_ids(index.ids, some, seen, len(index))
     return first

@@ -1,7 +1,7 @@
 """Parts of an index: documents, with rows of their own for the tokens that the dictionary has no senses for."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .document_rows import DocumentRows
 from .own_rows import OwnRows
@@ -59,9 +60,22 @@ def write_part(path: Path, part: Part, digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     documents = part.documents
     rows, offsets = torch.from_numpy(documents.rows), torch.from_numpy(documents.offsets)
-    partial = path.with_suffix(".partial")
-    save_file({"rows": rows, "offsets": offsets, **part.own_rows.tensors()}, partial, metadata={"digest": digest})
-    os.replace(partial, path)
+    write_tensors(path, {"rows": rows, "offsets": offsets, **part.own_rows.tensors()}, {"digest": digest})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a .safetensors file. After a crash the whole file is there, or none.
+
+    Args:
+        path: The file.
+        tensors: What it holds.
+        metadata: Further strings.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(dict(tensors), partial, metadata=metadata)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())  # a rename may reach the disk before the content does
+    partial.replace(path)
 
 
 def read_part(path: Path, digest: str) -> Part:

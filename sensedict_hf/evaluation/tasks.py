@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .data import iterate_texts
-from .evaluation import (
-    check_labels,
-    check_relevant,
+from ..data import iterate_texts
+from .checks import check_labels, check_relevant
+from .scores import (
     evaluate_classification,
     evaluate_retrieval,
     evaluate_similarity,

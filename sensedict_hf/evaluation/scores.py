@@ -13,7 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
-from .models.arguments import check_flags, check_integer, check_kind
+from ..models.arguments import check_flags, check_integer, check_kind
+from .checks import check_labels, check_relevant, check_vectors
 
 SEED = 42  # the seed of MTEB, so that the same rows are drawn
 
@@ -68,8 +69,8 @@ def evaluate_classification(
     samples_per_label = check_integer("samples_per_label", samples_per_label, 1)
     num_draws = check_integer("num_draws", num_draws, 1)
     labels, expected = check_labels("train_labels", train_labels), check_labels("test_labels", test_labels)
-    train_embeddings = _vectors("train_embeddings", train_embeddings)
-    test_embeddings = _vectors("test_embeddings", test_embeddings)
+    train_embeddings = check_vectors("train_embeddings", train_embeddings)
+    test_embeddings = check_vectors("test_embeddings", test_embeddings)
     for name, vectors, known in [("train", train_embeddings, labels), ("test", test_embeddings, expected)]:
         if len(vectors) != len(known):
             raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
@@ -147,7 +148,7 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         >>> round(evaluate_similarity(first, second, [5, 3, 0])["spearman"], 3)
         1.0
     """
-    embeddings1, embeddings2 = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
+    embeddings1, embeddings2 = check_vectors("embeddings1", embeddings1), check_vectors("embeddings2", embeddings2)
     annotated = check_labels("scores", scores)
     if annotated.dtype.kind == "U":  # as files without types have them
         try:
@@ -201,8 +202,8 @@ def evaluate_retrieval(
         >>> evaluate_retrieval(queries, documents, [[0, 1], [2]])
         {'ndcg_at_10': 1.0, 'accuracy_at_1': 1.0, 'recall_at_10': 1.0}
     """
-    query_embeddings = _vectors("query_embeddings", query_embeddings)
-    corpus_embeddings = _vectors("corpus_embeddings", corpus_embeddings)
+    query_embeddings = check_vectors("query_embeddings", query_embeddings)
+    corpus_embeddings = check_vectors("corpus_embeddings", corpus_embeddings)
     check_relevant(relevant)
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
@@ -216,23 +217,6 @@ def evaluate_retrieval(
             raise ValueError(f"{given}: name one or more of 0 to {num_documents - 1}")
     cosines = _normalized(query_embeddings) @ _normalized(corpus_embeddings).T
     return score_ranking(np.argsort(-cosines, axis=1, kind="stable")[:, :10], relevant)
-
-
-def check_relevant(relevant: Any) -> None:
-    """Check that each query has relevant documents.
-
-    Args:
-        relevant: For each query a list of documents.
-
-    Raises:
-        ValueError: A query has none, or something else than a list.
-    """
-    check_kind("relevant", relevant, Collection, "for each query a list of documents")
-    for query, documents in enumerate(relevant):
-        if isinstance(documents, str) or not isinstance(documents, Collection) or not len(documents):
-            raise ValueError(
-                f"query {query} has the relevant documents {documents!r:.60}: give a list with one or more of them"
-            )
 
 
 def score_ranking(ranking: ArrayLike, relevant: Sequence[Sequence[int]]) -> RetrievalScores:
@@ -296,7 +280,7 @@ def evaluate_token_classification(
     for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
         for part, given in (("features", features), ("tags", tags)):
             check_kind(f"{name}_{part}", given, Collection, "a list with one entry for each sentence")
-        features = [_vectors(f"{name}_features", vectors) for vectors in features]
+        features = [check_vectors(f"{name}_features", vectors) for vectors in features]
         if len(features) != len(tags):
             raise ValueError(
                 f"{name}: features of {len(features)} sentences but tags of {len(tags)}: give both of each"
@@ -378,39 +362,6 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
         return float(np.average([score(truth[rows], guesses[rows]) for rows in groups], weights=weights))
 
     return SenseAgreement(v_measure=mean(v_measure_score), adjusted_rand=mean(adjusted_rand_score))
-
-
-def _vectors(name: str, given: Any) -> NDArray[Any]:
-    """Return vectors as an array, `[n, hidden]`.
-
-    Raises:
-        ValueError: They have another number of dimensions, or values that are no finite numbers.
-    """
-    vectors = np.asarray(given)
-    if vectors.ndim != 2 or vectors.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is {type(given).__name__}: pass numbers, [n, hidden], a vector for each text")
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{name} has values that are NaN or infinite: encode the texts in another dtype")
-    return vectors
-
-
-def check_labels(name: str, given: Any) -> NDArray[Any]:
-    """Return labels or scores as an array, `[n]`.
-
-    Args:
-        name: Name of the argument.
-        given: Its value.
-
-    Raises:
-        ValueError: It is no list, or a text has no value.
-    """
-    labels = np.asarray(given)
-    if labels.ndim != 1:
-        raise ValueError(f"{name} is {type(given).__name__}: pass a list with one value for each text")
-    missing = [number for number, label in enumerate(labels.tolist()) if label is None or label != label]  # NaN
-    if missing:
-        raise ValueError(f"{name} has no value for text {missing[0]}: give one for each, or leave out the text")
-    return labels
 
 
 def _normalized(x: NDArray[Any]) -> NDArray[Any]:

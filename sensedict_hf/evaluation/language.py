@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from .data import Texts, iterate_texts
-from .models.arguments import check_integer, check_kind
-from .models.attention import evaluating
-from .models.configuration_sense_embedding import next_tokens
-from .models.encoding import pad_batch, padding_id
-from .models.tokenization import check_max_length, check_tokenizer, model_max_length, tokenize
-from .models.windows import cut_windows
+from ..data import Texts, iterate_texts
+from ..models.arguments import check_integer, check_kind
+from ..models.attention import evaluating
+from ..models.configuration_sense_embedding import next_tokens
+from ..models.encoding import pad_batch, padding_id
+from ..models.tokenization import check_max_length, check_tokenizer, model_max_length, tokenize
+from ..models.windows import cut_windows
 
 
 def evaluate_language_modeling(
