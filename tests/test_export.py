@@ -1,5 +1,7 @@
 """The look-up in a form that torch can trace, and students in ONNX."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -109,6 +111,28 @@ def test_a_dictionary_in_which_a_token_gains_senses_is_exported_with_them(make_s
     expected = student(**batch)
     output = torch.export.export(student, (), batch).module()(**batch)
     assert torch.equal(output.sense_ids, expected.sense_ids)
+
+
+def test_a_student_that_was_never_used_is_compiled(make_student, texts):
+    student = make_student(assignment="hard")
+    batch = batch_of(student, texts[:3])
+    compiled = torch.compile(student, fullgraph=True, backend="eager", dynamic=True)
+    found = compiled(**batch).sense_ids
+    assert torch.equal(found, student(**batch).sense_ids)
+    # And one whose dictionary was replaced in place.
+    offsets = student.senses.offsets
+    senses = torch.full_like(offsets, len(student.senses.table))
+    senses[: int(batch["input_ids"][0, 1]) + 1] = 0  # all senses belong to one token
+    student.senses.load_state_dict(student.senses.state_dict() | {"offsets": senses})
+    compiled = torch.compile(student, fullgraph=True, backend="eager", dynamic=True)
+    assert torch.equal(compiled(**batch).sense_ids, student(**batch).sense_ids)
+
+
+def test_models_are_made_and_copied_without_counting_versions(make_student, texts):
+    with torch.inference_mode():
+        student = copy.deepcopy(make_student())
+        batch = batch_of(student, texts[:3])
+        assert torch.equal(student(**batch).sense_ids, student(**batch).sense_ids)
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(make_student, tmp_path):

@@ -279,3 +279,15 @@ def test_what_is_refused(bert, senses, student):
         student.encode(["w1", ""])
     with pytest.raises(ValueError, match="no setting 'depth'"):
         SKDStudentModel.from_teacher(bert, senses, 0, depth=3)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_texts_have_no_senses(bert, senses, texts, kept):
+    """Their vectors are computed without them, so an assignment is refused and not ignored."""
+    settings = {"assignment": "hard"} if kept else {}
+    student = SKDStudentModel.from_teacher(
+        bert, senses, num_hidden_layers=0, context_size=0, text_hidden_size=4, **settings
+    )
+    assert student.encode(texts[:2], assignment="none").shape == (2, 16)
+    with pytest.raises(ValueError, match="without its senses" if kept else "this student has no senses"):
+        student.encode(texts[:2], assignment="hard")

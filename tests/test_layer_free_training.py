@@ -1,5 +1,6 @@
 """Students without layers: the teacher's vectors on disk, the loss, the optimizer, and training with all of them."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from transformers import AutoModel
 
 from sensedict_hf import (
     LayerFreeConfig,
+    Prompt,
     SKDStudentConfig,
     SKDStudentModel,
     SKDTrainer,
@@ -391,6 +393,11 @@ def test_what_is_refused(bert, senses, texts, tmp_path):
     with pytest.raises(ValueError, match="computed with layer=1, here it is -1"):
         make_trainer(bert, senses, data, tmp_path)
     assert json.loads((tmp_path / "vectors" / "state.json").read_text())["layer"] == 1
+    for name, value in (("pooling", "max"), ("prompt", Prompt("w1 {text}"))):
+        other = dataclasses.replace(bert, **{name: value})
+        data = encode_vectors(other, texts, tmp_path / name)
+        with pytest.raises(ValueError, match=f"computed with {name}="):
+            make_trainer(bert, senses, data, tmp_path)
 
 
 def test_vectors_of_another_teacher_are_told(bert, texts, tmp_path, caplog):

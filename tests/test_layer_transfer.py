@@ -181,6 +181,12 @@ def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
         loaded = kind.from_pretrained(tmp_path).eval().base_model
         assert probe_attention(loaded.backbone) == teacher.attention == "bidirectional"
         assert torch.equal(loaded.encode(texts[:1], assignment="none"), teacher.encode(texts[:1]))
+    for change in (
+        lambda: AutoModel.from_pretrained(tmp_path, attn_implementation="sdpa"),
+        lambda: loaded.set_attn_implementation("sdpa"),
+    ):
+        with pytest.raises(ValueError, match="the backbone is bidirectional only with 'eager'"):
+            change()
 
 
 def test_a_layer_may_be_kept_twice(bert, texts):

@@ -5,12 +5,14 @@ import os
 
 import pytest
 import torch
-from transformers import AutoModel
+from tiny_models import WORDS, make_tokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import sensedict_hf.building.workspace as workspace
 import sensedict_hf.processes as processes
 from sensedict_hf import (
     SenseEmbeddingModel,
+    SKDStudentConfig,
     SKDStudentModel,
     SKDTrainer,
     SKDTrainingArguments,
@@ -116,6 +118,47 @@ def test_a_save_removes_the_files_that_it_replaces(student, tmp_path):
     assert isinstance(AutoModel.from_pretrained(tmp_path), SKDStudentModel)  # nothing was touched
 
 
+def test_a_save_keeps_what_lies_beside_a_model(student, tmp_path):
+    for name in ("manifest.json", "vocab.tsv", "model_epoch3.safetensors"):
+        (tmp_path / name).write_text("{}")
+    student.save_pretrained(tmp_path)
+    for size in ("4KB", "1GB"):  # of a variant too, the new weights replace the old ones
+        with torch.no_grad():
+            next(student.parameters()).add_(1)
+        student.save_pretrained(tmp_path, variant="other", max_shard_size=size)
+        loaded = AutoModel.from_pretrained(tmp_path, variant="other")
+        assert torch.equal(next(loaded.parameters()), next(student.parameters()))
+    plain = AutoModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(next(plain.parameters()) + 2, next(student.parameters()))
+    for name in ("manifest.json", "vocab.tsv", "model_epoch3.safetensors"):
+        assert (tmp_path / name).read_text() == "{}"
+
+
+def test_adapters_are_saved_beside_their_model(student, texts, tmp_path):
+    peft = pytest.importorskip("peft")
+    student.save_pretrained(tmp_path)
+    adapted = AutoModel.from_pretrained(tmp_path)
+    adapted.add_adapter(peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file()
+    loaded = AutoModel.from_pretrained(tmp_path)  # with its adapters
+    expected = {
+        name: model.encode(texts[:2], assignment="none") for name, model in (("old", student), ("new", adapted))
+    }
+    assert torch.equal(loaded.encode(texts[:2], assignment="none"), expected["new"])
+    assert not torch.equal(expected["old"], expected["new"])
+
+
+def test_what_was_exported_goes_with_the_weights_that_it_was_made_of(student, tmp_path):
+    (tmp_path / "onnx").mkdir()
+    for name in ("model.onnx", "model_quantized.onnx", "notes.txt"):
+        (tmp_path / "onnx" / name).write_text("old")
+    student.save_pretrained(tmp_path, variant="other")
+    assert len(list((tmp_path / "onnx").iterdir())) == 3
+    student.save_pretrained(tmp_path)
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize("command", [["convert", "--dtype", "int8"], ["merge", "--budget", "50"]])
 def test_a_command_that_was_stopped_can_be_repeated(senses, tmp_path, monkeypatch, command):
     senses.save_pretrained(tmp_path / "senses")
@@ -128,6 +171,35 @@ def test_a_command_that_was_stopped_can_be_repeated(senses, tmp_path, monkeypatc
     assert main(command) == 0
     assert load_senses(tmp_path / "out").config.num_senses == (90 if command[0] == "convert" else 50)
     assert main(command) == 2  # it is finished
+
+
+def test_another_tokenizer_is_refused_where_it_is_set(bert, senses, student, texts, tmp_path):
+    other = make_tokenizer(words=list(reversed(WORDS)))
+    for model in (senses, student):
+        with pytest.raises(ValueError, match="is not the dictionary's"):
+            model.tokenizer = other
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", max_steps=1)
+    with pytest.raises(ValueError, match="is not the dictionary's"):
+        SKDTrainer(student, args, teacher=bert, train_dataset=texts, processing_class=other)
+
+
+def test_the_number_of_tokens_stays(student, senses, bert, tmp_path):
+    student.save_pretrained(tmp_path)
+    free = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0, text_hidden_size=4, context_size=0)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for model in (student, classifier, free, free.backbone):
+        size = model.get_input_embeddings().weight.shape
+        with pytest.raises(ValueError, match="cannot be replaced"):
+            model.resize_token_embeddings(40)
+        assert model.get_input_embeddings().weight.shape == size
+        assert model.resize_token_embeddings(len(student.tokenizer)) is model.get_input_embeddings()
+        assert model.resize_token_embeddings() is model.get_input_embeddings()
+
+
+def test_a_config_that_is_given_stays_as_it_is(bert):
+    bert.model.config.use_cache, bert.model.config.name_or_path = True, "me/bert"
+    SKDStudentConfig(text_config=bert.model.config)
+    assert bert.model.config.use_cache and bert.model.config.name_or_path == "me/bert"
 
 
 def test_another_tokenizer_in_the_folder(senses, student, tmp_path):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..models.modeling_skd_student import SKDStudentPreTrainedModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.onnx_export import export_onnx
 from .dictionaries import check_is_new, load_whole
 

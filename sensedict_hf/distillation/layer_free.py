@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -89,12 +90,18 @@ def encode_for(
     backbone = cast(LayerFreeModel, student.backbone)
     senses = student.senses.config
     if isinstance(texts, TeacherVectors):
-        wanted = {"layer": senses.layer, "tokenizer": senses.tokenizer_fingerprint}
+        prompt = student.config.prompt if teacher is None else teacher.prompt and asdict(teacher.prompt)
+        wanted = {
+            "layer": senses.layer,
+            "tokenizer": senses.tokenizer_fingerprint,
+            "prompt": prompt,
+            "pooling": texts.settings.get("pooling") if teacher is None else teacher.pooling,
+        }
         for name, value in wanted.items():
-            if texts.settings[name] != value:
+            found = texts.settings.get(name)
+            if found != value:
                 raise ValueError(
-                    f"the vectors were computed with {name}={texts.settings[name]}, here it is {value}: compute them "
-                    "again"
+                    f"the vectors were computed with {name}={found}, here it is {value}: compute them again"
                 )
         if has_other_weights(senses, texts.settings["teacher_fingerprint"]):
             logger.warning_once(

@@ -24,9 +24,10 @@ from ..models.layer_transfer import encoding_settings
 from ..models.loading import check_dictionary, load_senses, move_model
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
-from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.vocabulary_transfer import adopt_tokenizer
 from ..processes import broadcast, locked

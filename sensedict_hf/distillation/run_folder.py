@@ -8,7 +8,7 @@ from typing import Any
 
 from ..building.workspace import differences
 from ..models.files import model_files, read_object, write_object
-from ..models.modeling_skd_student import SKDStudentPreTrainedModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 
 # The settings of the run in its folder, and whether it is finished.
 STATE = "_distilling.json"

@@ -17,8 +17,9 @@ from ..models.encoding import padding_id
 from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.modeling_skd_causal_lm import load_language_model
-from ..models.modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from . import checks
 from .batches import Collator
@@ -30,13 +31,7 @@ from .generation import (
     generation_means,
     is_generative,
 )
-from .layer_free import (
-    check_layer_free,
-    collate_ragged,
-    default_epochs,
-    is_layer_free,
-    layer_free_loss,
-)
+from .layer_free import check_layer_free, collate_ragged, default_epochs, is_layer_free, layer_free_loss
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
 from .modes import sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
@@ -117,6 +112,7 @@ class SKDTrainer(Trainer):
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not is_whole
         model = cast(PreTrainedModel, model.student) if has_head else model
         self.student = checks.find_student(model)
+        tokenizer = checks.check_processing_class(self.student, kwargs.pop("processing_class", None))
         self.senses = self.student.senses if senses is None else senses.to(args.device)  # type: ignore[arg-type]
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
@@ -152,7 +148,6 @@ class SKDTrainer(Trainer):
             # Free the teacher's memory. Its head still makes logits, of states that were kept.
             self.teacher, self._language_head = None, self._language_head if "kl" in args.terms else None
 
-        tokenizer = kwargs.pop("processing_class", None) or self.student.tokenizer
         collator: Any = collate_ragged
         if self.is_layer_free:
             if encoded_train is not None:

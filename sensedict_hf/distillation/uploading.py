@@ -6,7 +6,7 @@ from typing import Any, cast
 from huggingface_hub import CommitInfo, HfApi
 from transformers import Trainer, TrainingArguments
 
-from ..models.modeling_skd_student import SKDStudentPreTrainedModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 
 
 def create_repository(args: TrainingArguments) -> str:

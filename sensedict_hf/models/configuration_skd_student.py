@@ -1,5 +1,6 @@
 """The configuration of students: what they consist of and how they were distilled."""
 
+import copy
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -85,7 +86,12 @@ class SKDStudentConfig(PreTrainedConfig):
     ):
         # transformers reads its own field for this, but does not save it.
         if attention_implementation is not None:
-            kwargs.setdefault("attn_implementation", attention_implementation)
+            given = kwargs.setdefault("attn_implementation", attention_implementation)
+            if given not in (None, attention_implementation):
+                raise ValueError(
+                    f"attn_implementation={given!r}: the backbone is bidirectional only with "
+                    f"{attention_implementation!r}; leave it out"
+                )
         # Configs inside config.json are dicts.
         if text_config is None:
             text_config = CONFIG_MAPPING["bert"]()
@@ -102,7 +108,8 @@ class SKDStudentConfig(PreTrainedConfig):
         if isinstance(sense_config, dict):
             sense_config = SenseEmbeddingConfig(**sense_config)
         check_kind("sense_config", sense_config, SenseEmbeddingConfig, "a SenseEmbeddingConfig")
-        # config.json would show paths of this machine.
+        # config.json would show paths of this machine. The caller's config stays as it is.
+        text_config = copy.deepcopy(text_config)
         text_config.name_or_path = sense_config.name_or_path = ""
         if getattr(text_config, "use_cache", False):
             text_config.use_cache = False  # a student encodes whole texts

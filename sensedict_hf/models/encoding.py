@@ -282,10 +282,12 @@ class RaggedEncoder(BatchEncoder):
         encode_ragged: Maps the token ids of all texts, `[tokens]`, and their numbers of tokens, `[texts]`, to the
             vectors of the texts, `[texts, hidden]`.
         special_token_ids: Ids of tokens that are left out.
+        has_assignment: Whether senses were asked for, which only the vectors of words can be replaced by.
     """
 
     encode_ragged: Callable[[Tensor, Tensor], Tensor] | None = None
     special_token_ids: Sequence[int] = ()
+    has_assignment: bool = False
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1)
@@ -296,6 +298,11 @@ class RaggedEncoder(BatchEncoder):
             )
 
     def _encode_texts(self, texts: list[Prompted], first: int, progress: Any) -> Tensor:
+        if self.has_assignment:
+            raise ValueError(
+                "assignment: a student without layers makes the vectors of texts without its senses; leave it out, or "
+                "call encode_words"
+            )
         rows = self._tokenize(texts)
         vectors = []
         for begin in range(0, len(rows), self.batch_size):

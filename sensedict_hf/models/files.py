@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,19 +13,17 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 # The folder in which the files of a model are written before they replace others.
 SAVING = "_saving"
-# Files of a saved model that would be loaded with, or instead of, the new ones.
-REPLACED = (
-    "manifest.json",
-    "model*.safetensors",
-    "model*.safetensors.index.json",
-    "pytorch_model*.bin*",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
+# Names of weights. Those of a variant are `model.VARIANT.safetensors`, `model.VARIANT-00001-of-00002.safetensors` and
+# `model.safetensors.index.VARIANT.json`. They lie beside those without.
+SHARD = r"(-\d{5}-of-\d{5})?"
+WEIGHTS = re.compile(rf"model(?P<variant>\.\w+)?{SHARD}\.safetensors")
+# Other files of a saved model that would be loaded with, or instead of, the new ones.
+REPLACED = re.compile(
+    rf"pytorch_model{SHARD}\.bin|pytorch_model\.bin\.index\.json|model\.safetensors\.index\.json"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt"
 )
+MANIFEST = "manifest.json"
+EXPORTED = "onnx/model*.onnx*"  # what was made of the weights
 # Other files of a saved model, besides the code.
 OTHERS = (
     "config.json",
@@ -43,8 +42,9 @@ def model_files(folder: Path) -> list[str]:
     Args:
         folder: The folder, which may not exist.
     """
-    code = [path.name for path in Path(__file__).parent.glob("[!_]*.py")]
-    return sorted({path.name for name in (*REPLACED, *OTHERS, *code) for path in folder.glob(name)})
+    known = {*OTHERS, MANIFEST, *(path.name for path in Path(__file__).parent.glob("[!_]*.py"))}
+    names = sorted(path.name for path in folder.glob("*"))
+    return [name for name in names if name in known or WEIGHTS.fullmatch(name) or REPLACED.fullmatch(name)]
 
 
 def check_source(source: object) -> str:
@@ -189,13 +189,29 @@ def move_files(ready: Path, folder: Path, marker: str) -> None:
             raise IsADirectoryError(f"{folder / name} is a folder, where a file must go")
         with open(ready / name, "rb") as file:
             os.fsync(file.fileno())
-    (folder / marker).unlink(missing_ok=True)
-    for path in [path for pattern in REPLACED for path in folder.glob(pattern)]:
-        if path.relative_to(folder) not in names and path.is_file():
-            path.unlink()
+    if Path(marker) in names:  # adapters alone are saved beside a model
+        (folder / marker).unlink(missing_ok=True)
+        for path in _outdated(folder, [name.name for name in names]):
+            if path.relative_to(folder) not in names and path.is_file():
+                path.unlink()
     for name in sorted(names, key=lambda name: (str(name) == marker, name)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (ready / name).replace(folder / name)
+
+
+def _outdated(folder: Path, names: list[str]) -> list[Path]:
+    """Return the files in a folder that do not belong to a new model with these names of files."""
+    variants = {match["variant"] for name in names if (match := WEIGHTS.fullmatch(name))}
+    found = {path: WEIGHTS.fullmatch(path.name) for path in folder.glob("*")}
+    outdated = [path for path, match in found.items() if match and match["variant"] in variants]
+    outdated += [folder / f"model.safetensors.index{variant}.json" for variant in variants if variant]
+    if variants != {None}:
+        return outdated  # a variant lies beside the other weights
+    outdated += [path for path in found if REPLACED.fullmatch(path.name)]
+    manifest = folder / MANIFEST
+    if manifest.is_file() and b'"settings"' in manifest.read_bytes():  # that of a build
+        outdated.append(manifest)
+    return [*outdated, *folder.glob(EXPORTED)]
 
 
 def is_unfinished(folder: Path) -> bool:

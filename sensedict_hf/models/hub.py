@@ -65,6 +65,9 @@ class SensePreTrainedModel(PreTrainedModel):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        config = getattr(self.config, "sense_config", self.config)
+        if config.tokenizer_fingerprint is not None:
+            config.check_tokenizer(tokenizer)
         for part in self._parts():
             part._tokenizer = tokenizer
 
@@ -347,5 +350,6 @@ def _disagreement(source: str, names: Sequence[str]) -> ValueError:
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return ValueError(
         f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
-        "dtype, and none can be made up; load it with its own config, or make it again"
+        "dtype, and none can be made up; load it with its own config, or make it again; with "
+        "ignore_mismatched_sizes=True a head for other labels begins anew"
     )

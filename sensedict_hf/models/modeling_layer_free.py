@@ -115,6 +115,12 @@ class LayerFreeModel(PreTrainedModel):
         """Return the table of token vectors."""
         return self.token_embeddings
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Return the table of token vectors; refuse another number of tokens with a ValueError."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            self.set_input_embeddings(self.token_embeddings)
+        return cast(nn.Embedding, self.token_embeddings)
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refuse another table with a ValueError: the other tables are for the same tokens."""
         raise ValueError(

@@ -81,6 +81,7 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
         self.register_buffer("usage", torch.zeros(config.num_senses, dtype=torch.int64, device=device))
         self._most_senses = MostSenses()
+        self.register_load_state_dict_post_hook(_count_most_senses)
         self.post_init()
 
     @property
@@ -388,3 +389,9 @@ class SenseEmbeddingModel(SensePreTrainedModel):
         model._tokenizer, model._tokenizer_source = self._tokenizer, self._tokenizer_source
         model.eval()
         return model
+
+
+def _count_most_senses(senses: SenseEmbeddingModel, _: object) -> None:
+    """Read what a tracer cannot, when other numbers were loaded."""
+    if not senses.offsets.is_meta:
+        senses._most_senses.of(senses.offsets)

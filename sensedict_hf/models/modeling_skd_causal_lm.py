@@ -32,7 +32,8 @@ from .layer_transfer import (
     student_config,
 )
 from .loading import move_model
-from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from .modeling_skd_base import SKDStudentPreTrainedModel
+from .modeling_skd_student import SKDStudentModel
 from .teachers import Teacher, load_teacher
 
 

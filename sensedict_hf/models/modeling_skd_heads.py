@@ -25,7 +25,8 @@ from .head_transfer import (
     load_classifier,
 )
 from .modeling_sense_embedding import SenseEmbeddingModel
-from .modeling_skd_student import SKDStudentModel, SKDStudentPreTrainedModel
+from .modeling_skd_base import SKDStudentPreTrainedModel
+from .modeling_skd_student import SKDStudentModel
 from .teachers import load_teacher
 
 Model = TypeVar("Model", bound="SKDStudentHeadModel")
@@ -34,8 +35,7 @@ Model = TypeVar("Model", bound="SKDStudentHeadModel")
 class SKDStudentHeadModel(SKDStudentPreTrainedModel):
     """The base class of students with a head.
 
-    A prompt in the config is not added here: if there is one, the token ids must include it, in training as well as
-    later.
+    The token ids must include the prompt of the config, if there is one, in training and later.
 
     Attributes:
         student: The student, a :class:`SKDStudentModel`.

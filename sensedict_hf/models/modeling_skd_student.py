@@ -14,7 +14,6 @@ from .arguments import check_integer
 from .attention import probe_attention
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
-from .hub import SensePreTrainedModel
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
 from .layer_transfer import (
     check_weights,
@@ -30,6 +29,7 @@ from .loading import check_dictionary
 from .matching import check_backbone, check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
+from .modeling_skd_base import FIXED_TOKENS, SKDStudentPreTrainedModel
 from .outputs import SKDStudentOutput
 from .prompts import Prompt, choose_prompt
 from .reading import TokenSense, senses_in
@@ -38,33 +38,6 @@ from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
 from .tokenization import complete_tokenizer
-
-
-class SKDStudentPreTrainedModel(SensePreTrainedModel):
-    """The base class of students with and without a head."""
-
-    config: SKDStudentConfig
-    config_class = SKDStudentConfig
-    base_model_prefix = "student"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call `forward`, with an error of its own for embeddings in the place of token ids."""
-        if kwargs.get("inputs_embeds") is not None and not self.can_generate():
-            raise ValueError("senses are chosen by token id: call the student with input_ids, not with inputs_embeds")
-        return super().__call__(*args, **kwargs)
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Names of buffers that DistributedDataParallel must not broadcast.
-
-        It broadcasts all buffers at every forward pass, but the dictionary never changes. A PEFT model passes on this
-        attribute of the model inside it, but has longer names for the buffers, so these are listed too.
-        """
-        dictionaries = {name for name, module in self.named_modules() if isinstance(module, SenseEmbeddingModel)}
-        names = [name for name, _ in self.named_buffers() if name.rpartition(".")[0] in dictionaries]
-        return names + [f"base_model.model.{name}" for name in names]
 
 
 class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
@@ -131,7 +104,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
                 dictionary only with `assignment="hard"` or `"soft"`.
 
         Returns:
-            A student in float32, on the device of the teacher.
+            A student in float32, on the device of the teacher, ready to encode (`eval()`).
 
         Raises:
             ValueError: The dictionary was not built from this teacher, the teacher has no such layers, its weights
@@ -239,6 +212,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         if self.sentence_head is not None and source.sentence_head is not None:
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        self.eval()
         if (
             self.config.pooling == LEARNED
             or source.attention is None
@@ -313,10 +287,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refuse new token embeddings with a ValueError: the dictionary has senses for the old tokens."""
-        raise ValueError(
-            "the token embeddings of a student cannot be replaced, because its dictionary is for the same tokens: "
-            "build a dictionary for the new tokenizer, and a student from that"
-        )
+        raise ValueError(FIXED_TOKENS)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -381,6 +352,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             "prompt": choose_prompt(prompt_name, prompt, self.config.prompts or {}, self.config.include_prompt),
             "hidden_size": self.config.hidden_size,
         }
+        has_assignment = assignment in ("hard", "soft")
+        if has_assignment and not self.senses.config.num_senses:
+            raise ValueError(f"assignment={assignment!r}: this student has no senses; leave it out")
         if self.config.pooling != LEARNED:
             return BatchEncoder(**settings)
         backbone = cast(LayerFreeModel, self.backbone)
@@ -388,4 +362,5 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             **settings,
             encode_ragged=lambda ids, lengths: backbone.encode_ragged(ids, lengths)[1],
             special_token_ids=backbone.config.special_token_ids,
+            has_assignment=has_assignment,
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import check_flags, check_folder, check_kind, check_number
 from .encoding import LEARNED
-from .modeling_skd_student import SKDStudentPreTrainedModel
+from .modeling_skd_base import SKDStudentPreTrainedModel
 
 # Where sentence-transformers and Optimum look for the files.
 MODEL_FILE, QUANTIZED_FILE = Path("onnx", "model.onnx"), Path("onnx", "model_quantized.onnx")

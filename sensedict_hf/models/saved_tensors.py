@@ -61,9 +61,10 @@ def read_headers(source: str, options: Mapping[str, Any]) -> dict[str, StoredTen
         found = cached_file(source, name, **where, **quiet)
         return Path(found) if found else None
 
-    name = f"model.{options['variant']}.safetensors" if options.get("variant") else WEIGHTS
+    variant = f".{options['variant']}" if options.get("variant") else ""
+    name = f"model{variant}.safetensors" if variant else WEIGHTS
     whole = find(name)
-    index = None if whole else find(f"{name}.index.json")
+    index = None if whole else find(f"{WEIGHTS}.index{variant}.json")
     if whole:
         return _read_header(whole)
     if not index:

@@ -23,7 +23,8 @@ class MostSenses:
 
     def __init__(self) -> None:
         self._offsets: Tensor | None = None
-        self._version = self._most = 0
+        self._version: int | None = None
+        self._most = 0
 
     def of(self, offsets: Tensor) -> int:
         """Return the number.
@@ -39,8 +40,10 @@ class MostSenses:
                 raise ValueError(
                     "this dictionary was never used: call the model once before it is compiled or exported"
                 )
-        elif offsets is not self._offsets or offsets._version != self._version:
-            self._offsets, self._version, self._most = offsets, offsets._version, int(offsets.diff().amax())
+            return self._most
+        version = None if offsets.is_inference() else offsets._version  # such a tensor counts no versions
+        if offsets is not self._offsets or version != self._version:
+            self._offsets, self._version, self._most = offsets, version, int(offsets.diff().amax())
         return self._most
 
 
