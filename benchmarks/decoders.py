@@ -145,7 +145,7 @@ class Benchmark:
             learning_rate=options.simcse_learning_rate,
             batch_size=options.simcse_batch_size,
             max_length=64,
-            save_steps=20,
+            save_steps=10,
         )
 
     def senses(self, key: str) -> SenseEmbeddingModel:
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--mntp-steps", type=int, default=400, help="steps of MNTP")
     parser.add_argument("--mntp-batch-size", type=int, default=16, help="windows of 128 tokens in a step of MNTP")
     parser.add_argument("--mntp-learning-rate", type=float, default=2e-3, help="highest learning rate of MNTP")
-    parser.add_argument("--simcse-steps", type=int, default=100, help="steps of SimCSE")
+    parser.add_argument("--simcse-steps", type=int, default=50, help="steps of SimCSE")
     parser.add_argument("--simcse-batch-size", type=int, default=64, help="sentences in a step of SimCSE")
     parser.add_argument("--simcse-learning-rate", type=float, default=1e-3, help="highest learning rate of SimCSE")
     Benchmark(parser.parse_args()).run()

@@ -6,7 +6,8 @@
 This is the second step of LLM2Vec (BehnamGhader et al., COLM 2024), after `examples/mntp.py`.
 
 - Every sentence is read twice with different dropout (SimCSE, Gao et al., EMNLP 2021). Its two vectors, means of
-  hidden states, must be closer than those of two sentences: the loss is MultipleNegativesRankingLoss.
+  hidden states, must be closer than those of two sentences: the loss is CachedMultipleNegativesRankingLoss, whose
+  memory is that of a small part of the batch.
 - Only new adapters (LoRA) are trained. At the end they are merged into the model.
 - The output is a folder of sentence-transformers, which runs bidirectionally. `load_teacher(output)` and
   `SentenceTransformer(output)` load it.
@@ -24,7 +25,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", default="simcse", help="folder for the model")
     parser.add_argument("--max-steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=128, help="sentences in a step")
+    parser.add_argument("--mini-batch-size", type=int, default=16, help="sentences that are in memory at once")
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--max-length", type=int, default=128, help="tokens in a sentence; longer ones are cut")
     parser.add_argument("--attention-dropout", type=float, default=0.3, help="the difference of the two readings")
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             use_cpu=not torch.accelerator.is_available(),  # bfloat16 on a CPU must be asked for
         ),
         train_dataset=Dataset.from_dict({"anchor": sentences, "positive": sentences}),
-        loss=MultipleNegativesRankingLoss(model),
+        loss=CachedMultipleNegativesRankingLoss(model, mini_batch_size=options.mini_batch_size),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(training)))
 
