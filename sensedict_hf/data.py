@@ -72,12 +72,14 @@ def read_dataset(
     if len(names) == 1 and not Path(names[0]).is_file() and not glob.has_magic(names[0]):
         name, config, chosen = _split_name(names[0])
         if Path(name, "state.json").is_file() and name == names[0]:
-            return load_from_disk(name)
+            saved = load_from_disk(name)
+            return saved.to_iterable_dataset() if streaming else saved
         looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
         if name != names[0] or (looks_like_a_repository and not Path(name).exists() and kind_of(name) is None):
             try:
                 if Path(name, "dataset_dict.json").is_file() and config is None:
-                    return load_from_disk(name)[chosen or split]
+                    saved = load_from_disk(name)[chosen or split]
+                    return saved.to_iterable_dataset() if streaming else saved
                 return load_dataset(name, config, split=chosen or split, streaming=streaming)
             except (OSError, ValueError, KeyError) as error:
                 raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from sensedict_hf.data import iterate_texts, read_dataset
 from sensedict_hf.evaluation.tasks import TASKS
@@ -197,7 +197,11 @@ def test_texts_come_from_standard_input(monkeypatch):
 def test_a_name_tells_config_and_split(tmp_path, monkeypatch):
     parts = {name: Dataset.from_list([{"text": name}]) for name in ("train", "test")}
     DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    assert read_dataset(f"{tmp_path}/saved::test")["text"][:] == ["test"]
+    parts["test"].save_to_disk(tmp_path / "single")
+    for name in ("saved::test", "single"):
+        assert read_dataset(f"{tmp_path}/{name}")["text"][:] == ["test"]
+        streamed = read_dataset(f"{tmp_path}/{name}", streaming=True)
+        assert isinstance(streamed, IterableDataset) and list(streamed) == [{"text": "test"}]
     with pytest.raises(ValueError, match="saved::dev, and no dataset"):
         read_dataset(f"{tmp_path}/saved::dev")
     asked = []

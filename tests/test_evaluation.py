@@ -219,6 +219,8 @@ def test_sense_agreement():
     assert worse["v_measure"] == pytest.approx(0.6) and worse["adjusted_rand"] == pytest.approx((6 - 4 * 0.5) / 10)
     with pytest.raises(ValueError, match="none of the 1 tokens has two annotated senses"):
         sense_agreement([1, 1], [0, 1], ["a", "a"])
+    with pytest.raises(ValueError, match="2 tokens, 1 found and 2 annotated senses"):
+        sense_agreement([1, 1], [0], ["a", "b"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -126,6 +126,6 @@ def search(options: argparse.Namespace) -> None:
             print(f"# {query}")
         for name, value in zip(ids, values):
             print(f"{value:.4f}\t{name}")
-        if options.explain:
+        if options.explain and ids:  # a search engine may find nothing
             for match in loaded.explain(query, ids[0]):
                 print(f"    {match.query_token} -> {match.document_token} (sense {match.sense_id}) {match.cosine:.3f}")

@@ -348,9 +348,12 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
         annotated: Annotated sense of each occurrence, `[n]`.
 
     Raises:
-        ValueError: No token has two annotated senses.
+        ValueError: No token has two annotated senses, or the lengths differ.
     """
     tokens, guesses, truth = np.asarray(token_ids), np.asarray(found), np.asarray(annotated)
+    if not len(tokens) == len(guesses) == len(truth):
+        lengths = f"{len(tokens)} tokens, {len(guesses)} found and {len(truth)} annotated senses"
+        raise ValueError(f"{lengths}: give one of each for every occurrence")
     groups = [np.flatnonzero(tokens == token) for token in np.unique(tokens)]
     groups = [rows for rows in groups if len(np.unique(truth[rows])) > 1]
     if not groups:
