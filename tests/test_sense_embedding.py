@@ -248,6 +248,7 @@ def test_names_of_tokens(senses):
         BPE({"i": 0, "n": 1, "▁": 2, "in": 3, "▁in": 4, "<unk>": 5}, [("i", "n"), ("▁", "in")], unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = Metaspace(prepend_scheme="never")
+    senses.config.tokenizer_fingerprint = None  # another tokenizer would be refused
     senses.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     senses.offsets.copy_(torch.tensor([0] * 5 + [90] * 28))
     assert senses.token_id("in") == 4 and senses.token_id("▁in") == 4 and len(senses.senses_of("in")) == 90

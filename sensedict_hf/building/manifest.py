@@ -13,6 +13,7 @@ from typing import Any
 from ..models.files import read_object, write_object
 
 MANIFEST = "manifest.json"
+TEMPLATES = "additional_chat_templates"  # the only folder whose files may be named: transformers writes it
 CHUNK = 1 << 24  # bytes that are hashed at a time
 
 
@@ -99,9 +100,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _check_name(manifest: Path, name: str) -> None:
     """Raise a ValueError unless a name is that of a regular file in the folder of a manifest, or of no file."""
-    parts = name.split("/")
-    is_inside = not {"", ".", ".."} & {*parts} and not set(name) & {"\\", ":", "\0"}
+    bare = name.removeprefix(f"{TEMPLATES}/")
+    is_bare = bare not in ("", ".", "..") and not set(bare) & {"/", "\\", ":", "\0"}
     path = manifest.parent / name
-    links = (manifest.parent.joinpath(*parts[:end]) for end in range(1, len(parts) + 1))
-    if not is_inside or any(link.is_symlink() for link in links) or (path.exists() and not path.is_file()):
+    is_link = path.is_symlink() or (manifest.parent / TEMPLATES).is_symlink()
+    if not is_bare or is_link or (path.exists() and not path.is_file()):
         raise ValueError(f"{manifest} is broken (it names {name!r}, which is no file of its folder)")
