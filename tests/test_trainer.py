@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
+from sensedict_hf import (
+    Prompt,
+    SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
+    build_sense_dictionary,
+    encode_senses,
+)
 from sensedict_hf.cli import main
 
 
@@ -156,6 +164,11 @@ def test_labels_of_another_dictionary_or_kind_are_refused(bert, senses, texts, t
     for data, settings, message in [
         (encode_senses(bert, other, texts), {}, "encoded with senses="),
         (encode_senses(bert, senses, texts, only_tokens=True), {}, "encoded with only_tokens=True, here it is False"),
+        (
+            encode_senses(replace(bert, prompt=Prompt("w1 {text}")), senses, texts),
+            {},
+            "encoded with prompt={'template': 'w1 {text}'.*, here it is None",
+        ),
         (encode_senses(bert, senses, texts), {"label_top_k": 3}, "encoded with top_k=1, here it is 3"),
         (
             encode_senses(bert, senses, texts, top_k=3),

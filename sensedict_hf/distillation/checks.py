@@ -156,6 +156,7 @@ def is_encoded(
     text_column: str,
     *,
     has_teacher: bool,
+    prompt: dict[str, Any] | None = None,
 ) -> bool:
     """Return whether texts are a dataset from :func:`encode_senses`.
 
@@ -166,6 +167,7 @@ def is_encoded(
         max_length: Longest row in tokens.
         text_column: Name of the text column.
         has_teacher: Whether there is a teacher.
+        prompt: The prompt of the student.
 
     Raises:
         ValueError: The dataset cannot be used in this run.
@@ -184,7 +186,7 @@ def is_encoded(
                 f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, encode the texts with "
                 "keep_vectors=True, or choose objective='sense'"
             )
-        check_encoded(texts, made_with, senses, args, max_length)
+        check_encoded(texts, made_with, senses, args, max_length, prompt)
         return True
     if text_column not in texts.features:
         raise ValueError(
@@ -201,6 +203,7 @@ def check_encoded(
     senses: SenseEmbeddingModel,
     args: SKDTrainingArguments,
     max_length: int,
+    prompt: dict[str, Any] | None,
 ) -> None:
     """Raise a ValueError if a dataset was encoded otherwise than the texts of this run would be.
 
@@ -210,8 +213,9 @@ def check_encoded(
         senses: The student's dictionary.
         args: The settings of this run.
         max_length: Longest row in tokens.
+        prompt: The prompt of the student.
     """
-    wanted: dict[str, Any] = {"tokenizer": senses.config.tokenizer_fingerprint}
+    wanted: dict[str, Any] = {"tokenizer": senses.config.tokenizer_fingerprint, "prompt": prompt}
     if not args.needs_vectors:  # otherwise the labels are computed at every step
         wanted |= {"senses": senses.fingerprint(), "top_k": args.label_top_k, "only_tokens": False}
         if args.label_top_k > 1:
@@ -219,10 +223,9 @@ def check_encoded(
     elif "vectors" in dataset.features:
         wanted["senses"] = senses.fingerprint()  # of the same teacher, and the same layer
     for name, value in wanted.items():
-        if made_with[name] != value:
-            raise ValueError(
-                f"the dataset was encoded with {name}={made_with[name]}, here it is {value}: encode the texts again"
-            )
+        found = made_with.get(name)
+        if found != value:
+            raise ValueError(f"the dataset was encoded with {name}={found}, here it is {value}: encode the texts again")
 
     # Rows are read in chunks: the dataset may be larger than the memory.
     longest = 0

@@ -206,7 +206,8 @@ def _encode(
     if state.is_main_process:
         shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
-        dataset.info.description = json.dumps({name: settings[name] for name in LABEL_SETTINGS})
+        names = [*LABEL_SETTINGS, *(["prompt"] if settings.get("prompt") else [])]
+        dataset.info.description = json.dumps({name: settings[name] for name in names})
         # By default the fingerprint is a random number. It names what `map` keeps in the cache.
         texts = read_progress(stages / "corpus").sha256
         content = json.dumps([settings, texts], sort_keys=True)
@@ -235,7 +236,8 @@ def label_settings(dataset: Dataset) -> dict[str, Any]:
         settings = json.loads(dataset.info.description)
     except ValueError:
         return {}
-    return settings if isinstance(settings, dict) and settings.keys() == set(LABEL_SETTINGS) else {}
+    is_known = isinstance(settings, dict) and settings.keys() - {"prompt"} == set(LABEL_SETTINGS)
+    return settings if is_known else {}
 
 
 def _encode_part(

@@ -67,7 +67,8 @@ def encode_texts(
 
     # Texts, unless they are encoded already.
     has_teacher, longest_row = teacher is not None, args.max_length or longest
-    if is_encoded(texts, senses, args, longest_row, text_column, has_teacher=has_teacher):
+    prompt = student.config.prompt
+    if is_encoded(texts, senses, args, longest_row, text_column, has_teacher=has_teacher, prompt=prompt):
         return texts
     if teacher is None:
         raise ValueError(
@@ -77,8 +78,8 @@ def encode_texts(
     if is_streamed:
         if args.keeps_vectors:
             raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
-        tokenizer, prompt = teacher.tokenizer, teacher.prompt
-        return stream_windows(texts, tokenizer, max_length, text_column, prompt, is_shared=args.world_size > 1)
+        source = teacher.tokenizer, max_length, text_column, teacher.prompt
+        return stream_windows(texts, *source, is_shared=args.world_size > 1)
     return encode_senses(
         teacher,
         senses.to(teacher.device),  # type: ignore[arg-type]
