@@ -235,7 +235,7 @@ def test_occurrences_are_the_states_that_predict_a_token(llama, texts):
     distances = torch.cdist(expected, senses.senses_of(token))
     assert found.sense_ids.tolist() == distances.argmin(1).tolist()
     assert np.allclose(found.distances, distances.min(1).values, atol=1e-4)
-    with pytest.raises(ValueError, match="\[CLS\].* has no senses"):
+    with pytest.raises(ValueError, match=r"\[CLS\].* has no senses"):
         find_occurrences(senses, teacher, "[CLS]", texts)  # the first token of every text
 
 
