@@ -225,7 +225,9 @@ def check_encoded(
     for name, value in wanted.items():
         found = made_with.get(name)
         if found != value:
-            raise ValueError(f"the dataset was encoded with {name}={found}, here it is {value}: encode the texts again")
+            raise ValueError(
+                f"the dataset was encoded with {name}={found}, here it is {value}: encode the texts again"
+            )
 
     # Rows are read in chunks: the dataset may be larger than the memory.
     longest = 0
