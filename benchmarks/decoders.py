@@ -84,7 +84,7 @@ class Benchmark:
     """
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.output = options, options.output
+        self.options, self.output, self.senses = options, options.output, cache(self._senses)
         self.output.mkdir(parents=True, exist_ok=True)
         command = "python -m benchmarks.decoders --decoder MODEL --data FOLDER"
         self.study = Study(results_file(options.results, "decoders", folder=options.output), command=command)
@@ -148,7 +148,7 @@ class Benchmark:
             save_steps=10,
         )
 
-    def senses(self, key: str) -> SenseEmbeddingModel:
+    def _senses(self, key: str) -> SenseEmbeddingModel:
         """Return the dictionary of the causal decoder for a key."""
         texts = [text for name in NAMES for text in load_task(name, self.options.data).train_texts]
         folder, teacher = self.output / f"senses-{key}", self.base(False)
@@ -157,8 +157,7 @@ class Benchmark:
 
     def through_senses(self, key: str, residual: float) -> Output:
         """Return the output for the senses of states; the dictionary is built when it is needed."""
-        load = cache(lambda: self.senses(key))
-        return lambda states, input_ids, mask: load()(input_ids, states, mask, "soft", residual).hidden_states
+        return lambda states, ids, mask: self.senses(key)(ids, states, mask, "soft", residual).hidden_states
 
     def base(self, bidirectional: bool) -> Teacher:
         """Load the decoder, untrained."""

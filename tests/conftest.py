@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import WORDS, make_model, make_tokenizer
 
-from sensedict_hf import Teacher
+from sensedict_hf import SenseIndex, Teacher, build_sense_dictionary
 
 
 def pytest_addoption(parser):
@@ -57,3 +57,13 @@ def teacher_folder(bert, tmp_path):
     bert.model.save_pretrained(folder)
     bert.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def senses(bert, texts):
+    return build_sense_dictionary(bert, texts, budget=60)
+
+
+@pytest.fixture
+def index(bert, senses, texts):
+    return SenseIndex.build(bert, senses, texts)

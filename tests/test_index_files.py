@@ -12,16 +12,6 @@ from tiny_models import make_model
 from sensedict_hf import Prompt, SenseCollection, SenseIndex, build_sense_dictionary, load_teacher
 
 
-@pytest.fixture
-def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=60)
-
-
-@pytest.fixture
-def index(bert, senses, texts):
-    return SenseIndex.build(bert, senses, texts)
-
-
 @pytest.mark.parametrize("name", ["documents-0.jsonl", "parts/precious.txt", "parts/0.safetensors"])
 def test_files_of_the_user_are_kept(bert, senses, texts, index, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -80,13 +70,11 @@ def test_processes_that_save_one_index_leave_it_whole(bert, index, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".safetensors"} == {"config.json", "senses"}
 
 
-def test_a_model_that_has_changed_is_refused(bert, senses, texts, tmp_path):
-    for part in (bert.model, bert.tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    SenseIndex.build(load_teacher(tmp_path / "model"), senses, texts).save(tmp_path / "index")
+def test_a_model_that_has_changed_is_refused(teacher_folder, senses, texts, tmp_path):
+    SenseIndex.build(load_teacher(teacher_folder), senses, texts).save(tmp_path / "index")
     assert SenseIndex.load(tmp_path / "index").search(texts[5], 1)[0] == [5]
     torch.manual_seed(9)
-    make_model("bert").save_pretrained(tmp_path / "model")
+    make_model("bert").save_pretrained(teacher_folder)
     loaded = SenseIndex.load(tmp_path / "index")
     for use in (loaded.search, loaded.add):
         with pytest.raises(ValueError, match="makes other vectors than the model that the index was built with"):
@@ -96,20 +84,16 @@ def test_a_model_that_has_changed_is_refused(bert, senses, texts, tmp_path):
         SenseIndex.load(tmp_path / "again").search(texts[5])
 
 
-def test_a_prompt_that_was_given_is_not_forgotten(bert, senses, texts, tmp_path):
-    for part in (bert.model, bert.tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    prompted = dataclasses.replace(load_teacher(tmp_path / "model"), prompt=Prompt("w3 w4 {text} w5"))
+def test_a_prompt_that_was_given_is_not_forgotten(teacher_folder, senses, texts, tmp_path):
+    prompted = dataclasses.replace(load_teacher(teacher_folder), prompt=Prompt("w3 w4 {text} w5"))
     SenseIndex.build(prompted, senses, texts).save(tmp_path / "index")
     with pytest.raises(ValueError, match="its weights or its prompt have changed"):
         SenseIndex.load(tmp_path / "index").search(texts[5])
     assert SenseIndex.load(tmp_path / "index", model=prompted).search(texts[5], 1)[0] == [5]
 
 
-def test_another_precision_is_the_same_model(bert, senses, texts, tmp_path):
-    for part in (bert.model, bert.tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    SenseIndex.build(load_teacher(tmp_path / "model", dtype="bfloat16"), senses, texts).save(tmp_path / "index")
+def test_another_precision_is_the_same_model(teacher_folder, senses, texts, tmp_path):
+    SenseIndex.build(load_teacher(teacher_folder, dtype="bfloat16"), senses, texts).save(tmp_path / "index")
     assert SenseIndex.load(tmp_path / "index").search(texts[5], 1)[0] == [5]
 
 

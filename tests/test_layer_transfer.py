@@ -185,7 +185,7 @@ def test_a_student_attends_as_its_teacher(tokenizer, texts, tmp_path):
         lambda: AutoModel.from_pretrained(tmp_path, attn_implementation="sdpa"),
         lambda: loaded.set_attn_implementation("sdpa"),
     ):
-        with pytest.raises(ValueError, match="the backbone is bidirectional only with 'eager'"):
+        with pytest.raises(ValueError, match="attends as its teacher only with 'eager'"):
             change()
 
 

@@ -24,16 +24,6 @@ from sensedict_hf.retrieval.token_vectors import TokenEncoder
 QUERIES = ["w20 w25 w3", "w27", "w1 w2 w26 w24"]
 
 
-@pytest.fixture
-def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=60)
-
-
-@pytest.fixture
-def index(bert, senses, texts):
-    return SenseIndex.build(bert, senses, texts)
-
-
 def no_space(*_):
     raise OSError("no space")
 

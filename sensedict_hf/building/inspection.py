@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from ..data import Texts
 from ..models.arguments import check_integer, check_kind, check_path
 from ..models.loading import check_dictionary
-from ..models.matching import check_teacher
+from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher
-from ..models.tokenization import check_max_length
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
@@ -136,8 +135,7 @@ def find_occurrences(
 
         # Run the teacher over the texts that hold it.
         plan = _plan(positions, token_id, senses.config.vocab_size)
-        width = min(senses.config.window_length or check_max_length(None, teacher.max_window), teacher.max_window)
-        windows = plan_windows(corpus, plan, width, folder)
+        windows = plan_windows(corpus, plan, window_length(senses, teacher.max_window), folder)
         gather_samples(
             teacher,
             corpus,

@@ -10,9 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..models.files import read_object, write_object
+from ..models.files import MANIFEST, read_object, write_object
 
-MANIFEST = "manifest.json"
 TEMPLATES = "additional_chat_templates"  # the only folder whose files may be named: transformers writes it
 CHUNK = 1 << 24  # bytes that are hashed at a time
 

@@ -4,6 +4,7 @@ A folder holds:
 
 - `building-0.lock`, `building-1.lock`, ...: one lock for each process while a build runs.
 - `building/`: the stages of an unfinished build, that is the files that they leave, and its `settings.json`.
+- `building.removed/`: stages whose removal was interrupted.
 - `config.json` and so on: the finished dictionary. `manifest.json` lists its files and settings.
 
 Each kind of result has a marker: a file without which it does not load. The marker is written last and removed first.
@@ -16,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..models.files import model_files, move_files, read_object, write_object
+from ..models.files import MANIFEST, model_files, move_files, read_object, write_object
 from ..processes import locked
-from .manifest import MANIFEST, Manifest, read_manifest
+from .manifest import Manifest, read_manifest
 
 # A build that has only read the texts so far continues if these settings are the same; the others may change.
 TEXT_SETTINGS = ("tokenizer", "teacher_tokenizer", "max_length", "truncation", "prompt", "sensedict_hf")
-REMOVED = "building.removed"  # stages that are being removed
+REMOVED = "building.removed"
 MARKERS = {"dictionary": "config.json", "dataset": "state.json"}
 
 
@@ -61,6 +62,11 @@ class BuildFolder:
     def stages(self) -> Path:
         """The folder of an unfinished build."""
         return self.path / "building"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are stages of an unfinished build."""
+        return (self.stages / "settings.json").is_file()
 
     @property
     def ready(self) -> Path:
@@ -208,7 +214,7 @@ class BuildFolder:
             corpus_sha256: SHA-256 of the texts, for the manifest.
         """
         marker = MARKERS[self.kind]
-        (self.ready / "manifest.json").unlink(missing_ok=True)  # an interruption has left it: it is no part of itself
+        (self.ready / MANIFEST).unlink(missing_ok=True)  # an interruption has left it: it is no part of itself
         manifest = Manifest.of(self.ready, {**self.settings, "corpus": corpus_sha256})
         manifest.write(self.ready)
 
@@ -237,8 +243,3 @@ class BuildFolder:
     def clear_removed(self) -> None:
         """Remove what an interruption of :meth:`discard` has left."""
         shutil.rmtree(self.path / REMOVED, ignore_errors=True)
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether there are stages of an unfinished build."""
-        return (self.stages / "settings.json").is_file()

@@ -156,7 +156,7 @@ def is_encoded(
     text_column: str,
     *,
     has_teacher: bool,
-    prompt: dict[str, Any] | None = None,
+    prompt: dict[str, Any] | None,
 ) -> bool:
     """Return whether texts are a dataset from :func:`encode_senses`.
 

@@ -41,7 +41,7 @@ from ..models.arguments import check_flags, check_folder, check_integer, check_n
 from ..models.configuration_sense_embedding import SenseEmbeddingConfig
 from ..models.encoding import pad_batch
 from ..models.loading import check_dictionary
-from ..models.matching import check_teacher
+from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
@@ -157,7 +157,7 @@ def encode_senses(
 
 
 def has_other_weights(senses: SenseEmbeddingConfig, fingerprint: str) -> bool:
-    """Return whether a dictionary was built from other weights than those of a teacher, as far as is known.
+    """Return whether a dictionary is known to be of other weights than a teacher has.
 
     Args:
         senses: Config of the dictionary.
@@ -257,7 +257,7 @@ def _encode_part(
         length = settings["max_length"]
         if corpus.alignment is not None:
             # max_length counts the student's tokens; the teacher reads windows as when the dictionary was built.
-            length = senses.config.window_length or check_max_length(None, teacher.max_window)
+            length = window_length(senses, teacher.max_window)
         for positions, vectors in teacher_vectors(
             teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]
         ):

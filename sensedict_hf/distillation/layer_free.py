@@ -90,13 +90,13 @@ def encode_for(
     backbone = cast(LayerFreeModel, student.backbone)
     senses = student.senses.config
     if isinstance(texts, TeacherVectors):
-        prompt = student.config.prompt if teacher is None else teacher.prompt and asdict(teacher.prompt)
-        wanted = {
+        wanted: dict[str, Any] = {
             "layer": senses.layer,
             "tokenizer": senses.tokenizer_fingerprint,
-            "prompt": prompt,
-            "pooling": texts.settings.get("pooling") if teacher is None else teacher.pooling,
+            "prompt": student.config.prompt,
         }
+        if teacher is not None:
+            wanted |= {"prompt": teacher.prompt and asdict(teacher.prompt), "pooling": teacher.pooling}
         for name, value in wanted.items():
             found = texts.settings.get(name)
             if found != value:

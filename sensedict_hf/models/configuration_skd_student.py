@@ -89,7 +89,7 @@ class SKDStudentConfig(PreTrainedConfig):
             given = kwargs.setdefault("attn_implementation", attention_implementation)
             if given not in (None, attention_implementation):
                 raise ValueError(
-                    f"attn_implementation={given!r}: the backbone is bidirectional only with "
+                    f"attn_implementation={given!r}: the backbone attends as its teacher only with "
                     f"{attention_implementation!r}; leave it out"
                 )
         # Configs inside config.json are dicts.

@@ -13,8 +13,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 # The folder in which the files of a model are written before they replace others.
 SAVING = "_saving"
-# Names of weights. Those of a variant are `model.VARIANT.safetensors`, `model.VARIANT-00001-of-00002.safetensors` and
-# `model.safetensors.index.VARIANT.json`. They lie beside those without.
+# Names of weights. A variant has the names `model.VARIANT.safetensors`, `model.VARIANT-00001-of-00002.safetensors` and
+# `model.safetensors.index.VARIANT.json`, so that a folder can hold several.
 SHARD = r"(-\d{5}-of-\d{5})?"
 WEIGHTS = re.compile(rf"model(?P<variant>\.\w+)?{SHARD}\.safetensors")
 # Other files of a saved model that would be loaded with, or instead of, the new ones.
@@ -189,7 +189,7 @@ def move_files(ready: Path, folder: Path, marker: str) -> None:
             raise IsADirectoryError(f"{folder / name} is a folder, where a file must go")
         with open(ready / name, "rb") as file:
             os.fsync(file.fileno())
-    if Path(marker) in names:  # adapters alone are saved beside a model
+    if Path(marker) in names:  # no marker: only adapters are saved, which need the model that is there
         (folder / marker).unlink(missing_ok=True)
         for path in _outdated(folder, [name.name for name in names]):
             if path.relative_to(folder) not in names and path.is_file():
@@ -206,12 +206,18 @@ def _outdated(folder: Path, names: list[str]) -> list[Path]:
     outdated = [path for path, match in found.items() if match and match["variant"] in variants]
     outdated += [folder / f"model.safetensors.index{variant}.json" for variant in variants if variant]
     if variants != {None}:
-        return outdated  # a variant lies beside the other weights
+        return outdated  # the weights without a variant are still current
     outdated += [path for path in found if REPLACED.fullmatch(path.name)]
-    manifest = folder / MANIFEST
-    if manifest.is_file() and b'"settings"' in manifest.read_bytes():  # that of a build
-        outdated.append(manifest)
+    if _is_of_a_build(folder / MANIFEST):
+        outdated.append(folder / MANIFEST)
     return [*outdated, *folder.glob(EXPORTED)]
+
+
+def _is_of_a_build(manifest: Path) -> bool:
+    try:
+        return manifest.is_file() and read_object(manifest).keys() == {"settings", "files"}
+    except ValueError:
+        return False
 
 
 def is_unfinished(folder: Path) -> bool:

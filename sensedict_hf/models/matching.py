@@ -10,7 +10,7 @@ from .configuration_sense_embedding import SenseEmbeddingConfig
 from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenization import count_embeddings
+from .tokenization import check_max_length, count_embeddings
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +64,18 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def window_length(senses: SenseEmbeddingModel, longest: int) -> int:
+    """Return the length in tokens of the windows in which texts are read for a dictionary.
+
+    It is that of the build, so that a token has the same context, as far as the model takes it.
+
+    Args:
+        senses: The dictionary.
+        longest: The longest input of the model in tokens.
+    """
+    return min(senses.config.window_length or check_max_length(None, longest), longest)
 
 
 def check_predicts(model: Teacher) -> None:

@@ -25,6 +25,7 @@ from .arguments import check_choice
 from .configuration_layer_free import TABLE_DTYPES, LayerFreeConfig
 from .sense_lookup import store_senses
 
+FIXED_TOKENS = "the token embeddings of a layer-free model cannot be replaced: make a model for the new tokens"
 # Rows of an int8 table that become floats at a time. They fit into the cache of a core.
 SUMMED_ROWS = 2048
 
@@ -118,14 +119,12 @@ class LayerFreeModel(PreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Return the table of token vectors; refuse another number of tokens with a ValueError."""
         if new_num_tokens not in (None, self.config.vocab_size):
-            self.set_input_embeddings(self.token_embeddings)
+            raise ValueError(f"{new_num_tokens} tokens instead of {self.config.vocab_size}: {FIXED_TOKENS}")
         return cast(nn.Embedding, self.token_embeddings)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refuse another table with a ValueError: the other tables are for the same tokens."""
-        raise ValueError(
-            "the token embeddings of a layer-free model cannot be replaced: make a model for the new tokens"
-        )
+        raise ValueError(FIXED_TOKENS)
 
     def convert_tables(self, table_dtype: str) -> None:
         """Store the tables of vectors in another dtype.

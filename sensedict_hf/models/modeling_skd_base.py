@@ -65,7 +65,7 @@ class SKDStudentPreTrainedModel(SensePreTrainedModel):
         own = self.config.attention_implementation
         if own is not None and attn_implementation != own:
             raise ValueError(
-                f"attn_implementation={attn_implementation!r}: the backbone is bidirectional only with {own!r}"
+                f"attn_implementation={attn_implementation!r}: the backbone attends as its teacher only with {own!r}"
             )
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 

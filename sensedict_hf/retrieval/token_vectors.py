@@ -13,12 +13,12 @@ from torch import Tensor
 from ..models.arguments import check_integer
 from ..models.encoding import pad_batch, padding_id
 from ..models.loading import check_dictionary
-from ..models.matching import check_teacher
+from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher
-from ..models.tokenization import check_max_length, model_max_length, special_token_counts, tokenize
+from ..models.tokenization import model_max_length, special_token_counts, tokenize
 from ..models.windows import SMALLEST_WIDTH, cut_windows
 
 
@@ -71,7 +71,7 @@ class TokenEncoder:
             prompt = None if model.config.prompt is None else Prompt(**model.config.prompt)
             prompts, include_prompt = model.config.prompts or {}, model.config.include_prompt
         self.prompt = choose_prompt(prompt_name, prompt, prompts, include_prompt)
-        self.max_length = min(senses.config.window_length or check_max_length(None, longest), longest)
+        self.max_length = window_length(senses, longest)
 
         # What the model reads before and after every text.
         if self.prompt is not None:
