@@ -52,16 +52,18 @@ def load_set(name: str, data: Path, *, held_out: bool = False) -> RetrievalSet:
     Args:
         name: One of `NAMES`.
         data: The folder of all tasks.
-        held_out: Take training texts that are no documents as queries. Only for sets of intents.
+        held_out: Take queries that no other result is of: training texts that are no documents, or every third
+            question, beginning with the second one. Not for `stsb`.
     """
     if name in XQUAD:
         corpus, questions = (
             read_columns(data / "xquad_retrieval" / f"{part}.jsonl") for part in ("corpus", "queries")
         )
         numbers = {key: number for number, key in enumerate(corpus["id"])}
-        relevant = [[numbers[key] for key in keys] for keys in questions["relevant"][::EVERY]]
+        chosen = slice(int(held_out), None, EVERY)
+        relevant = [[numbers[key] for key in keys] for keys in questions["relevant"][chosen]]
         parts = {"xquad_retrieval": corpus["text"], **dict(list(passage_parts(data).items())[: XQUAD[name]])}
-        return RetrievalSet(parts, questions["text"][::EVERY], relevant)
+        return RetrievalSet(parts, questions["text"][chosen], relevant)
     if name == "stsb":
         files = [read_columns(data / name / f"{part}.jsonl") for part in ("train", "dev", "test")]
         pairs = [pair for part in files for pair in zip(part["sentence1"], part["sentence2"], part["score"])]
@@ -81,11 +83,11 @@ def load_set(name: str, data: Path, *, held_out: bool = False) -> RetrievalSet:
     others = [row for row in range(len(asked["text"])) if row not in known]
     if held_out:
         others = [row for row in others if asked["label"][row] in by_label]
-    chosen = [row for row in _spread(others, INTENT_QUERIES) if asked["label"][row] in by_label]
+    asking = [row for row in _spread(others, INTENT_QUERIES) if asked["label"][row] in by_label]
     return RetrievalSet(
         {name: [train["text"][row] for row in rows]},
-        [asked["text"][row] for row in chosen],
-        [by_label[asked["label"][row]] for row in chosen],
+        [asked["text"][row] for row in asking],
+        [by_label[asked["label"][row]] for row in asking],
     )
 
 
