@@ -19,6 +19,7 @@ Settings are the package's defaults, which were chosen on texts for development.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ from ..distillation.tables import averages, header, print_row
 from ..distillation.tasks import DEV_NAMES, NAMES, distill_model2vec, load_task, model2vec_encoders
 from ..studies import Study, results_file, study_parser
 from .baselines import (
+    NIFE_SETTINGS,
     distill_wide,
+    nife_embedding,
     read_rows,
     search_and_train,
     sentence_transformer_encoders,
+    static_embedding,
     train_model2vec,
     train_static_embedding,
 )
@@ -43,7 +47,11 @@ from .students import RECIPES, Sources, train
 ROUNDS = 5
 BATCH_SIZES = {"teacher": 32, "students": 256}
 Encoders = tuple[Callable[..., Any], Callable[..., Any]]
-BASELINES = {"model2vec, trained": "model2vec", "StaticEmbedding, trained": "StaticEmbedding"}
+BASELINES = {
+    "model2vec, trained": "model2vec",
+    "StaticEmbedding, trained": "StaticEmbedding",
+    "NIFE's recipe": "NIFE",
+}
 ALL = [*RECIPES, *BASELINES]
 
 
@@ -55,18 +63,15 @@ def trained_baseline(sources: Sources, title: str, names: Sequence[str], teacher
     folder, name = sources.folder / title, BASELINES[title]
     if not folder.exists():
         texts, vectors = read_rows(sources.vectors(names), sources.teacher.tokenizer)
-        start = distill_wide(teacher)
-        model = search_and_train(
-            name,
-            texts,
-            vectors,
-            lambda some, targets, rate: (
-                train_model2vec(start, some, targets, rate)
-                if name == "model2vec"
-                else train_static_embedding(start, some, targets, rate, sources.folder / f"{name}-run")
-            ),
-            sources.folder / f"{name}-rates.json",
-        )
+        run = sources.folder / f"{name}-run"
+        if name == "NIFE":
+            module = nife_embedding(sources.teacher, texts)
+            fit = partial(train_static_embedding, module, folder=run, metric="cosine", **NIFE_SETTINGS)
+        elif name == "StaticEmbedding":
+            fit = partial(train_static_embedding, static_embedding(distill_wide(teacher)), folder=run, metric="mse")
+        else:
+            fit = partial(train_model2vec, distill_wide(teacher))
+        model = search_and_train(name, texts, vectors, fit, sources.folder / f"{name}-rates.json")
         model.save_pretrained(str(folder))
     if name == "model2vec":
         return model2vec_encoders(StaticModel.from_pretrained(folder))

@@ -1,13 +1,18 @@
 """Baselines without layers that are trained to the teacher's vectors of texts.
 
-Both begin with model2vec's distilled vectors in the teacher's width. The learning rate of each is searched on a tenth
-of the rows, with a training on the others; then it is trained on all rows.
+- model2vec and StaticEmbedding begin with model2vec's distilled vectors in the teacher's width.
+- NIFE adds the words of the texts to the vocabulary, and begins with the teacher's vector of each token alone.
+
+The learning rate of each is searched on a tenth of the rows, with a training on the others; then it is trained on all
+rows.
 """
 
+import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from sensedict_hf import TeacherVectors
+from sensedict_hf import Teacher, TeacherVectors
 
 from ..distillation.tasks import best_learning_rate
 from ..studies import write_json
@@ -23,10 +28,21 @@ from ..studies import write_json
 if TYPE_CHECKING:
     from model2vec import StaticModel
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
 
 EPOCHS = 3
 BATCH_SIZE = 256
-RATES = {"model2vec": (2.5e-3, 5e-3, 1e-2), "StaticEmbedding": (1e-2, 2e-2, 4e-2)}
+RATES = {"model2vec": (2.5e-3, 5e-3, 1e-2), "StaticEmbedding": (1e-2, 2e-2, 4e-2), "NIFE": (5e-3, 1e-2, 2e-2)}
+# What NIFE's author recommends, and how often a word must occur to become a token.
+NIFE_SETTINGS = {
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 128,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,  # of all steps
+    "lr_scheduler_type": "cosine_warmup_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+}
+LEAST = 2
 Texts = list[str]
 
 
@@ -55,34 +71,55 @@ def train_model2vec(start: "StaticModel", texts: Texts, vectors: Tensor, rate: f
     return model.to_static_model()
 
 
+def static_embedding(start: "StaticModel") -> "StaticEmbedding":
+    """Return sentence-transformers' module with the vectors of a static model."""
+    from sentence_transformers.models import StaticEmbedding
+
+    return StaticEmbedding(start.tokenizer, embedding_weights=np.array(start.embedding, dtype=np.float32))
+
+
+def nife_embedding(teacher: Teacher, texts: Texts) -> "StaticEmbedding":
+    """Return NIFE's module: the words of texts are tokens too, and each token has the teacher's vector of it alone."""
+    from sentence_transformers.models import StaticEmbedding
+    from skeletoken import TokenizerModel
+
+    backend = teacher.tokenizer.backend_tokenizer
+    cut = (backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)) for text in texts)
+    counts = Counter(word for words in cut for word, _ in words)
+    known = teacher.tokenizer.get_vocab()
+    words = [word for word, count in counts.items() if count >= LEAST and word not in known and not word.isdigit()]
+    share = sum(counts[word] for word in words) / counts.total()
+    print(f"NIFE: {len(words):,} words become tokens, {share:.1%} of all words of the texts", flush=True)
+    tokenizer = TokenizerModel.from_transformers_tokenizer(teacher.tokenizer).add_tokens_to_vocabulary(words)
+    alone = [token.removeprefix("##") for token in tokenizer.sorted_vocabulary]
+    return StaticEmbedding(tokenizer.to_tokenizer(), embedding_weights=teacher.encode(alone, batch_size=256).numpy())
+
+
 def train_static_embedding(
-    start: "StaticModel", texts: Texts, vectors: Tensor, rate: float, folder: Path
+    module: "StaticEmbedding", texts: Texts, vectors: Tensor, rate: float, folder: Path, metric: str, **settings: Any
 ) -> "SentenceTransformer":
-    """Train sentence-transformers' StaticEmbedding to the vectors, with mean squared error."""
+    """Train sentence-transformers' StaticEmbedding to the vectors, by squared error (`mse`) or `cosine` distance."""
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.losses import MSELoss
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.losses import EmbedDistillLoss
 
-    module = StaticEmbedding(start.tokenizer, embedding_weights=np.asarray(start.embedding, dtype=np.float32))
-    model = SentenceTransformer(modules=[module], device="cpu")
+    defaults = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH_SIZE, "warmup_steps": 50}
+    model = SentenceTransformer(modules=[copy.deepcopy(module)], device="cpu")
     args = SentenceTransformerTrainingArguments(
         str(folder),
-        num_train_epochs=EPOCHS,
-        per_device_train_batch_size=BATCH_SIZE,
         learning_rate=rate,
-        warmup_steps=50,
         save_strategy="no",
         report_to="none",
         use_cpu=True,
         seed=0,
+        **{**defaults, **settings},
     )
     data = Dataset.from_dict({"sentence": texts, "label": vectors.numpy()})
-    SentenceTransformerTrainer(model, args, train_dataset=data, loss=MSELoss(model)).train()
+    SentenceTransformerTrainer(model, args, train_dataset=data, loss=EmbedDistillLoss(model, metric)).train()
     return model
 
 
