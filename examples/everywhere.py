@@ -1,7 +1,7 @@
 """Take one student through ten libraries, as their users would, and print what worked.
 
     pip install ".[everywhere]"
-    python everywhere.py skd-minilm
+    python examples/everywhere.py skd-minilm
 
 Each library gets the folder, or the name on the Hub, and `trust_remote_code=True`. Where it returns vectors, they must
 be those of `student.encode`. A library that is not installed is a row of the table.

@@ -1,4 +1,4 @@
-"""Unsupervised contrastive training (SimCSE): make a decoder after MNTP a model of sentences.
+"""Unsupervised contrastive training (SimCSE): turn a decoder after MNTP into a sentence encoder.
 
     python examples/simcse.py --model mistralai/Mistral-7B-v0.1 --adapters mistral-mntp --texts sentences.jsonl \\
         --output mistral-simcse
@@ -6,8 +6,8 @@
 This is the second step of LLM2Vec (BehnamGhader et al., COLM 2024), after `examples/mntp.py`.
 
 - Every sentence is read twice with different dropout (SimCSE, Gao et al., EMNLP 2021). Its two vectors, means of
-  hidden states, must be closer than those of two sentences: the loss is CachedMultipleNegativesRankingLoss, whose
-  memory is that of a small part of the batch.
+  hidden states, must be closer to each other than to the vectors of the other sentences in the batch. The loss is
+  CachedMultipleNegativesRankingLoss, whose memory is that of a small part of the batch.
 - Only new adapters (LoRA) are trained. At the end they are merged into the model.
 - The output is a folder of sentence-transformers, which runs bidirectionally. `load_teacher(output)` and
   `SentenceTransformer(output)` load it.

@@ -1,7 +1,7 @@
 """Swap the model of the queries under an existing index: documents by the teacher, queries by its student.
 
     pip install ".[retrieval]"
-    python swap_query_model.py --student skd-minilm --teacher sentence-transformers/all-MiniLM-L6-v2 \\
+    python examples/swap_query_model.py --student skd-minilm --teacher sentence-transformers/all-MiniLM-L6-v2 \\
         --documents docs.jsonl --queries queries.jsonl
 
 The vectors of a student are in the space of its teacher. So the index stays, and no document is encoded again.

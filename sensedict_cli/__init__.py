@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = argparse.Namespace()
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that cannot show a sign gets its escape, not an error
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that cannot show a character gets its escape, not an error
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sensedict_hf").setLevel(logging.INFO)

@@ -35,8 +35,8 @@ def read_dataset(
               repository.
             - `-`: standard input, one text a line.
 
-            A file that has the given name is read, whatever signs the name holds. A `.txt` file has one text a line,
-            which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json`
+            A file that has the given name is read, whatever characters its name has. A `.txt` file has one text a
+            line, which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json`
             file stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their columns; the
             columns that all of them have are kept.
         split: Split of a dataset whose name does not say which. Files and folders are read as a whole.
@@ -95,7 +95,7 @@ def read_dataset(
 
 
 def dataset_names(texts: Texts) -> list[str]:
-    """Return the names of the data sets on the Hub that texts come from, as far as they are known.
+    """Return the names of the datasets on the Hub that texts come from, as far as they are known.
 
     Args:
         texts: The texts.
@@ -106,7 +106,7 @@ def dataset_names(texts: Texts) -> list[str]:
 
 
 def with_datasets(card_data: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Any] | None:
-    """Return metadata of a model card with more names of data sets; None if it says nothing.
+    """Return metadata of a model card with more names of datasets; None if it says nothing.
 
     Args:
         card_data: The metadata, as in :class:`SenseEmbeddingConfig`.

@@ -44,8 +44,8 @@ def find_files(name: str) -> list[str]:
     """Find the files that a name means.
 
     Args:
-        name: A file, whatever signs its name holds. Or, if there is no such file, a folder with files of texts, or a
-            pattern such as `texts/*.jsonl`, with `**` for folders inside folders.
+        name: A file, whatever characters its name has. Or, if there is no such file, a folder with files of texts, or
+            a pattern such as `texts/*.jsonl`, with `**` for folders inside folders.
 
     Returns:
         The files, sorted by name.
@@ -250,7 +250,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
             try:
                 json.dumps(row, ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{place} has a lone surrogate, half of a sign: remove or repair it") from error
+                raise ValueError(f"{place} has a lone surrogate, half of a character: remove or repair it") from error
             yield row
 
 

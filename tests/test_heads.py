@@ -135,7 +135,7 @@ def test_what_cannot_be_copied_is_refused(bert, tokenizer, texts, tmp_path):
         SKDStudentForTokenClassification.from_student(
             student, make_classifier("bert", SKDStudentForSequenceClassification)
         )
-    with pytest.raises(ValueError, match="classifier is a Teacher: pass a name"):
+    with pytest.raises(ValueError, match="Teacher is no model with a head: pass a name"):
         SKDStudentForSequenceClassification.from_teacher(bert, senses)
     bert.model.save_pretrained(tmp_path)
     with pytest.raises(

@@ -160,7 +160,7 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
             {"head": "tagging"},
             "unknown head 'tagging': choose one of causal_lm, sequence_classification, token_classification",
         ),
-        ({"head": "token_classification"}, "classifier is a Teacher: pass a name, a path or a fine-tuned model"),
+        ({"head": "token_classification"}, "Teacher is no model with a head: pass a name, a path"),
         ({"head": "token_classification", "teacher_options": {"adapters": ["a"]}}, "merge them first"),
         ({"eval_texts": texts}, "set eval_strategy to epoch or steps"),
         ({"args": settings(tmp_path, resume_from_checkpoint="x")}, "repeat the same call or command"),

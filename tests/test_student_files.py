@@ -160,7 +160,7 @@ def test_the_card_takes_over_licence_language_and_data_sets(teacher_folder, text
         card = ModelCard.load(tmp_path / name / "README.md")
         assert (card.data.license, card.data.license_name, card.data.license_link) == ("other", "our-terms", None)
         assert card.data.language == ["en", "de"] and card.data.datasets == ["me/corpus", "me/more"][:datasets]
-        assert "`our-terms`, as the teacher's card says" in card.text and "| data sets | me/corpus" in card.text
+        assert "`our-terms`, as the teacher's card says" in card.text and "| datasets | me/corpus" in card.text
         assert card.data.library_name == "transformers" and "sensedict_hf" in card.data.tags
         assert ("sentence-transformers" in card.data.tags) == (name == "student")
         assert card.text.count("from_pretrained(") + card.text.count("pipeline(") == 2

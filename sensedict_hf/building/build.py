@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts, dataset_names, with_datasets
 from ..models.arguments import check_device, check_flag, check_folder, check_integer, check_string
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES, SENSES_DTYPES, SenseEmbeddingConfig
-from ..models.files import check_source, reading
+from ..models.files import check_source
 from ..models.folder_code import auto_map, write_code
+from ..models.loading import load_tokenizer
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
@@ -204,8 +205,7 @@ def build_sense_dictionary(
     if state.num_processes > 1 and (device is None or device == torch.device(state.device.type)):
         device = state.device
     if isinstance(tokenizer, (str, os.PathLike)):
-        with reading(check_source(tokenizer)):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(check_source(tokenizer), "", None, trust_remote_code)
     is_nameless = isinstance(teacher, PreTrainedModel) and not teacher.name_or_path
     teacher = load_teacher(
         teacher, tokenizer=tokenizer if is_nameless else None, device=device, trust_remote_code=trust_remote_code
@@ -294,7 +294,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
         TensorFile(stages / "samples.safetensors"),
         stages,
         senses_per_token=settings.senses_per_token,
-        budget=total_senses(settings, int((plan.counts > 0).sum()), len(plan.positions)),
+        budget=total_senses(settings, plan.counts),
         similarity=settings.similarity,
         device=teacher.device,
     )
@@ -309,7 +309,7 @@ def _finish(
         folder: The folder of the build.
         source: The teacher and the tokenizer.
         settings: The settings of the build.
-        datasets: Names of the data sets on the Hub that the texts come from.
+        datasets: Names of the datasets on the Hub that the texts come from.
         earlier: The dictionary that is updated, if any.
     """
     stages, ready, origin = folder.stages, folder.ready, source.origin
@@ -324,7 +324,7 @@ def _finish(
 
     # The config, the tokenizer and the card.
     progress = read_progress(stages / "corpus")
-    budget = total_senses(settings, int((plan.counts > 0).sum()), len(plan.positions))
+    budget = total_senses(settings, plan.counts)
     before = None if earlier is None else earlier.config.card_data
     config = SenseEmbeddingConfig(
         architectures=["SenseEmbeddingModel"],

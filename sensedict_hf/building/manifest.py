@@ -37,7 +37,7 @@ class Manifest:
             settings: The settings of the build.
         """
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        return cls(settings, {name: describe(path) for name, path in sorted(paths.items())})
+        return cls(settings, {name: file_entry(path) for name, path in sorted(paths.items())})
 
     def write(self, folder: Path) -> None:
         """Write the manifest to a folder, whole or not at all."""
@@ -47,7 +47,7 @@ class Manifest:
         """Return a file of a folder that is missing or not as described; None if there is none."""
         for name, entry in self.files.items():
             path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["size"] or describe(path) != entry:
+            if not path.is_file() or path.stat().st_size != entry["size"] or file_entry(path) != entry:
                 return path
         return None
 
@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(settings, files)
 
 
-def describe(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Return the size of a file in bytes and its SHA-256, as in a manifest.
 
     Args:

@@ -16,6 +16,7 @@ from ..data import Texts
 from ..models.configuration_sense_embedding import SAMPLE_DTYPES
 from ..models.matching import check_predicts
 from ..models.tokenization import count_embeddings
+from ..models.windows import window_width
 from ..processes import count_machines
 from .corpus import corpus_digest, special_tokens, tokenize_corpus
 from .corpus_files import CorpusChangedError
@@ -24,7 +25,7 @@ from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
 from .tensor_files import TensorFile
-from .windows import TokenizedCorpus, window_width
+from .windows import TokenizedCorpus
 from .workspace import BuildFolder
 
 logger = logging.get_logger(__name__)
@@ -230,19 +231,20 @@ def check_budget(budget: int | None, seen: int) -> None:
         )
 
 
-def total_senses(settings: BuildSettings, seen: int, samples: int) -> int | None:
+def total_senses(settings: BuildSettings, counts: np.ndarray) -> int | None:
     """Return the budget of a build: the given one, or the default.
 
     Args:
         settings: The settings of the build.
-        seen: Number of different tokens in the texts.
-        samples: Number of samples of all tokens.
+        counts: Occurrences of each token, `[vocab]`.
 
     Returns:
         The number of senses in all; None if the method does not use a budget.
     """
     if settings.method != "budget" or settings.budget is not None:
         return settings.budget
+    seen = int((counts > 0).sum())
+    samples = int(sample_sizes(counts, settings.max_samples_per_token).sum())
     return min(SENSES_PER_TOKEN * seen, seen + (samples - seen) // SAMPLES_PER_SENSE)
 
 
@@ -254,11 +256,10 @@ def most_senses(counts: np.ndarray, settings: BuildSettings) -> int:
         settings: The settings of the build.
     """
     cap = settings.max_samples_per_token
-    samples = int(sample_sizes(counts, cap).sum())
-    senses = total_senses(settings, int((counts > 0).sum()), samples)
+    senses = total_senses(settings, counts)
     if senses is None:
         return int(sample_sizes(counts, min(cap, settings.senses_per_token or cap)).sum())
-    return min(senses, samples)
+    return min(senses, int(sample_sizes(counts, cap).sum()))
 
 
 def room_needed(

@@ -22,27 +22,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..models.windows import SMALLEST_WIDTH, Windows, cut_windows
+from ..models.windows import Windows, cut_windows, window_width
 from .alignment import ranges
-
-
-def window_width(max_length: int, specials: int) -> int:
-    """Return how many tokens of a text a window shows.
-
-    Args:
-        max_length: Length of a window in tokens, special tokens included.
-        specials: Number of special tokens around a text.
-
-    Raises:
-        ValueError: There are too few.
-    """
-    width = max_length - specials
-    if width < SMALLEST_WIDTH:
-        raise ValueError(
-            f"max_length={max_length} leaves {max(0, width)} tokens for a text, next to {specials} special ones: "
-            f"choose {specials + SMALLEST_WIDTH} or more, or a shorter prompt"
-        )
-    return width
 
 
 @dataclass

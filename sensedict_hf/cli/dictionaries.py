@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..building.build import build_sense_dictionary
 from ..building.dry_run import estimate_build
@@ -22,7 +22,7 @@ from ..data import read_dataset
 from ..models.arguments import check_integer
 from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
-from ..models.loading import load_senses
+from ..models.loading import load_senses, load_tokenizer
 from ..models.model_card import describe
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -106,9 +106,9 @@ def _estimate(options: argparse.Namespace) -> None:
     if options.update:
         raise ValueError("--dry-run does not know the samples of an earlier dictionary: leave out --update")
     settings, texts = _settings(options), read_dataset(options.texts, streaming=options.streaming)
-    tokenizer = options.tokenizer and AutoTokenizer.from_pretrained(
-        options.tokenizer, trust_remote_code=options.trust_remote_code
-    )
+    tokenizer = None
+    if options.tokenizer:
+        tokenizer = load_tokenizer(check_source(options.tokenizer), "", None, options.trust_remote_code)
     facts = estimate_build(
         TeacherArguments.of(options).load(options.teacher, options.device),
         texts,

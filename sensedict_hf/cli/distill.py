@@ -82,8 +82,9 @@ def distill(options: argparse.Namespace) -> None:
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
     values = vars(options) | read_push(options.push_to_hub)
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
+    args = SKDTrainingArguments(**{item.name: values[item.name] for item in fields(SKDTrainingArguments) if item.init})
     if options.dry_run:
-        _estimate(values, TeacherArguments.of(options).loading())
+        _estimate(values, args, TeacherArguments.of(options).loading())
         return
     # Trainer prints its losses to standard output, which is for results.
     with redirect_stdout(StringIO() if options.quiet else sys.stderr):
@@ -91,9 +92,7 @@ def distill(options: argparse.Namespace) -> None:
             options.teacher,
             options.senses,
             read_dataset(options.texts, streaming=options.streaming),
-            args=SKDTrainingArguments(
-                **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
-            ),
+            args=args,
             eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
             teacher_options=TeacherArguments.of(options).loading(),
             # Recorded as typed, like earlier versions did. A stream is known by its files alone.
@@ -117,7 +116,7 @@ def read_push(given: str | bool | None) -> dict[str, Any]:
         return {"push_to_hub": True, "hub_model_id": given}
 
 
-def _estimate(values: dict[str, Any], teacher_options: dict[str, Any]) -> None:
+def _estimate(values: dict[str, Any], args: SKDTrainingArguments, teacher_options: dict[str, Any]) -> None:
     """Print what a run would read, run and write.
 
     Raises:
@@ -129,9 +128,7 @@ def _estimate(values: dict[str, Any], teacher_options: dict[str, Any]) -> None:
         values["teacher"],
         values["senses"],
         read_dataset(values["texts"], streaming=values["streaming"]),
-        SKDTrainingArguments(
-            **{field.name: values[field.name] for field in fields(SKDTrainingArguments) if field.init}
-        ),
+        args,
         StudentStart(**{field.name: values[field.name] for field in fields(StudentStart)}),
         text_column=values["text_column"],
         teacher_options=teacher_options,

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..data import read_dataset
 from ..evaluation.checks import check_relevant
@@ -21,12 +21,12 @@ from ..evaluation.tasks import TASKS, Encode, EncodeWords, EvaluationTask
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
-from ..models.head_transfer import load_classifier
+from ..models.head_transfer import load_with_head
 from ..models.loading import load_senses
 from ..models.matching import check_teacher
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
-from ..retrieval.encoding import load_encoder as load_text_encoder
+from ..retrieval.encoding import load_encoder
 from ..retrieval.index import SenseIndex
 from .card import read_card, scored_model, write_scores
 from .teacher import TeacherArguments, check_device
@@ -70,7 +70,7 @@ def evaluate(options: argparse.Namespace) -> None:
         evaluate_language(options)
         return
     task = read_task(options)
-    encoder = load_encoder(options)
+    encoder = make_encoder(options)
     encode_queries = load_query_encoder(options)
     begin = time.perf_counter()
     if encode_queries is None:
@@ -93,14 +93,19 @@ def evaluate(options: argparse.Namespace) -> None:
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
     name = f"{options.query_model} on {options.model}" if encode_queries else options.model
     cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
-    if options.output:  # written first: printing may fail
-        used = {"task": options.task, "model": options.model, "senses": options.senses}
-        used |= {"query_model": options.query_model} if encode_queries else {}
-        used |= {"assignment": encoder.assignment, "residual": encoder.residual}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    used = {"task": options.task, "model": options.model, "senses": options.senses}
+    used |= {"query_model": options.query_model} if encode_queries else {}
+    used |= {"assignment": encoder.assignment, "residual": encoder.residual}
+    write_output(options, {**scores, **used})
     if options.card:
         write_scores(options, scores, speed)
     print_row(cells)
+
+
+def write_output(options: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Write scores to `--output` if it is given. This comes before all else, as printing may fail."""
+    if options.output:
+        Path(options.output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def print_row(cells: dict[str, str]) -> None:
@@ -136,10 +141,9 @@ def evaluate_index(options: argparse.Namespace) -> None:
     speed = len(found) / (time.perf_counter() - begin)
     relevant = [[numbers[name] for name in names] for names in queries["relevant"]]
     scores = score_ranking([[numbers[name] for name in best] for best in found], relevant)
-    cells = {name: f"{score:.4f}" for name, score in dict(scores).items()}
-    if options.output:  # written first: printing may fail
-        used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n", encoding="utf-8")
+    cells = {name: f"{score:.4f}" for name, score in scores.items()}
+    used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
+    write_output(options, {**scores, **used})
     print_row({"index": options.index, "documents": f"{len(index):,}", **cells, "queries/s": f"{speed:.0f}"})
 
 
@@ -157,7 +161,7 @@ def evaluate_language(options: argparse.Namespace) -> None:
         raise ValueError(f"--task {LANGUAGE_MODELING}: --assignment and --residual need --senses")
     texts = read_dataset(options.test, split="test")
     device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_classifier(options.model, AutoModelForCausalLM)
+    model = load_with_head(options.model, AutoModelForCausalLM)
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
     tokenizer, output = AutoTokenizer.from_pretrained(options.model), "raw"
     if options.senses:
@@ -171,12 +175,11 @@ def evaluate_language(options: argparse.Namespace) -> None:
     speed = scores["tokens"] / (time.perf_counter() - begin)
     cells = {"model": options.model, "output": output, "perplexity": f"{scores['perplexity']:.2f}"}
     cells |= {"next-token accuracy": f"{scores['token_accuracy']:.4f}", "tokens": f"{scores['tokens']:,}"}
-    print_row(cells | {"parameters": f"{parameters(model):,}", "tokens/s": f"{speed:.0f}"})
-    if options.output:
-        used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
-        Path(options.output).write_text(json.dumps({**scores, **used}, indent=2) + "\n")
+    used = {name: getattr(options, name) for name in ("task", "model", "senses", "assignment", "residual")}
+    write_output(options, {**scores, **used})
     if options.card:
         write_scores(options, scores, len(texts) * speed / scores["tokens"])
+    print_row(cells | {"parameters": f"{parameters(model):,}", "tokens/s": f"{speed:.0f}"})
 
 
 def read_task(options: argparse.Namespace) -> EvaluationTask:
@@ -224,7 +227,7 @@ def read_files(options: argparse.Namespace, needed: dict[str, tuple[str, ...]]) 
     return sets
 
 
-def load_encoder(options: argparse.Namespace) -> Encoder:
+def make_encoder(options: argparse.Namespace) -> Encoder:
     """Load a student, or another model with or without a dictionary.
 
     Raises:
@@ -239,8 +242,8 @@ def load_encoder(options: argparse.Namespace) -> Encoder:
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
-        device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
-        student = AutoModel.from_pretrained(options.model, trust_remote_code=trust).to(device)
+        device = check_device(options.device)
+        student = cast(SKDStudentModel, load_encoder(options.model, device, trust_remote_code=trust))
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
@@ -278,7 +281,7 @@ def load_query_encoder(options: argparse.Namespace) -> Encode | None:
 
 def _load_query_model(options: argparse.Namespace) -> Teacher | SKDStudentModel:
     device = check_device(options.device)
-    return load_text_encoder(options.query_model, device, trust_remote_code=options.trust_remote_code)
+    return load_encoder(options.query_model, device, trust_remote_code=options.trust_remote_code)
 
 
 def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:

@@ -45,15 +45,13 @@ def run(output: Path, seed: int) -> dict[str, dict[str, float]]:
     senses = build_sense_dictionary(teacher, texts, seed=seed)
     senses.save_pretrained(output / "senses")
     print(f"   {senses.config.num_senses:,} senses of {int((senses.offsets.diff() > 0).sum()):,} tokens\n")
-    for word in WORDS_SHOWN:
-        occurrences = find_occurrences(senses, teacher, word, texts)
+    found = {word: find_occurrences(senses, teacher, word, texts) for word in WORDS_SHOWN}
+    for word, occurrences in found.items():
         for report in report_senses(senses, word, occurrences, max_contexts=2):
             print(f"   {word}, sense {report.sense_id} ({report.found} of {len(occurrences.contexts)}):")
             for context in report.contexts:
                 print(f"      ... {context}")
-    plot_senses(
-        senses, {word: find_occurrences(senses, teacher, word, texts) for word in WORDS_DRAWN}, output / "senses.png"
-    )
+    plot_senses(senses, {word: found[word] for word in WORDS_DRAWN}, output / "senses.png")
 
     # Two students: one learns senses too, the other one is the usual baseline.
     students = {}

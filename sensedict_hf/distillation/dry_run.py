@@ -16,7 +16,7 @@ from ..models.encoding import pad_batch
 from ..models.loading import load_senses
 from ..models.teachers import load_teacher
 from ..models.tokenization import special_token_counts, tokenize
-from ..models.windows import SMALLEST_WIDTH, cut_windows
+from ..models.windows import cut_windows, window_width
 from .layer_free import default_epochs
 from .run import StudentStart
 from .training_args import SKDTrainingArguments
@@ -77,7 +77,7 @@ def estimate_distillation(
     # Longer texts are cut into windows, as in a run.
     around = sum(special_token_counts(loaded.tokenizer))
     whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
-    windows = cut_windows(np.array([len(ids) for ids in whole]), max(SMALLEST_WIDTH, length - around))
+    windows = cut_windows(np.array([len(ids) for ids in whole]), window_width(length, around))
     tokens_of_sample = int((windows.stop - windows.start).sum()) + around * len(windows)
     tokens = None if total is None else round(tokens_of_sample / len(sample) * total)
     num_rows = None if total is None else round(len(windows) / len(sample) * total)

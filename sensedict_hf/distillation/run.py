@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..building.corpus import corpus_digest
 from ..data import Texts
 from ..models.arguments import check_choice, check_flags, check_folder, check_integer, check_kind, check_string
-from ..models.head_transfer import load_classifier
+from ..models.head_transfer import load_with_head
 from ..models.layer_transfer import encoding_settings
 from ..models.loading import check_dictionary, load_senses, move_model
 from ..models.modeling_layer_free import LayerFreeModel
@@ -37,9 +37,9 @@ from .training_args import SKDTrainingArguments
 from .uploading import create_repository
 
 logger = logging.get_logger(__name__)
-GENERATIVE = "causal_lm"
+CAUSAL_LM = "causal_lm"
 HEADS: dict[str, Any] = {
-    GENERATIVE: SKDStudentForCausalLM,
+    CAUSAL_LM: SKDStudentForCausalLM,
     "sequence_classification": SKDStudentForSequenceClassification,
     "token_classification": SKDStudentForTokenClassification,
 }
@@ -164,13 +164,13 @@ def distill_student(
         source: Any = teacher
         loading = {name: options[name] for name in WITH_HEAD if options.get(name) is not None}
         revision = options.get("revision")
-        if head == GENERATIVE:
-            source = classifier = load_classifier(source, AutoModelForCausalLM, trust, revision=revision, **loading)
+        if head == CAUSAL_LM:
+            source = classifier = load_with_head(source, AutoModelForCausalLM, trust, revision=revision, **loading)
             move_model(classifier, args.device)
             args = args.for_generation(has_senses=senses is not None)
         elif head:
             classifier = HEADS[head].load_classifier(source, trust, revision=revision)
-        others = {name: value for name, value in options.items() if head != GENERATIVE or name not in loading}
+        others = {name: value for name, value in options.items() if head != CAUSAL_LM or name not in loading}
         loaded = load_teacher(source, device=args.device, **others)
         if isinstance(senses, (str, os.PathLike)):
             dictionary: SenseEmbeddingModel | None = load_senses(senses, trust_remote_code=trust)
@@ -210,7 +210,7 @@ def distill_student(
         try:
             student = start.make(loaded, dictionary, other, classifier)
             data: dict[str, Any] = {"train_dataset": texts, "eval_dataset": eval_texts, "text_column": text_column}
-            guides: dict[str, Any] = {"teacher": classifier, "senses": dictionary} if head == GENERATIVE else {}
+            guides: dict[str, Any] = {"teacher": classifier, "senses": dictionary} if head == CAUSAL_LM else {}
             trainer = SKDTrainer(student, args, **{"teacher": loaded} | guides, **data)
         except ValueError:
             if state.is_main_process:
@@ -296,20 +296,20 @@ class StudentStart:
 
     def check(self, options: Mapping[str, Any], *, has_senses: bool) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
-        if self.head == GENERATIVE:
+        if self.head == CAUSAL_LM:
             others = {"backbone": self.backbone, "assignment": self.assignment, "residual": self.residual}
             if given := [name for name, value in others.items() if value is not None]:
                 raise ValueError(
-                    f"{given[0]} with head={GENERATIVE!r}: a student that generates text has layers of its teacher "
+                    f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text has layers of its teacher "
                     "and returns no senses; leave it out"
                 )
             if given := [name for name in ("instruction", "template", "pooling", "tokenizer") if options.get(name)]:
                 raise ValueError(
-                    f"{given[0]} with head={GENERATIVE!r}: a student that generates text reads what its teacher "
+                    f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text reads what its teacher "
                     "reads, and pools nothing; leave it out"
                 )
         elif not has_senses:
-            raise ValueError(f"give senses, the teacher's dictionary: only head={GENERATIVE!r} does without")
+            raise ValueError(f"give senses, the teacher's dictionary: only head={CAUSAL_LM!r} does without")
         check_integer("num_hidden_layers", self.num_hidden_layers, 0)
         if self.backbone is not None and self.layers:
             raise ValueError("layers are the teacher's, backbone is another model: give one of them")
@@ -369,7 +369,7 @@ class StudentStart:
     ) -> SKDStudentPreTrainedModel:
         """Make the student from the loaded models."""
         layers = self.layers or self.num_hidden_layers
-        if senses is None or self.head == GENERATIVE:
+        if senses is None or self.head == CAUSAL_LM:
             model = cast(PreTrainedModel, classifier)
             decoder = SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
             decoder.config.sense_config.base_model_revision = teacher.revision

@@ -53,7 +53,8 @@ class SKDTrainer(Trainer):
     share of positions at which the student picks the teacher's sense; `quantization_error`, the mean squared distance
     from the student's vectors to the senses it picks, in units of the dictionary's distortion. The last two are logged
     in evaluation, and with the objective `sense` also in training. For a student without layers it is `token_error`
-    and `sentence_error` instead: mean squared distances to the teacher's vectors, in units of their variance.
+    and `sentence_error` instead: mean squared distances to the teacher's vectors, in units of their variance. For a
+    student that generates text it is `perplexity` and `token_accuracy`, and with a dictionary `sense_accuracy`.
 
     Args:
         model: The student, also with adapters of PEFT. Of a task model the student inside is trained and saved in
@@ -175,8 +176,10 @@ class SKDTrainer(Trainer):
         self._sums = self._no_sums()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train the student as `Trainer.train` does, without dropout. The student's config keeps the objective and the
-        settings. With `args.push_to_hub` the trained student is uploaded.
+        """Train the student as `Trainer.train` does, without dropout.
+
+        The student's config keeps the objective and the settings. With `args.push_to_hub` the trained student is
+        uploaded.
 
         Args:
             args: As in `Trainer.train`.

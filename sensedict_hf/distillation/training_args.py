@@ -68,7 +68,7 @@ class SKDTrainingArguments(TrainingArguments):
     - `mse_weight` and `sentence_weight`: 3 and 9; without layers 1 and 3; `mse_weight` 1 for one that generates text.
     - `learning_rate`: 1e-3; without layers 3e-3.
     - `per_device_train_batch_size`: 32; without layers 256; 8 for one that generates text, for its logits are large.
-    - `num_train_epochs`: 2; without layers 3, but with few texts as many as are 200 steps, at most 10.
+    - `num_train_epochs`: 2; without layers 3, with few texts enough for 200 steps, but at most 10.
     - `max_grad_norm`: 1; without layers 0, which is no clipping.
 
     Args:
@@ -226,9 +226,8 @@ class SKDTrainingArguments(TrainingArguments):
         check_folder("output_dir", self.output_dir)
         check_string("objective", self.objective)
         check_flag("cache_vectors", self.cache_vectors)
-        for name in ("temperature", "label_temperature", "table_learning_rate", "mse_weight", "sentence_weight"):
-            setattr(self, name, check_number(name, getattr(self, name), above=0))
-        for name in ("learning_rate", "num_train_epochs", "sense_weight", *LANGUAGE_SETTINGS):
+        rates = ("learning_rate", "table_learning_rate", "temperature", "label_temperature", "num_train_epochs")
+        for name in (*rates, "sense_weight", "mse_weight", "sentence_weight", *LANGUAGE_SETTINGS):
             setattr(self, name, check_number(name, getattr(self, name), above=0))
         for name in ("max_grad_norm", "weight_decay", "warmup_steps"):
             setattr(self, name, check_number(name, getattr(self, name), least=0))

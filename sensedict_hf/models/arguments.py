@@ -133,7 +133,7 @@ def check_path(name: str, value: Any) -> Path:
         ValueError: It is no path, or empty.
     """
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ValueError(f"{name}={value!r:.60}: give the name of a folder")
+        raise ValueError(f"{name}={value!r:.60}: give the name of a file or folder")
     return Path(value)
 
 
@@ -270,6 +270,6 @@ def check_unicode(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} ({text[:40]!a}) has a lone surrogate, half of a sign, at character {error.start}: remove it, or "
+            f"{name} ({text[:40]!a}) has a lone surrogate, half of a character, at {error.start}: remove it, or "
             "replace it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from error

@@ -13,7 +13,6 @@ from .fingerprints import tokenizer_fingerprint
 ASSIGNMENTS = ("hard", "soft", "none")
 KEYS = ("input", "next")
 SIMILARITIES = ("l2", "cosine", "dot")
-METHODS = ("budget", "num_senses", "mcl")
 SENSES_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 SENSE_DEVICES = (None, "cpu")
 SAMPLE_DTYPES = {name: SENSES_DTYPES[name] for name in ("float16", "float32")}

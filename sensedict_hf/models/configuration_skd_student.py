@@ -169,8 +169,6 @@ class SKDStudentConfig(PreTrainedConfig):
                 Prompt(**self.prompt)
             except (TypeError, AttributeError) as error:
                 raise ValueError(f"prompt={self.prompt!r:.80}: give the fields of a Prompt, or None") from error
-        if not isinstance(self.prompts or {}, dict):
-            raise ValueError(f"prompts={self.prompts!r:.80}: give strings by their names, or None")
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
             raise ValueError(

@@ -35,7 +35,7 @@ ENCODER_HEADS = {
 
 
 # The Auto class of a task.
-AutoClassifier: TypeAlias = (
+AutoTaskModel: TypeAlias = (
     type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
 )
 
@@ -52,16 +52,16 @@ class ClassifierHead(NamedTuple):
     settings: dict[str, Any]
 
 
-def load_classifier(
-    classifier: str | os.PathLike[str] | PreTrainedModel,
-    auto_class: AutoClassifier,
+def load_with_head(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    auto_class: AutoTaskModel,
     trust_remote_code: bool = False,
     **loading: Any,
 ) -> PreTrainedModel:
-    """Load a fine-tuned model with its head.
+    """Load a model with its head: a fine-tuned classifier or a language model.
 
     Args:
-        classifier: A name or a path. A loaded model is returned as it is.
+        model: A name or a path. A loaded model is returned as it is.
         auto_class: The class to load it with.
         trust_remote_code: Whether to run code from the folder or repository.
         loading: Other arguments of `from_pretrained`, such as `revision`.
@@ -70,26 +70,22 @@ def load_classifier(
         The model, in evaluation mode if it was loaded here.
 
     Raises:
-        ValueError: Weights of the head are missing, or `classifier` is none of these.
+        ValueError: Weights of the head are missing, or `model` is none of these.
     """
-    if isinstance(classifier, PreTrainedModel):
-        return classifier
-    if not isinstance(classifier, (str, os.PathLike)):
-        raise ValueError(
-            f"classifier is a {type(classifier).__name__}: pass a name, a path or a fine-tuned model of transformers"
-        )
-    model: PreTrainedModel
-    with reading(classifier):
+    if isinstance(model, PreTrainedModel):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"{type(model).__name__} is no model with a head: pass a name, a path or a loaded model")
+    with reading(model):
         options = {"dtype": "auto", "trust_remote_code": trust_remote_code, "output_loading_info": True}
-        loaded: Any = auto_class.from_pretrained(classifier, **options | loading)
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:5])
+        found: Any = auto_class.from_pretrained(model, **options | loading)
+    loaded: PreTrainedModel = found[0]
+    if found[1]["missing_keys"]:
+        missing = ", ".join(sorted(found[1]["missing_keys"])[:5])
         raise ValueError(
-            f"{classifier} lacks weights of {type(model).__name__}, which would be random: {missing}; fine-tune it "
-            "first"
+            f"{model} lacks weights of {type(loaded).__name__}, which would be random: {missing}; fine-tune it first"
         )
-    return model
+    return loaded
 
 
 def find_text_head(classifier: PreTrainedModel) -> ClassifierHead:

@@ -1,6 +1,7 @@
 """What a student without layers takes over from its teacher: the vectors of tokens."""
 
 import copy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .configuration_layer_free import LayerFreeConfig
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
-from .tokenization import count_embeddings, special_token_counts, tokenize
+from .tokenization import count_embeddings, special_tokens_around
 
 # Fields of the backbone's config that a user may choose.
 SIZES = ("context_size", "context_window", "context_embedding_size", "context_hidden_size", "text_hidden_size")
@@ -119,9 +120,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
         vocab_size: Number of tokens. Those that the teacher has no embedding for get zeros.
         layer: Index of the hidden states.
     """
-    prefix, suffix = special_token_counts(teacher.tokenizer)
-    around = tokenize(teacher.tokenizer, "a")["input_ids"]
-    before, after = torch.tensor(around[:prefix]), torch.tensor(around[len(around) - suffix :])
+    before, after = map(torch.tensor, special_tokens_around(teacher.tokenizer))
     known = min(vocab_size, count_embeddings(teacher.model))
     parts = []
     bar = tqdm(total=known, desc="Encoding tokens", unit=" tokens", leave=False, disable=known <= TOKENS_IN_BATCH)
@@ -131,7 +130,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
             rows = [x.long().expand(len(tokens), -1) for x in (before, after)]
             input_ids = torch.cat([rows[0], tokens[:, None], rows[1]], dim=1).to(teacher.device)
             states = teacher.hidden_states(input_ids, torch.ones_like(input_ids), layer)
-            parts.append(states[:, prefix].float().cpu())
+            parts.append(states[:, len(before)].float().cpu())
             bar.update(len(tokens))
     vectors = torch.cat(parts)
     return F.pad(vectors, (0, 0, 0, vocab_size - known)).clone()
@@ -139,9 +138,7 @@ def encode_tokens(teacher: Teacher, vocab_size: int, layer: int = -1) -> Tensor:
 
 def surrounding_ids(teacher: Teacher) -> list[int]:
     """Return the ids of the special tokens that the tokenizer puts around a text, in ascending order."""
-    prefix, suffix = special_token_counts(teacher.tokenizer)
-    ids = tokenize(teacher.tokenizer, "a")["input_ids"]
-    return sorted({*ids[:prefix], *ids[len(ids) - suffix :]})
+    return sorted(set(chain(*special_tokens_around(teacher.tokenizer))))
 
 
 def empty_dictionary(senses: SenseEmbeddingModel) -> SenseEmbeddingModel:

@@ -21,7 +21,7 @@ from .attention import evaluating
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
 from .fingerprints import tokenizer_fingerprint
-from .head_transfer import load_classifier
+from .head_transfer import load_with_head
 from .layer_transfer import (
     check_weights,
     choose_layers,
@@ -233,7 +233,7 @@ def load_language_model(
             "AutoModelForCausalLM.from_pretrained returns"
         )
     is_loaded = isinstance(model, PreTrainedModel)
-    loaded = load_classifier(model, AutoModelForCausalLM)
+    loaded = load_with_head(model, AutoModelForCausalLM)
     if device is None and not is_loaded and torch.cuda.is_available():
         device = "cuda"
     if device is not None:

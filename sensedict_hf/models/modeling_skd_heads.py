@@ -16,13 +16,13 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import pool
 from .head_transfer import (
-    AutoClassifier,
+    AutoTaskModel,
     ClassifierHead,
     check_head,
     copy_linear,
     find_text_head,
     find_token_head,
-    load_classifier,
+    load_with_head,
 )
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_base import SKDStudentPreTrainedModel
@@ -46,7 +46,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
     # The losses are sums over labels, divided by the number of labels in all accumulated batches of all processes,
     # which Trainer counts.
     accepts_loss_kwargs = True
-    _teacher_class: AutoClassifier
+    _teacher_class: AutoTaskModel
 
     def __init__(self, config: SKDStudentConfig):
         super().__init__(config)
@@ -208,7 +208,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             >>> SKDStudentForSequenceClassification.load_classifier(teacher.model) is teacher.model
             True
         """
-        return load_classifier(classifier, cls._teacher_class, trust_remote_code, **loading)
+        return load_with_head(classifier, cls._teacher_class, trust_remote_code, **loading)
 
     @classmethod
     def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:

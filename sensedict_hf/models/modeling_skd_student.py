@@ -32,11 +32,11 @@ from .modeling_sense_embedding import SenseEmbeddingModel
 from .modeling_skd_base import FIXED_TOKENS, SKDStudentPreTrainedModel
 from .outputs import SKDStudentOutput
 from .prompts import Prompt, choose_prompt
-from .reading import TokenSense, senses_in
 from .sentence_files import read_student_head, write_student_files
 from .sentence_head import make_sentence_head
 from .teachers import Teacher, load_teacher
 from .text_encoder import TextEncoder
+from .token_senses import TokenSense, senses_in
 from .tokenization import complete_tokenizer
 
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .arguments import check_choice, check_integer, check_unicode
 from .tokenization import check_offsets, tokenize
-from .windows import SMALLEST_WIDTH, cut_windows
+from .windows import cut_windows, window_width
 
 logger = logging.get_logger(__name__)
 POOLED = ("text", "text_and_tail", "all")
@@ -242,13 +242,7 @@ class Prompt:
             prompt, text = replace(self, instruction=text[0]), text[1]
         before, after = prompt.around(tokenizer)
         (ids,) = prompt.content(tokenizer, [text])
-        width = max_length - len(before) - len(after)
-        if width < SMALLEST_WIDTH:
-            raise ValueError(
-                f"max_length={max_length}: the prompt has {len(before) + len(after)} tokens, which leaves no room for "
-                "windows of a text: raise max_length, or shorten the prompt"
-            )
-        found = cut_windows(np.array([len(ids)]), width)
+        found = cut_windows(np.array([len(ids)]), window_width(max_length, len(before) + len(after)))
         columns = (column.tolist() for column in (found.start, found.stop, found.own_start, found.own_stop))
         return [
             PromptedRow([*before, *ids[start:stop], *after], len(before) + own - start, len(before) + own_stop - start)

@@ -95,9 +95,8 @@ class TextEncoder:
 
         If the model has modules after its pooling, as in sentence-transformers, the vectors have gone through them.
 
-        A list is sorted by length as a whole.
-        Any other iterable, such as a generator, is read and sorted in chunks of 4,096 texts, so that it may be larger
-        than memory.
+        Texts are read and sorted by length in chunks of 4,096. So an iterable, such as a generator, may be larger than
+        memory.
 
         Args:
             texts: One text or many. A text is a string, or a pair of an instruction and a text.

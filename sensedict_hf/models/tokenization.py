@@ -242,6 +242,20 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     )
 
 
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens that a tokenizer puts before and after a text.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Raises:
+        ValueError: As :func:`special_token_counts`.
+    """
+    prefix, suffix = special_token_counts(tokenizer)
+    ids = tokenize(tokenizer, "a")["input_ids"]
+    return ids[:prefix], ids[len(ids) - suffix :]
+
+
 def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
     """Check that tokenizers tell which characters their tokens cover.
 

@@ -34,6 +34,25 @@ class Windows:
         return len(self.text)
 
 
+def window_width(max_length: int, specials: int) -> int:
+    """Return how many tokens of a text a window shows.
+
+    Args:
+        max_length: Length of a window in tokens, special tokens included.
+        specials: Number of special tokens around a text, those of a prompt included.
+
+    Raises:
+        ValueError: There are too few.
+    """
+    width = max_length - specials
+    if width < SMALLEST_WIDTH:
+        raise ValueError(
+            f"max_length={max_length} leaves {max(0, width)} tokens for a text, as special tokens and prompt take "
+            f"{specials}: choose {specials + SMALLEST_WIDTH} or more, a shorter prompt, or a model that reads more"
+        )
+    return width
+
+
 def cut_windows(lengths: NDArray[Any], width: int) -> Windows:
     """Cut texts into windows that overlap by a quarter; a text that fits is one window.
 

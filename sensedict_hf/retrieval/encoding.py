@@ -102,7 +102,7 @@ def encode_corpus(
     if ids is not None:
         check_kind("ids", ids, Iterable, "a list of strings or integers")
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
-    origin = "" if folder is None else origin_of(encoder, senses)
+    origin = "" if folder is None else parts_digest(encoder, senses)
 
     # Encode in chunks. Of those in a folder, each process makes its share.
     first, kind, seen, made = 0, list[Any](known_ids[:1]), set[object](known_ids), list[tuple[Path, str, list[Any]]]()
@@ -132,7 +132,7 @@ def encode_corpus(
         yield read_part(path, digest)._replace(ids=chosen)
 
 
-def origin_of(encoder: TokenEncoder, senses: SenseEmbeddingModel) -> str:
+def parts_digest(encoder: TokenEncoder, senses: SenseEmbeddingModel) -> str:
     """Return a digest of a model and a dictionary, and of the settings that change a part."""
     model = encoder.model.model if isinstance(encoder.model, Teacher) else encoder.model
     prompt = [encoder.before, encoder.after, encoder.max_length, encoder.batch_size]

@@ -60,7 +60,7 @@ FIELDS = {
 }
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_index_config(folder: Path) -> dict[str, Any]:
     """Read and check the manifest of an index.
 
     Args:
@@ -104,14 +104,14 @@ def read_index(folder: Path) -> tuple[SenseEmbeddingModel, Part, str, Tensor | N
     Raises:
         ValueError: The folder holds no finished index, or one that is damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = read_index_config(folder)
     senses = load_senses(folder / "senses")
     if senses.fingerprint() != manifest["senses_fingerprint"]:
         raise ValueError(f"the dictionary in {folder / 'senses'} was changed: build the index again")
     for _ in range(ATTEMPTS):
         if (folder / manifest["documents"]).is_file():
             break
-        manifest = read_manifest(folder)  # a save has replaced the documents in the meantime
+        manifest = read_index_config(folder)  # a save has replaced the documents in the meantime
     tensors = read_documents(folder, manifest, senses.config.num_senses, senses.config.hidden_size)
     vocab_size, own_tokens = senses.config.vocab_size, tensors["own_tokens"]
     if len(own_tokens.unique()) < len(own_tokens) or ((own_tokens < 0) | (own_tokens >= vocab_size)).any():
@@ -208,7 +208,7 @@ def write_index(folder: Path, content: Part, model: str, probe: Tensor | None, s
 def _write_index(folder: Path, content: Part, model: str, probe: Tensor | None, senses: SenseEmbeddingModel) -> None:
     senses_fingerprint = senses.fingerprint()
     is_index = (folder / "config.json").is_file()
-    if is_index and read_manifest(folder)["senses_fingerprint"] != senses_fingerprint:
+    if is_index and read_index_config(folder)["senses_fingerprint"] != senses_fingerprint:
         raise ValueError(f"{folder} holds an index of another dictionary: give a new folder, or remove it first")
     if not (is_index and (folder / "senses" / "config.json").is_file()):
         senses.save_pretrained(folder / "senses")

@@ -37,7 +37,7 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
         from sentence_transformers.sentence_transformer.modules import Router
     except ImportError as error:
         raise ImportError(
-            "save_router needs sentence-transformers 5 or later: pip install sentence-transformers"
+            "save_router needs sentence-transformers 6 or later: pip install sentence-transformers"
         ) from error
     check_kind("student", student, SKDStudentModel, "a student")
     path = check_folder("folder", folder)

@@ -18,8 +18,8 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher
-from ..models.tokenization import model_max_length, special_token_counts, tokenize
-from ..models.windows import SMALLEST_WIDTH, cut_windows
+from ..models.tokenization import model_max_length, special_tokens_around, tokenize
+from ..models.windows import cut_windows, window_width
 
 
 class TokenBatch(NamedTuple):
@@ -77,15 +77,8 @@ class TokenEncoder:
         if self.prompt is not None:
             self.before, self.after = self.prompt.around(self.tokenizer)
         else:
-            prefix, suffix = special_token_counts(self.tokenizer)
-            around = tokenize(self.tokenizer, "a")["input_ids"]
-            self.before, self.after = around[:prefix], around[len(around) - suffix :]
-        self.width = self.max_length - len(self.before) - len(self.after)
-        if self.width < SMALLEST_WIDTH:
-            raise ValueError(
-                f"windows of {self.max_length} tokens leave {max(0, self.width)} for a text: shorten the prompt, or "
-                "take a model that reads longer texts"
-            )
+            self.before, self.after = special_tokens_around(self.tokenizer)
+        self.width = window_width(self.max_length, len(self.before) + len(self.after))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without prompt and special tokens.
