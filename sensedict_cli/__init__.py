@@ -24,6 +24,7 @@ MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verif
 # Other accepted names of options, which help does not show: old names, and names in transformers.
 OTHER_NAMES = {
     ("build", "--num-senses"): "--senses-per-token",
+    ("export", "--onnx"): "--output",
     ("distill", "--num-train-epochs"): "--epochs",
     ("distill", "--output-dir"): "--output",
     ("distill", "--per-device-train-batch-size"): "--batch-size",

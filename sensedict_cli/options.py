@@ -142,7 +142,7 @@ def _add_card(sub: argparse.ArgumentParser) -> None:
 def _add_export(sub: argparse.ArgumentParser) -> None:
     add(sub, "student", "STUDENT", "folder of a student, or its name on the Hub")
     about = "new folder: the student with onnx/model.onnx, for any batch size and length; needs the extra 'onnx'"
-    add(sub, "--onnx", "DIR", about, required=True)
+    add(sub, "--output", "DIR", about, required=True)
     add_flag(sub, "--int8", "also write onnx/model_quantized.onnx, whose matrices and activations are int8")
     about = (
         "largest distance of a vector from PyTorch's, as a share of its length (default: 0.001, and 0.25 with --int8)"
@@ -272,7 +272,7 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     add_flag(sub, "--json", "print the senses as JSON")
     about = "with --texts: also draw hidden states and senses into this file, such as senses.png"
     add(sub, "--plot", "FILE", about)
-    add_teacher(sub)
+    add_device(add_teacher(sub))
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
@@ -309,7 +309,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     ),
     "export": (
         _add_export,
-        "STUDENT --onnx DIR [--int8] [options]",
+        "STUDENT --output DIR [--int8] [options]",
         "save a student with an ONNX file, and check that it returns the same vectors",
     ),
     "verify": (

@@ -36,9 +36,9 @@ def read_dataset(
             - `-`: standard input, one text a line.
 
             A file that has the given name is read, whatever characters its name has. A `.txt` file has one text a
-            line, which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a `.json`
-            file stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their columns; the
-            columns that all of them have are kept.
+            line, which becomes the column `text`; blank lines are skipped. Cells of a `.csv` file and strings of a
+            `.json` file stay strings as they were written, also `NA` and `2024-01-01`. Files may differ in their
+            columns; the columns that all of them have are kept.
         split: Split of a dataset whose name does not say which. Files and folders are read as a whole.
         streaming: Read rows as they are needed, instead of copying all of them into the cache of `datasets` first.
 

@@ -191,8 +191,8 @@ def test_wrong_values_at_every_door(bert, senses, texts, tmp_path, monkeypatch):
     for call in (senses.save_pretrained, index.save, lambda path: encode_vectors(bert, texts, path), load_senses):
         with pytest.raises(ValueError, match="is a file"):
             call(__file__)
-    with pytest.raises(TypeError, match="convert_to_tensor= is no option of Teacher.encode"):
-        bert.encode(texts, convert_to_tensor=True)
+    with pytest.raises(TypeError, match="a teacher has no senses: leave out assignment="):
+        bert.encode(texts, assignment="soft")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,7 @@ NEEDED = {
     "inspect": ["d", "w1"],
     "distill": ["--teacher", "m", "--senses", "d", "--texts", "t", "--output", "o"],
     "evaluate": ["--model", "m"],
-    "export": ["s", "--onnx", "o"],
+    "export": ["s", "--output", "o"],
     "index": ["search", "d", "question"],
     "demo": [],
 }

@@ -204,7 +204,7 @@ def test_token_classification():
     assert scores == pytest.approx({"f1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3})
     nothing = evaluate_token_classification(features(train), train, features([["O"] * 3, ["O"], ["O"] * 3]), test)
     assert nothing == {"f1": 0, "precision": 0, "recall": 0}
-    with pytest.raises(ValueError, match="train: features of 2 sentences but tags of 3"):
+    with pytest.raises(ValueError, match="train: embeddings of 2 sentences but tags of 3"):
         evaluate_token_classification(features(train)[:2], train, features(test), test)
     with pytest.raises(ValueError, match="test: sentence 1 has 2 vectors but 1 tags"):
         evaluate_token_classification(features(train), train, features([test[0], ["O", "O"], test[2]]), test)

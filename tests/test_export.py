@@ -156,7 +156,7 @@ def test_a_student_in_onnx(make_student, texts, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     student = make_student(assignment="hard", residual=0.5)
     student.save_pretrained(tmp_path / "student")
-    assert main(["export", str(tmp_path / "student"), "--onnx", str(tmp_path / "out"), "--int8"]) == 0
+    assert main(["export", str(tmp_path / "student"), "--output", str(tmp_path / "out"), "--int8"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert "onnx/model.onnx: " in first and "onnx/model_quantized.onnx: " in second
 

@@ -188,8 +188,7 @@ def build_sense_dictionary(
         max_length = check_integer("max_length", max_length, 1)
     truncation, overwrite = check_flag("truncation", truncation), check_flag("overwrite", overwrite)
     check_string("text_column", text_column)
-    if device is not None:
-        device = check_device("device", device)
+    device = check_device("device", device)
     for name, path in (("output_dir", output_dir), ("update", update)):
         if path is not None:
             check_folder(name, path)

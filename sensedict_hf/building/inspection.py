@@ -17,7 +17,7 @@ from ..models.arguments import check_integer, check_kind, check_path
 from ..models.loading import check_dictionary
 from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
-from ..models.teachers import Teacher
+from ..models.teachers import Teacher, load_teacher
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
@@ -71,7 +71,7 @@ class Occurrences:
 
 def find_occurrences(
     senses: SenseEmbeddingModel,
-    teacher: Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     token: int | str,
     texts: Texts,
     *,
@@ -85,7 +85,7 @@ def find_occurrences(
 
     Args:
         senses: The dictionary.
-        teacher: The teacher that the dictionary was built from.
+        teacher: The teacher that the dictionary was built from: a name, a folder, a model or a :class:`Teacher`.
         token: The token: its id, its spelling in the vocabulary, or a word that is a single token.
         texts: A list or iterable of strings, or a dataset with a column of texts.
         text_column: Column that holds the texts, if `texts` is a dataset.
@@ -107,6 +107,7 @@ def find_occurrences(
         >>> "[bank]" in occurrences.contexts[0]
         True
     """
+    teacher = load_teacher(teacher)
     check_teacher(senses, teacher)
     max_occurrences = check_integer("max_occurrences", max_occurrences, 1)
     batch_size = check_integer("batch_size", batch_size, 1)

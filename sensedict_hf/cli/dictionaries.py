@@ -291,10 +291,11 @@ def inspect(options: argparse.Namespace) -> None:
                 f"the dictionary was built from {name!r}, which is no name on the Hub: give its folder with --teacher"
             )
         teacher = TeacherArguments.of(options).load(
-            name, revision=None if options.teacher else senses.config.base_model_revision
+            name, options.device, revision=None if options.teacher else senses.config.base_model_revision
         )
-        texts = read_dataset(options.texts)
-        occurrences = find_occurrences(senses, teacher, options.token, texts, text_column=options.text_column)
+        texts, settings = read_dataset(options.texts), {"text_column": options.text_column}
+        settings["batch_size"] = options.batch_size
+        occurrences = find_occurrences(senses, teacher, options.token, texts, **settings)
         if occurrences.total > len(occurrences.contexts):
             looked_at = f" in {len(occurrences.contexts):,} of {occurrences.total:,} places"
     if options.plot and occurrences:

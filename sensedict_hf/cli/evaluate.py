@@ -18,6 +18,7 @@ from ..evaluation.checks import check_relevant
 from ..evaluation.language import evaluate_language_modeling
 from ..evaluation.scores import score_ranking
 from ..evaluation.tasks import TASKS, Encode, EncodeWords, EvaluationTask
+from ..models.arguments import check_device
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
@@ -29,7 +30,7 @@ from ..models.teachers import Teacher
 from ..retrieval.encoding import load_encoder
 from ..retrieval.index import SenseIndex
 from .card import read_card, scored_model, write_scores
-from .teacher import TeacherArguments, check_device
+from .teacher import TeacherArguments
 
 LANGUAGE_MODELING = "language_modeling"
 
@@ -160,7 +161,7 @@ def evaluate_language(options: argparse.Namespace) -> None:
     if not options.senses and (options.assignment or options.residual is not None):
         raise ValueError(f"--task {LANGUAGE_MODELING}: --assignment and --residual need --senses")
     texts = read_dataset(options.test, split="test")
-    device = check_device(options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device("device", options.device) or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_with_head(options.model, AutoModelForCausalLM)
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
     tokenizer, output = AutoTokenizer.from_pretrained(options.model), "raw"
@@ -242,7 +243,7 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
-        device = check_device(options.device)
+        device = check_device("device", options.device)
         student = cast(SKDStudentModel, load_encoder(options.model, device, trust_remote_code=trust))
         if options.residual is not None:
             student.config.residual = options.residual
@@ -280,7 +281,7 @@ def load_query_encoder(options: argparse.Namespace) -> Encode | None:
 
 
 def _load_query_model(options: argparse.Namespace) -> Teacher | SKDStudentModel:
-    device = check_device(options.device)
+    device = check_device("device", options.device)
     return load_encoder(options.query_model, device, trust_remote_code=options.trust_remote_code)
 
 

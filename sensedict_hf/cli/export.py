@@ -15,13 +15,13 @@ def export(options: argparse.Namespace) -> None:
         ValueError: The output folder is not empty, the folder holds a dictionary, or the vectors of a file differ too
             much.
     """
-    check_is_new(options.onnx)
+    check_is_new(options.output)
     student = load_whole(options.student, options.trust_remote_code)
     if not isinstance(student, SKDStudentPreTrainedModel):
         raise ValueError(f"{options.student} holds a dictionary: give a student, which uses one")
-    found = export_onnx(student, options.onnx, int8=options.int8, tolerance=options.tolerance)
+    found = export_onnx(student, options.output, int8=options.int8, tolerance=options.tolerance)
     for name, difference in found.items():
-        file = Path(options.onnx, name)
+        file = Path(options.output, name)
         print(
             f"{file}: {file.stat().st_size / 1e6:.1f} MB, at most {difference:.2g} of a vector's length from PyTorch"
         )

@@ -9,13 +9,13 @@ import numpy as np
 from sensedict_cli.index_options import EMBEDDED
 
 from ..data import iterate_texts, read_dataset
+from ..models.arguments import check_device
 from ..models.loading import load_senses
 from ..processes import process_state
 from ..retrieval.encoding import load_encoder
 from ..retrieval.engine import SenseCollection
 from ..retrieval.index import SenseIndex
 from ..retrieval.index_files import check_target
-from .teacher import check_device
 
 
 def index(options: argparse.Namespace) -> None:
@@ -35,7 +35,7 @@ def build(options: argparse.Namespace) -> None:
         if column and column not in texts.column_names:
             raise ValueError(f"there is no column {column!r}, only {', '.join(texts.column_names)}: name one of these")
     state = process_state()
-    device = state.device if state.num_processes > 1 else check_device(options.device)
+    device = state.device if state.num_processes > 1 else check_device("device", options.device)
     made = SenseIndex.build(
         load_encoder(options.model, device, options.trust_remote_code),
         load_senses(options.senses),
@@ -105,7 +105,7 @@ def search(options: argparse.Namespace) -> None:
         raise ValueError("give either a question or --queries")
     if options.json and options.explain:
         raise ValueError("--explain prints no JSON: leave out --json")
-    device, trust = check_device(options.device), options.trust_remote_code
+    device, trust = check_device("device", options.device), options.trust_remote_code
     model = load_encoder(options.model, device, trust) if options.model else None
     loaded = SenseIndex.load(options.index, model, trust_remote_code=trust)
     if options.queries:

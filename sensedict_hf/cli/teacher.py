@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..models import arguments
 from ..models.teachers import Teacher, load_teacher
 
 
@@ -85,12 +84,3 @@ class TeacherArguments:
                 refuses the model.
         """
         return load_teacher(name, revision=revision, device=device, **self.loading())
-
-
-def check_device(device: torch.device | str | None) -> torch.device | None:
-    """Return the device that `--device` names; None stays None.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    return None if device is None else arguments.check_device("device", device)

@@ -252,9 +252,9 @@ class TokenScores(TypedDict):
 
 
 def evaluate_token_classification(
-    train_features: Sequence[NDArray[Any]],
+    train_embeddings: Sequence[NDArray[Any]],
     train_tags: Sequence[Sequence[str]],
-    test_features: Sequence[NDArray[Any]],
+    test_embeddings: Sequence[NDArray[Any]],
     test_tags: Sequence[Sequence[str]],
 ) -> TokenScores:
     """Score the vectors of words by logistic regression of their tags.
@@ -262,9 +262,9 @@ def evaluate_token_classification(
     Entities are counted over all sentences, as conlleval (Tjong Kim Sang and Buchholz, CoNLL 2000) and seqeval do.
 
     Args:
-        train_features: For each sentence, the vectors of its words, `[words, hidden]`.
+        train_embeddings: For each sentence, the vectors of its words, `[words, hidden]`.
         train_tags: For each sentence, a BIO tag per word: `O`, `B-type` or `I-type`.
-        test_features: Like `train_features`.
+        test_embeddings: Like `train_embeddings`.
         test_tags: Like `train_tags`.
 
     Raises:
@@ -273,19 +273,19 @@ def evaluate_token_classification(
     Example:
         >>> import numpy as np
         >>> tags = [["B-city", "O"], ["O", "B-city"]]
-        >>> features = [np.array([[0.1, 1.0], [1.0, 0.1]]), np.array([[1.0, 0.2], [0.2, 1.0]])]
-        >>> evaluate_token_classification(features, tags, features, tags)
+        >>> embeddings = [np.array([[0.1, 1.0], [1.0, 0.1]]), np.array([[1.0, 0.2], [0.2, 1.0]])]
+        >>> evaluate_token_classification(embeddings, tags, embeddings, tags)
         {'f1': 1.0, 'precision': 1.0, 'recall': 1.0}
     """
-    for name, features, tags in [("train", train_features, train_tags), ("test", test_features, test_tags)]:
-        for part, given in (("features", features), ("tags", tags)):
+    for name, sentences, tags in [("train", train_embeddings, train_tags), ("test", test_embeddings, test_tags)]:
+        for part, given in (("embeddings", sentences), ("tags", tags)):
             check_kind(f"{name}_{part}", given, Collection, "a list with one entry for each sentence")
-        features = [check_vectors(f"{name}_features", vectors) for vectors in features]
-        if len(features) != len(tags):
+        sentences = [check_vectors(f"{name}_embeddings", vectors) for vectors in sentences]
+        if len(sentences) != len(tags):
             raise ValueError(
-                f"{name}: features of {len(features)} sentences but tags of {len(tags)}: give both of each"
+                f"{name}: embeddings of {len(sentences)} sentences but tags of {len(tags)}: give both of each"
             )
-        for number, (vectors, words) in enumerate(zip(features, tags)):
+        for number, (vectors, words) in enumerate(zip(sentences, tags)):
             check_kind(f"one of {name}_tags", words, Collection, "a list of tags")
             if len(vectors) != len(words):
                 raise ValueError(
@@ -295,8 +295,8 @@ def evaluate_token_classification(
     annotated = _entities(test_tags)
     # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
-    classifier.fit(_normalized(np.concatenate(train_features)), np.concatenate(train_tags))
-    predicted = classifier.predict(_normalized(np.concatenate(test_features)))
+    classifier.fit(_normalized(np.concatenate(train_embeddings)), np.concatenate(train_tags))
+    predicted = classifier.predict(_normalized(np.concatenate(test_embeddings)))
     found = _entities(np.split(predicted, np.cumsum([len(words) for words in test_tags])[:-1]))
     right = len(found & annotated)
     return TokenScores(

@@ -199,19 +199,21 @@ def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], advice: st
         raise ValueError(f"{name} is {type(value).__name__}: pass {advice}")
 
 
-def check_device(name: str, value: Any) -> torch.device:
-    """Check an argument that must name a device of this machine.
+def check_device(name: str, value: Any) -> torch.device | None:
+    """Check an argument that must name a device of this machine, or be None.
 
     Args:
         name: Name of the argument.
         value: Its value: a device of torch, its name, or the number of an accelerator.
 
     Returns:
-        The device.
+        The device; None stays None.
 
     Raises:
         ValueError: There is no such device.
     """
+    if value is None:
+        return None
     try:
         check_kind(name, value, (str, int, torch.device), "a device")
         device = torch.device(value)
@@ -234,7 +236,7 @@ def check_device_map(value: Any) -> None:
     Raises:
         ValueError: There is no such device or rule.
     """
-    if value is not None and not isinstance(value, dict) and str(value) not in DEVICE_MAPS:
+    if not isinstance(value, dict) and str(value) not in DEVICE_MAPS:
         check_device("device_map", value)
 
 

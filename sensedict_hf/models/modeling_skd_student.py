@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .arguments import check_integer
 from .attention import probe_attention
+from .configuration_sense_embedding import check_assignment
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
 from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
@@ -338,7 +339,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             pooler_output=outputs.get("pooler_output") if self.config.pooling == LEARNED else None,
         )
 
-    def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None = None) -> BatchEncoder:
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None) -> BatchEncoder:
+        if assignment is not None:
+            check_assignment(assignment)
         self.eval()
         prompt = None if self.config.prompt is None else Prompt(**self.config.prompt)
         settings: dict[str, Any] = {

@@ -180,7 +180,9 @@ class Teacher(TextEncoder):
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
         return f"{digest_tensors(json.dumps(kind, sort_keys=True, default=str), {})}-{digest_tensors('', tensors)}"
 
-    def _batch_encoder(self, prompt_name: str | None, batch_size: int) -> BatchEncoder:
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None) -> BatchEncoder:
+        if assignment is not None:
+            raise TypeError("a teacher has no senses: leave out assignment=")
         return BatchEncoder(
             self.last_hidden_state,
             self.tokenizer,
@@ -264,8 +266,7 @@ def load_teacher(
     if quantization_config is not None:
         kinds = (dict, QuantizationConfigMixin)
         check_kind("quantization_config", quantization_config, kinds, "a config of transformers, or its fields")
-    if device is not None:
-        device = check_device("device", device)
+    device = check_device("device", device)
 
     # A teacher that is one already can only be moved.
     loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
@@ -310,9 +311,8 @@ def load_teacher(
     else:
         source = str(teacher)
         checkpoint = read_checkpoint(source, names, revision, pooling)
-        model = load_model(
-            checkpoint.base, revision if checkpoint.base == source else None, trust_remote_code, **loading
-        )
+        base_revision = revision if checkpoint.base == source else None
+        model = load_model(checkpoint.base, base_revision, trust_remote_code, **loading)
         move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_architecture(model, source, checkpoint.adapters)
 

@@ -1,6 +1,5 @@
 """The methods `encode` and `encode_words`, which teachers and students share."""
 
-import inspect
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_flag, check_flags
-from .configuration_sense_embedding import check_assignment
 from .encoding import BatchEncoder
 from .prompts import Prompted
 
@@ -29,26 +27,9 @@ class TextEncoder:
 
     sentence_head: nn.Sequential | None
 
-    def _batch_encoder(self, *args: Any, **kwargs: Any) -> BatchEncoder:
-        """Return the encoder that runs the texts in batches.
-
-        Subclasses take the arguments `prompt_name`, `batch_size` and `options` of :meth:`encode`.
-        """
+    def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None) -> BatchEncoder:
+        """Return the encoder that runs the texts in batches. The arguments are those of :meth:`encode`."""
         raise NotImplementedError
-
-    def _checked_encoder(self, prompt_name: str | None, batch_size: int, options: dict[str, Any]) -> BatchEncoder:
-        """Check the options, and return the encoder.
-
-        Raises:
-            TypeError: This kind of model has no such option.
-        """
-        known = list(inspect.signature(self._batch_encoder).parameters)[2:]
-        if unknown := sorted(options.keys() - set(known)):
-            allowed = f"{', '.join(known)}" if known else "the documented arguments only"
-            raise TypeError(f"{unknown[0]}= is no option of {type(self).__name__}.encode: give {allowed}")
-        if options.get("assignment") is not None:
-            check_assignment(options["assignment"])
-        return self._batch_encoder(prompt_name, batch_size, **options)
 
     @overload
     def encode(
@@ -61,7 +42,7 @@ class TextEncoder:
         convert_to_numpy: Literal[False] = False,
         normalize_embeddings: bool = False,
         long_texts: str = "truncate",
-        **options: Any,
+        assignment: str | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -75,7 +56,7 @@ class TextEncoder:
         convert_to_numpy: Literal[True],
         normalize_embeddings: bool = False,
         long_texts: str = "truncate",
-        **options: Any,
+        assignment: str | None = None,
     ) -> npt.NDArray[np.float32]: ...
 
     def encode(
@@ -89,7 +70,7 @@ class TextEncoder:
         normalize_embeddings: bool = False,
         long_texts: str = "truncate",
         show_progress: bool | None = None,
-        **options: Any,
+        assignment: str | None = None,
     ) -> Tensor | npt.NDArray[np.float32]:
         """Return one vector per text.
 
@@ -109,7 +90,7 @@ class TextEncoder:
                 their end out, and a warning says of how many texts. `windows` cuts them into windows that overlap by a
                 quarter; the vector of the text is the mean of their vectors, weighted by the number of tokens.
             show_progress: Deprecated, use `show_progress_bar`.
-            options: Options of this kind of model. Students take `assignment` (`hard`, `soft` or `none`).
+            assignment: For students only: `hard`, `soft` or `none`. None: the assignment of the config.
 
         Returns:
             `[texts, hidden]`, float32 on the CPU; `[hidden]` for a single string.
@@ -117,7 +98,7 @@ class TextEncoder:
         Raises:
             ValueError: A text is neither a string nor a pair of strings, a text has no tokens, the model has no prompt
                 of that name, or a vector is NaN or infinite.
-            TypeError: The model has no such option.
+            TypeError: A teacher is given an assignment.
 
         Example:
             >>> teacher.encode(["River bank.", "Savings bank."]).shape
@@ -128,7 +109,7 @@ class TextEncoder:
             torch.Size([5, 384])
         """
         check_flags(convert_to_numpy=convert_to_numpy, normalize_embeddings=normalize_embeddings)
-        encoder = replace(self._checked_encoder(prompt_name, batch_size, options), long_texts=long_texts)
+        encoder = replace(self._batch_encoder(prompt_name, batch_size, assignment), long_texts=long_texts)
         show_progress_bar = _rename(show_progress, show_progress_bar)
         with _on_cpu():
             vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
@@ -149,7 +130,7 @@ class TextEncoder:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         show_progress: bool | None = None,
-        **options: Any,
+        assignment: str | None = None,
     ) -> list[Tensor]:
         """Return one vector per word.
 
@@ -162,7 +143,7 @@ class TextEncoder:
             batch_size: Sentences per forward pass.
             show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
             show_progress: Deprecated, use `show_progress_bar`.
-            options: Options of this kind of model. Students take `assignment` (`hard`, `soft` or `none`).
+            assignment: For students only: `hard`, `soft` or `none`. None: the assignment of the config.
 
         Returns:
             `[words, hidden]` per sentence, float32 on the CPU.
@@ -175,7 +156,7 @@ class TextEncoder:
             >>> [vectors.shape for vectors in teacher.encode_words([["river", "bank"], ["mint"]])]
             [torch.Size([2, 384]), torch.Size([1, 384])]
         """
-        encoder = self._checked_encoder(None, batch_size, options)
+        encoder = self._batch_encoder(None, batch_size, assignment)
         with _on_cpu():
             found = encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
             if found:
