@@ -192,9 +192,11 @@ def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
     opt = OPTForCausalLM(
         OPTConfig(**{**SIZES, "ffn_dim": 32}, word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=0)
     )
-    with pytest.raises(ValueError, match="OPTForCausalLM does not run its base model as a whole"):
-        attach_senses(opt, senses)
-    attach_senses(opt.model, senses)
+    # This one runs a module inside its base model.
+    plain = opt(**batch).logits
+    with attach_senses(opt, senses, assignment="hard"):
+        assert not opt(**batch).logits.allclose(plain)
+    assert opt(**batch).logits.equal(plain)
 
 
 def test_a_dictionary_of_a_bidirectional_teacher_is_not_for_a_causal_model(tokenizer, texts):

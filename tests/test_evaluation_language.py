@@ -4,11 +4,17 @@ import json
 import math
 
 import pytest
-from tiny_models import SIZES
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import SIZES, WORDS, make_tokenizer
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from sensedict_cli import main
-from sensedict_hf import attach_senses, build_sense_dictionary, evaluate_language_modeling, load_teacher
+from sensedict_hf import (
+    SKDStudentForCausalLM,
+    attach_senses,
+    build_sense_dictionary,
+    evaluate_language_modeling,
+    load_teacher,
+)
 
 
 @pytest.fixture
@@ -50,6 +56,16 @@ def test_attached_senses_are_scored_and_bad_input_is_refused(model, tokenizer, t
     assert replaced["perplexity"] != pytest.approx(plain["perplexity"], rel=1e-3)
     with pytest.raises(ValueError, match="no text has two tokens"):
         evaluate_language_modeling(model, [], tokenizer=tokenizer)
+    for other, message in (
+        (model.model, "LlamaModel has no language-model head"),
+        (BertForMaskedLM(BertConfig(**SIZES)), "the attention of BertForMaskedLM is bidirectional"),
+        (LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 9})), "the tokenizer has 32 tokens, LlamaForCausalLM"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_language_modeling(other, texts, tokenizer=tokenizer)
+    student = SKDStudentForCausalLM.from_teacher(model, 2, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="tokenizer"):
+        evaluate_language_modeling(student, texts, tokenizer=make_tokenizer(words=WORDS[::-1]))
     with pytest.raises(ValueError, match="max_length=7: the model takes 8 to 64 tokens"):
         evaluate_language_modeling(model, texts, tokenizer=tokenizer, max_length=7)
 

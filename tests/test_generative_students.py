@@ -1,6 +1,8 @@
 """Students that generate text."""
 
+import copy
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
     pipeline,
 )
 
@@ -215,12 +219,43 @@ def test_students_that_generate_are_trained(objective, tokenizer, texts, tmp_pat
 def test_the_loss_in_training_is_that_of_an_evaluation(tokenizer, texts, tmp_path):
     """Both are means over the same positions, also if several batches make a step."""
     teacher = make_decoder()
-    for accumulated in (1, 3):
+    for accumulated, objective in product((1, 3), ("lm", "lm+mse")):
         student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
-        settings = dict(objective="lm", learning_rate=1e-9, max_steps=1, gradient_accumulation_steps=accumulated)
+        settings = dict(objective=objective, learning_rate=1e-9, max_steps=1, gradient_accumulation_steps=accumulated)
         args = settings_of(tmp_path, per_device_train_batch_size=len(texts) // accumulated, **settings)
         trainer = SKDTrainer(student, args, teacher=teacher, train_dataset=texts, eval_dataset=texts)
         assert trainer.train().training_loss == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_label_smoothing_of_a_plain_trainer_shifts_the_labels(tokenizer, texts, tmp_path):
+    """The whole teacher as a student, which learns from the same texts as the teacher does."""
+    rows = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"] if len(ids) == 10][:8]
+    teacher, losses = make_decoder(), []
+    for model in (teacher, SKDStudentForCausalLM.from_teacher(teacher, 4, tokenizer=tokenizer)):
+        args = TrainingArguments(
+            str(tmp_path), label_smoothing_factor=0.1, max_steps=1, report_to="none", save_strategy="no", use_cpu=True
+        )
+        losses.append(Trainer(copy.deepcopy(model), args, train_dataset=rows).train().training_loss)
+    assert rows and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_layers_that_depend_on_their_place_are_not_moved(tokenizer):
+    sizes = dict(vocab_size=32, n_embd=16, n_layer=4, n_head=2, n_positions=64)
+    teacher = GPT2LMHeadModel(GPT2Config(**sizes, scale_attn_by_inverse_layer_idx=True))
+    with pytest.raises(ValueError, match=r"depends on the place of a layer; keep the first ones, \[0, 1\]"):
+        SKDStudentForCausalLM.from_teacher(teacher, [0, 3], tokenizer=tokenizer)
+    SKDStudentForCausalLM.from_teacher(teacher, [0, 1], tokenizer=tokenizer)
+
+
+def test_a_loaded_teacher_without_a_tokenizer_has_the_students(tokenizer, texts, tmp_path):
+    make_decoder().save_pretrained(tmp_path / "teacher")  # without a tokenizer
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    args = settings_of(tmp_path / "run", objective="lm+kl", max_steps=1)
+    SKDTrainer(student, args, teacher=teacher, train_dataset=texts).train()
+    # Tokens that were added in memory.
+    make_tokenizer(words=WORDS[:20]).save_pretrained(tmp_path / "teacher")
+    SKDTrainer(student, args, teacher=teacher, train_dataset=texts).train()
 
 
 def test_settings_of_generation_are_those_of_the_teacher(tokenizer, tmp_path):

@@ -318,6 +318,14 @@ def test_a_trainer_that_only_evaluates(bert, senses, texts, tmp_path):
     alone = make_trainer(bert, senses, None, tmp_path, eval_dataset={"a": texts})
     vectors = alone.eval_dataset["a"]
     assert alone.evaluate()["eval_a_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
+    # Each set has its own unit if there are no training texts, whatever their order.
+    parts = {"a": texts[:5], "b": texts}
+    one, other = (
+        make_trainer(bert, senses, None, tmp_path, eval_dataset={name: parts[name] for name in names}).evaluate()
+        for names in ("ab", "ba")
+    )
+    for name in parts:
+        assert one[f"eval_{name}_loss"] == pytest.approx(other[f"eval_{name}_loss"], rel=1e-5)
     bare = SKDTrainer(make_student(bert, senses), SKDTrainingArguments(str(tmp_path), report_to="none"))
     assert bare.evaluate(vectors)["eval_loss"] == pytest.approx(trained.evaluate(vectors)["eval_loss"], rel=1e-5)
 

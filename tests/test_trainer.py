@@ -61,7 +61,12 @@ def first_loss(trainer):
 
 
 def test_of_errors_the_smallest_is_the_best(tmp_path):
-    for name, greater in (("quantization_error", False), ("sense_accuracy", True), ("loss", False)):
+    for name, greater in (
+        ("quantization_error", False),
+        ("sense_accuracy", True),
+        ("loss", False),
+        ("eval_perplexity", False),
+    ):
         settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
         args = SKDTrainingArguments(str(tmp_path), **settings, load_best_model_at_end=True, metric_for_best_model=name)
         assert args.greater_is_better == greater
@@ -593,6 +598,28 @@ def test_texts_can_be_evaluated_on(bert, senses, texts, tmp_path):
     assert trainer.evaluate(texts[:9])["eval_loss"] == pytest.approx(metrics["eval_a_loss"])
 
 
+def test_an_evaluation_is_of_all_the_texts_that_are_given(bert, senses, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    parts = {"a": texts[:9], "b": texts[9:]}
+    found = {}
+    for settings in (
+        {},
+        {"dataloader_drop_last": True, "per_device_eval_batch_size": 7},
+        {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+    ):
+        args = SKDTrainingArguments(str(tmp_path), report_to="none", objective="sense+mse", **settings)
+        trainer = SKDTrainer(student, args, teacher=bert, eval_dataset=parts["a"])
+        assert trainer.evaluate()["eval_loss"] == trainer.evaluate(parts)["eval_a_loss"]
+        for name, part in parts.items():
+            loss = trainer.evaluate(part)["eval_loss"]
+            assert loss == pytest.approx(found.setdefault(name, loss), rel=1e-5)
+        assert args.dataloader_drop_last == ("dataloader_drop_last" in settings)
+    assert found["a"] != pytest.approx(found["b"], rel=1e-3)
+    empty = Dataset.from_dict({"text": ["w1"]}).to_iterable_dataset().filter(lambda row: False)
+    with pytest.raises(ValueError, match="no position that the objective counts: pass more or longer texts"):
+        trainer.evaluate(empty)
+
+
 def test_windows_fit_the_student_too(bert, senses, texts, tmp_path):
     short = BertModel(BertConfig(**SIZES, max_position_embeddings=16))
     student = SKDStudentModel.from_backbone(short, senses)
@@ -667,6 +694,28 @@ def test_what_adapters_do_not_keep(bert, senses, texts, tmp_path, caplog, monkey
     expected = adapted.get_base_model().encode(texts)
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "merged").encode(texts), expected)
+
+
+def test_a_training_that_did_nothing_is_told(bert, senses, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    settings = {"report_to": "none", "save_strategy": "no", "objective": "sense+mse", "use_cpu": True}
+    for steps in ({"max_steps": 5}, {}):
+        args = SKDTrainingArguments(str(tmp_path), dataloader_drop_last=True, **settings, **steps)
+        with pytest.raises(ValueError, match="leaves out the only batch, as 20 rows are fewer than 32"):
+            SKDTrainer(student, args, teacher=bert, train_dataset=texts[:20]).train()
+    empty = Dataset.from_dict({"text": texts}).to_iterable_dataset().filter(lambda row: False)
+    args = SKDTrainingArguments(str(tmp_path), max_steps=5, **settings)
+    with pytest.raises(ValueError, match="no step was done, as there are no texts"):
+        SKDTrainer(student, args, teacher=bert, train_dataset=empty).train()
+
+
+def test_weights_that_became_half_are_not_trained(bert, senses, texts, tmp_path):
+    settings = {"report_to": "none", "save_strategy": "no", "bf16_full_eval": True, "use_cpu": True}
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    trainer = SKDTrainer(student, SKDTrainingArguments(str(tmp_path), **settings), bert, texts, texts[:5])
+    trainer.evaluate()
+    with pytest.raises(ValueError, match="weights to be trained are torch.bfloat16"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("epochs", [0, -1, float("nan")])

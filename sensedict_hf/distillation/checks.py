@@ -10,16 +10,19 @@ from pyarrow import compute
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.utils import logging
 
 from ..data import Texts
 from ..models.arguments import check_string
 from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import Teacher
 from .generation import is_generative
 from .labels import has_labels, label_settings
 from .training_args import SKDTrainingArguments
 
+logger = logging.get_logger(__name__)
 TOO_FAST = "go on from an earlier checkpoint with a lower learning rate, or without half precision"
 NOT_FINITE = {
     "teacher": "the teacher yields NaN or infinite vectors: load it in another dtype",
@@ -126,6 +129,40 @@ def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
         raise ValueError(
             f"{path} holds no optimizer (save_only_model=True), so that training would not go on as it was: train "
             "without resume_from_checkpoint"
+        )
+
+
+def check_batches(args: SKDTrainingArguments, dataset: Any) -> None:
+    """Raise a ValueError if the texts to train on make no whole batch, and others are to be left out."""
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and hasattr(dataset, "__len__") and len(dataset) < size:
+        raise ValueError(
+            f"dataloader_drop_last=True leaves out the only batch, as {len(dataset)} rows are fewer than {size}: "
+            "leave it out, or lower per_device_train_batch_size"
+        )
+
+
+def check_trained(steps: int) -> None:
+    """Raise a ValueError if a training has ended without a step."""
+    if not steps:
+        raise ValueError("no step was done, as there are no texts to train on: pass more texts")
+
+
+def check_counted(counted: Tensor) -> None:
+    """Raise a ValueError if an evaluation has no position that is counted. Its scores would be perfect."""
+    if not counted:
+        raise ValueError(
+            "the texts to evaluate on have no position that the objective counts: pass more or longer texts"
+        )
+
+
+def check_poolings(student: SKDStudentModel, teacher: Teacher) -> None:
+    """Warn if student and teacher pool in other ways."""
+    pooling = student.config.pooling
+    if teacher.pooling != pooling:
+        logger.warning(
+            f"the student's pooling is {pooling}, the teacher's {teacher.pooling}: the student's is used for both; "
+            "from_teacher and from_backbone take another one as pooling="
         )
 
 

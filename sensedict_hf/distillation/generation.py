@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.arguments import check_kind
 from ..models.configuration_sense_embedding import next_tokens
 from ..models.encoding import pad_batch
+from ..models.loading import load_tokenizer
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
+from ..models.tokenization import count_embeddings
 from .batches import pad_vectors
 from .losses import IGNORED
 from .training_args import SKDTrainingArguments
@@ -60,6 +62,24 @@ def check_generative(model: PreTrainedModel, senses: SenseEmbeddingModel | None,
         raise ValueError(
             f"the senses are of layer {senses.config.layer}, the head reads the last: build a dictionary with layer=-1"
         )
+
+
+def teacher_tokenizer(teacher: Any, student: SKDStudentForCausalLM) -> PreTrainedTokenizerBase | None:
+    """Return the student's tokenizer if a loaded teacher has none of its own, or a smaller one; else None.
+
+    Args:
+        teacher: The teacher. Of a name or a folder the own tokenizer is loaded.
+        student: The student.
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        return None
+    try:
+        own = load_tokenizer(teacher.name_or_path or "", "", None, False).get_vocab()
+    except (OSError, ValueError):  # it was loaded from elsewhere, or from a folder without a tokenizer
+        return student.tokenizer
+    used = student.tokenizer.get_vocab()  # tokens may have been added in memory
+    is_larger = len(own) < len(used) <= count_embeddings(teacher) and own.items() <= used.items()
+    return student.tokenizer if is_larger else None
 
 
 @dataclass
@@ -146,15 +166,15 @@ def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def state_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum the squared distances between states, in units of the variance of the teacher's states in the batch.
+    """Sum the squared distances between states, each in units of the squared length of the teacher's state.
 
     Args:
         student: `[n, hidden]`.
         teacher: `[n, hidden]`.
     """
     theirs = teacher.float()
-    variance = (theirs - theirs.mean(0)).square().sum() / max(len(theirs), 1)
-    return (student.float() - theirs).square().sum() / variance.clamp_min(torch.finfo(torch.float32).tiny)
+    lengths = theirs.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((student.float() - theirs).square().sum(-1) / lengths).sum()
 
 
 def generation_loss(

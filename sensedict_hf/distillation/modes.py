@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from accelerate.utils import DataLoaderConfiguration
 from torch import nn
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -60,3 +62,23 @@ def warn_of_adapters(model: nn.Module | None) -> None:
             "a folder of adapters does not hold the student's config, which decides what the student returns "
             "after distillation: merge the adapters into the student before you save it, or save its config too"
         )
+
+
+@contextmanager
+def every_text_once(
+    config: DataLoaderConfiguration, args: TrainingArguments, *, keeps_workers: bool
+) -> Iterator[None]:
+    """Make data loaders that have each text once, and leave none out.
+
+    Args:
+        config: Settings of accelerate.
+        args: Settings of the trainer.
+        keeps_workers: Whether the processes of a loader may stay for the next one. They would read the same texts.
+    """
+    before = config.even_batches, args.dataloader_drop_last, args.dataloader_persistent_workers
+    config.even_batches = args.dataloader_drop_last = False
+    args.dataloader_persistent_workers &= keeps_workers
+    try:
+        yield
+    finally:
+        config.even_batches, args.dataloader_drop_last, args.dataloader_persistent_workers = before

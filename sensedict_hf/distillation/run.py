@@ -303,7 +303,7 @@ class StudentStart:
                     f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text has layers of its teacher "
                     "and returns no senses; leave it out"
                 )
-            if given := [name for name in ("instruction", "template", "pooling", "tokenizer") if options.get(name)]:
+            if given := [name for name in ("instruction", "template", "pooling") if options.get(name)]:
                 raise ValueError(
                     f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text reads what its teacher "
                     "reads, and pools nothing; leave it out"

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
 
 from ..data import Texts, dataset_names, with_datasets
 from ..models.encoding import padding_id
@@ -30,17 +29,16 @@ from .generation import (
     generation_loss,
     generation_means,
     is_generative,
+    teacher_tokenizer,
 )
 from .layer_free import check_layer_free, collate_ragged, default_epochs, is_layer_free, layer_free_loss
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import sparse_gradients, warn_of_adapters, without_dropout
+from .modes import every_text_once, sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
 from .texts import encode_texts
 from .training_args import SKDTrainingArguments
 from .uploading import push_student
 from .vectors import TeacherVectors, Variances
-
-logger = logging.get_logger(__name__)
 
 
 class SKDTrainer(Trainer):
@@ -123,16 +121,18 @@ class SKDTrainer(Trainer):
             args = args.for_generation(has_senses=senses is not None)
         check_generative(model, senses, args)
         if train_dataset is not None:
-            checks.check_dtypes(model)
+            checks.check_dtypes(model)  # before the teacher runs
         checks.check_datasets(args, train_dataset, eval_dataset)
         self.text_column = text_column
         if self.is_generative and teacher is not None:
-            own = None if getattr(teacher, "name_or_path", True) else self.student.tokenizer  # a nameless one has none
+            own = teacher_tokenizer(teacher, cast(Any, self.student))
             self.teacher, self._language_head, _ = load_language_model(cast(Any, teacher), own, args.device)
         else:
             self.teacher = None if teacher is None else load_teacher(teacher, device=args.device)
         if self.teacher is not None:
-            self._check_teacher(self.teacher, has_head)
+            check_teacher(self.senses, self.teacher)
+            if not has_head and not self.is_layer_free:
+                checks.check_poolings(self.student, self.teacher)
         self._has_prompt = bool(self.student.config.prompt or (self.teacher and self.teacher.prompt))
 
         # Turn texts into token ids and, with the objective `sense`, into the teacher's senses.
@@ -186,9 +186,12 @@ class SKDTrainer(Trainer):
             kwargs: As in `Trainer.train`, such as `resume_from_checkpoint=True`.
 
         Raises:
-            ValueError: The checkpoint to resume from belongs to a student with another dictionary.
+            ValueError: The checkpoint to resume from belongs to a student with another dictionary, or there are too
+                few texts for a step.
         """
         warn_of_adapters(self.model)
+        checks.check_dtypes(cast(nn.Module, self.model))
+        checks.check_batches(self.args, self.train_dataset)
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
@@ -203,6 +206,7 @@ class SKDTrainer(Trainer):
                 result = super().train(*args, **kwargs)
         finally:
             self.remove_callback(check)
+        checks.check_trained(result.global_step)
         if self.args.push_to_hub:
             self.push_to_hub()
         return result
@@ -211,24 +215,14 @@ class SKDTrainer(Trainer):
         """Upload the student with its card, see :func:`push_student`."""
         return push_student(self, commit_message, **kwargs)
 
-    def _check_teacher(self, teacher: Teacher, has_head: bool) -> None:
-        """Raise a ValueError if the dictionary does not fit the teacher; warn if the poolings differ."""
-        check_teacher(self.senses, teacher)
-        pooling = self.student.config.pooling
-        if not has_head and not self.is_layer_free and teacher.pooling != pooling:
-            logger.warning(
-                f"the student's pooling is {pooling}, the teacher's {teacher.pooling}: the student's is used "
-                "for both; from_teacher and from_backbone take another one as pooling="
-            )
-
     def _encode(self, texts: Any, args: SKDTrainingArguments, name: str) -> Any:
         """Encode texts in the folder `_encoded/name`, see :func:`encode_texts`."""
         if name == "train":
             config = self.student.config.sense_config
             config.card_data = with_datasets(config.card_data, dataset_names(texts))
         data = encode_texts(texts, args, name, self.student, self.senses, self.teacher, self.text_column)
-        if self.is_layer_free:
-            self._variances = self._variances or data.variances()  # the training texts come first
+        if self.is_layer_free and name == "train":
+            self._variances = data.variances()
         return data
 
     def _loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -237,9 +231,11 @@ class SKDTrainer(Trainer):
         The loss of a student without layers is a mean.
         """
         args = self.args
-        if self._variances is not None:
+        if self.is_layer_free:
             seed = (args.seed, self.state.global_step) if model.training else None
-            loss, errors = layer_free_loss(self.student.backbone, inputs, self._variances, args.loss_weights, seed)
+            loss, errors = layer_free_loss(
+                self.student.backbone, inputs, cast(Variances, self._variances), args.loss_weights, seed
+            )
             checks.check_step(self.state.global_step, loss=loss)
             self._sums += errors.stack()
             return loss
@@ -318,7 +314,7 @@ class SKDTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def get_eval_dataloader(self, eval_dataset: Texts | str | None = None) -> DataLoader:
-        """Return the batches to evaluate on. Texts are encoded first, and none is repeated to even out processes.
+        """Return the batches to evaluate on. Texts are encoded first, and each of them is in one batch.
 
         Args:
             eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
@@ -329,12 +325,9 @@ class SKDTrainer(Trainer):
         )
         if not is_known:
             data = self._encode(data, self.args, "evaluated")
-        config = self.accelerator.dataloader_config
-        even_batches, config.even_batches = config.even_batches, False
-        try:
+        is_own = data is None or isinstance(data, str)
+        with every_text_once(self.accelerator.dataloader_config, self.args, keeps_workers=is_own):
             return super().get_eval_dataloader(data)
-        finally:
-            config.even_batches = even_batches
 
     def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise a ValueError: distillation has no classes to predict."""
@@ -363,16 +356,22 @@ class SKDTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate as `Trainer.evaluation_loop` does, with means over the positions of all batches and processes."""
-        training, self._sums = self._sums, self._no_sums()
+        """Evaluate as `Trainer.evaluation_loop` does, with means over the positions of all batches and processes.
+
+        Raises:
+            ValueError: There are no positions to evaluate on.
+        """
+        training, self._sums = (self._sums, self._variances), self._no_sums()
+        if self.is_layer_free and self._variances is None:  # there are no training texts, whose variances are the unit
+            self._variances = cast(TeacherVectors, dataloader.dataset).variances()
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            measured = {f"{metric_key_prefix}_{name}": value for name, value in self._means().items()}
+            measured = {f"{metric_key_prefix}_{name}": value for name, value in self._means(is_needed=True).items()}
             return output._replace(metrics={**(output.metrics or {}), **measured})
         finally:
-            self._sums = training
+            self._sums, self._variances = training
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as `Trainer.log` does; with a training loss also the means since the last log."""
@@ -385,9 +384,11 @@ class SKDTrainer(Trainer):
         kind = Errors if self.is_layer_free else GenerationCounts if self.is_generative else Counts
         return torch.zeros(len(kind._fields), device=self.args.device)
 
-    def _means(self) -> dict[str, float]:
-        """Compute the means over all processes."""
+    def _means(self, is_needed: bool = False) -> dict[str, float]:
+        """Compute the means over all processes. If they are needed, there must be a position that is counted."""
         sums = cast(Tensor, self.accelerator.reduce(self._sums, reduction="sum"))
+        if is_needed:
+            checks.check_counted(sums[1])
         if self.is_layer_free:
             return mean_errors(sums, self.args.loss_weights)
         return generation_means(sums) if self.is_generative else means(sums)

@@ -189,7 +189,7 @@ class SKDTrainingArguments(TrainingArguments):
         for name in self._unset:
             setattr(self, name, WITH_LAYERS[name])
         self._check_numbers()
-        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_error"):
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith(("_error", "perplexity")):
             self.greater_is_better = False
         super().__post_init__()
         strategy = HubStrategy(self.hub_strategy)

@@ -10,10 +10,12 @@ from transformers.utils.logging import tqdm
 
 from ..data import Texts, iterate_texts
 from ..models.arguments import check_integer, check_kind
-from ..models.attention import evaluating
+from ..models.attaching import has_senses
+from ..models.attention import evaluating, probe_attention
 from ..models.configuration_sense_embedding import next_tokens
 from ..models.encoding import pad_batch, padding_id
-from ..models.tokenization import check_max_length, check_tokenizer, model_max_length, tokenize
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
+from ..models.tokenization import check_max_length, check_tokenizer, count_embeddings, model_max_length, tokenize
 from ..models.windows import cut_windows
 
 
@@ -43,7 +45,8 @@ def evaluate_language_modeling(
         `perplexity`; `token_accuracy`, the share of tokens with the largest logit; `tokens`, their number.
 
     Raises:
-        ValueError: `max_length` is too small, no text has two tokens, or the logits are not finite.
+        ValueError: The model has no language-model head or is not causal, the tokenizer is of another model,
+            `max_length` is too small, no text has two tokens, or the logits are not finite.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -54,11 +57,12 @@ def evaluate_language_modeling(
         >>> scores["perplexity"] > 10_000  # an untrained model knows nothing
         True
     """
-    check_kind("model", model, PreTrainedModel, "a model of transformers with a language-model head")
+    check_kind("model", model, PreTrainedModel, "a model of transformers with a language-model head, without adapters")
     batch_size = check_integer("batch_size", batch_size, 1)
     if tokenizer is None:
         tokenizer = cast(PreTrainedTokenizerBase, getattr(model, "tokenizer", None))
     check_tokenizer(tokenizer)
+    _check_predicts(model, tokenizer)
     width = check_max_length(max_length, model_max_length(tokenizer, model.config.get_text_config()))
 
     # Cut the texts into windows, the longest first.
@@ -102,3 +106,18 @@ def evaluate_language_modeling(
         "token_accuracy": right / tokens,
         "tokens": tokens,
     }
+
+
+def _check_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError if a model does not predict the next token of a tokenizer from earlier ones alone."""
+    name = type(model).__name__
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{name} has no language-model head: load the model with AutoModelForCausalLM")
+    if isinstance(model, SKDStudentForCausalLM):
+        model.config.sense_config.check_tokenizer(tokenizer)
+    elif (size := count_embeddings(model)) < len(tokenizer):
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, {name} only {size}: pass the model's own")
+    # Senses of the next token tell a state which token follows.
+    attention = "causal" if has_senses(model) else probe_attention(cast(PreTrainedModel, model.base_model))
+    if attention != "causal":
+        raise ValueError(f"the attention of {name} is {attention}: only a causal model predicts the next token")

@@ -62,8 +62,7 @@ class AttachedSenses:
         # Check the arguments before any hook is registered.
         if assignment is not None:
             check_assignment(assignment)
-        hooks = base._forward_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in hooks):
+        if has_senses(base):
             raise ValueError("senses are attached to this model already: remove() them first")
         check_residual(residual or 0.0)
         self.sense_ids: Tensor | None = None
@@ -109,10 +108,10 @@ class AttachedSenses:
         if self._senses.config.key == "next" and any(given.get(name) is not None for name in CACHES):
             self._refuse_generation()
         if mask is not None:
-            if mask.dim() != 2:
+            if not isinstance(mask, Tensor) or mask.dim() != 2:
                 raise ValueError(
-                    f"the attention mask has {mask.dim()} dimensions: attached senses need a mask [batch, positions], "
-                    "which tells padding from text"
+                    "attached senses need a mask [batch, positions], which tells padding from text: in generate leave "
+                    "out cache_implementation='static' and the like, which make other masks"
                 )
             mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
         self._passes.append(_Pass(input_ids, mask))
@@ -241,10 +240,8 @@ def attach_senses(
             f"the model has {count} tokens, the dictionary {senses.config.vocab_size}: if both have the same "
             "tokenizer, pass it as tokenizer="
         )
-    if model is not base and not _calls_base(model, base):
-        raise ValueError(
-            f"{type(model).__name__} does not run its base model as a whole: attach senses to model.base_model"
-        )
+    if model is not base:
+        base = _module_that_runs(model, base)
     if senses.config.attention is not None:
         senses.config.check_attention(base.name_or_path or type(base).__name__, probe_attention(base))
     attached = AttachedSenses(base, senses, assignment, residual)
@@ -253,22 +250,39 @@ def attach_senses(
     return attached
 
 
-def _calls_base(model: PreTrainedModel, base: PreTrainedModel) -> bool:
-    """Return whether a model with a head calls its base model, found by a forward pass over four tokens.
+def has_senses(model: nn.Module) -> bool:
+    """Return whether senses are attached to a model or to a part of it.
 
-    OPTForCausalLM does not: it calls a module inside its base model. If the forward pass fails, because the model
-    needs other inputs than token ids, the answer is yes.
+    Args:
+        model: The model.
     """
-    calls: list[nn.Module] = []
-    handle = base.register_forward_pre_hook(lambda module, args: calls.append(module))
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    return any(isinstance(getattr(hook, "__self__", None), AttachedSenses) for hook in hooks)
+
+
+def _module_that_runs(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of its base model that a model with a head runs, found by a forward pass over four tokens.
+
+    Mostly it is the base model itself. OPTForCausalLM runs the decoder inside it. If the forward pass fails, because
+    the model needs other inputs than token ids, the base model is taken.
+
+    Raises:
+        ValueError: No part of the base model runs.
+    """
+    calls: list[PreTrainedModel] = []
+    parts = [module for module in base.modules() if isinstance(module, PreTrainedModel)]
+    handles = [part.register_forward_pre_hook(lambda module, args: calls.append(module)) for part in parts]
     try:
         with torch.no_grad(), evaluating(model):
             model(input_ids=torch.arange(4, device=base.device)[None])
     except Exception:
-        return True
+        return base
     finally:
-        handle.remove()
-    return bool(calls)
+        for handle in handles:
+            handle.remove()
+    if not calls:
+        raise ValueError(f"{type(model).__name__} does not run its base model: attach senses to model.base_model")
+    return calls[0]
 
 
 def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Module, int]:

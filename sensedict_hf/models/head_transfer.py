@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
@@ -17,6 +18,7 @@ from .configuration_sense_embedding import SenseEmbeddingConfig
 from .files import reading
 from .matching import check_name
 from .teachers import origin_of
+from .tokenization import special_tokens_around
 
 # Encoders that classify a text by its first token, by model type: the name of the dense layer before the classifier,
 # the activation (or the config field that names it), the name of the classifier. Their heads for tokens are one layer,
@@ -138,17 +140,32 @@ def find_token_head(classifier: PreTrainedModel) -> ClassifierHead:
     return ClassifierHead({"classifier": _linear(classifier, name)}, settings)
 
 
-def check_head(head: ClassifierHead, classifier: PreTrainedModel, senses: SenseEmbeddingConfig) -> None:
+def check_head(
+    head: ClassifierHead,
+    classifier: PreTrainedModel,
+    senses: SenseEmbeddingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Check that a head can read senses instead of the hidden states of its own model.
 
     Args:
         head: The head.
         classifier: The fine-tuned model that it belongs to.
         senses: Config of the sense dictionary.
+        tokenizer: The tokenizer of the student.
 
     Raises:
-        ValueError: The senses have another width, or are not of the last layer.
+        ValueError: The senses have another width, or are not of the last layer, or the student would read another
+            token of a text.
     """
+    # A decoder with a head reads the last token that is no padding, whatever the mask says.
+    after = special_tokens_around(tokenizer)[1]
+    if head.settings.get("pooling") == "last" and after and after[-1] == classifier.config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer ends each text with {tokenizer.convert_ids_to_tokens(after[-1])!r}, which is the padding "
+            f"token of {type(classifier).__name__} and not read by its head: give classifier.config another "
+            "pad_token_id, or a tokenizer that adds nothing"
+        )
     depth, width = classifier.config.num_hidden_layers, head.layers["classifier"].in_features
     if width != senses.hidden_size or senses.layer not in (-1, depth):
         raise ValueError(

@@ -145,7 +145,16 @@ def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedCo
 
     Returns:
         The config of the smaller model.
+
+    Raises:
+        ValueError: A layer would compute something else at another place.
     """
+    depends_on_place = getattr(config, "scale_attn_by_inverse_layer_idx", False) or config.model_type == "diffllama"
+    if depends_on_place and [*layers] != [*range(len(layers))]:
+        raise ValueError(
+            f"num_hidden_layers={[*layers]}: attention in this {config.model_type} depends on the place of a layer; "
+            f"keep the first ones, {[*range(len(layers))]}"
+        )
     config, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
         if name == "pos_att_type":

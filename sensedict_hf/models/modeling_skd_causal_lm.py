@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .attention import evaluating
@@ -35,6 +36,11 @@ from .loading import move_model
 from .modeling_skd_base import SKDStudentPreTrainedModel
 from .modeling_skd_student import SKDStudentModel
 from .teachers import Teacher, load_teacher
+
+# Fields of configs of models that scale or clip their logits.
+LOGIT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# With label smoothing `Trainer` computes the loss itself, and shifts the labels only for classes in this table.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["skd_student"] = "SKDStudentForCausalLM"
 
 
 class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
@@ -250,11 +256,14 @@ def load_language_model(
             f"the attention of {teacher.name} is {teacher.attention}: only a causal model predicts the next token; "
             "load it as it was trained"
         )
-    # Some architectures scale or clip their logits, which a student would not do.
+    # Some architectures scale or clip their logits, which a student would not do. A few small logits may not show it.
+    scales = {name: getattr(loaded.config.get_text_config(), name, None) for name in LOGIT_SCALES}
+    changes_logits = any(scale not in (None, 1, 1.0) for scale in scales.values())
     ids = torch.arange(4, device=loaded.device)[None]
     with torch.no_grad(), evaluating(loaded):
         logits = cast(Any, loaded)(input_ids=ids).logits
-        if not torch.allclose(logits, head(teacher.model(input_ids=ids).last_hidden_state), rtol=1e-3, atol=1e-3):
+        states = teacher.model(input_ids=ids).last_hidden_state
+        if changes_logits or not torch.allclose(logits, head(states), rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"the logits of {type(loaded).__name__} are more than a linear map of its last states, which students "
                 "do not support: choose another architecture, such as Llama, Mistral or Qwen"

@@ -120,7 +120,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         """
         classifier = cls.load_classifier(classifier)
         head = cls._find_head(classifier)
-        check_head(head, classifier, student.config.sense_config)
+        check_head(head, classifier, student.config.sense_config, student.tokenizer)
         # The config: that of the student, with labels and settings of the head.
         config = copy.deepcopy(student.config)
         for name in ("id2label", "label2id", "problem_type"):

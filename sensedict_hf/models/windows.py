@@ -73,7 +73,8 @@ def cut_windows(lengths: NDArray[Any], width: int) -> Windows:
     # The last window ends with the text; its overlap may be larger.
     start = np.where(is_last, np.maximum(lengths[text] - width, 0), number * stride)
     stop = np.minimum(start + width, lengths[text])
-    border = (start[1:] + stop[:-1] + 1) // 2
+    # Each window shows one token more than it owns, for the states that predict that token.
+    border = np.minimum((start[1:] + stop[:-1] + 1) // 2, stop[:-1] - 1)
     own_start = np.where(is_first, 0, np.append(0, border))
     own_stop = np.where(is_last, lengths[text], np.append(border, 0))
     return Windows(text, start, stop, own_start, own_stop)
