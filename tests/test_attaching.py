@@ -116,7 +116,7 @@ def test_refusals(bert, texts, tokenizer):
             attach_senses(bert.model, senses)
         with pytest.raises(ValueError, match="input_ids, not with inputs_embeds"):
             bert.model(inputs_embeds=torch.randn(1, 3, 16))
-        with pytest.raises(ValueError, match="4 dimensions"):
+        with pytest.raises(ValueError, match=r"a mask \[batch, positions\], .* leave out cache_implementation"):
             bert.model(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 1, 3, 3))
     senses.config.layer = 9
     with pytest.raises(ValueError, match="layer 9, BertModel has hidden states 0 to 4"):
@@ -191,7 +191,7 @@ def test_senses_that_would_be_left_out_are_told(bert, tokenizer, texts):
         attach_senses(bert.model, senses)
     opt = OPTForCausalLM(
         OPTConfig(**{**SIZES, "ffn_dim": 32}, word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=0)
-    )
+    ).eval()
     # This one runs a module inside its base model.
     plain = opt(**batch).logits
     with attach_senses(opt, senses, assignment="hard"):

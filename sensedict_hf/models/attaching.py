@@ -110,8 +110,8 @@ class AttachedSenses:
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.dim() != 2:
                 raise ValueError(
-                    "attached senses need a mask [batch, positions], which tells padding from text: in generate leave "
-                    "out cache_implementation='static' and the like, which make other masks"
+                    "attached senses need an attention mask [batch, positions], which tells padding from text: in "
+                    "generate leave out cache_implementation='static' and the like, which make other masks"
                 )
             mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
         self._passes.append(_Pass(input_ids, mask))
