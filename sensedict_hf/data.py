@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -74,10 +74,15 @@ def read_dataset(
         if Path(name, "state.json").is_file() and name == names[0]:
             saved = load_from_disk(name)
             return saved.to_iterable_dataset() if streaming else saved
+        is_of_splits = Path(name, "dataset_dict.json").is_file()
         looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
-        if name != names[0] or (looks_like_a_repository and not Path(name).exists() and kind_of(name) is None):
+        if (
+            name != names[0]
+            or is_of_splits
+            or (looks_like_a_repository and not Path(name).exists() and kind_of(name) is None)
+        ):
             try:
-                if Path(name, "dataset_dict.json").is_file() and config is None:
+                if is_of_splits and config is None:
                     saved = load_from_disk(name)[chosen or split]
                     return saved.to_iterable_dataset() if streaming else saved
                 return load_dataset(name, config, split=chosen or split, streaming=streaming)
@@ -165,6 +170,8 @@ def iterate_texts(texts: Texts, text_column: str = "text") -> Iterator[str]:
         raise ValueError(f"texts is a {type(texts).__name__}: choose one of its columns, and pass that as a list")
     if not isinstance(texts, Iterable):
         raise ValueError(f"texts is {type(texts).__name__}: pass a list of strings")
+    if isinstance(texts, Set):
+        raise ValueError("texts is a set, whose order changes from run to run: pass a list, such as sorted(texts)")
     if isinstance(texts, Mapping):
         raise ValueError(f"texts is a mapping of {', '.join(map(str, texts))}: pass the list of one of these keys")
 

@@ -153,7 +153,7 @@ def test_wrong_values_at_every_door(bert, senses, texts, tmp_path, monkeypatch):
         (Teacher, (bert.model, bert.tokenizer, "tiny"), dict(prompt=optional, max_seq_length=number, pooling=thing)),
         (attach_senses, (bert.model, senses), dict(tokenizer=optional, assignment=optional)),
         (find_occurrences, (senses, bert, "w27", texts), dict(batch_size=number, max_occurrences=number)),
-        (find_occurrences, (senses,), dict(teacher=thing), dict(token="w27", texts=texts)),
+        (find_occurrences, (senses,), dict(teacher=(5, [], None)), dict(token="w27", texts=texts)),
         (report_senses, (senses, "w27"), dict(occurrences=optional, max_contexts=number)),
         (plot_senses, (senses,), dict(occurrences=thing, path=path), dict(occurrences={"w27": found}, path="a.png")),
         (encode_senses, (bert, senses, texts), dict(output_dir=path, max_length=number, only_tokens=flag)),

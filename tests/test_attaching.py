@@ -116,7 +116,9 @@ def test_refusals(bert, texts, tokenizer):
             attach_senses(bert.model, senses)
         with pytest.raises(ValueError, match="input_ids, not with inputs_embeds"):
             bert.model(inputs_embeds=torch.randn(1, 3, 16))
-        with pytest.raises(ValueError, match=r"a mask \[batch, positions\], .* leave out cache_implementation"):
+        with pytest.raises(
+            ValueError, match=r"attention mask \[batch, positions\], .* leave out cache_implementation"
+        ):
             bert.model(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 1, 3, 3))
     senses.config.layer = 9
     with pytest.raises(ValueError, match="layer 9, BertModel has hidden states 0 to 4"):

@@ -298,6 +298,13 @@ def test_a_plot_leaves_the_backend_and_the_figures_of_the_caller_alone(bert, tex
         plot_senses(senses, {"w20": once}, tmp_path / "senses.png")
     with pytest.raises(ValueError, match="give at least one token"):
         plot_senses(senses, {}, tmp_path / "senses.png")
+    # Occurrences of another token.
+    for call in (
+        lambda: plot_senses(senses, {"w20": occurrences["w21"]}, tmp_path / "senses.png"),
+        lambda: report_senses(senses, "w20", occurrences["w21"]),
+    ):
+        with pytest.raises(ValueError, match="the occurrences are of the token with id .*, not of 'w20'"):
+            call()
 
 
 def test_plotting_alone_needs_matplotlib(monkeypatch):

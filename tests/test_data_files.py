@@ -204,6 +204,10 @@ def test_a_name_tells_config_and_split(tmp_path, monkeypatch):
         assert isinstance(streamed, IterableDataset) and list(streamed) == [{"text": "test"}]
     with pytest.raises(ValueError, match="saved::dev, and no dataset"):
         read_dataset(f"{tmp_path}/saved::dev")
+    assert read_dataset(tmp_path / "saved", split="test")["text"][:] == ["test"]
+    assert read_dataset(tmp_path / "saved")["text"][:] == ["train"]
+    with pytest.raises(ValueError, match="saved, and no dataset of that name"):
+        read_dataset(tmp_path / "saved", split="dev")
     asked = []
     monkeypatch.setattr("sensedict_hf.data.load_dataset", lambda *names, **more: asked.append((names, more["split"])))
     for name in ("org/v1.0", "wikitext:raw", "wikitext:raw:test", "wikitext::test"):

@@ -8,6 +8,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from sensedict_hf import (
     SKDStudentModel,
@@ -18,8 +19,8 @@ from sensedict_hf import (
     evaluate_similarity,
     evaluate_token_classification,
 )
-from sensedict_hf.evaluation.scores import _entities, few_shot_draws, score_ranking, sense_agreement
-from sensedict_hf.evaluation.tasks import classification_task, retrieval_task
+from sensedict_hf.evaluation.scores import few_shot_draws, find_entities, score_ranking, sense_agreement
+from sensedict_hf.evaluation.tasks import classification_task, retrieval_task, similarity_task, token_task
 from sensedict_hf.models.encoding import pool
 
 
@@ -184,8 +185,8 @@ def test_retrieval_is_that_of_trec_eval():
         ("B-creative-work I-creative-work", {(0, 0, 2, "creative-work")}),
     ],
 )
-def test_entities(tags, expected):
-    assert _entities([tags.split()]) == expected
+def testfind_entities(tags, expected):
+    assert find_entities([tags.split()]) == expected
 
 
 def test_token_classification():
@@ -206,7 +207,7 @@ def test_token_classification():
     assert nothing == {"f1": 0, "precision": 0, "recall": 0}
     with pytest.raises(ValueError, match="train: embeddings of 2 sentences but tags of 3"):
         evaluate_token_classification(features(train)[:2], train, features(test), test)
-    with pytest.raises(ValueError, match="test: sentence 1 has 2 vectors but 1 tags"):
+    with pytest.raises(ValueError, match="test: sentence 1 has 2 embeddings but 1 tags"):
         evaluate_token_classification(features(train), train, features([test[0], ["O", "O"], test[2]]), test)
     with pytest.raises(ValueError, match="tag 'S-a' of sentence 1 is not BIO"):
         evaluate_token_classification(features(train), train, features(test), [test[0], ["S-a"], test[2]])
@@ -316,7 +317,7 @@ def test_what_is_no_list_of_texts_is_refused(bert):
     with pytest.raises(ValueError, match="None is neither a string nor"):
         bert.encode(["w1", None])
     with pytest.raises(ValueError, match="tag 3 of sentence 0 is not BIO"):
-        _entities([[3]])
+        find_entities([[3]])
 
 
 def test_documents_without_a_title():
@@ -324,13 +325,57 @@ def test_documents_without_a_title():
     assert task.inputs[1] == ["T a", "b"]
 
 
-@pytest.mark.parametrize("relevant", ["12", 12, None, []])
+@pytest.mark.parametrize("relevant", ["12", 12, None, [], {"12": 1}, [0.5], [True], [["12"]]])
 def test_each_query_needs_a_list_of_relevant_documents(relevant):
     corpus = {"id": list(range(20)), "text": ["a"] * 20}
     with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: give a list"):
         retrieval_task(corpus, {"text": ["q", "r"], "relevant": [[12], relevant]})
     with pytest.raises(ValueError, match=r"query 1 has the relevant documents .*: give a list"):
         score_ranking([[0, 1], [1, 0]], [[0], relevant])
+
+
+def test_relevant_documents_may_be_a_set():
+    vectors = np.eye(3)
+    assert evaluate_retrieval(vectors, vectors, [{0}, {1}, (2,)])["ndcg_at_10"] == 1
+    with pytest.raises(ValueError, match="name one or more of 0 to 2"):
+        evaluate_retrieval(vectors, vectors, [["0"], [1], [2]])
+    with pytest.raises(ValueError, match="corpus_embeddings has no rows"):
+        evaluate_retrieval(vectors, vectors[:0], [[0], [1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("make", "columns", "message"),
+    [
+        (classification_task, [["a", "b"], [1, 2], ["c"], [3]], r"labels that the training set lacks: \[3\]"),
+        (classification_task, [["a", "b"], [1, 2], ["c"], ["1"]], r"labels that the training set lacks: \['1'\]"),
+        (classification_task, [["a", "b"], [0.5, 1], ["c"], [1]], "label 0.5 is no class"),
+        (classification_task, [["a", "b"], [1, 1], ["c"], [1]], r"only the label \[1\]"),
+        (classification_task, [["a", "b"], [1, 2], [None], [1]], "text 0 is NoneType"),
+        (similarity_task, [["a", "b"], ["a", None], [1, 2]], "text 1 is NoneType"),
+        (similarity_task, [["a", "b"], ["a", "b"], ["x", "y"]], "scores must be numbers"),
+        (similarity_task, [["a", "b"], ["a", "b"], [2, 2]], "scores are all equal"),
+        (token_task, [[["a", "b"]], [["O"]], [["a"]], [["O"]]], "train: sentence 0 has 2 words but 1 tags"),
+        (token_task, [[["a"]], [["O"]], [["a"]], [["S-x"]]], "S-x"),
+    ],
+)
+def test_what_cannot_be_scored_is_found_before_the_work(make, columns, message):
+    names = {
+        classification_task: ("text", "label"),
+        similarity_task: ("sentence1", "sentence2", "score"),
+        token_task: ("tokens", "tags"),
+    }[make]
+    sets = [dict(zip(names, columns[first:])) for first in range(0, len(columns), len(names))]
+    with pytest.raises(ValueError, match=message):
+        make(*sets)
+
+
+def test_words_that_are_cut_off_are_told(bert, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("sensedict_hf"), "propagate", True)
+    words = [f"w{number % 28}" for number in range(80)]
+    short, long = bert.encode_words([words[:5], words])
+    assert (short.abs().sum(1) > 0).all() and (long[-10:] == 0).all()
+    cut = int((long == 0).all(1).sum())
+    assert f"{cut} words come after the 64 tokens that the model reads" in caplog.text
 
 
 def test_what_is_missing_is_found_before_the_work():

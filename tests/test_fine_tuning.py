@@ -172,6 +172,10 @@ def test_senses_are_learned_and_frozen_again(folder, tokenizer, texts, tmp_path)
     dictionary = AutoModel.from_pretrained(tmp_path / "dictionary")
     assert not list(dictionary.parameters()) and torch.equal(dictionary.senses, senses.senses)
     assert dictionary.senses_of("w9").shape[1] == 16 and dictionary.config.learn_senses is False
+    # In another dtype they are constants.
+    student = AutoModel.from_pretrained(tmp_path / "learned")
+    student.replace_senses(student.senses.to_dtype("int8"))
+    assert student.senses.table.dtype == torch.int8 and not student.config.learn_senses
     for loaded in (again, frozen):
         assert_same_weights(loaded, trainer.model, rtol=0, atol=0)
 

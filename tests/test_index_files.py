@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import make_model
@@ -132,6 +133,20 @@ def test_ids_to_remove_are_checked(index, ids, message):
 def test_ids_are_a_list(bert, senses):
     with pytest.raises(ValueError, match="ids is one string"):
         SenseIndex.build(bert, senses, ["w1", "w2"], ids="ab")
+    with pytest.raises(ValueError, match="ids is a set: pass a list, in the order of the documents"):
+        SenseIndex.build(bert, senses, ["w1", "w2"], ids={"a", "b"})
+    with pytest.raises(ValueError, match="texts is a set, whose order changes"):
+        SenseIndex.build(bert, senses, {"w1", "w2"})
+    index = SenseIndex.build(bert, senses, ["w1", "w2"], ids=np.arange(2))
+    index.remove(np.arange(1))
+    assert index.ids == [1]
+
+
+def test_ids_are_checked_before_documents_are_encoded(bert, senses, monkeypatch):
+    monkeypatch.setattr("sensedict_hf.retrieval.encoding.CHUNK", 2)
+    monkeypatch.setattr("sensedict_hf.retrieval.encoding.encode_documents", None)
+    with pytest.raises(ValueError, match="id 'a' is given twice"):
+        SenseIndex.build(bert, senses, ["w1"] * 5, ids=["a", "b", "c", "d", "a"])
 
 
 def test_a_half_filled_collection_is_not_searched(bert, index, tmp_path, monkeypatch):

@@ -473,6 +473,15 @@ def test_an_interrupted_build_continues_with_the_same_bytes(bert, senses, texts,
     assert not (folder / "parts").exists() and index.ids == list(range(60))
     with pytest.raises(ValueError, match="holds an index already"):
         SenseIndex.build(bert, senses, texts, output_dir=folder)
+    # A build that is stopped when its index is saved ends with the same call.
+    with monkeypatch.context() as patched:
+        patched.setattr("sensedict_hf.retrieval.index.remove_parts", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            SenseIndex.build(bert, senses, texts, output_dir=tmp_path / "late")
+    with pytest.raises(ValueError, match="unfinished build of other texts"):
+        SenseIndex.build(bert, senses, texts[1:], output_dir=tmp_path / "late")
+    SenseIndex.build(bert, senses, texts, output_dir=tmp_path / "late")
+    assert not (tmp_path / "late" / "parts").exists()
     # In memory, the result is the same.
     assert (SenseIndex.build(bert, senses, texts).search(QUERIES)[1] == index.search(QUERIES)[1]).all()
 
@@ -508,6 +517,12 @@ def test_an_index_is_evaluated(bert, senses, teacher_folder, texts, tmp_path, ca
     assert json.loads((tmp_path / "scores.json").read_text())["ndcg_at_10"] == pytest.approx(ndcg)
     for extra in (["--model", str(teacher_folder)], ["--corpus", str(queries)], ["--task", "similarity"]):
         assert main([*command, *extra]) == 2 and "--index needs --task retrieval" in capsys.readouterr().err
+    # Ids are compared as strings.
+    SenseIndex.build(teacher_folder, senses, texts).save(tmp_path / "numbered")
+    rows = [row | {"relevant": [name.removeprefix("d") for name in row["relevant"]]} for row in rows]
+    queries.write_text("\n".join(map(json.dumps, rows)))
+    numbered = [str(tmp_path / "numbered") if part == str(tmp_path / "index") else part for part in command]
+    assert main(numbered) == 0 and f"| 60 | {ndcg:.4f} |" in capsys.readouterr().out
     queries.write_text(json.dumps({"text": "w1", "relevant": ["x"]}))
     assert main(command) == 2 and "no document 'x'" in capsys.readouterr().err
     assert main(["evaluate", "--test", str(queries)]) == 2 and "give --model" in capsys.readouterr().err

@@ -55,6 +55,7 @@ class Occurrences:
     """The occurrences of a token in texts.
 
     Attributes:
+        token_id: The token.
         total: Number of all occurrences in the texts. The other fields are about `n` of them: all, or a random sample.
         vectors: Hidden states of the teacher, `[n, hidden]`, float32.
         sense_ids: The sense that the teacher picks, `[n]`, int64.
@@ -62,6 +63,7 @@ class Occurrences:
         contexts: The passage around each occurrence; the token stands in square brackets.
     """
 
+    token_id: int
     total: int
     vectors: torch.Tensor
     sense_ids: np.ndarray
@@ -154,7 +156,8 @@ def find_occurrences(
     token_ids = torch.full((len(positions),), token_id, device=senses.device)
     sense_ids = senses.posterior(token_ids, vectors.to(senses.device))[0][:, 0]
     nearest, sense_ids = senses.look_up(token_ids, sense_ids).cpu(), sense_ids.cpu()
-    return Occurrences(total, vectors, sense_ids.numpy(), (vectors - nearest).norm(dim=-1).numpy(), contexts)
+    distances = (vectors - nearest).norm(dim=-1).numpy()
+    return Occurrences(token_id, total, vectors, sense_ids.numpy(), distances, contexts)
 
 
 def _plan(positions: np.ndarray, token_id: int, vocab_size: int) -> SamplingPlan:
@@ -218,7 +221,7 @@ def report_senses(
     check_dictionary(senses)
     max_contexts = check_integer("max_contexts", max_contexts, 0)
     if occurrences is not None:
-        check_kind("occurrences", occurrences, Occurrences, "what find_occurrences returns")
+        _check_occurrences(senses, token, occurrences)
     check_has_senses(senses, token)
     usage = senses.usage[senses.rows_of(token)].tolist()
     total = max(sum(usage), 1)
@@ -234,6 +237,16 @@ def _nearest(occurrences: Occurrences, sense_id: int) -> np.ndarray:
     """Return the indices of the occurrences of a sense, the one with the nearest vector first."""
     rows = np.flatnonzero(occurrences.sense_ids == sense_id)
     return rows[np.argsort(occurrences.distances[rows], kind="stable")]
+
+
+def _check_occurrences(senses: SenseEmbeddingModel, token: int | str, occurrences: Occurrences) -> None:
+    """Raise a ValueError if something is no occurrences, or those of another token."""
+    check_kind("occurrences", occurrences, Occurrences, "what find_occurrences returns")
+    if occurrences.token_id != senses.token_id(token):
+        raise ValueError(
+            f"the occurrences are of the token with id {occurrences.token_id}, not of {token!r}: find those of this "
+            "token"
+        )
 
 
 def check_has_senses(senses: SenseEmbeddingModel, token: int | str) -> None:
@@ -304,13 +317,15 @@ def plot_senses(
     check_dictionary(senses)
     annotate = check_integer("annotate", annotate, 0)
     check_kind("occurrences", occurrences, Mapping, "what find_occurrences returns, by token")
-    for found in occurrences.values():
-        check_kind("one of occurrences", found, Occurrences, "what find_occurrences returns")
+    for token, found in occurrences.items():
+        _check_occurrences(senses, token, found)
     if not occurrences:
         raise ValueError("no occurrences: give at least one token with what find_occurrences returns for it")
     few = [token for token, found in occurrences.items() if len(found.vectors) < 2]
     if few:
-        raise ValueError(f"{', '.join(few)} occurs only once: give texts with two or more occurrences to draw")
+        raise ValueError(
+            f"{', '.join(map(str, few))} occurs only once: give texts with two or more occurrences to draw"
+        )
 
     figure = Figure(figsize=(7 * len(occurrences), 5))
     axes = figure.subplots(1, len(occurrences), squeeze=False)

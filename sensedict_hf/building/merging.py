@@ -30,8 +30,9 @@ def merge_sense_dictionaries(
     """Merge dictionaries of the same teacher, or make a single dictionary smaller.
 
     The senses of each token are clustered like samples in a build, each weighted by its usage. Senses with usage 0 are
-    dropped. The distortion of the result is the mean distortion of the dictionaries, weighted by their usage, plus
-    what the merging adds.
+    dropped. With `dot` similarity the usage is how often a sense has the largest product, so that the mean is not that
+    of all vectors. The distortion of the result is the mean distortion of the dictionaries, weighted by their usage,
+    plus what the merging adds. It is an upper bound: a vector may be closer to a sense of another dictionary.
 
     Args:
         dictionaries: The dictionaries, or a single one to make smaller.

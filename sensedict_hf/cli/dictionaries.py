@@ -20,6 +20,7 @@ from ..building.merging import merge_sense_dictionaries
 from ..building.settings import BuildSettings
 from ..data import read_dataset
 from ..models.arguments import check_integer
+from ..models.checkpoints import read_json
 from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses, load_tokenizer
@@ -32,6 +33,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.validation import check_finite
 from ..processes import process_state
 from ..retrieval.index import SenseIndex
+from ..retrieval.index_files import KIND
 from .teacher import TeacherArguments
 
 
@@ -161,7 +163,8 @@ def merge(options: argparse.Namespace) -> None:
         lambda senses: merge_sense_dictionaries(senses, options.budget),
     )
     config = merged.config
-    print(f"{config.num_senses:,} senses, mean squared distortion {config.distortion:.4g}: saved in {options.output}")
+    error = f"mean squared distortion {config.distortion:.4g} at most"
+    print(f"{config.num_senses:,} senses, {error}: saved in {options.output}")
 
 
 def _rewrite(
@@ -221,6 +224,8 @@ def info(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{folder} holds no model (there is no config.json): give the folder of a dictionary or student"
         )
+    if (read_json(options.folder, "config.json") or {}).get("kind") == KIND:
+        raise ValueError(f"{folder} holds a sense index: sensedict verify tells about it")
     with reading(options.folder):
         config = AutoConfig.from_pretrained(options.folder, trust_remote_code=options.trust_remote_code)
     if config.model_type not in ("sense_embedding", "skd_student"):

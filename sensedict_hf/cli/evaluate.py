@@ -122,6 +122,7 @@ def evaluate_index(options: argparse.Namespace) -> None:
     """
     unused = [name for name in ("model", "senses", "assignment", "residual") if getattr(options, name) is not None]
     unused += [name for name in ("train", "test", "corpus") if getattr(options, name)]
+    unused += [name for name in ("device",) if getattr(options, name) is not None and not options.query_model]
     if (
         options.task != "retrieval"
         or not options.queries
@@ -133,15 +134,16 @@ def evaluate_index(options: argparse.Namespace) -> None:
     check_relevant(queries["relevant"])
     encoder = _load_query_model(options) if options.query_model else None
     index = SenseIndex.load(options.index, encoder, trust_remote_code=options.trust_remote_code)
-    numbers = {name: number for number, name in enumerate(index.ids)}
-    unknown = [name for names in queries["relevant"] for name in names if name not in numbers]
+    # As strings: a .csv file has strings where a .jsonl file may have numbers.
+    numbers = {str(name): number for number, name in enumerate(index.ids)}
+    unknown = [name for names in queries["relevant"] for name in names if str(name) not in numbers]
     if unknown:
         raise ValueError(f"the index has no document {unknown[0]!r}, which is relevant to a query: use the same ids")
     begin = time.perf_counter()
     found, _ = index.search(queries["text"], 10, batch_size=options.batch_size)
     speed = len(found) / (time.perf_counter() - begin)
-    relevant = [[numbers[name] for name in names] for names in queries["relevant"]]
-    scores = score_ranking([[numbers[name] for name in best] for best in found], relevant)
+    relevant = [[numbers[str(name)] for name in names] for names in queries["relevant"]]
+    scores = score_ranking([[numbers[str(name)] for name in best] for best in found], relevant)
     cells = {name: f"{score:.4f}" for name, score in scores.items()}
     used = {"task": "retrieval", "index": options.index, "query_model": options.query_model}
     write_output(options, {**scores, **used})

@@ -86,7 +86,7 @@ def refuse_unused(kwargs: dict[str, Any]) -> None:
     """Raise a ValueError for arguments of `Trainer` that would have no effect. Those that are None are removed."""
     if kwargs.pop("model_init", None) is not None:
         raise ValueError("model_init has no part in distillation: make the student and pass it as model")
-    for name in ("compute_metrics", "compute_loss_func", "data_collator"):
+    for name in ("compute_metrics", "compute_loss_func", "data_collator", "preprocess_logits_for_metrics"):
         if kwargs.pop(name, None) is not None:
             raise ValueError(
                 f"{name} has no part in distillation: args.objective decides the loss, the metrics are fixed, and "

@@ -65,6 +65,11 @@ def check_layer_free(student: SKDStudentModel, args: SKDTrainingArguments) -> No
         )
     if args.weight_decay:
         raise ValueError(f"weight_decay={args.weight_decay}: there is none for a student without layers, leave it out")
+    if args.neftune_noise_alpha:
+        raise ValueError(
+            f"neftune_noise_alpha={args.neftune_noise_alpha}: the tables of a student without layers get no noise, "
+            "leave it out"
+        )
     optimizer = OptimizerNames(args.optim).value
     if not optimizer.startswith("adamw_torch"):
         raise ValueError(

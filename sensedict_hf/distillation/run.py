@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from ..models.vocabulary_transfer import adopt_tokenizer
 from ..processes import broadcast, locked
+from .checks import each
 from .run_folder import RunFolder
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
@@ -254,8 +255,9 @@ def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts 
     if eval_texts is not None and args.eval_strategy == "no":
         raise ValueError("eval_texts are never read with eval_strategy='no': set eval_strategy to epoch or steps")
     check_kind("texts", texts, Iterable, "a list of strings, or a dataset")
-    if not isinstance(texts, (str, IterableDataset)) and iter(texts) is texts:
-        raise ValueError(f"texts is a {type(texts).__name__}, which can be read only once: pass a list or a dataset")
+    for name, given in (("texts", texts), *(("eval_texts", part) for part in each(eval_texts))):
+        if isinstance(given, Iterator):
+            raise ValueError(f"{name} is a {type(given).__name__}, which can be read only once: pass a list")
 
 
 def _name(source: Any) -> str | None:

@@ -72,8 +72,8 @@ def encode_texts(
         return texts
     if teacher is None:
         raise ValueError(
-            "texts need a teacher that picks their senses: pass teacher=, or datasets from encode_senses (with "
-            "objective='sense' the teacher is freed once the texts are encoded)"
+            f"objective={args.objective!r}: texts need a teacher, pass teacher= or datasets from encode_senses (a "
+            "teacher that is not needed at every step is freed once the texts of the trainer are encoded)"
         )
     if is_streamed:
         if args.keeps_vectors:

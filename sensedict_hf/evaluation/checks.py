@@ -1,10 +1,12 @@
 """What is checked before anything is scored."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..models.arguments import check_kind
 
@@ -19,7 +21,8 @@ def check_vectors(name: str, given: Any) -> NDArray[Any]:
     Raises:
         ValueError: They have another number of dimensions, or values that are no finite numbers.
     """
-    vectors = np.asarray(given)
+    # Of tensors, also on a GPU, with a gradient, or in bfloat16, which numpy does not have.
+    vectors = given.detach().float().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if vectors.ndim != 2 or vectors.dtype.kind not in "biuf":
         raise ValueError(f"{name} is {type(given).__name__}: pass numbers, [n, hidden], a vector for each text")
     if not np.isfinite(vectors).all():
@@ -57,7 +60,80 @@ def check_relevant(relevant: Any) -> None:
     """
     check_kind("relevant", relevant, Collection, "for each query a list of documents")
     for query, documents in enumerate(relevant):
-        if isinstance(documents, str) or not isinstance(documents, Collection) or not len(documents):
+        is_list = isinstance(documents, Collection) and not isinstance(documents, (str, bytes, Mapping))
+        if not is_list or not len(documents) or not all(_is_id(one) for one in documents):
             raise ValueError(
-                f"query {query} has the relevant documents {documents!r:.60}: give a list with one or more of them"
+                f"query {query} has the relevant documents {documents!r:.60}: give a list of one or more ids, and "
+                "leave out documents that were judged not to be relevant"
+            )
+
+
+def _is_id(given: Any) -> bool:
+    return isinstance(given, (str, Integral)) and not isinstance(given, bool)
+
+
+def check_label_sets(train: NDArray[Any], test: NDArray[Any]) -> None:
+    """Check that a classifier can learn the labels of a test set.
+
+    Args:
+        train: Labels of the training set, `[n]`.
+        test: Labels of the test set, `[n]`.
+
+    Raises:
+        ValueError: There is one label only, they are no classes, or the training set lacks one of the test set.
+    """
+    if train.dtype.kind == "f" and (train % 1).any():
+        raise ValueError(f"label {train[train % 1 != 0][0]} is no class: give strings or integers")
+    if len(found := np.unique(train)) < 2:
+        raise ValueError(f"the training set has only the label {found.tolist()}: a classifier needs two or more")
+    try:
+        unseen = np.setdiff1d(test, train).tolist()
+    except TypeError:  # strings and numbers
+        unseen = test.tolist()
+    if unseen:
+        raise ValueError(f"the test set has labels that the training set lacks: {unseen[:5]}; use the same in both")
+
+
+def check_scores(given: Any) -> NDArray[Any]:
+    """Return annotated scores as numbers, `[pairs]`.
+
+    Args:
+        given: The scores. Files without types have them as strings.
+
+    Raises:
+        ValueError: They are no finite numbers, or all equal.
+    """
+    scores = check_labels("scores", given)
+    if scores.dtype.kind == "U":
+        try:
+            scores = scores.astype(float)
+        except ValueError as error:
+            raise ValueError(f"scores must be numbers ({error}): give one for each pair") from error
+    if scores.dtype.kind not in "biuf" or not np.isfinite(scores).all():
+        raise ValueError("scores have values that are no finite numbers: give one number for each pair")
+    if len(np.unique(scores)) < 2:
+        raise ValueError(f"the {len(scores)} scores are all equal: a correlation needs two different ones")
+    return scores
+
+
+def check_tags(name: str, sentences: Sequence[Collection[Any]], tags: Sequence[Collection[Any]], what: str) -> None:
+    """Check that each word of each sentence has a tag.
+
+    Args:
+        name: `train` or `test`.
+        sentences: What there is of each sentence: words or vectors.
+        tags: The tags of each sentence.
+        what: Name of what there is.
+
+    Raises:
+        ValueError: Their numbers differ.
+    """
+    if len(sentences) != len(tags):
+        raise ValueError(f"{name}: {what} of {len(sentences)} sentences but tags of {len(tags)}: give both of each")
+    for number, (words, given) in enumerate(zip(sentences, tags)):
+        check_kind(f"one of {name}_tags", given, Collection, "a list of tags")
+        if len(words) != len(given):
+            raise ValueError(
+                f"{name}: sentence {number} has {len(words)} {what} but {len(given)} tags: give one of each for every "
+                "word"
             )

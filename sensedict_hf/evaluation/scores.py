@@ -5,6 +5,7 @@ classification counts entities as in the shared tasks of CoNLL.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
 from ..models.arguments import check_flags, check_integer, check_kind
-from .checks import check_labels, check_relevant, check_vectors
+from .checks import check_label_sets, check_labels, check_relevant, check_scores, check_tags, check_vectors
 
 SEED = 42  # the seed of MTEB, so that the same rows are drawn
 
@@ -74,9 +75,7 @@ def evaluate_classification(
     for name, vectors, known in [("train", train_embeddings, labels), ("test", test_embeddings, expected)]:
         if len(vectors) != len(known):
             raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
-    unseen = np.setdiff1d(expected, labels).tolist()
-    if unseen:
-        raise ValueError(f"the test set has labels that the training set lacks: {unseen[:5]}; use the same in both")
+    check_label_sets(labels, expected)
     train, test = (_normalized(x) if normalize else np.asarray(x) for x in (train_embeddings, test_embeddings))
 
     def accuracy(rows: NDArray[Any] | slice, **settings: float) -> float:
@@ -149,22 +148,16 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
         1.0
     """
     embeddings1, embeddings2 = check_vectors("embeddings1", embeddings1), check_vectors("embeddings2", embeddings2)
-    annotated = check_labels("scores", scores)
-    if annotated.dtype.kind == "U":  # as files without types have them
-        try:
-            annotated = annotated.astype(float)
-        except ValueError as error:
-            raise ValueError(f"scores must be numbers ({error}): give one for each pair") from error
-    if annotated.dtype.kind not in "biuf" or not np.isfinite(annotated).all():
-        raise ValueError("scores have values that are no finite numbers: give one number for each pair")
+    annotated = check_scores(scores)
     pairs = len(annotated)
     if not len(embeddings1) == len(embeddings2) == pairs:
         lengths = f"{len(embeddings1)} and {len(embeddings2)} embeddings but {pairs} scores"
         raise ValueError(f"{lengths}: give one of each for every pair")
-    if len(np.unique(annotated)) < 2:
-        raise ValueError(f"the {pairs} scores are all equal: a correlation needs two different ones")
+    if embeddings1.shape[1] != embeddings2.shape[1]:
+        widths = f"{embeddings1.shape[1]} and {embeddings2.shape[1]}"
+        raise ValueError(f"the embeddings are {widths} wide: only vectors of one model can be compared")
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
-    if np.ptp(cosines) == 0:
+    if np.ptp(cosines) < 8 * np.finfo(cosines.dtype).eps:  # which is rounding
         raise ValueError(f"all {pairs} pairs have the cosine {cosines[0]:g}: a correlation needs two different ones")
     return SimilarityScores(
         spearman=float(spearmanr(cosines, annotated).statistic), pearson=float(pearsonr(cosines, annotated).statistic)
@@ -211,8 +204,10 @@ def evaluate_retrieval(
             f"{num_queries} query embeddings but {len(relevant)} lists of relevant documents: give one of each for "
             "every query"
         )
+    if not num_documents:
+        raise ValueError("corpus_embeddings has no rows: give a vector for each document")
     for query, documents in enumerate(relevant):
-        if not 0 <= min(documents) <= max(documents) < num_documents:
+        if not all(isinstance(row, Integral) and 0 <= row < num_documents for row in documents):
             given = f"query {query} has the relevant documents {list(documents)}"
             raise ValueError(f"{given}: name one or more of 0 to {num_documents - 1}")
     cosines = _normalized(query_embeddings) @ _normalized(corpus_embeddings).T
@@ -232,7 +227,7 @@ def score_ranking(ranking: ArrayLike, relevant: Sequence[Sequence[int]]) -> Retr
     """
     check_relevant(relevant)
     ranked = np.asarray(ranking)
-    hits = np.array([np.isin(found, documents) for found, documents in zip(ranked, relevant)])
+    hits = np.array([np.isin(found, list(documents)) for found, documents in zip(ranked, relevant)])
     num_relevant = np.array([len(set(documents)) for documents in relevant])
     gains = 1 / np.log2(np.arange(2, 12))
     ideal = np.cumsum(gains)[np.minimum(num_relevant, 10) - 1]
@@ -281,23 +276,13 @@ def evaluate_token_classification(
         for part, given in (("embeddings", sentences), ("tags", tags)):
             check_kind(f"{name}_{part}", given, Collection, "a list with one entry for each sentence")
         sentences = [check_vectors(f"{name}_embeddings", vectors) for vectors in sentences]
-        if len(sentences) != len(tags):
-            raise ValueError(
-                f"{name}: embeddings of {len(sentences)} sentences but tags of {len(tags)}: give both of each"
-            )
-        for number, (vectors, words) in enumerate(zip(sentences, tags)):
-            check_kind(f"one of {name}_tags", words, Collection, "a list of tags")
-            if len(vectors) != len(words):
-                raise ValueError(
-                    f"{name}: sentence {number} has {len(vectors)} vectors but {len(words)} tags: give one of each "
-                    "for every word"
-                )
-    annotated = _entities(test_tags)
+        check_tags(name, sentences, tags, "embeddings")
+    annotated = find_entities(test_tags)
     # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
     classifier.fit(_normalized(np.concatenate(train_embeddings)), np.concatenate(train_tags))
     predicted = classifier.predict(_normalized(np.concatenate(test_embeddings)))
-    found = _entities(np.split(predicted, np.cumsum([len(words) for words in test_tags])[:-1]))
+    found = find_entities(np.split(predicted, np.cumsum([len(words) for words in test_tags])[:-1]))
     right = len(found & annotated)
     return TokenScores(
         f1=2 * right / max(len(found) + len(annotated), 1),
@@ -306,8 +291,11 @@ def evaluate_token_classification(
     )
 
 
-def _entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, str]]:
+def find_entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int, str]]:
     """Find entities in BIO tags, as conlleval does: an `I` tag that continues no entity of its type begins one.
+
+    Args:
+        sentences: The tags of each sentence.
 
     Returns:
         For each entity: sentence, first word, the word after its last one, type.

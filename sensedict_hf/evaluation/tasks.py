@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data import iterate_texts
-from .checks import check_labels, check_relevant
+from .checks import check_label_sets, check_labels, check_relevant, check_scores, check_tags
 from .scores import (
     evaluate_classification,
     evaluate_retrieval,
     evaluate_similarity,
     evaluate_token_classification,
+    find_entities,
 )
 
 Columns = Mapping[str, list[Any]]  # a dataset: column name -> one value per row
@@ -53,15 +54,19 @@ class EvaluationTask:
 
 def classification_task(train: Columns, test: Columns, *, text: str = "text", label: str = "label") -> EvaluationTask:
     """Make a task of :func:`evaluate_classification`; `text` and `label` are names of columns."""
-    for part, columns in (("train", train), ("test", test)):
-        check_labels(f"{label} of the {part} set", columns[label])  # before the texts are encoded
-    inputs = train[text], test[text]
+    labels = [
+        check_labels(f"{label} of the {part} set", columns[label])
+        for part, columns in (("train", train), ("test", test))
+    ]
+    check_label_sets(*labels)
+    inputs = _strings(train[text]), _strings(test[text])
     return EvaluationTask(inputs, lambda a, b: evaluate_classification(a, train[label], b, test[label]))
 
 
 def similarity_task(test: Columns) -> EvaluationTask:
     """Make a task of :func:`evaluate_similarity`, with the columns `sentence1`, `sentence2` and `score`."""
-    inputs = test["sentence1"], test["sentence2"]
+    check_scores(test["score"])
+    inputs = _strings(test["sentence1"]), _strings(test["sentence2"])
     return EvaluationTask(inputs, lambda first, second: evaluate_similarity(first, second, test["score"]))
 
 
@@ -90,14 +95,22 @@ def retrieval_task(corpus: Columns, queries: Columns) -> EvaluationTask:
     # A row without a title has None there.
     texts = iterate_texts(corpus["text"], "text")
     documents = [f"{title or ''} {text}".strip() for title, text in zip(titles, texts)]
-    inputs = queries["text"], documents
+    inputs = _strings(queries["text"]), documents
     return EvaluationTask(inputs, lambda first, second: evaluate_retrieval(first, second, relevant))
 
 
 def token_task(train: Columns, test: Columns) -> EvaluationTask:
     """Make a task of :func:`evaluate_token_classification`, with the columns `tokens` (words) and `tags` (BIO)."""
     inputs, tags = (train["tokens"], test["tokens"]), (train["tags"], test["tags"])
+    for name, sentences, given in zip(("train", "test"), inputs, tags):
+        check_tags(name, sentences, given, "words")
+    find_entities(tags[1])
     return EvaluationTask(inputs, lambda a, b: evaluate_token_classification(a, tags[0], b, tags[1]), of_words=True)
+
+
+def _strings(texts: list[Any]) -> list[str]:
+    """Return a column of texts if all of them are strings, before any of them is encoded."""
+    return list(iterate_texts(texts))
 
 
 TASKS: dict[str, Callable[..., EvaluationTask]] = {

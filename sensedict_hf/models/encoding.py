@@ -252,6 +252,7 @@ class BatchEncoder:
         encoding = tokenize(self.tokenizer, joined, return_offsets_mapping=True, **cut)
         _check_rows(encoding["input_ids"], sentences, first)
         vectors: dict[int, Tensor] = {}
+        left_out = 0
         for batch, hidden_states, _ in self._run(encoding["input_ids"], progress):
             for i, states in zip(batch, hidden_states.cpu()):
                 # Tokens that end in no word, such as special tokens, go to an extra last row, which is cut off.
@@ -260,6 +261,13 @@ class BatchEncoder:
                 sums = states.new_zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
                 counts = word_of.bincount(minlength=num_words + 1).clamp(min=1)
                 vectors[i] = (sums / counts[:, None])[:num_words]
+                if len(word_of) >= self.max_length:  # the words after the last one that has tokens may be cut off
+                    left_out += num_words - 1 - int(word_of.masked_fill(word_of == num_words, -1).max())
+        if left_out:
+            logger.warning_once(
+                f"{left_out:,} words come after the {self.max_length:,} tokens that the model reads, and have vectors "
+                "of zeros: cut their sentences into shorter ones"
+            )
         return [vectors[i] for i in range(len(sentences))]
 
     def _run(self, rows: Sequence[Sequence[int]], progress: Any) -> Iterator[tuple[list[int], Tensor, Tensor]]:

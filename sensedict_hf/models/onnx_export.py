@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import check_flags, check_folder, check_kind, check_number
 from .encoding import LEARNED
+from .files import replacing
 from .modeling_skd_base import SKDStudentPreTrainedModel
 
 # Where sentence-transformers and Optimum look for the files.
@@ -77,9 +78,17 @@ def export_onnx(
             "without a head, or one that classifies"
         )
     student.eval()
-    student.save_pretrained(folder)
+    with replacing(Path(folder)) as ready:  # so that an interruption, or an error, leaves nothing
+        student.save_pretrained(ready)
+        return _write_files(student, ready, int8, tolerance)
+
+
+def _write_files(
+    student: SKDStudentPreTrainedModel, folder: Path, int8: bool, tolerance: float | None
+) -> dict[str, float]:
+    """Write the ONNX files, and compare them with the student, as :func:`export_onnx`."""
     batch = _make_batch(student)
-    (Path(folder) / MODEL_FILE).parent.mkdir(exist_ok=True)
+    (folder / MODEL_FILE).parent.mkdir(exist_ok=True)
 
     # PyTorch's exporter warns of its own calls and of libraries that it does not find.
     exporting = logging.getLogger("torch.onnx")
@@ -92,7 +101,7 @@ def export_onnx(
             torch.onnx.export(
                 _Outputs(student),
                 (),
-                str(Path(folder) / MODEL_FILE),
+                str(folder / MODEL_FILE),
                 kwargs=batch,
                 input_names=list(INPUTS),
                 output_names=list(expected),
@@ -105,9 +114,9 @@ def export_onnx(
         exporting.setLevel(level)
     limits = {MODEL_FILE: TOLERANCE if tolerance is None else tolerance}
     if int8:
-        _quantize(Path(folder) / MODEL_FILE, Path(folder) / QUANTIZED_FILE)
+        _quantize(folder / MODEL_FILE, folder / QUANTIZED_FILE)
         limits[QUANTIZED_FILE] = QUANTIZED_TOLERANCE if tolerance is None else tolerance
-    return {file.as_posix(): _compare(Path(folder) / file, batch, expected, limit) for file, limit in limits.items()}
+    return {file.as_posix(): _compare(folder / file, batch, expected, limit) for file, limit in limits.items()}
 
 
 class _Outputs(nn.Module):

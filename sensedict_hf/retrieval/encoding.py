@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
@@ -23,7 +22,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from ..processes import process_state
 from .document_rows import DocumentRows
-from .index_files import check_ids
+from .index_files import check_ids, plain_id
 from .own_rows import OwnRows
 from .parts import Part, read_part, write_part
 from .token_vectors import TokenEncoder
@@ -99,8 +98,12 @@ def encode_corpus(
         raise ValueError(f"{len(ids)} ids for {size} documents: give one for each")
     if isinstance(ids, str):
         raise ValueError(f"ids is one string ({ids!r:.40}): pass a list with one id for each document")
+    if isinstance(ids, (Set, Mapping)):
+        raise ValueError(f"ids is a {type(ids).__name__}: pass a list, in the order of the documents")
     if ids is not None:
         check_kind("ids", ids, Iterable, "a list of strings or integers")
+    if isinstance(ids, Sized):  # before any document is encoded
+        check_ids([plain_id(one) for one in ids], known_ids[:1], set(known_ids), len(ids))
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
     origin = "" if folder is None else parts_digest(encoder, senses)
 
@@ -110,7 +113,7 @@ def encode_corpus(
     with tqdm(total=size, desc="Indexing", unit=" documents", leave=False, disable=(size or CHUNK) < 64) as progress:
         while chunk := list(islice(reader, CHUNK)):
             taken = islice(given, len(chunk))
-            chosen: list[Any] = [one.item() if isinstance(one, np.generic) else one for one in taken]
+            chosen: list[Any] = [plain_id(one) for one in taken]
             check_ids(chosen, kind, seen, len(chunk))
             kind = kind or chosen[:1]
             if folder is None:

@@ -132,7 +132,8 @@ class SenseCollection:
             prompt_name: As in :meth:`SenseIndex.search`.
 
         Returns:
-            The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`.
+            The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`. There are fewer than
+            `top_k` if fewer documents share a row with the query.
 
         Raises:
             ValueError: The collection is not filled, the index has changed since this object was made, a number is

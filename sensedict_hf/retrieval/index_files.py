@@ -272,7 +272,8 @@ def check_target(folder: Path, senses: SenseEmbeddingModel | None = None, new: b
     is_unfinished = not config.exists() and all(_is_ours(path, senses) for path in folder.iterdir())
     if not is_index and not is_unfinished:
         raise ValueError(f"{folder} is not empty and holds no sense index: give a new folder")
-    if is_index and new:
+    # With parts it is a build whose end was interrupted: they are compared, and removed.
+    if is_index and new and not (folder / PARTS).is_dir():
         raise ValueError(f"{folder} holds an index already: give a new folder, or remove it first")
 
 
@@ -341,6 +342,11 @@ def check_ids(ids: Sequence[object], others: Sequence[object], seen: set[object]
         seen.add(name)
 
 
+def plain_id(name: Any) -> Any:
+    """Return an id without the types of numpy."""
+    return name.item() if isinstance(name, np.generic) else name
+
+
 def check_known(ids: Iterable[object], known: Iterable[object]) -> set[object]:
     """Return the ids of some documents as a set, if an index has all of them.
 
@@ -353,7 +359,7 @@ def check_known(ids: Iterable[object], known: Iterable[object]) -> set[object]:
     """
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise ValueError(f"ids is {ids!r:.40}: pass a list")
-    listed = list(ids)
+    listed = [plain_id(name) for name in ids]
     for name in listed:
         if type(name) not in (str, int):
             raise ValueError(f"id {name!r:.40} is a {type(name).__name__}: ids are strings or integers")
