@@ -40,7 +40,7 @@ BATCH_CHARACTERS = 1_000_000
 def tokenize_corpus(
     texts: Texts,
     tokenizer: PreTrainedTokenizerBase,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     *,
     text_column: str = "text",
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,

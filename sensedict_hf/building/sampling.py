@@ -100,7 +100,7 @@ def plan_samples(
     corpus: TokenizedCorpus,
     counts: np.ndarray,
     max_samples_per_token: int,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     *,
     seed: int = 0,
     earlier: TensorFile | None = None,
@@ -178,7 +178,7 @@ def plan_samples(
     return plan
 
 
-def open_plan(path: str | os.PathLike) -> SamplingPlan:
+def open_plan(path: str | os.PathLike[str]) -> SamplingPlan:
     """Open the plan that :func:`plan_samples` has written.
 
     Args:

@@ -45,7 +45,7 @@ class TensorFile(Mapping[str, Tensor]):
             ends the process.
     """
 
-    def __init__(self, path: str | os.PathLike, *, writable: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
         with open(path, "r+b" if writable else "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
         # The layout: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
@@ -82,7 +82,9 @@ class TensorFile(Mapping[str, Tensor]):
         self._map.flush()
 
 
-def create_tensor_file(path: str | os.PathLike, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> TensorFile:
+def create_tensor_file(
+    path: str | os.PathLike[str], tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> TensorFile:
     """Create a file of zeros and open it for writing.
 
     Args:
@@ -135,7 +137,7 @@ def _allocate(file: BinaryIO, size: int) -> None:
     file.truncate(size)
 
 
-def write_tensor_file(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
+def write_tensor_file(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
     """Write tensors to a file. If the process is killed meanwhile, there is no file of this name.
 
     Args:

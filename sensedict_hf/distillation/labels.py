@@ -58,11 +58,11 @@ PART_TOKENS = 1 << 17
 
 
 def encode_senses(
-    teacher: str | os.PathLike | torch.nn.Module | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     senses: SenseEmbeddingModel,
     texts: Texts,
     *,
-    output_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     text_column: str = "text",
     max_length: int | None = None,

@@ -65,15 +65,15 @@ LOADING = {
 
 
 def distill_student(
-    teacher: str | os.PathLike | nn.Module | Teacher,
-    senses: str | os.PathLike | SenseEmbeddingModel | None,
+    teacher: str | os.PathLike[str] | nn.Module | Teacher,
+    senses: str | os.PathLike[str] | SenseEmbeddingModel | None,
     texts: Texts,
     *,
-    output_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     args: SKDTrainingArguments | None = None,
     num_hidden_layers: int = 2,
     layers: Sequence[int] | None = None,
-    backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None,
+    backbone: str | os.PathLike[str] | PreTrainedModel | Teacher | None = None,
     adopt_tokenizer: bool = False,
     head: str | None = None,
     assignment: str | None = None,
@@ -290,7 +290,7 @@ class StudentStart:
 
     num_hidden_layers: int = 2
     layers: Sequence[int] | None = None
-    backbone: str | os.PathLike | PreTrainedModel | Teacher | None = None
+    backbone: str | os.PathLike[str] | PreTrainedModel | Teacher | None = None
     adopt_tokenizer: bool = False
     head: str | None = None
     assignment: str | None = None

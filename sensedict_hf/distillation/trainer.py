@@ -94,7 +94,7 @@ class SKDTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: SKDTrainingArguments,
-        teacher: str | os.PathLike | nn.Module | Teacher | None = None,
+        teacher: str | os.PathLike[str] | nn.Module | Teacher | None = None,
         train_dataset: Texts | TeacherVectors | None = None,
         eval_dataset: Texts | TeacherVectors | dict[str, Texts] | None = None,
         text_column: str = "text",

@@ -71,7 +71,7 @@ class TeacherVectors(Dataset):
         9
     """
 
-    def __init__(self, *paths: str | os.PathLike):
+    def __init__(self, *paths: str | os.PathLike[str]):
         if not paths:
             raise ValueError("no folders are given: name one or more that encode_vectors has finished")
         self.paths = [check_path("paths", path) for path in paths]
@@ -121,9 +121,9 @@ def _variance(vectors: Tensor) -> float:
 
 
 def encode_vectors(
-    teacher: str | os.PathLike | torch.nn.Module | Teacher,
+    teacher: str | os.PathLike[str] | torch.nn.Module | Teacher,
     texts: Texts,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     *,
     layer: int = -1,
     special_token_ids: Sequence[int] = (),

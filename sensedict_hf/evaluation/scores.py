@@ -76,7 +76,7 @@ def evaluate_classification(
         if len(vectors) != len(known):
             raise ValueError(f"{name}: {len(vectors)} embeddings but {len(known)} labels: give one of each per text")
     check_label_sets(labels, expected)
-    train, test = (_normalized(x) if normalize else np.asarray(x) for x in (train_embeddings, test_embeddings))
+    train, test = (_normalized(x) if normalize else x for x in (train_embeddings, test_embeddings))
 
     def accuracy(rows: NDArray[Any] | slice, **settings: float) -> float:
         classifier = LogisticRegression(random_state=SEED, **settings).fit(train[rows], labels[rows])

@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 
 from .card_template import BIAS, CODE, CUT, KINDS, NO_FORM, PACKAGE, SENTENCE_TRANSFORMER, SENTENCES, TEMPLATE, Kind
 from .checkpoints import CARD_FIELDS
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_skd_student import SKDStudentConfig
 from .folder_code import has_code
 from .sentence_files import opens_in_sentence_transformers
 
@@ -144,7 +146,7 @@ def _head(config: PreTrainedConfig) -> str | None:
     )
 
 
-def _summarize_student(config: Any, teacher: str | None, head: str | None) -> str:
+def _summarize_student(config: SKDStudentConfig, teacher: str | None, head: str | None) -> str:
     """Return a description of a student in two or three sentences."""
     backbone = config.text_config
     made = f"A student with {backbone.num_hidden_layers} layers ({backbone.model_type}), distilled from {teacher}."
@@ -156,7 +158,7 @@ def _summarize_student(config: Any, teacher: str | None, head: str | None) -> st
     return f"{made} It returns {returned}. The dictionary of senses is part of it."
 
 
-def _dictionary_rows(config: Any) -> dict[str, Any]:
+def _dictionary_rows(config: SenseEmbeddingConfig) -> dict[str, Any]:
     """Return the rows of the card's table that describe a dictionary; None for what is not known."""
     has_senses, method = config.num_senses > 0, config.method
     if method and config.method_value:
@@ -184,7 +186,7 @@ def _dictionary_rows(config: Any) -> dict[str, Any]:
     }
 
 
-def _student_rows(config: Any, head: str | None) -> dict[str, Any]:
+def _student_rows(config: SKDStudentConfig, head: str | None) -> dict[str, Any]:
     """Return the rows of the card's table that describe a student; None for what is not known."""
     rows: dict[str, Any] = {"maximum length in tokens": config.max_seq_length, "objective": config.objective}
     if head != GENERATOR:
@@ -199,9 +201,8 @@ def _student_rows(config: Any, head: str | None) -> dict[str, Any]:
         del settings["num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"]
     rows |= {f"distilled with {name.replace('_', ' ')}": value for name, value in settings.items()}
     if head not in (None, GENERATOR):
-        labels = [str(config.id2label[number]) for number in range(min(config.num_labels, MAX_LABELS))]
-        if config.num_labels > MAX_LABELS:
-            labels.append("...")
-        rows["labels"] = f"{config.num_labels}: {', '.join(labels)}"
+        labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
+        more = ["..."] if len(labels) > MAX_LABELS else []
+        rows["labels"] = f"{len(labels)}: {', '.join(labels[:MAX_LABELS] + more)}"
         rows["head"] = "copied from the teacher" if config.freeze_head else None
     return rows
