@@ -28,10 +28,9 @@ from datasets import (
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
-from transformers.utils.logging import tqdm
 
 from ..building.corpus import open_corpus, read_progress
-from ..building.gathering import chunks, teacher_vectors
+from ..building.gathering import teacher_vectors
 from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.windows import TokenizedCorpus
@@ -48,13 +47,11 @@ from ..models.tokenization import check_max_length
 from ..processes import broadcast, common_folder, process_state
 from .batches import window_rows
 from .training_args import MOST_SENSES
-from .vectors import check_half
+from .vectors import check_half, write_parts
 
 logger = logging.get_logger(__name__)
 # The settings of labels that a dataset keeps, in its description.
 LABEL_SETTINGS = ("senses", "tokenizer", "top_k", "temperature", "only_tokens")
-# Tokens in a part: an interruption loses at most this much of the teacher's work.
-PART_TOKENS = 1 << 17
 
 
 def encode_senses(
@@ -184,26 +181,17 @@ def _encode(
     settings: dict[str, Any],
 ) -> None:
     """Encode the corpus in `folder/building`, part by part in all processes, and publish the dataset."""
-    # Share out the parts.
-    state, stages = process_state(), folder.stages
+    stages = folder.stages
     corpus = open_corpus(
         stages / "corpus", tokenizer, teacher.tokenizer if settings["teacher_tokenizer"] else None, teacher.prompt
     ).keyed_by(senses.config.key)
-    parts = list(chunks(corpus.shown, PART_TOKENS))
-    sizes = [int(corpus.shown.offsets[last] - corpus.shown.offsets[first]) for first, last in parts]
-    paths = [stages / f"part-{number:05d}.arrow" for number in range(len(parts))]
-    mine = range(state.process_index, len(parts), state.num_processes)
 
-    # Encode the parts of this process that are not there yet.
-    with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding senses", unit=" tokens", leave=False) as bar:
-        for number in mine:
-            if not paths[number].exists():
-                _write_part(_encode_part(teacher, senses, corpus, parts[number], settings), paths[number])
-            bar.update(sizes[number])
-    state.wait_for_everyone()
+    def write(part: tuple[int, int], path: Path) -> None:
+        _write_part(_encode_part(teacher, senses, corpus, part, settings), path)
 
+    paths = write_parts(corpus.shown, stages, ".arrow", write, "Encoding senses")
     # Put all parts together.
-    if state.is_main_process:
+    if process_state().is_main_process:
         shutil.rmtree(folder.ready, ignore_errors=True)
         dataset = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         names = [*LABEL_SETTINGS, *(["prompt"] if settings.get("prompt") else [])]

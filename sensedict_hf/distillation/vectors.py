@@ -5,7 +5,7 @@ interrupted call continues where it stopped.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,31 +193,52 @@ def encode_vectors(
 
 def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> None:
     """Encode the corpus in `folder/building`, part by part in all processes, and publish the vectors."""
-    # Share out the parts.
-    state, stages = process_state(), folder.stages
-    corpus = open_corpus(stages / "corpus", teacher.tokenizer, None, teacher.prompt)
-    parts = list(chunks(corpus, PART_TOKENS))
-    sizes = [int(corpus.offsets[last] - corpus.offsets[first]) for first, last in parts]
+    corpus = open_corpus(folder.stages / "corpus", teacher.tokenizer, None, teacher.prompt)
     folder.ready.mkdir(exist_ok=True)
-    paths = [folder.ready / f"part-{number:05d}.safetensors" for number in range(len(parts))]
-    mine = range(state.process_index, len(parts), state.num_processes)
 
-    # Encode the parts of this process that are not there yet.
-    with tqdm(total=sum(sizes[number] for number in mine), desc="Encoding texts", unit=" tokens", leave=False) as bar:
-        for number in mine:
-            if not paths[number].exists():
-                write_tensor_file(paths[number], _encode_part(teacher, corpus, parts[number], settings))
-            bar.update(sizes[number])
-    state.wait_for_everyone()
+    def write(part: tuple[int, int], path: Path) -> None:
+        write_tensor_file(path, _encode_part(teacher, corpus, part, settings))
 
-    # Publish them.
-    if state.is_main_process:
+    paths = write_parts(corpus, folder.ready, ".safetensors", write, "Encoding texts")
+    if process_state().is_main_process:
         if not any(len(TensorFile(path)["text_vectors"]) for path in paths):
             raise ValueError("none of the texts has tokens other than special ones: there is nothing to learn from")
         for partial in folder.ready.glob("*.partial"):
             partial.unlink()  # an interruption has left it
         write_object(folder.ready / "state.json", settings)
-        folder.publish(read_progress(stages / "corpus").sha256)
+        folder.publish(read_progress(folder.stages / "corpus").sha256)
+
+
+def write_parts(
+    corpus: TokenizedCorpus,
+    folder: Path,
+    ending: str,
+    write: Callable[[tuple[int, int], Path], None],
+    description: str,
+) -> list[Path]:
+    """Write a file for each part of a corpus, unless it is there. All processes share the work.
+
+    Args:
+        corpus: The texts.
+        folder: Where the files go.
+        ending: Of the names of the files.
+        write: Writes the file of the texts `part[0]:part[1]`.
+        description: What the progress bar says.
+
+    Returns:
+        The files, in the order of the texts.
+    """
+    state, parts = process_state(), list(chunks(corpus, PART_TOKENS))
+    sizes = [int(corpus.offsets[last] - corpus.offsets[first]) for first, last in parts]
+    paths = [folder / f"part-{number:05d}{ending}" for number in range(len(parts))]
+    mine = range(state.process_index, len(parts), state.num_processes)
+    with tqdm(total=sum(sizes[number] for number in mine), desc=description, unit=" tokens", leave=False) as bar:
+        for number in mine:
+            if not paths[number].exists():
+                write(parts[number], paths[number])
+            bar.update(sizes[number])
+    state.wait_for_everyone()
+    return paths
 
 
 def _encode_part(
