@@ -78,7 +78,7 @@ class SKDTrainingArguments(TrainingArguments):
             `sense` alone the teacher runs once, before training; with the others it runs at every step, unless
             `cache_vectors` is set. For students without layers it runs once in any case. For students that generate
             text there are also `lm`, the cross-entropy of the next token, and `kl`, the divergence from the teacher's
-            distribution of it; their `mse` is in units of the variance of the teacher's states.
+            distribution of it; their `mse` is in units of the squared length of the teacher's state.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More
