@@ -5,6 +5,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,8 +22,10 @@ def check_vectors(name: str, given: Any) -> NDArray[Any]:
     Raises:
         ValueError: They have another number of dimensions, or values that are no finite numbers.
     """
-    # Of tensors, also on a GPU, with a gradient, or in bfloat16, which numpy does not have.
-    vectors = given.detach().float().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if isinstance(given, Tensor):  # perhaps on a GPU, with a gradient, or in bfloat16, which numpy does not have
+        given = given.detach().cpu()
+        given = given.float() if given.dtype == torch.bfloat16 else given
+    vectors = np.asarray(given)
     if vectors.ndim != 2 or vectors.dtype.kind not in "biuf":
         raise ValueError(f"{name} is {type(given).__name__}: pass numbers, [n, hidden], a vector for each text")
     if not np.isfinite(vectors).all():
