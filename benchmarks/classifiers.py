@@ -112,7 +112,7 @@ class System:
         if self.output == "raw":
             return None
         table = (self.model.student.senses if self.attached is None else self.attached).table
-        return table.numel() * table.element_size() / 1e6
+        return table.nbytes / 1e6
 
     def predict(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
         """Return the number of each text's most probable label, `[texts]`."""

@@ -47,7 +47,7 @@ def print_costs(comparison: Comparison) -> None:
             speeds[name] = max(speeds[name], len(texts) / (time.perf_counter() - begin))
 
     # The table.
-    megabytes = senses.table.numel() * senses.table.element_size() / 1e6
+    megabytes = senses.table.nbytes / 1e6
     print("| model | parameters (millions) | dictionary MB | texts/s | teacher = 1 |\n|---|---|---|---|---|")
     for name, speed in speeds.items():
         dictionary = f"{megabytes:.1f}" if name.endswith(("hard", "half")) else "-"

@@ -320,4 +320,4 @@ def inspect(options: argparse.Namespace) -> None:
 
 def megabytes(model: PreTrainedModel) -> float:
     """Return the size of a model's parameters and buffers in MB."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6

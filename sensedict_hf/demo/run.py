@@ -98,7 +98,7 @@ def run(output: Path, seed: int) -> dict[str, dict[str, float]]:
     results["senses"] = {
         "v_measure": round(agreement["v_measure"], 4),
         "adjusted_rand": round(agreement["adjusted_rand"], 4),
-        "megabytes": round(sum(tensor.numel() * tensor.element_size() for tensor in senses.buffers()) / 1e6, 2),
+        "megabytes": round(sum(tensor.nbytes for tensor in senses.buffers()) / 1e6, 2),
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print_table(results, len(train), len(test))
