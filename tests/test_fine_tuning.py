@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from sensedict_cli import main
 from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary
 
 AUTO = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}
@@ -173,9 +174,11 @@ def test_senses_are_learned_and_frozen_again(folder, tokenizer, texts, tmp_path)
     assert not list(dictionary.parameters()) and torch.equal(dictionary.senses, senses.senses)
     assert dictionary.senses_of("w9").shape[1] == 16 and dictionary.config.learn_senses is False
     # In another dtype they are constants.
-    student = AutoModel.from_pretrained(tmp_path / "learned")
-    student.replace_senses(student.senses.to_dtype("int8"))
-    assert student.senses.table.dtype == torch.int8 and not student.config.learn_senses
+    tokenizer.save_pretrained(tmp_path / "learned")
+    for dtype in ("float16", "int8"):
+        assert main(["convert", str(tmp_path / "learned"), "--dtype", dtype, "--output", str(tmp_path / dtype)]) == 0
+        converted = AUTO["SEQ_CLS"].from_pretrained(tmp_path / dtype).student
+        assert converted.senses.table.dtype == getattr(torch, dtype) and not converted.config.learn_senses
     for loaded in (again, frozen):
         assert_same_weights(loaded, trainer.model, rtol=0, atol=0)
 

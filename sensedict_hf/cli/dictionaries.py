@@ -132,7 +132,8 @@ def convert(options: argparse.Namespace) -> None:
     if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
         _convert_tables(options)
         return
-    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(options.dtype))
+    dtype = options.dtype
+    converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(dtype), dtype)
     before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
@@ -172,6 +173,7 @@ def _rewrite(
     output: str,
     trust_remote_code: bool,
     change: Callable[[list[SenseEmbeddingModel]], SenseEmbeddingModel],
+    dtype: str | None = None,
 ) -> SenseEmbeddingModel:
     """Load dictionaries, change them and save the result. A single student is saved with its changed dictionary.
 
@@ -180,6 +182,7 @@ def _rewrite(
         output: A new or empty folder.
         trust_remote_code: Whether to run code from the sources.
         change: Makes one dictionary from the loaded ones.
+        dtype: Dtype of the new one. None: as it was.
 
     Returns:
         The new dictionary.
@@ -193,7 +196,10 @@ def _rewrite(
     if isinstance(model, SenseEmbeddingModel):
         senses.save_pretrained(output)
         return senses
-    cast(SKDStudentModel, model.base_model).replace_senses(senses)
+    student = cast(SKDStudentModel, model.base_model)
+    # Learned senses are in float32. In another dtype they are constants.
+    student.config.learn_senses &= dtype in (None, "float32")
+    student.replace_senses(senses)
     model.save_pretrained(output)
     return senses
 

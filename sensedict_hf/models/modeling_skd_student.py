@@ -234,7 +234,6 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
         For example by a smaller one, made with :func:`merge_sense_dictionaries`, or by one of another dtype. The new
         dictionary takes over `assignment`, `assignment_temperature`, `residual`, `learn_senses` and `sense_device`.
-        But only senses in float32 are learned.
 
         Args:
             senses: The new dictionary, which is copied into the student.
@@ -254,8 +253,6 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         config = copy.deepcopy(senses.config)
         for name in ("assignment", "assignment_temperature", "residual", "learn_senses", "sense_device"):
             setattr(config, name, getattr(own, name))
-        if config.senses_dtype != "float32":
-            config.learn_senses = False  # only senses in float32 are learned
         replacement = SenseEmbeddingModel(config)
         replacement.load_state_dict(senses.state_dict())
         replacement.tokenizer = self.tokenizer
