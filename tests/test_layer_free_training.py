@@ -322,7 +322,7 @@ def test_a_trainer_that_only_evaluates(bert, senses, texts, tmp_path):
     parts = {"a": texts[:5], "b": texts}
     one, other = (
         make_trainer(bert, senses, None, tmp_path, eval_dataset={name: parts[name] for name in names}).evaluate()
-        for names in ("ab", "ba")
+        for names in (["a", "b"], ["b", "a"])
     )
     for name in parts:
         assert one[f"eval_{name}_loss"] == pytest.approx(other[f"eval_{name}_loss"], rel=1e-5)
