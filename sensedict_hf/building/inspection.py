@@ -240,12 +240,12 @@ def _nearest(occurrences: Occurrences, sense_id: int) -> np.ndarray:
 
 
 def _check_occurrences(senses: SenseEmbeddingModel, token: int | str, occurrences: Occurrences) -> None:
-    """Raise a ValueError if something is no occurrences, or those of another token."""
+    """Raise a ValueError if these are not the occurrences of a token."""
     check_kind("occurrences", occurrences, Occurrences, "what find_occurrences returns")
     if occurrences.token_id != senses.token_id(token):
         raise ValueError(
-            f"the occurrences are of the token with id {occurrences.token_id}, not of {token!r}: find those of this "
-            "token"
+            f"the occurrences are of the token with id {occurrences.token_id}, not of {token!r}: pass what "
+            f"find_occurrences returns for {token!r}"
         )
 
 

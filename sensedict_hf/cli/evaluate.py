@@ -122,7 +122,8 @@ def evaluate_index(options: argparse.Namespace) -> None:
     """
     unused = [name for name in ("model", "senses", "assignment", "residual") if getattr(options, name) is not None]
     unused += [name for name in ("train", "test", "corpus") if getattr(options, name)]
-    unused += [name for name in ("device",) if getattr(options, name) is not None and not options.query_model]
+    if options.device is not None and not options.query_model:
+        unused.append("device")
     if (
         options.task != "retrieval"
         or not options.queries

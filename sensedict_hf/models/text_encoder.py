@@ -28,7 +28,7 @@ class TextEncoder:
     sentence_head: nn.Sequential | None
 
     def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None) -> BatchEncoder:
-        """Return the encoder that runs the texts in batches. The arguments are those of :meth:`encode`."""
+        """Return what runs the texts in batches. For the arguments see :meth:`encode`."""
         raise NotImplementedError
 
     @overload

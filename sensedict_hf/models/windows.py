@@ -39,7 +39,7 @@ def window_width(max_length: int, specials: int) -> int:
 
     Args:
         max_length: Length of a window in tokens, special tokens included.
-        specials: Number of special tokens around a text, those of a prompt included.
+        specials: Number of tokens around a text: special tokens, and the prompt.
 
     Raises:
         ValueError: There are too few.
