@@ -6,6 +6,7 @@ loss is a sum over positions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -73,9 +74,12 @@ def teacher_tokenizer(teacher: Any, student: SKDStudentForCausalLM) -> PreTraine
     """
     if not isinstance(teacher, PreTrainedModel):
         return None
+    name = teacher.name_or_path or ""
     try:
-        own = load_tokenizer(teacher.name_or_path or "", "", None, False).get_vocab()
-    except (OSError, ValueError):  # it was loaded from elsewhere, or from a folder without a tokenizer
+        own = load_tokenizer(name, "", None, False).get_vocab()
+    except (OSError, ValueError):
+        if name and not Path(name).is_dir():
+            raise  # the Hub cannot be reached: its tokenizer may be another one
         return student.tokenizer
     used = student.tokenizer.get_vocab()  # tokens may have been added in memory
     is_larger = len(own) < len(used) <= count_embeddings(teacher) and own.items() <= used.items()
