@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ from sensedict_hf import (
 from sensedict_hf.models.encoding import pad_batch
 
 from .distillation.tasks import CLASSIFICATION, best_learning_rate, hold_out_fifth, read_columns
-from .studies import Study, results_file, study_parser, write_json
+from .studies import Study, results_file, shortest_times, study_parser, write_json
 
 FINE_TUNING_RATES, DISTILLATION_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3)
 CLASSIFIER_EPOCHS, DISTILLATION_EPOCHS, FINE_TUNING_EPOCHS = 3, 2, 2
@@ -201,14 +202,14 @@ class Benchmark:
         scores = self.results["held_out"].setdefault(name, {})
 
         def held_out(rate: float) -> float:
-            target, partial = self.folder / f"{name}-{rate:g}", self.folder / f"{name}-{rate:g}.partial"
+            target, unfinished = self.folder / f"{name}-{rate:g}", self.folder / f"{name}-{rate:g}.partial"
             if not target.exists():
                 set_seed(0)
                 begin = time.perf_counter()
-                model = make(rate, partial)
-                model.save_pretrained(partial)
-                self.tokenizer.save_pretrained(partial)
-                os.replace(partial, target)
+                model = make(rate, unfinished)
+                model.save_pretrained(unfinished)
+                self.tokenizer.save_pretrained(unfinished)
+                os.replace(unfinished, target)
                 print(f"{target}: {time.perf_counter() - begin:.0f} s", flush=True)
             if f"{rate:g}" not in scores:
                 predicted = predict(load(target), self.tokenizer, self.held_out["text"])
@@ -303,12 +304,9 @@ class Benchmark:
         """
         systems = self.systems()
         predictions = [system.predict(self.tokenizer, self.test["text"]) for system in systems]
-        speeds = np.zeros(len(systems))
-        for _ in range(SPEED_ROUNDS):
-            for number, system in enumerate(systems):
-                texts, begin = self.test["text"][:SPEED_TEXTS], time.perf_counter()
-                system.predict(self.tokenizer, texts)
-                speeds[number] = max(speeds[number], len(texts) / (time.perf_counter() - begin))
+        texts = self.test["text"][:SPEED_TEXTS]
+        runs = {number: partial(system.predict, self.tokenizer, texts) for number, system in enumerate(systems)}
+        seconds = shortest_times(runs, SPEED_ROUNDS).values()
         self.results["test"] = [
             {
                 "model": system.title,
@@ -317,9 +315,9 @@ class Benchmark:
                 "macro_f1": f1_score(self.test["label"], predicted, average="macro"),
                 "parameters": sum(parameter.numel() for parameter in system.model.parameters()),
                 "dictionary_mb": system.dictionary_mb,
-                "texts_per_second": speed,
+                "texts_per_second": len(texts) / needed,
             }
-            for system, predicted, speed in zip(systems, predictions, speeds.tolist())
+            for system, predicted, needed in zip(systems, predictions, seconds)
         ]
         write_json(self.progress_file, self.results)
         return self.results

@@ -12,6 +12,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ from sensedict_hf import SKDStudentModel, export_onnx, merge_sense_dictionaries
 from sensedict_hf.models.encoding import BatchEncoder
 
 from .distillation.tasks import load_task
-from .studies import Study, results_file, study_parser
+from .studies import Study, results_file, shortest_times, study_parser
 
 QUERIES, TEXTS, BATCH_SIZE, ROUNDS = 64, 320, 32, 3
 
@@ -72,21 +73,21 @@ def main() -> None:
             student.replace_senses(merge_sense_dictionaries([whole], budget))
         with TemporaryDirectory() as folder, torch.inference_mode():
             made = list(forms(student, Path(folder)))
-            best = {title: [0.0, 0.0] for title, _, _ in made}
-            for _ in range(ROUNDS):
-                for title, _, encoder in made:
-                    for place, (number, size) in enumerate(((QUERIES, 1), (TEXTS, BATCH_SIZE))):
-                        begin = time.process_time()
-                        replace(encoder, batch_size=size).encode_texts(texts[:number])
-                        best[title][place] = max(best[title][place], number / (time.process_time() - begin))
+            runs = {
+                (title, number): partial(replace(encoder, batch_size=size).encode_texts, texts[:number])
+                for title, _, encoder in made
+                for number, size in ((QUERIES, 1), (TEXTS, BATCH_SIZE))
+            }
+            seconds = shortest_times(runs, ROUNDS, time.process_time)
             most = int(student.senses.offsets.diff().max())
             for title, megabytes, encoder in made:
                 score = similarity.score(lambda rows: encoder.encode_texts(rows).numpy(), encoder.encode_words)  # noqa: B023
                 values = {"megabytes": megabytes, "most": most, "spearman": score["spearman"]}
-                values |= dict(zip(("queries_per_second", "texts_per_second"), best[title]))
+                speeds = [number / seconds[title, number] for number in (QUERIES, TEXTS)]
+                values |= dict(zip(("queries_per_second", "texts_per_second"), speeds))
                 study.record(f"{budget:,} senses, {title}", values)
                 cells = [f"{budget:,}", most, title, f"{megabytes:.1f}", f"{score['spearman']:.4f}"]
-                print(f"| {' | '.join(map(str, cells))} | {best[title][0]:.0f} | {best[title][1]:.0f} |", flush=True)
+                print(f"| {' | '.join(map(str, cells))} | {speeds[0]:.0f} | {speeds[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

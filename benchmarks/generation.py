@@ -24,7 +24,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from sensedict_hf import (
 from sensedict_hf.demo import read_demo_corpus
 
 from .perplexity import read_texts, set_name
-from .studies import Study, results_file, study_parser, write_json
+from .studies import Study, results_file, shortest_times, study_parser, write_json
 
 # Objective, and key of the dictionary.
 METHODS: dict[str, tuple[str, str | None]] = {
@@ -201,14 +201,12 @@ class Benchmark:
         """Measure the CPU seconds of a step by each objective, in turns. The smallest of some is reported."""
         trainers = {method: self.trainer(method, 1e-4, 1.0, 0) for method in METHODS}
         batches = {method: next(iter(trainer.get_train_dataloader())) for method, trainer in trainers.items()}
-        times: dict[str, list[float]] = {method: [] for method in METHODS}
-        for _ in range(TIMED_STEPS):
-            for method, trainer in trainers.items():
-                begin = time.process_time()
-                trainer.model.train()
-                trainer.compute_loss(trainer.model, batches[method]).backward()
-                times[method].append(time.process_time() - begin)
-        return {method: min(values) for method, values in times.items()}
+
+        def step(method: str) -> None:
+            model = trainers[method].model.train()
+            trainers[method].compute_loss(model, batches[method]).backward()
+
+        return shortest_times({method: partial(step, method) for method in METHODS}, TIMED_STEPS, time.process_time)
 
     def run(self) -> None:
         """Run all steps, print the table and record the scores."""

@@ -13,6 +13,7 @@
 import multiprocessing
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from sensedict_hf.distillation.layer_free import is_layer_free
 from sensedict_hf.retrieval.encoding import load_encoder
 
 from .distillation.tasks import load_task
-from .studies import Study, results_file, study_parser
+from .studies import Study, results_file, shortest_times, study_parser
 
 ROUNDS = 3
 
@@ -57,14 +58,12 @@ def main() -> None:
     torch.set_num_threads(1)
     models = {title: load_encoder(name, "cpu") for title, name in (each.split("=", 1) for each in options.models)}
     texts = load_task("uci_sentiment", options.data).evaluation.inputs[1]
-    speeds = dict.fromkeys(models, 0.0)
-    for _ in range(ROUNDS):
-        for title, model in models.items():
-            size = 256 if isinstance(model, SKDStudentModel) and is_layer_free(model) else 32
-            begin = time.thread_time()
-            model.encode(texts, batch_size=size, show_progress_bar=False)
-            speeds[title] = max(speeds[title], len(texts) / (time.thread_time() - begin))
-    first = next(iter(speeds))
+    runs = {}
+    for title, model in models.items():
+        size = 256 if isinstance(model, SKDStudentModel) and is_layer_free(model) else 32
+        runs[title] = partial(model.encode, texts, batch_size=size, show_progress_bar=False)
+    seconds = shortest_times(runs, ROUNDS, time.thread_time)
+    first = next(iter(seconds))
     header = ["model", "million parameters", "MB", "MB of senses", "resident MB", "texts/s", f"{first} = 1"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for (title, model), given in zip(models.items(), options.models):
@@ -77,8 +76,8 @@ def main() -> None:
             "weights_mb": round(weights, 1),
             "senses_mb": round(senses, 1),
             "resident_mb": round(resident, 1),
-            "texts_per_second": round(speeds[title], 1),
-            "relative": round(speeds[title] / speeds[first], 2),
+            "texts_per_second": round(len(texts) / seconds[title], 1),
+            "relative": round(seconds[first] / seconds[title], 2),
         }
         print(f"| {title} | {' | '.join(str(value) for value in values.values())} |")
         study.record(f"{first}: {title}", values)

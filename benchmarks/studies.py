@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
@@ -22,6 +23,7 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "datasets", "scikit-learn")
+Title = TypeVar("Title", bound=Hashable)
 
 
 def study_parser(study: str, description: str | None) -> argparse.ArgumentParser:
@@ -60,6 +62,27 @@ def write_json(path: Path, content: object) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def shortest_times(
+    runs: Mapping[Title, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Title, float]:
+    """Return the seconds that each run takes, by its title: the shortest time of all rounds.
+
+    The runs take turns, so that a busy moment of the machine does not hit one of them alone.
+
+    Args:
+        runs: What is timed, by title.
+        rounds: How often each one runs.
+        clock: What tells the seconds, such as `time.process_time` for CPU time.
+    """
+    shortest = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for title, run in runs.items():
+            begin = clock()
+            run()
+            shortest[title] = min(shortest[title], clock() - begin)
+    return shortest
 
 
 def provenance(device: str = "cpu", packages: Sequence[str] = PACKAGES) -> dict[str, Any]:

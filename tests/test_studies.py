@@ -6,7 +6,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from benchmarks.studies import RESULTS, ROOT, Study, results_file
+from benchmarks.studies import RESULTS, ROOT, Study, results_file, shortest_times
 
 # All modules that are run by themselves.
 MODULES = sorted(
@@ -31,6 +31,13 @@ def test_processes_add_to_one_file(tmp_path):
     content = json.loads(path.read_text())
     assert content["study"] == "study" and content["provenance"].keys() == content["entries"].keys()
     assert content["provenance"]["model-0"]["versions"]["torch"] is not None
+
+
+def test_runs_take_turns_and_the_shortest_time_counts():
+    order, ticks = [], iter([0, 5, 10, 11, 20, 22, 30, 37])  # seconds before and after each run
+    runs = {title: lambda title=title: order.append(title) for title in ("slow", "fast")}
+    assert shortest_times(runs, 2, clock=lambda: next(ticks)) == {"slow": 2, "fast": 1}
+    assert order == ["slow", "fast", "slow", "fast"]
 
 
 def test_trials_are_not_mixed_with_recorded_results(tmp_path):

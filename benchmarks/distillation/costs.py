@@ -1,6 +1,5 @@
 """Sizes and speeds of the models that are compared."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from sensedict_hf import SKDStudentModel
 
+from ..studies import shortest_times
 from .comparison import Comparison, layer_indices
 from .tasks import distill_model2vec, model2vec_encoders
 
@@ -39,12 +39,8 @@ def print_costs(comparison: Comparison) -> None:
 
     # Their speeds.
     texts = comparison.task("uci_sentiment", False).evaluation.inputs[1]
-    speeds = dict.fromkeys(encoders, 0.0)
-    for _ in range(ROUNDS):
-        for name, encode in encoders.items():
-            begin = time.perf_counter()
-            encode(texts)
-            speeds[name] = max(speeds[name], len(texts) / (time.perf_counter() - begin))
+    seconds = shortest_times({name: partial(encode, texts) for name, encode in encoders.items()}, ROUNDS)
+    speeds = {name: len(texts) / needed for name, needed in seconds.items()}
 
     # The table.
     megabytes = senses.table.nbytes / 1e6
@@ -53,5 +49,5 @@ def print_costs(comparison: Comparison) -> None:
         dictionary = f"{megabytes:.1f}" if name.endswith(("hard", "half")) else "-"
         cells = [name, f"{parameters[name] / 1e6:.1f}", dictionary, f"{speed:.0f}"]
         print(f"| {' | '.join(cells)} | {speed / speeds['teacher']:.2f} |")
-    costs = {name: {"parameters": parameters[name], "texts_per_second": speeds[name]} for name in speeds}
+    costs = {name: {"parameters": parameters[name], "texts_per_second": speed} for name, speed in speeds.items()}
     comparison.study.record("costs", costs | {"dictionary_mb": megabytes, "threads": torch.get_num_threads()})

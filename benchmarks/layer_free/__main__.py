@@ -17,7 +17,6 @@
 Settings are the package's defaults, which were chosen on texts for development. Test files are scored once.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from sensedict_hf import load_teacher
 
 from ..distillation.tables import averages, header, print_row
 from ..distillation.tasks import DEV_NAMES, NAMES, distill_model2vec, load_task, model2vec_encoders
-from ..studies import Study, results_file, study_parser
+from ..studies import Study, results_file, shortest_times, study_parser
 from .baselines import (
     NIFE_SETTINGS,
     distill_wide,
@@ -140,22 +139,19 @@ def main() -> None:
     torch.set_num_threads(1)
     timed = load_task("uci_sentiment", options.data).evaluation.inputs[1]
     same = {title for title, recipe in RECIPES.items() if recipe.unseen or recipe.general}
-    speeds = {} if options.no_speed else {title: 0.0 for title in models if title not in same}
-    encode = {title: models[title]("uci_sentiment")[0] for title in speeds}
-    for _ in range(ROUNDS):
-        for title in speeds:
-            settings = {} if title == "model2vec" else {"batch_size": BATCH_SIZES.get(title, BATCH_SIZES["students"])}
-            begin = time.perf_counter()
-            encode[title](timed, **settings)
-            speeds[title] = max(speeds[title], len(timed) / (time.perf_counter() - begin))
+    runs = {}
+    for title in [] if options.no_speed else [title for title in models if title not in same]:
+        settings = {} if title == "model2vec" else {"batch_size": BATCH_SIZES.get(title, BATCH_SIZES["students"])}
+        runs[title] = partial(models[title]("uci_sentiment")[0], timed, **settings)
+    seconds = shortest_times(runs, ROUNDS)
 
     print("\n| model | average | of the teacher's | MB | texts/s, teacher = 1 |\n|---|---|---|---|---|")
     best = averages("raw", {name: study.read("teacher")[name] for name in names})[0]
     for title in models:
         if files[title].is_dir():
             study.record(title, {"mb": round((files[title] / "model.safetensors").stat().st_size / 1e6, 1)})
-        if title in speeds:
-            study.record(title, {"speed": round(speeds[title] / speeds["teacher"], 1)})
+        if title in seconds:
+            study.record(title, {"speed": round(seconds["teacher"] / seconds[title], 1)})
         entry = study.read(title)
         average = averages("raw", {name: entry[name] for name in names})[0]
         print(f"| {title} | {average:.4f} | {average / best:.1%} | {entry.get('mb')} | {entry.get('speed')} |")
