@@ -570,6 +570,12 @@ def test_a_collection_of_milvus(bert, senses, texts, tmp_path, monkeypatch):
         expected = index.search(query, top_k=5)
         assert ids == expected[0]
         np.testing.assert_allclose(scores, expected[1], atol=1e-6)
+    together = collection.search(QUERIES, top_k=5, candidates=60, rows_per_token=60)
+    for place, query in enumerate(QUERIES):
+        alone = collection.search(query, top_k=5, candidates=60, rows_per_token=60)
+        assert together[0][place] == alone[0]
+        np.testing.assert_allclose(together[1][place], alone[1], atol=1e-6)
+    assert collection.search([]) == ([], [])
     with pytest.raises(ValueError, match="candidates=0"):
         collection.search("w1", candidates=0)
 

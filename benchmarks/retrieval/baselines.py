@@ -47,29 +47,30 @@ def binary_with_rescoring(queries: Tensor, documents: Tensor) -> Ranking:
     return ranking(again)
 
 
-def late_interaction(
-    queries: TokenVectors,
-    vectors: Tensor,
-    offsets: NDArray[np.int64],
-    weights: NDArray[np.float32] | None = None,
-) -> Tensor:
-    """Return the sum over query tokens of the largest cosine with a document token, `[queries, documents]`.
+def largest_cosines(queries: TokenVectors, vectors: Tensor, offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the largest cosine of each document with each token of the queries, `[documents, tokens]`.
 
     Args:
         queries: The queries.
         vectors: The vectors of the documents' tokens, with length 1, `[tokens, hidden]`.
         offsets: Where the tokens of each document begin, `[documents + 1]`.
-        weights: Of the tokens in the sum, `[vocabulary]`. Default: 1 for all.
     """
-    query_weights = np.float32(1) if weights is None else weights[queries.tokens]
     query_vectors, columns, first = queries.unit(), [], 0
     while first < len(offsets) - 1:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1)
         cosines = (vectors[offsets[first] : offsets[last]] @ query_vectors.T).numpy()
-        best = np.maximum.reduceat(cosines, offsets[first:last] - offsets[first], axis=0)
-        columns.append(np.add.reduceat(best * query_weights, queries.offsets[:-1], axis=1))
+        columns.append(np.maximum.reduceat(cosines, offsets[first:last] - offsets[first], axis=0))
         first = last
-    return torch.from_numpy(np.concatenate(columns).T.copy())
+    return np.concatenate(columns)
+
+
+def late_interaction(queries: TokenVectors, vectors: Tensor, offsets: NDArray[np.int64]) -> Tensor:
+    """Return the sum over query tokens of the largest cosine with a document token, `[queries, documents]`.
+
+    The arguments are those of :func:`largest_cosines`.
+    """
+    cosines = largest_cosines(queries, vectors, offsets)
+    return torch.from_numpy(np.add.reduceat(cosines, queries.offsets[:-1], axis=1).T.copy())
 
 
 def kmeans(vectors: Tensor, clusters: int, rounds: int) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ def search(options: argparse.Namespace) -> None:
         found, scores = loaded.search(queries, options.top_k, batch_size=options.batch_size)
     else:
         collection = open_collection(loaded, options)
-        found, scores = zip(*(collection.search(query, options.top_k) for query in queries))
+        found, scores = collection.search(queries, options.top_k, batch_size=options.batch_size)
     for query, ids, values in zip(queries, found, map(np.ndarray.tolist, scores)):
         if options.json:
             rounded = [round(value, 5) for value in values]

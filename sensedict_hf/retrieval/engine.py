@@ -1,10 +1,12 @@
 """The documents of an index in Milvus, a search engine that runs in this process or on a cluster."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from ..models.arguments import check_integer
@@ -113,55 +115,74 @@ class SenseCollection:
 
     def search(
         self,
-        query: str,
+        queries: str | Iterable[str],
         top_k: int = 10,
         *,
         candidates: int = CANDIDATES,
         rows_per_token: int = ROWS_PER_TOKEN,
         model: "Model | None" = None,
         prompt_name: str | None = None,
-    ) -> tuple[list[Any], NDArray[np.float32]]:
+        batch_size: int = 32,
+    ) -> tuple[list[Any], Any]:
         """Search the collection by sparse vectors, and rank what was found by the senses.
 
         Args:
-            query: The query.
-            top_k: How many documents to return.
+            queries: One text or many.
+            top_k: How many documents to return for each query.
             candidates: Documents that are found by sparse vectors, of which the best are returned.
             rows_per_token: As in :func:`sparse_queries`.
             model: As in :meth:`SenseIndex.search`.
             prompt_name: As in :meth:`SenseIndex.search`.
+            batch_size: Queries in a forward pass.
 
         Returns:
-            The ids, best first, and their scores, float32, as from :meth:`SenseIndex.search`. There are fewer than
-            `top_k` if fewer documents share a row with the query.
+            The ids, best first, and their scores, float32. For one text a list of ids and `[found]`, for many a list
+            of such lists and a list of such arrays. Fewer than `top_k` are found if fewer documents share a row with
+            the query.
 
         Raises:
             ValueError: The collection is not filled, the index has changed since this object was made, a number is
-                below 1, or the query has no tokens.
+                below 1, or a query has no tokens.
         """
         self._check_index()
         top_k, candidates = check_integer("top_k", top_k, 1), check_integer("candidates", candidates, 1)
+        rows_per_token = check_integer("rows_per_token", rows_per_token, 1)
         if not self._is_full:
             if (filled := len(self)) < len(self.index):
                 raise ValueError(
                     f"the collection {self.name!r} has {filled:,} of {len(self.index):,} documents: call fill()"
                 )
             self._is_full = True  # it need not be counted again
-        (vectors,) = query_vectors(self.index.encoder(model, prompt_name=prompt_name), query)
-        cosines = self.index.cosines(vectors)
-        sparse = sparse_query(cosines, check_integer("rows_per_token", rows_per_token, 1))
-        found = self.client.search(
-            self.name,
-            data=[dict(zip(sparse.indices()[0].tolist(), sparse.values().tolist()))],
-            anns_field=self._field,
-            limit=max(candidates, top_k),
-            output_fields=["number", "id", self._field],
-        )[0]
-        if not found:
-            return [], np.zeros(0, dtype=np.float32)
+        ids, scores = [], []
+        for vectors in query_vectors(self.index.encoder(model, batch_size, prompt_name), queries):
+            cosines = self.index.cosines(vectors)
+            sparse = sparse_query(cosines, rows_per_token)
+            found = self.client.search(
+                self.name,
+                data=[dict(zip(sparse.indices()[0].tolist(), sparse.values().tolist()))],
+                anns_field=self._field,
+                limit=max(candidates, top_k),
+                output_fields=["number", "id", self._field],
+            )[0]
+            best, values = self._rank([hit["entity"] for hit in found], cosines, top_k)
+            ids.append(best)
+            scores.append(values)
+        return (ids[0], scores[0]) if isinstance(queries, str) else (ids, scores)
 
-        # Rank by the senses. Of equal scores the document that was added earlier comes first, as in an index.
-        entities: list[Any] = sorted((hit["entity"] for hit in found), key=lambda entity: entity["number"])
+    def _rank(
+        self, entities: Sequence[Mapping[str, Any]], cosines: Tensor, top_k: int
+    ) -> tuple[list[Any], NDArray[np.float32]]:
+        """Return the ids of the best entities by the senses, and their scores.
+
+        Args:
+            entities: What Milvus has found.
+            cosines: The cosine of each token of the query with each row, `[tokens, rows]`.
+            top_k: How many to return.
+        """
+        if not entities:
+            return [], np.zeros(0, dtype=np.float32)
+        # Of equal scores the document that was added earlier comes first, as in an index.
+        entities = sorted(entities, key=lambda entity: entity["number"])
         rows = [np.fromiter(entity[self._field], dtype=np.int64) for entity in entities]
         documents = DocumentRows(np.concatenate(rows), np.append(0, np.cumsum([len(each) for each in rows])))
         scores = documents.scores(by_row(cosines))
