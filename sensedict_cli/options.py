@@ -201,6 +201,11 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     add(training, "--epochs", "N", about, type=float, dest="num_train_epochs")
     about = "texts per device and step (default: 32; without layers 256; with --head causal_lm 8)"
     add(training, "--batch-size", "N", about, type=int, dest="per_device_train_batch_size")
+    about = (
+        "texts of a batch: of similar length (group_by_length), any (random) or in their order (sequential) (default: "
+        "group_by_length; without layers random)"
+    )
+    add(training, "--train-sampling-strategy", "WAY", about)
     about = "texts per device in a forward pass without training: for labels, and in evaluation"
     add(training, "--per-device-eval-batch-size", "N", about, default=32)
     about = "highest learning rate (default: 0.001; without layers 0.003)"

@@ -355,22 +355,55 @@ def test_sentence_loss_is_the_formula(bert, senses, texts, tmp_path, pooling):
     assert trainer.evaluate(texts[:20])["eval_loss"] == pytest.approx(loss / total, rel=1e-3)
 
 
-def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "strategy"), [(2, "group_by_length"), (4, "group_by_length"), (4, "random"), (4, "sequential")]
+)
+def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path, monkeypatch, step, strategy):
     """From the middle of an epoch, to the last bit, with dropout: the random state must be restored too."""
     monkeypatch.setattr("sensedict_hf.distillation.trainer.without_dropout", nullcontext)
     settings = dict(num_train_epochs=2, per_device_train_batch_size=10, save_strategy="steps", save_steps=1)
-    settings |= dict(gradient_accumulation_steps=2, objective="sense+mse")
+    settings |= dict(gradient_accumulation_steps=2, objective="sense+mse", train_sampling_strategy=strategy)
     straight = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
     straight.train()
     assert straight.state.global_step == 6
     for folder in (tmp_path / "straight").glob("checkpoint-*"):
-        if folder.name != "checkpoint-2":
+        if folder.name != f"checkpoint-{step}":
             shutil.rmtree(folder)
     resumed = make_trainer(bert, senses, texts, tmp_path / "straight", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.log_history[:-1] == straight.state.log_history[:-1] and resumed.state.global_step == 6
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_texts_of_a_batch_have_similar_lengths(bert, senses, tmp_path, monkeypatch):
+    texts = [" ".join(WORDS[: 1 + number % 20]) for number in range(200)]
+    settings = {"objective": "mse", "per_device_train_batch_size": 5, "per_device_eval_batch_size": 5}
+    counts = {}
+    for strategy in (None, "random"):
+        trainer = make_trainer(bert, senses, texts, tmp_path, train_sampling_strategy=strategy, **settings)
+        epochs = []
+        for epoch in (0, 1, 0):
+            trainer.state.epoch = epoch
+            epochs.append([batch["input_ids"] for batch in trainer.get_train_dataloader()])
+        counts[strategy] = sum(ids.numel() for ids in epochs[0])
+        if strategy is None:
+            assert all(torch.equal(one, other) for one, other in zip(epochs[0], epochs[2], strict=True))
+            assert any(not torch.equal(one, other) for one, other in zip(*epochs[:2], strict=True))
+        for batches in epochs:
+            assert sum(int((ids != 0).sum()) for ids in batches) == sum(len(text.split()) + 2 for text in texts)
+    assert counts[None] < 0.75 * counts["random"]
+    assert sum(batch["input_ids"].numel() for batch in trainer.get_eval_dataloader(texts)) > counts[None]
+    grouped = make_trainer(bert, senses, texts, tmp_path, **settings)
+    batches = [batch["input_ids"] for batch in grouped.get_eval_dataloader(texts)]
+    assert sum(len(ids) for ids in batches) == 200 and sum(ids.numel() for ids in batches) < 0.75 * counts["random"]
+    # A stream comes in its own order, and a student without layers pads nothing.
+    warnings = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", lambda text, *more: warnings.append(text))
+    stream = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    make_trainer(bert, senses, stream, tmp_path, max_steps=1).train()
+    assert not [text for text in warnings if "train_sampling_strategy" in text]
+    assert SKDTrainingArguments(str(tmp_path)).for_layer_free().train_sampling_strategy == "random"
 
 
 def test_there_is_no_dropout_while_distilling(bert, senses, texts, tmp_path, monkeypatch):

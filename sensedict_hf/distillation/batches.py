@@ -1,15 +1,17 @@
 """Rows of token ids and labels, and the batches made from them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..building.corpus import tokenize_in_memory
 from ..building.windows import TokenizedCorpus
@@ -18,6 +20,7 @@ from ..models.configuration_sense_embedding import SenseEmbeddingConfig
 from ..models.encoding import pad_batch
 from ..models.prompts import Prompt
 from .losses import IGNORED
+from .training_args import SKDTrainingArguments
 
 
 def window_rows(
@@ -89,6 +92,52 @@ def stream_windows(
 
 def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
     yield from rows
+
+
+def row_lengths(dataset: Any) -> list[int]:
+    """Return the number of tokens in each row of a dataset."""
+    if not isinstance(dataset, Dataset):
+        return [len(row["input_ids"]) for row in dataset]
+    rows = dataset.select_columns("input_ids").with_format("arrow")[:]
+    lengths: list[int] = pyarrow.compute.list_value_length(rows["input_ids"]).to_pylist()
+    return lengths
+
+
+class LengthGroups(LengthGroupedSampler):
+    """Draws rows so that those of a batch have about the same length, and little is padding.
+
+    The order depends on the seed and the epoch alone. So a training that was interrupted goes on in the same order.
+
+    Args:
+        lengths: Number of tokens in each row.
+        size: Rows of a batch.
+        seed: The seed.
+        epoch: Returns the number of the epoch.
+    """
+
+    def __init__(self, lengths: list[int], size: int, seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(size, lengths=lengths, generator=torch.Generator())
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self._seed + self._epoch())
+        return iter(super().__iter__())
+
+
+def length_groups(
+    dataset: Any, size: int, args: SKDTrainingArguments, epoch: Callable[[], int]
+) -> LengthGroups | None:
+    """Return the sampler of batches with texts of similar length; None if the settings do not ask for it.
+
+    Args:
+        dataset: The rows. Those of a stream come in their own order.
+        size: Rows of a batch.
+        args: The settings.
+        epoch: Returns the number of the epoch.
+    """
+    if args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
+        return None
+    return LengthGroups(row_lengths(dataset), size, args.seed if args.data_seed is None else args.data_seed, epoch)
 
 
 @dataclass

@@ -1,18 +1,22 @@
 """Texts become what a student learns from: token ids with the teacher's senses, or the teacher's vectors."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from datasets import IterableDataset
+from transformers import PreTrainedTokenizerBase
 
+from ..models.encoding import padding_id
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length, model_max_length
-from .batches import stream_windows
+from .batches import Collator, stream_windows
 from .checks import is_encoded
+from .generation import GenerationCollator
 from .labels import encode_senses
-from .layer_free import encode_for, is_layer_free
+from .layer_free import collate_ragged, encode_for, is_layer_free
 from .training_args import SKDTrainingArguments
 
 
@@ -91,3 +95,32 @@ def encode_texts(
         only_tokens=args.needs_vectors,
         keep_vectors=args.keeps_vectors,
     )
+
+
+def make_collator(
+    args: SKDTrainingArguments,
+    student: SKDStudentModel,
+    senses: SenseEmbeddingModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_generative: bool,
+    has_teacher: bool,
+) -> Callable[[Any], Any]:
+    """Return what makes batches of the rows that :func:`encode_texts` returns.
+
+    Args:
+        args: The settings.
+        student: The student.
+        senses: The dictionary.
+        tokenizer: The tokenizer of the student.
+        is_generative: Whether the student generates text.
+        has_teacher: Whether the teacher runs at every step.
+    """
+    if is_layer_free(student):
+        return collate_ragged
+    if is_generative:
+        return GenerationCollator(padding_id(tokenizer, student))
+    # Without the teacher's vectors only positions whose token has senses teach something.
+    has_senses = (senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
+    is_labelled = not has_teacher and not args.needs_vectors
+    return Collator(padding_id(tokenizer, student), senses.config, has_senses, is_labelled)

@@ -12,7 +12,6 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import Texts, dataset_names, with_datasets
-from ..models.encoding import padding_id
 from ..models.matching import check_teacher
 from ..models.model_card import model_card
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -21,9 +20,8 @@ from ..models.modeling_skd_causal_lm import load_language_model
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from . import checks
-from .batches import Collator
+from .batches import length_groups
 from .generation import (
-    GenerationCollator,
     GenerationCounts,
     check_generative,
     generation_loss,
@@ -31,11 +29,11 @@ from .generation import (
     is_generative,
     teacher_tokenizer,
 )
-from .layer_free import check_layer_free, collate_ragged, default_epochs, is_layer_free, layer_free_loss
+from .layer_free import check_layer_free, default_epochs, is_layer_free, layer_free_loss
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
 from .modes import every_text_once, sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
-from .texts import encode_texts
+from .texts import encode_texts, make_collator
 from .training_args import SKDTrainingArguments
 from .uploading import push_student
 from .vectors import TeacherVectors, Variances
@@ -149,23 +147,15 @@ class SKDTrainer(Trainer):
             # Free the teacher's memory. Its head still makes logits, of states that were kept.
             self.teacher, self._language_head = None, self._language_head if "kl" in args.terms else None
 
-        collator: Any = collate_ragged
-        if self.is_layer_free:
-            if encoded_train is not None:
-                args = default_epochs(args, len(encoded_train))
-        elif self.is_generative:
-            collator = GenerationCollator(padding_id(tokenizer, self.student))
-        else:
-            # Without the teacher's vectors only positions whose token has senses teach something.
-            has_senses = (self.senses.offsets.diff() > 0).cpu() if args.terms == ("sense",) else None
-            is_labelled = self.teacher is None and not args.needs_vectors
-            collator = Collator(padding_id(tokenizer, self.student), self.senses.config, has_senses, is_labelled)
+        if self.is_layer_free and encoded_train is not None:
+            args = default_epochs(args, len(encoded_train))
+        kind = {"is_generative": self.is_generative, "has_teacher": self.teacher is not None}
         super().__init__(
             model,
             args,
             train_dataset=encoded_train,
             eval_dataset=encoded_eval,
-            data_collator=collator,
+            data_collator=make_collator(args, self.student, self.senses, tokenizer, **kind),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -284,6 +274,16 @@ class SKDTrainer(Trainer):
         input_ids, mask = (inputs[name].to(teacher.device) for name in ("input_ids", "attention_mask"))
         vectors = teacher.hidden_states(input_ids, mask, self.senses.config.layer)
         return vectors.to(self.args.device).clone()  # autograd refuses tensors made in inference mode
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        groups = length_groups(data, size, self.args, lambda: int(self.state.epoch or 0))
+        return super()._get_train_sampler(data) if groups is None else groups
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        groups = length_groups(eval_dataset, self.args.eval_batch_size, self.args, lambda: 0)
+        return super()._get_eval_sampler(eval_dataset) if groups is None else groups
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer of `Trainer`, or the own one of students without layers."""

@@ -37,6 +37,7 @@ WITH_LAYERS: dict[str, str | float] = {
     "per_device_train_batch_size": 32,
     "num_train_epochs": 2.0,
     "max_grad_norm": 1.0,
+    "train_sampling_strategy": "group_by_length",
 }
 LAYER_FREE: dict[str, str | float] = {
     "objective": "mse+sentence",
@@ -46,6 +47,7 @@ LAYER_FREE: dict[str, str | float] = {
     "per_device_train_batch_size": 256,
     "num_train_epochs": 3.0,
     "max_grad_norm": 0.0,
+    "train_sampling_strategy": "random",
 }
 GENERATIVE: dict[str, str | float] = WITH_LAYERS | {
     "objective": "lm+kl+sense",
@@ -70,6 +72,8 @@ class SKDTrainingArguments(TrainingArguments):
     - `per_device_train_batch_size`: 32; without layers 256; 8 for one that generates text, for its logits are large.
     - `num_train_epochs`: 2; without layers 3, with few texts enough for 200 steps, but at most 10.
     - `max_grad_norm`: 1; without layers 0, which is no clipping.
+    - `train_sampling_strategy`: `group_by_length`, batches of texts of similar length, so that little is padding;
+      without layers, where nothing is padded, `random`.
 
     Args:
         objective: The loss, or several losses joined by `+`. `sense` is the cross-entropy between the senses that
@@ -172,6 +176,10 @@ class SKDTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(
         default=None,  # type: ignore[assignment]
         metadata={"help": "largest norm of the gradient; 0: it is not clipped"},
+    )
+    train_sampling_strategy: str = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "texts of a batch: group_by_length (of similar length), random or sequential"},
     )
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
     # Soft labels are columns that the student's forward does not take; the collator needs them.
