@@ -61,7 +61,7 @@ def find_files(name: str) -> list[str]:
     if not Path(name).is_dir() and not glob.has_magic(name):
         raise ValueError(f"there is no file or folder {name}: check the path")
     pattern = os.path.join(glob.escape(name), "*") if Path(name).is_dir() else name
-    found = sorted(path for path in glob.glob(pattern, recursive=True) if kind_of(path))
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if kind_of(path) and os.path.isfile(path))
     if not found:
         raise ValueError(f"{name} has no files ending in {kinds}: check the path")
     logger.info(f"{name}: {len(found)} files")

@@ -1,6 +1,7 @@
 """The scores of evaluations in a card, and the cards of other libraries."""
 
 import json
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -76,3 +77,12 @@ def test_other_models_have_no_such_card(teacher_folder, pairs, tmp_path, capsys)
     assert main([*command, "--model", str(teacher_folder)]) == 2
     assert "holds a bert model: only dictionaries and students" in capsys.readouterr().err
     assert main([*command, "--index", "index"]) == 2 and not (tmp_path / "out").exists()
+
+
+def test_a_pattern_of_files_is_no_dataset_of_the_hub(folder, pairs, tmp_path):
+    shutil.copy(pairs, tmp_path / "other.jsonl")
+    main(
+        ["evaluate", "--model", str(folder), "--task", "similarity", "--test", str(tmp_path / "oth*.jsonl"), "--card"]
+    )
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert {(result.dataset_type, result.dataset_name) for result in results} == {("oth*", "oth*.jsonl")}

@@ -180,7 +180,22 @@ def test_convert_stores_the_tables_of_a_student_without_layers(capsys, bert, tex
         expected = student.encode(texts[:5])
         torch.testing.assert_close(converted.encode(texts[:5]), expected, rtol=0.1, atol=0.1)
     status, _, err = run(capsys, "convert", tmp_path / "own", "--dtype", "float16", "--output", tmp_path / "half")
-    assert status == 2 and "unknown table_dtype 'float16'" in err and not (tmp_path / "half").exists()
+    assert status == 2 and "--dtype float16: the tables" in err and not (tmp_path / "half").exists()
+    status, out, _ = run(
+        capsys, "convert", tmp_path / "assigned", "--dtype", "bfloat16", "--output", tmp_path / "half"
+    )
+    assert status == 0 and "with tables in float32" in out
+    assert AutoModel.from_pretrained(tmp_path / "half").config.sense_config.senses_dtype == "bfloat16"
+
+
+def test_evaluate_takes_students_without_layers_that_return_senses(capsys, bert, texts, files, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0, assignment="soft").save_pretrained(tmp_path / "s")
+    data = ["--train", files[0], "--test", files[1]]
+    status, out, _ = run(capsys, "evaluate", "--model", tmp_path / "s", *data)
+    assert status == 0 and "| raw |" in out
+    status, _, err = run(capsys, "evaluate", "--model", tmp_path / "s", *data, "--residual", "0.3")
+    assert status == 2 and "--residual 0.3 with the student's own vectors" in err
 
 
 def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, teacher_folder, tmp_path, monkeypatch):

@@ -235,3 +235,9 @@ def test_a_column_whose_type_is_not_known_is_left_out(tmp_path, caplog):
     pq.write_table(pa.table({"text": ["a", "b"], "pairs": pairs}), tmp_path / "a.parquet")
     assert read_dataset(str(tmp_path / "a.parquet")).column_names == ["text"]
     assert "left out pairs" in caplog.text
+
+
+def test_a_folder_named_like_a_file_is_passed_over(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "more.txt").mkdir()
+    assert read_dataset(str(tmp_path)).to_list() == [{"text": "one"}]

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_model
+from transformers import AutoModel
 
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
 from sensedict_hf.models import encoding
@@ -220,3 +221,11 @@ def test_a_wrong_sentence_at_the_end_of_a_list_is_found_before_the_work(encoder,
     monkeypatch.setattr(encoding.BatchEncoder, "_run", None)
     with pytest.raises(ValueError, match="sentence 5 is one string: pass each sentence as a list of words"):
         encoder.encode_words([["w1"]] * 5 + ["w1 w2"])
+
+
+def test_the_side_of_truncation_is_saved(bert, senses, texts, tmp_path):
+    bert.tokenizer.truncation_side = "left"
+    student = SKDStudentModel.from_teacher(bert, senses)
+    student.save_pretrained(tmp_path)
+    long = " ".join(texts)
+    torch.testing.assert_close(AutoModel.from_pretrained(tmp_path).encode(long), student.encode(long))

@@ -244,6 +244,31 @@ def test_a_frozen_head_is_not_taken_for_that_of_another_task(bert, texts, tmp_pa
     model.config.freeze_head = True
     model.tokenizer = bert.tokenizer
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds the frozen head of a SKDStudentForSequenceClassification"):
-        AutoModelForTokenClassification.from_pretrained(tmp_path)
-    AutoModelForTokenClassification.from_pretrained(tmp_path, freeze_head=False)
+    for settings in ({}, {"freeze_head": False}):
+        with pytest.raises(ValueError, match="holds the head of a SKDStudentForSequenceClassification: load that"):
+            AutoModelForTokenClassification.from_pretrained(tmp_path, **settings)
+    model.student.save_pretrained(tmp_path / "alone")
+    AutoModelForTokenClassification.from_pretrained(tmp_path / "alone", freeze_head=False)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "kind"),
+    [
+        (1, [[0.3], [0.7]], "regression"),
+        (3, [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]], "multi_label_classification"),
+        (3, [0, 2], "single_label_classification"),
+    ],
+)
+def test_the_kind_of_the_labels_is_saved_for_pipelines(student_folder, texts, tmp_path, num_labels, labels, kind):
+    model = AutoModelForSequenceClassification.from_pretrained(student_folder, num_labels=num_labels).eval()
+    batch = model.tokenizer(texts[:2], padding=True, return_tensors="pt")
+    model(**batch, labels=torch.tensor(labels))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.problem_type == kind
+    found = pipeline("text-classification", model=loaded, tokenizer=model.tokenizer, top_k=None)(texts[0])
+    logits = model(**batch).logits[0]
+    expected = logits.softmax(0) if kind.startswith("single") else logits.sigmoid()
+    found = found[0] if isinstance(found[0], list) else found
+    if num_labels > 1:
+        assert sorted(one["score"] for one in found) == pytest.approx(sorted(expected.tolist()), abs=1e-5)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import WORDS
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
@@ -14,6 +16,8 @@ from sensedict_hf import (
     SKDStudentConfig,
     SKDStudentForSequenceClassification,
     SKDStudentModel,
+    SKDTrainer,
+    SKDTrainingArguments,
     build_sense_dictionary,
 )
 from sensedict_hf.models.layer_free_transfer import encode_tokens
@@ -291,3 +295,50 @@ def test_texts_have_no_senses(bert, senses, texts, kept):
     assert student.encode(texts[:2], assignment="none").shape == (2, 16)
     with pytest.raises(ValueError, match="without its senses" if kept else "this student has no senses"):
         student.encode(texts[:2], assignment="hard")
+
+
+def test_half_precision_tables_in_int8(student, texts):
+    student = student.to(torch.bfloat16)
+    before = student.encode(texts[:5])
+    student.backbone.convert_tables("int8")
+    torch.testing.assert_close(student.encode(texts[:5]), before, atol=0.1, rtol=0.1)
+
+
+def test_adapters_on_a_table_count_in_encode_and_are_trained(bert, senses, texts, tmp_path):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
+    model = get_peft_model(student, LoraConfig(target_modules=["token_embeddings", "text_hidden"]))
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    batch = student.tokenizer(texts[:5], padding=True, return_tensors="pt")
+    expected = model.eval()(**batch).pooler_output
+    torch.testing.assert_close(student.encode(texts[:5]), expected.detach(), atol=1e-5, rtol=1e-4)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none", save_strategy="no", max_steps=2, disable_tqdm=True)
+    SKDTrainer(model, args, teacher=bert, train_dataset=texts).train()
+    assert not torch.allclose(student.encode(texts[:5]), expected.detach())
+
+
+def test_special_tokens_and_cuts_are_those_of_forward(bert, texts):
+    bert.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[SEP] $A [SEP]", special_tokens=[("[SEP]", 3)]
+    )
+    student = SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts), num_hidden_layers=0)
+    randomize(student.backbone)
+    for text, split in ((" ".join(texts), False), ("w1 [SEP] w2 [CLS] w3", True)):
+        student.tokenizer.split_special_tokens = split
+        ids = student.tokenizer(text, truncation=True, max_length=64, return_tensors="pt")["input_ids"]
+        torch.testing.assert_close(student.encode(text), student(ids).pooler_output[0].detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_senses_that_texts_do_not_read_are_not_learned(bert, senses, tmp_path):
+    assert len(SKDStudentModel.from_teacher(bert, senses, 0, assignment=None).senses.table) == 0
+    SKDStudentModel.from_teacher(bert, senses, 0, assignment="soft").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="learn_senses=True for texts: without layers"):
+        SKDStudentForSequenceClassification.from_pretrained(tmp_path, num_labels=3, learn_senses=True)
+
+
+def test_a_longer_limit_is_the_way_out_of_a_cut(student, texts, monkeypatch):
+    said = []
+    monkeypatch.setattr("sensedict_hf.models.encoding.logger.warning_once", said.append)
+    student.encode(" ".join(texts))
+    assert "a larger max_seq_length in its config reads all of it" in said[0]

@@ -69,3 +69,14 @@ def test_the_example_swaps_the_model(student, texts, tmp_path, capsys):
     files = [f"--{name}={tmp_path / name}.jsonl" for name in ("documents", "queries")]
     same = example.main([f"--student={tmp_path / 'student'}", f"--teacher={tmp_path / 'teacher'}", *files])
     assert 0 < same <= 1 and "60 documents, encoded once by the teacher; 7 queries" in capsys.readouterr().out
+
+
+def test_queries_keep_the_students_own_prompt(teacher, texts, tmp_path):
+    teacher.prompts = {}
+    teacher.save(str(tmp_path / "teacher"))
+    loaded = load_teacher(tmp_path / "teacher", instruction="w4 w5")
+    student = SKDStudentModel.from_teacher(loaded, build_sense_dictionary(loaded, texts, budget=90))
+    save_router(student, teacher, tmp_path / "router")
+    model = type(teacher)(str(tmp_path / "router"), device="cpu", trust_remote_code=True)
+    found = torch.from_numpy(model.encode_query(texts[:5]))
+    torch.testing.assert_close(found, student.encode(texts[:5]), rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import WORDS, make_model, make_tokenizer
-from transformers import AutoTokenizer, GPT2Config, GPT2Model, pipeline
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, pipeline
 
 from sensedict_hf import SKDStudentModel, Teacher, build_sense_dictionary, load_teacher
 from sensedict_hf.models.prompts import Prompt
@@ -160,3 +160,33 @@ def test_a_decoder_without_padding_is_read_in_batches(texts, tmp_path, kind, pad
     torch.testing.assert_close(torch.tensor(batches[1][0])[: len(alone)], alone, rtol=1e-4, atol=1e-5)
     kept = AutoTokenizer.from_pretrained(tmp_path)
     assert (kept.padding_side, kept.pad_token, kept.model_max_length) == ("right", "[SEP]", 64)
+
+
+@pytest.mark.parametrize("layers", [2, 0])
+def test_what_is_changed_there_is_taken_over_or_told(teacher_folder, texts, tmp_path, monkeypatch, layers):
+    teacher = load_teacher(teacher_folder)
+    make_student(teacher, texts, tmp_path / "student", num_hidden_layers=layers)
+    model = in_sentence_transformers(tmp_path / "student")
+    model.max_seq_length = 8
+    model.save(str(tmp_path / "changed"))
+    student = AutoModel.from_pretrained(tmp_path / "changed")
+    assert student.config.max_seq_length == 8
+    np.testing.assert_allclose(vectors(student), vectors(model), atol=1e-5)
+    assert AutoModel.from_pretrained(tmp_path / "changed", max_seq_length=5).config.max_seq_length == 5
+    # What cannot be taken over.
+    said = []
+    monkeypatch.setattr("sensedict_hf.models.sentence_files.logger.warning", said.append)
+    AutoModel.from_pretrained(tmp_path / "changed")
+    assert not said
+    file = tmp_path / "changed" / "config_sentence_transformers.json"
+    file.write_text(json.dumps({"prompts": {"doc": "w1 "}, "default_prompt_name": "doc"}))
+    if layers:
+        (tmp_path / "changed" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    AutoModel.from_pretrained(tmp_path / "changed")
+    assert f"{'another pooling and ' * bool(layers)}other prompts" in said[0]
+
+
+def test_a_prompt_that_is_not_pooled_needs_layers(teacher_folder, texts, tmp_path):
+    make_student(load_teacher(teacher_folder, instruction="w1 w2"), texts, tmp_path / "student", num_hidden_layers=0)
+    with pytest.raises((ValueError, ImportError), match="only_its_own_encode_pools_right"):
+        in_sentence_transformers(tmp_path / "student")

@@ -754,3 +754,15 @@ def test_weights_that_became_half_are_not_trained(bert, senses, texts, tmp_path)
 def test_a_training_without_steps_is_refused(epochs, tmp_path):
     with pytest.raises(ValueError, match="num_train_epochs=.*: give a finite number above 0"):
         SKDTrainingArguments(str(tmp_path), num_train_epochs=epochs)
+
+
+def test_settings_without_effect_are_told(bert, senses, texts, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("sensedict_hf.distillation.checks.logger.warning", said.append)
+    make_trainer(bert, senses, texts, tmp_path / "a", objective="mse", label_top_k=3, table_learning_rate=1.0)
+    make_trainer(bert, senses, texts, tmp_path / "b", objective="sense", mse_weight=5.0, cache_vectors=True)
+    make_trainer(bert, senses, texts, tmp_path / "c", objective="sense+mse", mse_weight=5.0, label_top_k=3)
+    assert [text.split(" of ")[1].split(":")[0] for text in said] == [
+        "label_top_k, table_learning_rate",
+        "mse_weight, cache_vectors",
+    ]

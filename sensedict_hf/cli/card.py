@@ -1,6 +1,7 @@
 """The subcommand `card`, and the scores that `sensedict evaluate --card` writes into the card of a model."""
 
 import argparse
+import glob
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig
 
+from ..data_files import kind_of
 from ..models.files import check_source, reading
 from ..models.model_card import model_card
 from ..models.teachers import origin_of
@@ -109,7 +111,8 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
     # What was evaluated on which data.
     sources = options.corpus or options.test
     names = ", ".join(Path(name).name for name in sources)
-    is_on_hub = len(sources) == 1 and not Path(sources[0]).exists()
+    is_file = Path(sources[0]).exists() or glob.has_magic(sources[0]) or kind_of(sources[0]) is not None
+    is_on_hub = len(sources) == 1 and not is_file
     settings = {name: getattr(options, name) for name in ("assignment", "residual")}
     settings |= {"documents": origin_of(options.model) if options.query_model else None}
     place = "cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu"
@@ -120,7 +123,7 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
         EvalResult(
             task_type=TASK_TYPES[options.task],
             task_name=options.task,
-            dataset_type=sources[0] if is_on_hub else Path(names).stem,
+            dataset_type=sources[0].partition(":")[0] if is_on_hub else Path(names).stem,
             dataset_name=sources[0] if is_on_hub else names,
             metric_type=name,
             metric_value=round(value, 4),

@@ -21,6 +21,7 @@ from ..building.settings import BuildSettings
 from ..data import read_dataset
 from ..models.arguments import check_integer
 from ..models.checkpoints import read_json
+from ..models.configuration_layer_free import TABLE_DTYPES
 from ..models.files import check_source, is_unfinished, reading
 from ..models.hub import SensePreTrainedModel
 from ..models.loading import load_senses, load_tokenizer
@@ -132,9 +133,10 @@ def convert(options: argparse.Namespace) -> None:
     if config.model_type == "skd_student" and config.text_config.model_type == "layer_free":
         _convert_tables(options)
         return
-    dtype = options.dtype
+    before, dtype = load_senses(options.senses, trust_remote_code=trust), options.dtype
+    if not before.config.num_senses:
+        raise ValueError(f"{options.senses} has no dictionary: there is nothing to convert")
     converted = _rewrite([options.senses], options.output, trust, lambda senses: senses[0].to_dtype(dtype), dtype)
-    before = load_senses(options.senses, trust_remote_code=trust)
     print(
         f"{megabytes(before):.1f} MB in {before.config.senses_dtype}, "
         f"{megabytes(converted):.1f} MB in {options.dtype}: {options.output}"
@@ -148,11 +150,18 @@ def _convert_tables(options: argparse.Namespace) -> None:
     model = cast(SKDStudentModel, student.base_model)
     backbone = cast(LayerFreeModel, model.backbone)
     before, size = backbone.config.table_dtype, megabytes(backbone) + megabytes(model.senses)
-    backbone.convert_tables(options.dtype)
+    if options.dtype in TABLE_DTYPES:
+        backbone.convert_tables(options.dtype)
+    elif not model.senses.config.num_senses:
+        raise ValueError(
+            f"--dtype {options.dtype}: the tables of a student without layers are in {' or '.join(TABLE_DTYPES)}, and "
+            "it has no dictionary; choose --dtype int8"
+        )
     model.replace_senses(model.senses.to_dtype(options.dtype))
     student.save_pretrained(options.output)
     after = megabytes(backbone) + megabytes(model.senses)
-    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB in {options.dtype}: {options.output}")
+    now = backbone.config.table_dtype
+    print(f"{size:.1f} MB with tables in {before}, {after:.1f} MB with tables in {now}: {options.output}")
 
 
 def merge(options: argparse.Namespace) -> None:

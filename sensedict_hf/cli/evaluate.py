@@ -22,6 +22,7 @@ from ..models.arguments import check_device
 from ..models.attaching import attach_senses
 from ..models.checkpoints import read_json
 from ..models.configuration_sense_embedding import check_residual
+from ..models.encoding import LEARNED
 from ..models.head_transfer import load_with_head
 from ..models.loading import load_senses
 from ..models.matching import check_teacher
@@ -251,9 +252,16 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
-        settings["assignment"] = assignment
+        if student.config.pooling == LEARNED and options.task != "token_classification" and not options.assignment:
+            assignment = "none"  # without layers the vectors of texts are made without senses
+        if options.residual is not None and assignment == "none":
+            raise ValueError(
+                f"--residual {options.residual:g} with the student's own vectors: it mixes them with senses; choose "
+                "--assignment soft or hard, or leave it out"
+            )
+        settings["assignment"] = options.assignment
         encoders = partial(student.encode, **settings), partial(student.encode_words, **settings)
-        return Encoder(student, *encoders, assignment, residual)
+        return Encoder(student, *encoders, assignment, None if assignment == "none" else residual)
 
     teacher = TeacherArguments.of(options).load(options.model, options.device)
     encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)

@@ -31,6 +31,14 @@ NOT_FINITE = {
 }
 
 
+def warn_of_unused(args: SKDTrainingArguments) -> None:
+    """Warn of settings that were given and change nothing."""
+    if args.unused:
+        logger.warning(
+            f"objective={args.objective!r} and this student make no use of {', '.join(args.unused)}: leave it out"
+        )
+
+
 def find_student(model: PreTrainedModel) -> SKDStudentModel:
     """Return the student that is a model, or that is inside a model with adapters.
 

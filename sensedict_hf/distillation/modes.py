@@ -40,7 +40,8 @@ def sparse_gradients(model: nn.Module, *, is_on: bool) -> Iterator[None]:
         model: The model.
         is_on: False: nothing is changed.
     """
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)] if is_on else []
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)] if is_on else []
+    tables = [table for table in embeddings if table.weight.requires_grad]  # others may be inside adapters
     before = [table.sparse for table in tables]
     try:
         for table in tables:

@@ -319,6 +319,11 @@ class StudentStart:
             raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
         if self.head is not None:
             check_choice("head", self.head, HEADS)
+        if self.head == "sequence_classification" and self.backbone is None and self.is_layer_free(None):
+            raise ValueError(
+                "head='sequence_classification' without layers: the student pools texts in another way than its "
+                "teacher; distil it without a head, and train a new one on it"
+            )
         if self.layers is not None:
             check_kind("layers", self.layers, Iterable, "a list of layers")
             for layer in self.layers:
@@ -380,6 +385,8 @@ class StudentStart:
         if backbone is not None:
             longest = min(teacher.max_seq_length, backbone.max_seq_length)
             like = encoding_settings(teacher) | {"max_seq_length": longest}
+            if self.is_layer_free(backbone):
+                like.pop("pooling")
             student = SKDStudentModel.from_backbone(backbone, senses, **like, **output)
             if student.sentence_head is not None and teacher.sentence_head is not None:
                 student.sentence_head.load_state_dict(teacher.sentence_head.state_dict())

@@ -118,6 +118,7 @@ class SKDTrainer(Trainer):
         if self.is_generative:
             args = args.for_generation(has_senses=senses is not None)
         check_generative(model, senses, args)
+        checks.warn_of_unused(args)
         if train_dataset is not None:
             checks.check_dtypes(model)  # before the teacher runs
         checks.check_datasets(args, train_dataset, eval_dataset)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -313,6 +313,18 @@ class SKDTrainingArguments(TrainingArguments):
     def keeps_vectors(self) -> bool:
         """Whether the teacher's vectors are read from disk."""
         return self.cache_vectors and self.needs_vectors
+
+    @property
+    def unused(self) -> list[str]:
+        """Names of the settings that were given, and change nothing with this objective or this student."""
+        used = {f"{term}_weight" for term in self.terms} if len(self.terms) > 1 else set()
+        used |= {"temperature", "label_top_k", "label_temperature"} if "sense" in self.terms else set()
+        used |= {"cache_vectors"} if self.needs_vectors and not self._is_layer_free else set()
+        used |= {"table_learning_rate"} if self._is_layer_free else set()
+        names = {f"{term}_weight" for term in OBJECTIVES} | {*SENSE_SETTINGS, "cache_vectors", "table_learning_rate"}
+        defaults = {one.name: WITH_LAYERS.get(one.name, one.default) for one in fields(self) if one.name in names}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        return [name for name in given if name not in used and name not in self._unset]
 
     @property
     def remembered(self) -> dict[str, float]:

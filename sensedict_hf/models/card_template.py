@@ -141,4 +141,5 @@ KINDS = {
 }
 BIAS = "What the teacher gets wrong, and its biases, are to be expected here too."
 NO_FORM = "sentence-transformers has no form for its prompt, and refuses to open it."
+CUT_ALWAYS = "`encode` cuts texts after {} tokens; `max_seq_length` in its config may be larger."
 CUT = '`encode` cuts texts after {} tokens, unless it is called with `long_texts="windows"`.'

@@ -1,7 +1,7 @@
 """The small files next to a model's weights: PEFT, LLM2Vec and sentence-transformers say there how it is run."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,12 +190,7 @@ def apply_sentence_transformers(
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
             modes = read(f"{path}/config.json") or {}
-            active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
-            if "pooling_mode" in modes:
-                mode = modes["pooling_mode"]
-                active = [mode] if isinstance(mode, str) else list(mode)
-            names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
-            found.pooling = "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
+            found.pooling = read_pooling(modes)
             found.include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
             if path and read(f"{path}/config.json"):
@@ -238,6 +233,16 @@ def apply_sentence_transformers(
     prompt = found.prompts.get(default or "")
     if prompt:
         found.prompt = Prompt(prompt + "{text}", pooled="all" if found.include_prompt else "text")
+
+
+def read_pooling(modes: Mapping[str, Any]) -> str:
+    """Return the pooling in a file of sentence-transformers; several are joined by `+`."""
+    active = [name for name, on in modes.items() if name.startswith("pooling_mode") and on]
+    if "pooling_mode" in modes:
+        mode = modes["pooling_mode"]
+        active = [mode] if isinstance(mode, str) else list(mode)
+    names = [re.sub("^pooling_mode_|_tokens?$", "", name) for name in active]
+    return "+".join(SENTENCE_TRANSFORMERS_POOLINGS.get(name, name) for name in names)
 
 
 def _counts(value: Any) -> bool:

@@ -15,7 +15,7 @@ from transformers.utils.logging import tqdm
 
 from .arguments import check_choice, check_integer, check_unicode, is_traced
 from .prompts import Prompt, Prompted, PromptedRow, check_texts
-from .tokenization import check_offsets, count_embeddings, private_copy, tokenize
+from .tokenization import check_offsets, count_embeddings, find_words, private_copy, special_token_counts, tokenize
 
 logger = logging.get_logger(__name__)
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -215,7 +215,8 @@ class BatchEncoder:
             return self._encode_rows(rows, progress)
         if self.long_texts == "truncate":
             longest = min(self.max_length, prompt.max_text_length or self.max_length)
-            _warn_of_cut(sum(row.is_cut for row in rows), len(rows), longest)
+            num_cut = sum(row.is_cut for row in rows)
+            _warn_of_cut(num_cut, len(rows), longest, "encode(..., long_texts='windows')")
             return self._encode_rows(rows, progress)
 
         # The vector of a long text is the mean over its windows, weighted by the tokens that they own.
@@ -257,7 +258,7 @@ class BatchEncoder:
             for i, states in zip(batch, hidden_states.cpu()):
                 # Tokens that end in no word, such as special tokens, go to an extra last row, which is cut off.
                 num_words = len(sentences[i])
-                word_of = torch.from_numpy(_find_words(sentences[i], encoding["offset_mapping"][i]))
+                word_of = torch.from_numpy(find_words(sentences[i], encoding["offset_mapping"][i]))
                 sums = states.new_zeros(num_words + 1, states.shape[-1]).index_add_(0, word_of, states[: len(word_of)])
                 counts = word_of.bincount(minlength=num_words + 1).clamp(min=1)
                 vectors[i] = (sums / counts[:, None])[:num_words]
@@ -336,7 +337,7 @@ class RaggedEncoder(BatchEncoder):
         """Return the token ids of each text that count, without the special tokens around them."""
         if self.prompt is None and all(isinstance(text, str) for text in texts):
             # The longest row of other models includes special tokens, so that texts are cut at the same place.
-            longest = max(1, self.max_length - len(self.special_token_ids))
+            longest = max(1, self.max_length - sum(special_token_counts(self.tokenizer)))
             if not self.tokenizer.is_fast:
                 cut = {"truncation": True, "max_length": longest}
                 return list(tokenize(self.tokenizer, texts, add_special_tokens=False, **cut)["input_ids"])
@@ -344,22 +345,24 @@ class RaggedEncoder(BatchEncoder):
             with private_copy(self.tokenizer) as tokenizer:
                 backend: Any = tokenizer.backend_tokenizer
                 backend.no_padding()
+                backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
                 backend.enable_truncation(longest, direction=tokenizer.truncation_side)
                 rows = backend.encode_batch_fast(texts, add_special_tokens=False)
-            if num_cut := sum(bool(row.overflowing) for row in rows):
-                _warn_of_cut(num_cut, len(rows), self.max_length)
-            return [row.ids for row in rows]
-        prompted = (self.prompt or Prompt()).tokenize(self.tokenizer, texts, self.max_length)
-        if num_cut := sum(row.is_cut for row in prompted):
-            _warn_of_cut(num_cut, len(prompted), self.max_length)
-        return [row.input_ids[row.begin : row.end] for row in prompted]
+            num_cut, ids = sum(bool(row.overflowing) for row in rows), [row.ids for row in rows]
+        else:
+            prompted = (self.prompt or Prompt()).tokenize(self.tokenizer, texts, self.max_length)
+            num_cut = sum(row.is_cut for row in prompted)
+            ids = [row.input_ids[row.begin : row.end] for row in prompted]
+        if num_cut:
+            _warn_of_cut(num_cut, len(ids), self.max_length, "a larger max_seq_length in its config")
+        return ids
 
 
-def _warn_of_cut(cut: int, texts: int, max_length: int) -> None:
-    """Warn once that texts were truncated."""
+def _warn_of_cut(cut: int, texts: int, max_length: int, way_out: str) -> None:
+    """Warn once that texts were truncated, and say what reads all of them."""
     logger.warning_once(
         f"{cut:,} of {texts:,} texts are longer than {max_length:,} tokens, and what comes after these is left out; "
-        "encode(..., long_texts='windows') reads all of it"
+        f"{way_out} reads all of it"
     )
 
 
@@ -380,21 +383,3 @@ def _check_sentences(sentences: Sequence[Any], first: int = 0) -> None:
             if not isinstance(word, str):
                 raise ValueError(f"sentence {number} has a word of type {type(word).__name__}: pass strings")
             check_unicode(word, f"a word of sentence {number}")
-
-
-def _find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Find the word in which each token ends.
-
-    Args:
-        words: The words of a sentence, which the tokenizer read with spaces between them.
-        offsets: The first character of each token, and the one after its last.
-
-    Returns:
-        Indices of words, `[tokens]`; `len(words)` for a token that ends in no word.
-    """
-    lengths = np.array([len(word) for word in words], dtype=np.int64)
-    ends = lengths.cumsum() + np.arange(len(words))
-    first, last = np.array(offsets).reshape(-1, 2).T - [[0], [1]]
-    begun = np.searchsorted(ends - lengths, last, side="right")  # how many words begin up to the end of the token
-    is_inside = (last >= first) & (last < np.append(0, ends)[begun])
-    return np.where(is_inside, begun - 1, len(words))

@@ -14,7 +14,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
-from .configuration_sense_embedding import SenseEmbeddingConfig
+from .configuration_skd_student import SKDStudentConfig
+from .encoding import LEARNED
 from .files import reading
 from .matching import check_name
 from .teachers import origin_of
@@ -143,7 +144,7 @@ def find_token_head(classifier: PreTrainedModel) -> ClassifierHead:
 def check_head(
     head: ClassifierHead,
     classifier: PreTrainedModel,
-    senses: SenseEmbeddingConfig,
+    student: SKDStudentConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Check that a head can read senses instead of the hidden states of its own model.
@@ -151,13 +152,19 @@ def check_head(
     Args:
         head: The head.
         classifier: The fine-tuned model that it belongs to.
-        senses: Config of the sense dictionary.
+        student: Config of the student.
         tokenizer: The tokenizer of the student.
 
     Raises:
         ValueError: The senses have another width, or are not of the last layer, or the student would read another
-            token of a text.
+            token of a text, or pools texts by itself.
     """
+    senses = student.sense_config
+    if student.pooling == LEARNED and "pooling" in head.settings:
+        raise ValueError(
+            "a student without layers takes no head for texts from its teacher, as it pools them in another way: "
+            "distil it without a head, and train a new one on it"
+        )
     # A decoder with a head reads the last token that is no padding, whatever the mask says.
     after = special_tokens_around(tokenizer)[1]
     if head.settings.get("pooling") == "last" and after and after[-1] == classifier.config.pad_token_id:

@@ -351,5 +351,6 @@ def _disagreement(source: str, names: Sequence[str]) -> ValueError:
     return ValueError(
         f"{source} and its config do not agree on {shown}: tensors are missing, unexpected, or of another size or "
         "dtype, and none can be made up; load it with its own config, or make it again; with "
-        "ignore_mismatched_sizes=True a head for other labels begins anew"
+        "ignore_mismatched_sizes=True a head for other labels begins anew (with freeze_head=False too, if it was "
+        "copied from a teacher)"
     )

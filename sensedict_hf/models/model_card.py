@@ -8,10 +8,23 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
-from .card_template import BIAS, CODE, CUT, KINDS, NO_FORM, PACKAGE, SENTENCE_TRANSFORMER, SENTENCES, TEMPLATE, Kind
+from .card_template import (
+    BIAS,
+    CODE,
+    CUT,
+    CUT_ALWAYS,
+    KINDS,
+    NO_FORM,
+    PACKAGE,
+    SENTENCE_TRANSFORMER,
+    SENTENCES,
+    TEMPLATE,
+    Kind,
+)
 from .checkpoints import CARD_FIELDS
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
+from .encoding import LEARNED
 from .folder_code import has_code
 from .sentence_files import opens_in_sentence_transformers
 
@@ -62,7 +75,8 @@ def model_card(
         facts["size"] = f"{size / 1e6:,.1f} MB of weights"
     limits = [*kind.limits, BIAS]
     if encodes:
-        limits += [CUT.format(any_config.max_seq_length)] + ([] if opens else [NO_FORM])
+        cut = CUT_ALWAYS if any_config.pooling == LEARNED else CUT
+        limits += [cut.format(any_config.max_seq_length)] + ([] if opens else [NO_FORM])
 
     # Metadata, which the Hub reads, with what is taken over from the teacher's card. A teacher that does not look like
     # a repository cannot be linked.
@@ -155,7 +169,8 @@ def _summarize_student(config: SKDStudentConfig, teacher: str | None, head: str 
     returned = RETURNED[config.default_assignment]
     if config.default_assignment != "none" and config.default_residual:
         returned += f", and {config.default_residual:.0%} of its own vectors in each"
-    return f"{made} It returns {returned}. The dictionary of senses is part of it."
+    dictionary = " The dictionary of senses is part of it." * bool(config.sense_config.num_senses)
+    return f"{made} It returns {returned}.{dictionary}"
 
 
 def _dictionary_rows(config: SenseEmbeddingConfig) -> dict[str, Any]:

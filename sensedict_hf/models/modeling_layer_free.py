@@ -153,7 +153,8 @@ class LayerFreeModel(PreTrainedModel):
                 continue
             if table_dtype == "int8":
                 new = Int8Table(old.num_embeddings, old.embedding_dim)
-                new.weight, new.scales = cast(tuple[Tensor, Tensor], store_senses(old.weight.detach(), torch.int8))
+                new.weight, scales = cast(tuple[Tensor, Tensor], store_senses(old.weight.detach(), torch.int8))
+                new.scales = scales.to(old.weight.dtype)
             else:
                 rows = old(torch.arange(old.num_embeddings, device=old.weight.device))
                 new = nn.Embedding.from_pretrained(rows, freeze=False)
@@ -203,6 +204,8 @@ class LayerFreeModel(PreTrainedModel):
         table = self.token_embeddings
         if isinstance(table, Int8Table):
             return table.sum_rows(input_ids, weights, text, len(lengths))
+        if not isinstance(table, nn.Embedding):  # it has adapters
+            return _sum_texts(table(input_ids) * weights[:, None], text, len(lengths))
         starts = lengths.cumsum(0) - lengths
         return F.embedding_bag(
             input_ids, table.weight, starts, mode="sum", per_sample_weights=weights.to(table.weight.dtype)

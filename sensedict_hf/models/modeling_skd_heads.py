@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_skd_student import SKDStudentConfig
-from .encoding import pool
+from .encoding import LEARNED, pool
+from .head_losses import text_loss, token_loss
 from .head_transfer import (
     AutoTaskModel,
     ClassifierHead,
@@ -120,7 +120,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         """
         classifier = cls.load_classifier(classifier)
         head = cls._find_head(classifier)
-        check_head(head, classifier, student.config.sense_config, student.tokenizer)
+        check_head(head, classifier, student.config, student.tokenizer)
         # The config: that of the student, with labels and settings of the head.
         config = copy.deepcopy(student.config)
         for name in ("id2label", "label2id", "problem_type"):
@@ -183,9 +183,10 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
     @classmethod
     def _has_new_head(cls, config: SKDStudentConfig, source: str) -> bool:
         saved_as = (config.architectures or [""])[0]
-        if config.freeze_head and "For" in saved_as and saved_as != cls.__name__:
+        if "For" in saved_as and saved_as != cls.__name__:
             raise ValueError(
-                f"{source} holds the frozen head of a {saved_as}: load that, or learn a new one with freeze_head=False"
+                f"{source} holds the head of a {saved_as}: load that; for a new head save its student alone, with "
+                "model.student.save_pretrained(folder), and load this folder with freeze_head=False"
             )
         return not config.freeze_head and saved_as != cls.__name__
 
@@ -249,6 +250,11 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
     _teacher_class = AutoModelForSequenceClassification
 
     def __init__(self, config: SKDStudentConfig):
+        if config.learn_senses and config.pooling == LEARNED:
+            raise ValueError(
+                "learn_senses=True for texts: without layers their vectors are made without senses, and none would be "
+                "learned; leave it out"
+            )
         super().__init__(config)
         activation, width = config.classifier_activation, config.hidden_size
         self.pre_classifier = nn.Linear(width, width) if activation else None
@@ -268,8 +274,9 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
     ) -> SequenceClassifierOutput:
         """Compute logits and, with labels, the loss.
 
-        The loss follows `config.problem_type`. If that is None, it is the squared error for one label, binary
-        cross-entropy for labels that are floats, otherwise cross-entropy.
+        The loss follows `config.problem_type`. If that is None, the first labels set it: `regression` for one label
+        (squared error), `multi_label_classification` for labels that are floats (binary cross-entropy), otherwise
+        `single_label_classification` (cross-entropy).
 
         Args:
             input_ids: `[batch, positions]`, token ids.
@@ -304,20 +311,10 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
         if self.pre_classifier is not None and self.activation is not None:
             pooled = self.activation(self.pre_classifier(pooled))
         logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else self._loss(logits.float(), labels, num_items_in_batch)
+        loss = None if labels is None else text_loss(self.config, logits.float(), labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-    def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
-        kind, reduction = self.config.problem_type, "mean" if items is None else "sum"
-        if kind == "regression" or (kind is None and self.num_labels == 1):
-            loss = F.mse_loss(logits, labels.to(logits.dtype).view_as(logits), reduction=reduction)
-        elif kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
-            loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
-        else:
-            loss = F.cross_entropy(logits, labels.view(-1), reduction=reduction)
-        return loss if items is None else loss / items
 
     @classmethod
     def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
@@ -386,11 +383,7 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
         """
         outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction=reduction)
-            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        loss = None if labels is None else token_loss(logits.float(), labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -140,9 +140,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         cls, teacher: Teacher, senses: SenseEmbeddingModel, config: dict[str, Any]
     ) -> "SKDStudentModel":
         """Make a student without layers; see :meth:`from_teacher`."""
-        settings = (
-            encoding_settings(teacher) | {"teacher_layers": [], "pooling": LEARNED, "assignment": "none"} | config
-        )
+        settings = encoding_settings(teacher) | {"teacher_layers": [], "pooling": LEARNED} | config
+        if settings.get("assignment") is None:
+            settings["assignment"] = "none"
         sizes = {name: settings.pop(name) for name in SIZES if name in settings}
         backbone = make_layer_free(teacher, senses, sizes)
         kept = empty_dictionary(senses) if settings["assignment"] == "none" else senses
@@ -194,6 +194,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         # What the backbone does with its own texts and vectors is not what its teacher does, whose senses it learns.
         settings = {"pooling": backbone.pooling, "max_seq_length": backbone.max_seq_length}
         settings["prompt"] = senses.config.prompt
+        if isinstance(backbone.model, LayerFreeModel):
+            settings["pooling"] = LEARNED
         student = cls(student_config(backbone.model.config, senses.config, settings | config))
         load_weights(student.backbone, backbone.model.state_dict(), backbone.model)
         student.senses.load_state_dict(senses.state_dict())

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .checkpoints import read_step
+from .arguments import check_integer
+from .checkpoints import read_pooling, read_step
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
 from .files import read_json_file
@@ -31,6 +32,7 @@ POOLINGS = {
     "max": "max_tokens",
 }
 DEFAULT_PROMPT = "default"
+TRANSFORMER = "sentence_bert_config.json"
 # A module that does not exist: sentence-transformers raises an error instead of pooling otherwise than `encode`.
 REFUSAL = "sensedict_hf.this_student_has_a_prompt_for_which_only_its_own_encode_pools_right"
 
@@ -65,19 +67,11 @@ def write_student_files(
         else:
             modules.append(("Normalize", path))
 
-    # Prompts are strings before the text, which are pooled all or none.
-    prompts, (default, pools_default) = dict(config.prompts or {}), _default_prompt(config)
-    pools_prompts = config.include_prompt if prompts else pools_default
-    has_form = default is not None and (not default or pools_default == pools_prompts)
-    if default and has_form:
-        names = [name for name, prompt in prompts.items() if prompt == default]
-        name = names[0] if names else DEFAULT_PROMPT
-        settings["default_prompt_name"], prompts[name] = name, default
-        for method in ("query", "document"):  # encode_query and encode_document read these
-            prompts.setdefault(method, default)
+    prompts, settings["default_prompt_name"], pools_prompts, has_form = _prompts(config)
     if not pools_prompts and any(prompts.values()):
         # What these poolings are without a prompt differs between its versions; and it counts the prompt's tokens.
-        has_form &= config.pooling not in ("cls", "weighted_mean")
+        # Without layers the model pools by itself, with the prompt.
+        has_form &= config.pooling not in ("cls", "weighted_mean", LEARNED)
         has_form &= tokenizer is None or all(_ends_with_a_token(prompt, tokenizer) for prompt in prompts.values())
     if not has_form:
         modules.append((REFUSAL, ""))
@@ -91,12 +85,13 @@ def read_student_head(
 ) -> nn.Sequential | None:
     """Return what the pooled vector of a text goes through, as the files of sentence-transformers say.
 
-    That library may have trained the dense layers, which transformers leaves as they are, or added one.
+    That library may have trained the dense layers, which transformers leaves as they are, or added one. The config
+    takes over another length limit. A warning tells of another pooling or other prompts.
 
     Args:
         source: The folder or repository of the student.
         options: Arguments of `from_pretrained` that say where files are.
-        config: Config of the student. Its steps are replaced if the files have others.
+        config: Config of the student. Its steps and its length limit are replaced if the files have others.
         head: The modules that were saved with the student, which get the weights in the files.
     """
     places = {name: value for name, value in options.items() if name != "trust_remote_code"}
@@ -111,6 +106,7 @@ def read_student_head(
         return read_json_file(path) if path else None
 
     # The modules after the pooling.
+    pooling: str | None = None
     steps: list[dict[str, Any]] = []
     files: list[Path | None] = []
     modules = read("modules.json")
@@ -118,6 +114,8 @@ def read_student_head(
         return head
     for module in modules:
         kind, path = module["type"].rpartition(".")[2], module["path"]
+        if kind == "Pooling":
+            pooling = read_pooling(read(f"{path}/config.json") or {})
         if kind in ("Transformer", "Pooling") or module["type"] == REFUSAL:
             continue
         step = read_step(kind, read(f"{path}/config.json") or {})
@@ -128,8 +126,28 @@ def read_student_head(
             continue
         steps.append(step)
         files.append(find(f"{path}/model.safetensors") if kind == "Dense" else None)
-    if truncated := (read("config_sentence_transformers.json") or {}).get("truncate_dim"):
+    general, transformer = (read(name) or {} for name in ("config_sentence_transformers.json", TRANSFORMER))
+    if truncated := general.get("truncate_dim"):
         steps.append({"kind": "truncate", "dim": truncated})
+
+    # What that library has changed since the student was saved. What the caller has changed counts more.
+    saved = SKDStudentConfig.from_dict(read("config.json") or {})
+    longest = transformer.get("max_seq_length")
+    if transformer and longest is None:  # since version 6 it is in the tokenizer's file
+        longest = (read("tokenizer_config.json") or {}).get("model_max_length")
+    if longest is not None and longest != saved.max_seq_length == config.max_seq_length:
+        config.max_seq_length = check_integer("the max_seq_length of sentence-transformers", longest, 1)
+    prompts, default, _, has_form = _prompts(saved)
+    written, found = (
+        {name: prompt for name, prompt in each.items() if prompt} for each in (prompts, general.get("prompts") or {})
+    )
+    changed = ["another pooling"] * (pooling is not None and pooling != saved.pooling)
+    changed += ["other prompts"] * (has_form and (written, default) != (found, general.get("default_prompt_name")))
+    if changed:
+        logger.warning(
+            f"sentence-transformers makes other vectors from {source} than `encode`, as its files have "
+            f"{' and '.join(changed)}: set them on the student and save it again"
+        )
 
     # Take over steps and weights.
     if steps != (config.sentence_head or []):
@@ -168,7 +186,7 @@ def write_sentence_transformers(
         include_prompt: Whether the tokens of a prompt are pooled with the text.
     """
     transformer: dict[str, Any] = {"max_seq_length": max_seq_length, "do_lower_case": False}
-    files: dict[str, Any] = {"sentence_bert_config.json": transformer}
+    files: dict[str, Any] = {TRANSFORMER: transformer}
     files["config_sentence_transformers.json"] = settings or {"prompts": {}}
     before = [("Transformer", "")]
     if pooling == LEARNED:
@@ -193,6 +211,25 @@ def write_sentence_transformers(
     for name, content in files.items():
         Path(folder, name).parent.mkdir(exist_ok=True)
         Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _prompts(config: SKDStudentConfig) -> tuple[dict[str, str], str | None, bool, bool]:
+    """Return the prompts of a student as strings before a text, which are pooled all or none.
+
+    Returns:
+        The prompts by name, the name of the default one, whether they are pooled, and whether they have this form.
+    """
+    prompts, (default, pools_default) = dict(config.prompts or {}), _default_prompt(config)
+    pools_prompts = config.include_prompt if prompts else pools_default
+    has_form = default is not None and (not default or pools_default == pools_prompts)
+    if not default or not has_form:
+        return prompts, None, pools_prompts, has_form
+    names = [name for name, prompt in prompts.items() if prompt == default]
+    name = names[0] if names else DEFAULT_PROMPT
+    prompts[name] = default
+    for method in ("query", "document"):  # encode_query and encode_document read these
+        prompts.setdefault(method, default)
+    return prompts, name, pools_prompts, has_form
 
 
 def _default_prompt(config: SKDStudentConfig) -> tuple[str | None, bool]:

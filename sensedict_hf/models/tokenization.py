@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import normalizers
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -196,6 +198,8 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
+    # transformers saves what a tokenizer was made with, so a side that was set later would be lost.
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side
     tokenizer.model_max_length = min(tokenizer.model_max_length, model_max_length(tokenizer, model.config))
     count = count_embeddings(model)
     for name in ("pad", "eos", "sep", "cls", "bos", "unk"):
@@ -295,3 +299,21 @@ def find_token(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         pieces = " ".join(tokenizer.convert_ids_to_tokens(tokenized[0]))
         raise ValueError(f"{token!r} is not one token of this dictionary but {pieces or 'none'}: name one of those")
     return ids
+
+
+def find_words(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Find the word in which each token ends.
+
+    Args:
+        words: The words of a sentence, which the tokenizer read with spaces between them.
+        offsets: The first character of each token, and the one after its last.
+
+    Returns:
+        Indices of words, `[tokens]`; `len(words)` for a token that ends in no word.
+    """
+    lengths = np.array([len(word) for word in words], dtype=np.int64)
+    ends = lengths.cumsum() + np.arange(len(words))
+    first, last = np.array(offsets).reshape(-1, 2).T - [[0], [1]]
+    begun = np.searchsorted(ends - lengths, last, side="right")  # how many words begin up to the end of the token
+    is_inside = (last >= first) & (last < np.append(0, ends)[begun])
+    return np.where(is_inside, begun - 1, len(words))

@@ -56,10 +56,12 @@ def save_router(student: SKDStudentModel, teacher: Any, folder: str | os.PathLik
             )
         modules: list[Any] = [list(model.children()) for model in (queries, documents)]
         router = Router.for_query_document(query_modules=modules[0], document_modules=modules[1])
+        # `encode_query` puts the prompt "query" before a text, if there is one, else the default one.
+        prompt = queries.prompts.get("query") or queries.prompts.get(queries.default_prompt_name or "") or ""
         whole = SentenceTransformer(
             modules=[router],
             device=str(student.device),
-            prompts=documents.prompts,
+            prompts={**documents.prompts, "query": prompt},
             default_prompt_name=documents.default_prompt_name,
             similarity_fn_name=documents.similarity_fn_name,
             truncate_dim=documents.truncate_dim,
