@@ -200,6 +200,10 @@ class Comparison:
         self.record(f"{title}: single vector", lambda: baselines.ranking(symmetric), bytes=size)
         asymmetric = single_queries @ self.single_documents.T
         self.record(f"{title}: asymmetric", lambda: baselines.ranking(asymmetric), bytes=size)
+        if student.config.default_assignment != "none":
+            own = student.encode(self.texts.queries, normalize_embeddings=True, assignment="none")
+            scores = own @ self.single_documents.T
+            self.record(f"{title}: asymmetric, own vectors", lambda: baselines.ranking(scores), bytes=size)
 
     def time_queries(self, models: dict[str, Teacher | SKDStudentModel]) -> None:
         """Measure the time of encoding one query."""
