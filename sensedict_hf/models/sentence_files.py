@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ POOLINGS = {
     "max": "max_tokens",
 }
 DEFAULT_PROMPT = "default"
-TRANSFORMER = "sentence_bert_config.json"
+GENERAL, TRANSFORMER = "config_sentence_transformers.json", "sentence_bert_config.json"
 # A module that does not exist: sentence-transformers raises an error instead of pooling otherwise than `encode`.
 REFUSAL = "sensedict_hf.this_student_has_a_prompt_for_which_only_its_own_encode_pools_right"
 
@@ -126,17 +126,38 @@ def read_student_head(
             continue
         steps.append(step)
         files.append(find(f"{path}/model.safetensors") if kind == "Dense" else None)
-    general, transformer = (read(name) or {} for name in ("config_sentence_transformers.json", TRANSFORMER))
-    if truncated := general.get("truncate_dim"):
+    if truncated := (read(GENERAL) or {}).get("truncate_dim"):
         steps.append({"kind": "truncate", "dim": truncated})
+    _take_over_settings(source, config, pooling, read)
 
-    # What that library has changed since the student was saved. What the caller has changed counts more.
+    # Take over steps and weights.
+    if steps != (config.sentence_head or []):
+        config.sentence_head, head = steps, make_sentence_head(steps)
+    for layer, file in zip(head or (), files):
+        if file is not None:
+            layer.load_state_dict({name.removeprefix("linear."): x for name, x in load_file(file).items()})
+    return head
+
+
+def _take_over_settings(
+    source: str, config: SKDStudentConfig, pooling: str | None, read: Callable[[str], Any]
+) -> None:
+    """Take over the length limit in the files of sentence-transformers, and warn if they pool or prompt otherwise.
+
+    Args:
+        source: The folder or repository of the student.
+        config: Its config, which the caller may have changed. That counts more.
+        pooling: The pooling in the files; None if there is none.
+        read: Returns the content of a file, or None.
+    """
+    general, transformer = (read(name) or {} for name in (GENERAL, TRANSFORMER))
     saved = SKDStudentConfig.from_dict(read("config.json") or {})
     longest = transformer.get("max_seq_length")
     if transformer and longest is None:  # since version 6 it is in the tokenizer's file
         longest = (read("tokenizer_config.json") or {}).get("model_max_length")
     if longest is not None and longest != saved.max_seq_length == config.max_seq_length:
         config.max_seq_length = check_integer("the max_seq_length of sentence-transformers", longest, 1)
+
     prompts, default, _, has_form = _prompts(saved)
     written, found = (
         {name: prompt for name, prompt in each.items() if prompt} for each in (prompts, general.get("prompts") or {})
@@ -148,14 +169,6 @@ def read_student_head(
             f"sentence-transformers makes other vectors from {source} than `encode`, as its files have "
             f"{' and '.join(changed)}: set them on the student and save it again"
         )
-
-    # Take over steps and weights.
-    if steps != (config.sentence_head or []):
-        config.sentence_head, head = steps, make_sentence_head(steps)
-    for layer, file in zip(head or (), files):
-        if file is not None:
-            layer.load_state_dict({name.removeprefix("linear."): x for name, x in load_file(file).items()})
-    return head
 
 
 def opens_in_sentence_transformers(folder: str | os.PathLike[str]) -> bool:
@@ -187,7 +200,7 @@ def write_sentence_transformers(
     """
     transformer: dict[str, Any] = {"max_seq_length": max_seq_length, "do_lower_case": False}
     files: dict[str, Any] = {TRANSFORMER: transformer}
-    files["config_sentence_transformers.json"] = settings or {"prompts": {}}
+    files[GENERAL] = settings or {"prompts": {}}
     before = [("Transformer", "")]
     if pooling == LEARNED:
         # The vector of a text is an output of the model, so there is no module that pools.
