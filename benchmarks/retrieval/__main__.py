@@ -35,7 +35,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from sensedict_hf import SenseEmbeddingModel, SKDStudentModel, Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf import (
+    SenseEmbeddingModel,
+    SenseIndex,
+    SKDStudentModel,
+    Teacher,
+    build_sense_dictionary,
+    load_teacher,
+)
 from sensedict_hf.evaluation.scores import score_ranking
 from sensedict_hf.retrieval.searching import Searcher
 from sensedict_hf.retrieval.token_vectors import TokenEncoder
@@ -53,7 +60,7 @@ DICTIONARIES: dict[str, dict[str, Any]] = {
     "budget of 12 a token, by cosine": {"mean_senses": 12, "similarity": "cosine"},
 }
 MOST_CENTRES, ROUNDS = 20_000, 4
-TIMED_QUERIES = 100
+TIMED_QUERIES = TIMED_DOCUMENTS = 100
 
 
 class Comparison:
@@ -217,6 +224,16 @@ class Comparison:
             self.study.record(self.name, {f"query_ms, {title}": {key: round(x, 2) for key, x in values.items()}})
             print(self.name, f"query_ms, {title}", values, flush=True)
 
+    def time_documents(self, models: dict[str, Teacher | SKDStudentModel], senses: SenseEmbeddingModel) -> None:
+        """Measure the time of indexing a document."""
+        texts = self.texts.documents[:TIMED_DOCUMENTS]
+        for title, model in models.items():
+            begin = time.thread_time()
+            SenseIndex.build(model, senses, texts)
+            milliseconds = 1000 * (time.thread_time() - begin) / len(texts)
+            self.study.record(self.name, {f"index_ms, {title}": round(milliseconds, 2)})
+            print(self.name, f"index_ms, {title}", milliseconds, flush=True)
+
 
 def print_table(study: Study) -> None:
     """Print a table of all sets: nDCG@10 / recall@100, and bytes a document in the last of them that has the row."""
@@ -268,6 +285,8 @@ def main() -> None:
         if name == "xquad_retrieval":
             one.time_queries({"teacher": teacher, **students})
         senses = one.run_indexes(None if part in one.texts.parts else passages)
+        if name == "xquad_retrieval":
+            one.time_documents({"teacher": teacher, **students}, senses)
         for title, student in students.items():
             one.run_student(title, student, senses)
         one.run_kmeans(senses.config.num_senses)
