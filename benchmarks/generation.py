@@ -176,6 +176,7 @@ class Benchmark:
             max_steps=self.options.steps,
             max_length=self.options.length,
             per_device_train_batch_size=self.options.batch_size,
+            train_sampling_strategy="random",  # the rows have one length
             save_strategy="no",
             report_to="none",
             use_cpu=True,
