@@ -75,12 +75,7 @@ def read_dataset(
             saved = load_from_disk(name)
             return saved.to_iterable_dataset() if streaming else saved
         is_of_splits = Path(name, "dataset_dict.json").is_file()
-        looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
-        if (
-            name != names[0]
-            or is_of_splits
-            or (looks_like_a_repository and not Path(name).exists() and kind_of(name) is None)
-        ):
+        if name != names[0] or is_of_splits or hub_name(name):
             try:
                 if is_of_splits and config is None:
                     saved = load_from_disk(name)[chosen or split]
@@ -97,6 +92,18 @@ def read_dataset(
     if len(kinds) > 1:
         raise ValueError(f"the files are of different kinds ({', '.join(kinds)}): convert them to one kind")
     return read_files(paths, streaming=streaming)
+
+
+def hub_name(source: str) -> str | None:
+    """Return the name of the dataset on the Hub that a source means; None for files, folders and patterns.
+
+    Args:
+        source: One of the sources of :func:`read_dataset`.
+    """
+    name = _split_name(source)[0]
+    looks_like_a_repository = not Path(name).suffix or name.count("/") == 1
+    is_local = glob.has_magic(source) or Path(name).exists() or kind_of(name) is not None
+    return name if looks_like_a_repository and not is_local else None
 
 
 def dataset_names(texts: Texts) -> list[str]:

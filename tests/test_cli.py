@@ -281,6 +281,10 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--objective", "mse+mse"], "names a loss twice"),
         (["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--dropout", "1"], "dropout is no longer an option"),
         (
+            "distill --texts TRAIN --senses TEACHER --head sequence_classification --num-hidden-layers 0".split(),
+            "head='sequence_classification' without layers",
+        ),
+        (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--backbone", "TEACHER", "--layers", "0"],
             "give one of them",
         ),

@@ -1,7 +1,6 @@
 """The subcommand `card`, and the scores that `sensedict evaluate --card` writes into the card of a model."""
 
 import argparse
-import glob
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard
 from transformers import AutoConfig
 
-from ..data_files import kind_of
+from ..data import hub_name
 from ..models.files import check_source, reading
 from ..models.model_card import model_card
 from ..models.teachers import origin_of
@@ -111,8 +110,7 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
     # What was evaluated on which data.
     sources = options.corpus or options.test
     names = ", ".join(Path(name).name for name in sources)
-    is_file = Path(sources[0]).exists() or glob.has_magic(sources[0]) or kind_of(sources[0]) is not None
-    is_on_hub = len(sources) == 1 and not is_file
+    on_hub = hub_name(sources[0]) if len(sources) == 1 else None
     settings = {name: getattr(options, name) for name in ("assignment", "residual")}
     settings |= {"documents": origin_of(options.model) if options.query_model else None}
     place = "cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu"
@@ -123,8 +121,8 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
         EvalResult(
             task_type=TASK_TYPES[options.task],
             task_name=options.task,
-            dataset_type=sources[0].partition(":")[0] if is_on_hub else Path(names).stem,
-            dataset_name=sources[0] if is_on_hub else names,
+            dataset_type=on_hub or Path(names).stem,
+            dataset_name=sources[0] if on_hub else names,
             metric_type=name,
             metric_value=round(value, 4),
             metric_name=f"texts per second ({machine})" if name == SPEED else name.replace("_", " "),

@@ -104,7 +104,7 @@ def row_lengths(dataset: Any) -> list[int]:
 
 
 class LengthGroups(LengthGroupedSampler):
-    """Draws rows so that those of a batch have about the same length, and little is padding.
+    """Draws rows in an order that puts rows of about the same length into one batch. So little is padding.
 
     The order depends on the seed and the epoch alone. So a training that was interrupted goes on in the same order.
 

@@ -88,7 +88,7 @@ def estimate_distillation(
     if args.train_sampling_strategy == "group_by_length":
         rows.sort(key=len)
 
-    # Time batches of both models, from the middle of each third of the rows; the first batch is there for warmth.
+    # Time batches of both models, from the middle of each third of the rows. The first batch, to warm up, is left out.
     seconds: dict[str, list[float]] = {"teacher": [], "student": []}
     for number in range(TIMED_BATCHES + 1):
         middle = (2 * max(0, number - 1) + 1) * len(rows) // (2 * TIMED_BATCHES)
