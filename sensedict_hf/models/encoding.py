@@ -15,7 +15,7 @@ from transformers.utils.logging import tqdm
 
 from .arguments import check_choice, check_integer, check_unicode, is_traced
 from .prompts import Prompt, Prompted, PromptedRow, check_texts
-from .tokenization import check_offsets, count_embeddings, find_words, private_copy, special_token_counts, tokenize
+from .tokenization import check_offsets, count_embeddings, find_words, private_copy, tokenize
 
 logger = logging.get_logger(__name__)
 POOLINGS = ("mean", "weighted_mean", "cls", "last", "max")
@@ -337,7 +337,7 @@ class RaggedEncoder(BatchEncoder):
         """Return the token ids of each text that count, without the special tokens around them."""
         if self.prompt is None and all(isinstance(text, str) for text in texts):
             # The longest row of other models includes special tokens, so that texts are cut at the same place.
-            longest = max(1, self.max_length - sum(special_token_counts(self.tokenizer)))
+            longest = max(1, self.max_length - self.tokenizer.num_special_tokens_to_add())
             if not self.tokenizer.is_fast:
                 cut = {"truncation": True, "max_length": longest}
                 return list(tokenize(self.tokenizer, texts, add_special_tokens=False, **cut)["input_ids"])
