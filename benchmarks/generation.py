@@ -150,7 +150,8 @@ class Benchmark:
         shown = min(SHOWN, min(map(len, rows)) // 2)
         input_ids = torch.tensor([row[:shown] for row in rows])
         settings = {"do_sample": False, "no_repeat_ngram_size": 3, "pad_token_id": self.tokenizer.pad_token_id}
-        found = model.generate(input_ids, max_new_tokens=ADDED, **settings)
+        mask = torch.ones_like(input_ids)
+        found = model.generate(input_ids, attention_mask=mask, max_new_tokens=ADDED, **settings)
         parts = {"beginnings": found[:, :shown], "continuations": found[:, shown:]}
         texts = {name: self.tokenizer.batch_decode(ids, skip_special_tokens=True) for name, ids in parts.items()}
         return {**self.perplexities(model, self.tests), **texts}

@@ -203,10 +203,23 @@ def test_weights_that_cannot_be_copied_are_refused(bert, texts):
     bert.model.others = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="do not fit a BertModel made from its config: others.weight, others.bias"):
         SKDStudentModel.from_teacher(bert, senses)
-    bert.model.is_quantized = True
+    bert.model.is_quantized, bert.model.quantization_method = True, "bitsandbytes"
     for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
         with pytest.raises(ValueError, match="the weights of tiny-bert are quantized"):
             make(bert, senses)
+
+
+def test_a_model_from_a_gguf_file_is_copied_as_the_floats_it_was_loaded_as(bert, texts, tmp_path):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    # What transformers leaves on such a model.
+    bert.model.is_quantized, bert.model.quantization_method = True, "gguf"
+    bert.model.config.quantization_config = {"quant_method": "gguf"}
+    SKDStudentModel.from_teacher(bert, senses).save_pretrained(tmp_path)
+    student = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(
+        student.backbone.encoder.layer[0].output.dense.weight, bert.model.encoder.layer[0].output.dense.weight
+    )
+    assert not hasattr(student.config.text_config, "quantization_config")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .arguments import check_integer
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .configuration_skd_student import SKDStudentConfig
+from .loading import is_quantized
 from .modeling_layer_free import LayerFreeModel
 from .teachers import Teacher
 
@@ -35,7 +36,7 @@ def check_weights(source: Teacher) -> None:
             f"{type(source.model).__name__} is the encoder of an encoder-decoder, and its config makes the whole: a "
             "student cannot start from it; choose another model as backbone, with from_backbone"
         )
-    if getattr(source.model, "is_quantized", False):
+    if is_quantized(source.model):
         raise ValueError(
             f"the weights of {source.name} are quantized and cannot be copied: load the model without quantization, "
             "load_teacher(name), and make the student from that"
@@ -88,6 +89,7 @@ def student_config(
     # Float32 whatever the dtype of the source: training in pure half precision loses small updates. For mixed
     # precision there are the options `bf16` and `fp16` of Trainer.
     text_config.dtype = torch.float32
+    vars(text_config).pop("quantization_config", None)  # a model from a GGUF file keeps it
     known = SKDStudentConfig()
     if unknown := [name for name in settings if not hasattr(known, name)]:
         raise ValueError(

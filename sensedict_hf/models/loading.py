@@ -14,6 +14,7 @@ from .checkpoints import Checkpoint, read_checkpoint
 from .files import check_source, reading
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sentence_head import Dense, make_sentence_head
+from .tokenization import count_embeddings, has_decoder
 
 
 def take_model(
@@ -95,6 +96,11 @@ def load_model(
     return cast(PreTrainedModel, model)
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Return whether the weights of a model are quantized. Those of a GGUF file are floats once they are loaded."""
+    return bool(getattr(model, "is_quantized", False)) and model.quantization_method != "gguf"
+
+
 def move_model(model: PreTrainedModel, device: torch.device | str) -> None:
     """Move a model to a device, unless it is spread over several devices or quantized.
 
@@ -102,7 +108,7 @@ def move_model(model: PreTrainedModel, device: torch.device | str) -> None:
         model: The model, which is moved in place.
         device: Where to move it.
     """
-    if not getattr(model, "hf_device_map", None) and not getattr(model, "is_quantized", False):
+    if not getattr(model, "hf_device_map", None) and not is_quantized(model):
         cast(torch.nn.Module, model).to(check_device("device", device))
 
 
@@ -198,8 +204,7 @@ def merge_adapter(model: PreTrainedModel, source: str, revision: str | None = No
             f"{', '.join(wrong[:5])}; load the model that the adapter was trained on"
         )
     peft.set_peft_model_state_dict(adapted, weights)
-    is_quantized = getattr(model, "is_quantized", False)
-    merged: PreTrainedModel = adapted.get_base_model() if is_quantized else adapted.merge_and_unload()
+    merged: PreTrainedModel = adapted.get_base_model() if is_quantized(model) else adapted.merge_and_unload()
     return merged
 
 
@@ -242,6 +247,25 @@ def check_teacher_kind(teacher: object) -> None:
             f"teacher is {type(teacher).__name__}: pass a name, a folder, a model of transformers, a "
             "SentenceTransformer or a Teacher"
         )
+
+
+def check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:
+    """Check that a model can be a teacher, with these adapters.
+
+    Raises:
+        ValueError: It is a dictionary, a student or an encoder-decoder, it reads no token ids, or it is quantized and
+            there are several adapters.
+    """
+    if model.config.model_type in ("sense_embedding", "skd_student"):
+        kind = type(model).__name__
+        raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
+    if has_decoder(model):
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
+        )
+    count_embeddings(model)
+    if len(adapters) > 1 and is_quantized(model):
+        raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")
 
 
 def check_dictionary(senses: object) -> None:

@@ -21,6 +21,7 @@ from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source
 from .fingerprints import digest_tensors
 from .loading import (
+    check_architecture,
     check_teacher_kind,
     load_model,
     load_sentence_head,
@@ -34,7 +35,7 @@ from .modeling_layer_free import LayerFreeModel
 from .prompts import Prompt, change_prompt, choose_prompt
 from .sentence_teachers import take_apart
 from .text_encoder import TextEncoder
-from .tokenization import check_tokenizer, count_embeddings, has_decoder, lower_case, model_max_length
+from .tokenization import check_tokenizer, lower_case, model_max_length
 
 logger = logging.get_logger(__name__)
 # Folders whose names say nothing of the model in them: a commit in the cache of the Hub, for one.
@@ -314,7 +315,7 @@ def load_teacher(
         base_revision = revision if checkpoint.base == source else None
         model = load_model(checkpoint.base, base_revision, trust_remote_code, **loading)
         move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _check_architecture(model, source, checkpoint.adapters)
+    check_architecture(model, source, checkpoint.adapters)
 
     # Adapters, and only then attention, which is probed on the final weights.
     for name in checkpoint.adapters:
@@ -379,22 +380,3 @@ def origin_of(name: str) -> str:
         path = path.parent
     is_cached = path.name.startswith("models--")
     return path.name.removeprefix("models--").replace("--", "/") if is_cached else path.name
-
-
-def _check_architecture(model: PreTrainedModel, source: str, adapters: list[str]) -> None:
-    """Check that a model can be a teacher, with these adapters.
-
-    Raises:
-        ValueError: It is a dictionary, a student or an encoder-decoder, it reads no token ids, or it is quantized and
-            there are several adapters.
-    """
-    if model.config.model_type in ("sense_embedding", "skd_student"):
-        kind = type(model).__name__
-        raise ValueError(f"{source or kind} is a {kind}, not a teacher: give the model that it was made from")
-    if has_decoder(model):
-        raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder: pass its encoder, model.get_encoder(), with tokenizer="
-        )
-    count_embeddings(model)
-    if len(adapters) > 1 and getattr(model, "is_quantized", False):
-        raise ValueError(f"{len(adapters)} adapters on quantized weights: merge them first, and quantize the result")
