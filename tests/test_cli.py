@@ -147,6 +147,24 @@ def test_the_whole_path(capsys, files, teacher_folder, tmp_path):
     assert run(capsys, "inspect", senses, "[CLS]")[0] == 0
 
 
+def test_words_of_a_student_without_layers_have_the_output_that_is_named(bert, texts, tmp_path, capsys):
+    senses = build_sense_dictionary(bert, texts, budget=90)
+    student = SKDStudentModel.from_teacher(bert, senses, 0, assignment="soft", residual=0.5)
+    student.save_pretrained(tmp_path / "student")
+    rows = [{"tokens": text.split(), "tags": ["B-a" if "1" in w else "O" for w in text.split()]} for text in texts]
+    files = [tmp_path / name for name in ("train.jsonl", "test.jsonl")]
+    for file in files:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--task", "tokens", "--model", tmp_path / "student", "--train", files[0], "--test", files[1]]
+    for more, output in (
+        ([], "soft, residual 0.5"),
+        (["--residual", 0.2], "soft, residual 0.2"),
+        (["--assignment", "none"], "raw"),
+    ):
+        status, out, _ = run(capsys, "evaluate", *arguments, *more)
+        assert status == 0 and f"| {output} |" in out
+
+
 def test_info_says_what_a_folder_holds(bert, texts, teacher_folder, tmp_path, capsys):
     bert.prompt = Prompt(instruction="w1 | w2")
     senses = build_sense_dictionary(bert, texts, budget=90)

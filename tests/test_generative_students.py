@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -124,6 +126,9 @@ def test_teachers_that_do_not_fit_are_refused(tokenizer):
     scaled = CohereForCausalLM(CohereConfig(**SIZES, num_key_value_heads=1, logit_scale=0.1, pad_token_id=0))
     with pytest.raises(ValueError, match="more than a linear map"):
         SKDStudentForCausalLM.from_teacher(scaled, tokenizer=tokenizer)
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=4, pad_token_id=0))
+    with pytest.raises(ValueError, match="MambaForCausalLM has no attention layers"):
+        SKDStudentForCausalLM.from_teacher(recurrent, tokenizer=tokenizer)
     model = make_decoder()
     model.config.is_causal = False
     with pytest.raises(ValueError, match="only a causal model predicts the next token"):

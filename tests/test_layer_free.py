@@ -304,6 +304,18 @@ def test_half_precision_tables_in_int8(student, texts):
     torch.testing.assert_close(student.encode(texts[:5]), before, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_vectors_of_long_texts(model, dtype):
+    ids, lengths = torch.randint(4, 32, (3000,)), torch.tensor([2990, 10])
+    expected = model.encode_ragged(ids, lengths)[1]
+    assert F.cosine_similarity(model.to(dtype).encode_ragged(ids, lengths)[1].float(), expected).min() > 0.99
+    for table_dtype in ("float32", "int8"):
+        model.convert_tables(table_dtype)
+        found = model.encode_ragged(ids, lengths)[1]
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float().norm(dim=1), expected.norm(dim=1), rtol=0.05, atol=0)
+
+
 def test_adapters_on_a_table_count_in_encode_and_are_trained(bert, senses, texts, tmp_path):
     student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
     model = get_peft_model(student, LoraConfig(target_modules=["token_embeddings", "text_hidden"]))

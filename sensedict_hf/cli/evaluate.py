@@ -252,7 +252,7 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
         if options.residual is not None:
             student.config.residual = options.residual
         assignment, residual = options.assignment or student.config.default_assignment, student.config.default_residual
-        if student.config.pooling == LEARNED and options.task != "token_classification" and not options.assignment:
+        if student.config.pooling == LEARNED and options.task != "tokens" and not options.assignment:
             assignment = "none"  # without layers the vectors of texts are made without senses
         if options.residual is not None and assignment == "none":
             raise ValueError(

@@ -57,11 +57,11 @@ class Int8Table(nn.Module):
 
     def sum_rows(self, ids: Tensor, weights: Tensor, text: Tensor, texts: int) -> Tensor:
         """Sum the rows of each text, weighted: ids, weights and indices of texts, `[tokens] -> [texts, width]`."""
-        total = self.scales.new_zeros(texts, self.embedding_dim)
-        columns = (ids, weights * self.scales[ids], text)
+        total = self.scales.new_zeros(texts, self.embedding_dim, dtype=torch.float32)
+        columns = (ids, weights.float() * self.scales[ids], text)
         for some, factors, rows in zip(*(column.split(SUMMED_ROWS) for column in columns)):
             total.index_add_(0, rows, F.embedding(some, self.weight) * factors[:, None])
-        return total
+        return total.to(self.scales.dtype)
 
 
 class LayerFreeModel(PreTrainedModel):
@@ -185,7 +185,7 @@ class LayerFreeModel(PreTrainedModel):
         weights = _softmax_in_texts(log_weights, lengths, text)
         vectors = self._mean_embeddings(input_ids, weights, lengths, text)
         if seen is not None:
-            mean_seen = _sum_texts(seen * weights[:, None], text, len(lengths))
+            mean_seen = _sum_texts(seen * weights[:, None], text, len(lengths)).to(seen.dtype)
             vectors = vectors + self.context_directions(self.context(mean_seen))
         vectors = self._transform_texts(vectors)
 
@@ -205,7 +205,8 @@ class LayerFreeModel(PreTrainedModel):
         if isinstance(table, Int8Table):
             return table.sum_rows(input_ids, weights, text, len(lengths))
         if not isinstance(table, nn.Embedding):  # it has adapters
-            return _sum_texts(table(input_ids) * weights[:, None], text, len(lengths))
+            rows = table(input_ids)
+            return _sum_texts(rows * weights[:, None], text, len(lengths)).to(rows.dtype)
         starts = lengths.cumsum(0) - lengths
         return F.embedding_bag(
             input_ids, table.weight, starts, mode="sum", per_sample_weights=weights.to(table.weight.dtype)
@@ -267,7 +268,8 @@ class LayerFreeModel(PreTrainedModel):
 
 
 def _softmax_in_texts(logits: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
-    """Return weights of tokens, `[tokens]`, that sum to 1 in each text."""
+    """Return weights of tokens, `[tokens]`, float32, that sum to 1 in each text."""
+    logits = logits.float()
     # The largest weight of a text is 1 before the division, so that no sum overflows or vanishes.
     largest = torch.segment_reduce(logits.detach(), "max", lengths=lengths, unsafe=True)
     weights = (logits - largest.index_select(0, text)).exp()
@@ -276,5 +278,9 @@ def _softmax_in_texts(logits: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
 
 
 def _sum_texts(rows: Tensor, text: Tensor, texts: int) -> Tensor:
-    """Sum the rows of each text: `[tokens, width] -> [texts, width]`."""
-    return rows.new_zeros(texts, rows.shape[1]).index_add(0, text, rows)
+    """Sum the rows of each text: `[tokens, width] -> [texts, width]`.
+
+    The sum is made in float32. In bfloat16 a sum of many small numbers stops growing.
+    """
+    total = rows.new_zeros(texts, rows.shape[1], dtype=torch.float32)
+    return total.index_add(0, text, rows.float()).to(rows.dtype)

@@ -76,6 +76,8 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
         embeddings = self.student.get_input_embeddings()
         name = next(name for name, module in self.student.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"student.{name}.weight"}
+        # Some backbones cannot take back tokens. Then transformers refuses assisted generation, which needs that.
+        self._is_stateful = bool(getattr(self.student.backbone, "_is_stateful", False))
         has_bias = bool(getattr(config.text_config, "lm_head_bias", False))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=has_bias)
         self.post_init()
@@ -231,7 +233,8 @@ def load_language_model(
         The teacher, the head, and the settings of generation, if it has any.
 
     Raises:
-        ValueError: The model has no head, it is not causal, or its logits are not those of the head alone.
+        ValueError: The model has no head or no attention layers, it is not causal, or its logits are not those of the
+            head alone.
     """
     if isinstance(model, Teacher):
         raise ValueError(
@@ -261,9 +264,14 @@ def load_language_model(
     changes_logits = any(scale not in (None, 1, 1.0) for scale in scales.values())
     ids = torch.arange(4, device=loaded.device)[None]
     with torch.no_grad(), evaluating(loaded):
-        logits = cast(Any, loaded)(input_ids=ids).logits
+        outputs = cast(Any, loaded)(input_ids=ids)
+        if hasattr(outputs, "cache_params"):  # Mamba and its relatives
+            raise ValueError(
+                f"{type(loaded).__name__} has no attention layers, and generates from a cache of another kind, which "
+                "students do not support: choose another architecture, such as Llama, Jamba or Qwen"
+            )
         states = teacher.model(input_ids=ids).last_hidden_state
-        if changes_logits or not torch.allclose(logits, head(states), rtol=1e-3, atol=1e-3):
+        if changes_logits or not torch.allclose(outputs.logits, head(states), rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"the logits of {type(loaded).__name__} are more than a linear map of its last states, which students "
                 "do not support: choose another architecture, such as Llama, Mistral or Qwen"
