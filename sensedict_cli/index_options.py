@@ -5,7 +5,7 @@ import argparse
 from .common import FILES, add, add_device, add_flag, add_quiet, add_texts, add_trust
 from .parsing import AnyOrder
 
-EMBEDDED = "embedded"
+EMBEDDED, COLLECTION = "embedded", "senses"
 
 
 def add_index(sub: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def _add_engine(action: argparse.ArgumentParser, about: str, default: str | None
         f": the URL of a server or cluster, a file for one in this process, or '{EMBEDDED}' for a file in the index"
     )
     add(action, "--engine", "URL|FILE", about, default=default)
-    add(action, "--collection", "NAME", "name of the collection in the engine", default="senses")
+    add(action, "--collection", "NAME", "name of the collection in the engine", default=COLLECTION)
 
 
 def _add_running(action: argparse.ArgumentParser) -> None:

@@ -176,8 +176,8 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     add(sub, "--eval-texts", "FILE", about, nargs="+")
 
     student = sub.add_argument_group("the student")
-    about = "start from N layers of the teacher, the first ones and the last; 0: a student without layers"
-    add(student, "--num-hidden-layers", "N", about, default=2)
+    about = "start from N layers of the teacher, the first ones and the last; 0: a student without layers (default: 2)"
+    add(student, "--num-hidden-layers", "N", about, type=int)
     about = "start from these layers of the teacher instead, counted from 0"
     add(student, "--layers", "N", about, type=int, nargs="+")
     add(student, "--backbone", "MODEL", "start from this model instead; it needs the tokenizer of the dictionary")

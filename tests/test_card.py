@@ -42,15 +42,15 @@ def test_scores_are_added_to_the_card(folder, pairs, texts, tmp_path):
 
     card = ModelCard.load(path)
     found = [(each.task_type, each.metric_type, each.metric_args) for each in card.data.eval_results]
-    names = ["spearman", "pearson", "texts_per_second"]
+    names, learned = ["spearman", "pearson", "texts_per_second"], {"trained on": f"{tmp_path.name}/topics.jsonl"}
     assert sorted(found, key=str) == sorted(
-        [("text-classification", name, None) for name in ("few_shot", "few_shot_std", "full", names[2])]
+        [("text-classification", name, learned) for name in ("few_shot", "few_shot_std", "full", names[2])]
         + [("sentence-similarity", name, args) for name in names for args in (None, {"assignment": "none"})],
         key=str,
     )
     scores = json.loads((tmp_path / "scores.json").read_text())
     last = next(each for each in card.data.eval_results if each.metric_type == "pearson" and each.metric_args)
-    assert last.metric_value == round(scores["pearson"], 4) and last.dataset_name == "sts.jsonl"
+    assert last.metric_value == round(scores["pearson"], 4) and last.dataset_name == f"{tmp_path.name}/sts.jsonl"
     assert card.data.model_name == "my-student" and card.data.tags == once.data.tags
     assert "0.1234" not in card.content and str(tmp_path) not in card.content
     assert card.text.count("## Scores") == 1 and card.text.count("| task |") == 1
@@ -85,4 +85,16 @@ def test_a_pattern_of_files_is_no_dataset_of_the_hub(folder, pairs, tmp_path):
         ["evaluate", "--model", str(folder), "--task", "similarity", "--test", str(tmp_path / "oth*.jsonl"), "--card"]
     )
     results = ModelCard.load(folder / "README.md").data.eval_results
-    assert {(result.dataset_type, result.dataset_name) for result in results} == {("oth*", "oth*.jsonl")}
+    name = f"{tmp_path.name}/oth*"
+    assert {(result.dataset_type, result.dataset_name) for result in results} == {(name, f"{name}.jsonl")}
+
+
+def test_files_of_one_name_in_different_folders_are_different_data(folder, pairs, tmp_path):
+    for name in ("news", "forums"):
+        (tmp_path / name).mkdir()
+        shutil.copy(pairs, tmp_path / name / "test.jsonl")
+        test = ["--test", str(tmp_path / name / "test.jsonl")]
+        assert main(["evaluate", "--model", str(folder), "--task", "similarity", *test, "--card"]) == 0
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    found = [(result.dataset_type, result.dataset_name) for result in results if result.metric_type == "spearman"]
+    assert found == [(f"{name}/test", f"{name}/test.jsonl") for name in ("news", "forums")]

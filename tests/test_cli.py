@@ -32,7 +32,7 @@ from sensedict_hf import (
 )
 from sensedict_hf.building.settings import METHODS
 from sensedict_hf.cli import main, teacher
-from sensedict_hf.distillation.run import HEADS
+from sensedict_hf.distillation.start import HEADS
 from sensedict_hf.evaluation.scores import evaluate_retrieval
 from sensedict_hf.evaluation.tasks import TASKS
 from sensedict_hf.models import configuration_sense_embedding as configuration
@@ -307,6 +307,10 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
             "give one of them",
         ),
         (
+            "distill --texts TRAIN --senses TEACHER --backbone TEACHER --num-hidden-layers 2".split(),
+            "num_hidden_layers and backbone: a student starts from one of these",
+        ),
+        (
             ["distill", "--texts", "TRAIN", "--senses", "TEACHER", "--head", "token_classification"],
             "lacks weights of BertForToken",
         ),
@@ -341,6 +345,14 @@ def test_distill_reads_a_file_and_continues_an_interrupted_run(capsys, files, te
         (["build", "--texts", "TRAIN", "--device", "cuda:99"], "device='cuda:99' cannot be used: choose cpu"),
         (["build", "--texts", "TRAIN", "--quantization-config", "{"], "quantization_config='{' is not JSON"),
         (["build", "--texts", "TRAIN", "--tokenizer", "no/such/folder"], "there is no folder no/such/folder here"),
+        (
+            ["evaluate", "--task", "similarity", "--test", "TRAIN", "--label-column", "x"],
+            "--label-column x is for --task classification: leave it out",
+        ),
+        (
+            ["evaluate", "--task", "retrieval", "--text-column", "x"],
+            "--text-column x is for --task classification or language_modeling: leave it out",
+        ),
         (["evaluate", "--train", "TRAIN"], "--task classification needs --train and --test, not --train"),
         (["evaluate", "--task", "retrieval"], "--task retrieval needs --corpus and --queries, not nothing"),
         (

@@ -108,3 +108,17 @@ def test_a_damaged_teacher_is_named(teacher_folder, tmp_path, capsys, damage):
     assert main([str(argument) for argument in command]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("sensedict build: ") and str(teacher_folder) in line
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["inspect", "senses", "w3", "--teacher", "t"], "the teacher reads texts: give them with --texts"),
+        (["inspect", "senses", "w3", "--pooling", "cls"], "leave out --teacher and its options"),
+        (["index", "search", "index", "w3", "--collection", "c"], "--collection c is in a search engine"),
+        (["index", "search", "index", "w3", "--text-column", "c"], "--text-column is for --queries"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(capsys, command, message):
+    assert main(command) == 2
+    assert message in capsys.readouterr().err

@@ -185,7 +185,7 @@ def test_retrieval_is_that_of_trec_eval():
         ("B-creative-work I-creative-work", {(0, 0, 2, "creative-work")}),
     ],
 )
-def testfind_entities(tags, expected):
+def test_find_entities(tags, expected):
     assert find_entities([tags.split()]) == expected
 
 
@@ -209,8 +209,13 @@ def test_token_classification():
         evaluate_token_classification(features(train)[:2], train, features(test), test)
     with pytest.raises(ValueError, match="test: sentence 1 has 2 embeddings but 1 tags"):
         evaluate_token_classification(features(train), train, features([test[0], ["O", "O"], test[2]]), test)
-    with pytest.raises(ValueError, match="tag 'S-a' of sentence 1 is not BIO"):
+    with pytest.raises(ValueError, match="test: tag 'S-a' of sentence 1 is not BIO"):
         evaluate_token_classification(features(train), train, features(test), [test[0], ["S-a"], test[2]])
+    with pytest.raises(ValueError, match="train: tag 'E-a' of sentence 1 is not BIO"):
+        evaluate_token_classification(features(train), [train[0], ["E-a", "X"], train[2]], features(test), test)
+    outside = [["O"] * len(tags) for tags in train]
+    with pytest.raises(ValueError, match=r"train: the only tags are \['O'\]: give sentences with words that are"):
+        evaluate_token_classification(features(train), outside, features(test), test)
 
 
 def test_sense_agreement():
@@ -316,8 +321,8 @@ def test_what_is_no_list_of_texts_is_refused(bert):
             take(Frame(["text"]))
     with pytest.raises(ValueError, match="None is neither a string nor"):
         bert.encode(["w1", None])
-    with pytest.raises(ValueError, match="tag 3 of sentence 0 is not BIO"):
-        find_entities([[3]])
+    with pytest.raises(ValueError, match="test: tag '3' of sentence 0 is not BIO"):
+        token_task({"tokens": [["a", "b"]], "tags": [["O", "B-x"]]}, {"tokens": [["a"]], "tags": [[3]]})
 
 
 def test_documents_without_a_title():
@@ -341,6 +346,8 @@ def test_relevant_documents_may_be_a_set():
         evaluate_retrieval(vectors, vectors, [["0"], [1], [2]])
     with pytest.raises(ValueError, match="corpus_embeddings has no rows"):
         evaluate_retrieval(vectors, vectors[:0], [[0], [1], [2]])
+    with pytest.raises(ValueError, match="there are no queries"):
+        evaluate_retrieval(vectors[:0], vectors, [])
 
 
 @pytest.mark.parametrize(
@@ -355,7 +362,10 @@ def test_relevant_documents_may_be_a_set():
         (similarity_task, [["a", "b"], ["a", "b"], ["x", "y"]], "scores must be numbers"),
         (similarity_task, [["a", "b"], ["a", "b"], [2, 2]], "scores are all equal"),
         (token_task, [[["a", "b"]], [["O"]], [["a"]], [["O"]]], "train: sentence 0 has 2 words but 1 tags"),
-        (token_task, [[["a"]], [["O"]], [["a"]], [["S-x"]]], "S-x"),
+        (token_task, [[["a", "b"]], [["O", "B-x"]], [["a"]], [["S-x"]]], "S-x"),
+        (token_task, [[["a", "b"]], [["O", "O"]], [["a"]], [["O"]]], "train: the only tags are"),
+        (token_task, [[["a", "b"]], [["O", "B-x"]], [], []], "test: the only tags are"),
+        (classification_task, [["a", "b"], [0, 1], [], []], "the test set is empty"),
     ],
 )
 def test_what_cannot_be_scored_is_found_before_the_work(make, columns, message):

@@ -22,8 +22,8 @@ from sensedict_hf import (
 )
 from sensedict_hf.cli import main
 from sensedict_hf.distillation.dry_run import estimate_distillation
-from sensedict_hf.distillation.run import StudentStart
 from sensedict_hf.distillation.run_folder import STATE
+from sensedict_hf.distillation.start import StudentStart
 from sensedict_hf.models.sentence_head import make_sentence_head
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
@@ -154,7 +154,10 @@ def test_what_is_refused_before_the_work(bert, senses, texts, tmp_path):
     for arguments, message in [
         ({}, "give either output_dir"),
         ({"output_dir": tmp_path, "args": settings(tmp_path)}, "give either output_dir"),
-        ({"backbone": bert, "layers": [0]}, "give one of them"),
+        ({"backbone": bert, "layers": [0]}, "layers and backbone: .* give one of them"),
+        ({"num_hidden_layers": 1, "layers": [0]}, "num_hidden_layers and layers: .* give one of them"),
+        ({"num_hidden_layers": 2, "backbone": bert}, "num_hidden_layers and backbone: .* give one of them"),
+        ({"layers": []}, "give a number from 1"),
         ({"adopt_tokenizer": True}, "adopt_tokenizer is for a backbone, but none is given"),
         (
             {"head": "tagging"},

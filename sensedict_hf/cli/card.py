@@ -109,10 +109,13 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
     data: Any = found.data
     # What was evaluated on which data.
     sources = options.corpus or options.test
-    names = ", ".join(Path(name).name for name in sources)
+    names = _short_names(sources)
     on_hub = hub_name(sources[0]) if len(sources) == 1 else None
     settings = {name: getattr(options, name) for name in ("assignment", "residual")}
     settings |= {"documents": origin_of(options.model) if options.query_model else None}
+    settings |= {"queries": _short_names(options.queries or []), "trained on": _short_names(options.train or [])}
+    columns = {kind: getattr(options, f"{kind}_column") for kind in ("text", "label")}
+    settings |= {f"{kind} column": name for kind, name in columns.items() if name != kind}
     place = "cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu"
     threads = torch.get_num_threads()
     machine = torch.cuda.get_device_name() if place == "cuda" else f"{threads} CPU thread{'s' * (threads > 1)}"
@@ -121,12 +124,12 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
         EvalResult(
             task_type=TASK_TYPES[options.task],
             task_name=options.task,
-            dataset_type=on_hub or Path(names).stem,
+            dataset_type=on_hub or str(Path(names).with_suffix("")),
             dataset_name=sources[0] if on_hub else names,
             metric_type=name,
             metric_value=round(value, 4),
             metric_name=f"texts per second ({machine})" if name == SPEED else name.replace("_", " "),
-            metric_args={key: value for key, value in settings.items() if value is not None} or None,
+            metric_args={key: value for key, value in settings.items() if value not in (None, "")} or None,
         )
         for name, value in (values | {SPEED: round(speed, 1)}).items()
     ]
@@ -141,6 +144,11 @@ def write_scores(options: argparse.Namespace, scores: Mapping[str, Any], speed: 
         before, heading, after = found.text.partition("## Limits\n")
         found.text = f"{before.rstrip()}\n\n## Scores\n\n{table}\n{heading}{after}"
     save_card(found, source)
+
+
+def _short_names(sources: Sequence[str]) -> str:
+    """Return the names of files with the folder that each is in, or names on the Hub, for a card."""
+    return ", ".join(source if hub_name(source) else "/".join(Path(source).parts[-2:]) for source in sources)
 
 
 def _table(results: Sequence[EvalResult]) -> str:

@@ -294,8 +294,11 @@ def inspect(options: argparse.Namespace) -> None:
     Raises:
         ValueError: A picture is to be drawn without texts, or the teacher of the dictionary is not known.
     """
-    if options.plot and not options.texts:
-        raise ValueError("--plot draws occurrences: give texts that have them with --texts")
+    if not options.texts:
+        if options.plot:
+            raise ValueError("--plot draws occurrences: give texts that have them with --texts")
+        if options.teacher or not TeacherArguments.of(options).are_defaults:
+            raise ValueError("the teacher reads texts: give them with --texts, or leave out --teacher and its options")
     if options.plot:
         check_image(options.plot)
     check_integer("max_contexts", options.max_contexts, 0)

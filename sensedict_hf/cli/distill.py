@@ -19,7 +19,8 @@ from sensedict_cli.options import SUBCOMMANDS
 
 from ..data import read_dataset
 from ..distillation.dry_run import estimate_distillation
-from ..distillation.run import StudentStart, distill_student
+from ..distillation.run import distill_student
+from ..distillation.start import StudentStart
 from ..distillation.training_args import SKDTrainingArguments
 from ..models.modeling_skd_student import SKDStudentModel
 from .dictionaries import megabytes, print_facts

@@ -63,6 +63,7 @@ def evaluate(options: argparse.Namespace) -> None:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     if options.card:  # a card that cannot be read should not be found out then, either
         read_card(scored_model(options), options.trust_remote_code)
+    check_columns(options)
     if options.index:
         evaluate_index(options)
         return
@@ -104,6 +105,15 @@ def evaluate(options: argparse.Namespace) -> None:
     print_row(cells)
 
 
+def check_columns(options: argparse.Namespace) -> None:
+    """Raise a ValueError for the name of a column that the task does not read."""
+    tasks = {"text": ("classification", LANGUAGE_MODELING), "label": ("classification",)}
+    for kind, names in tasks.items():
+        given = getattr(options, f"{kind}_column")
+        if given != kind and options.task not in names:
+            raise ValueError(f"--{kind}-column {given} is for --task {' or '.join(names)}: leave it out")
+
+
 def write_output(options: argparse.Namespace, content: dict[str, Any]) -> None:
     """Write scores to `--output` if it is given. This comes before all else, as printing may fail."""
     if options.output:
@@ -125,12 +135,7 @@ def evaluate_index(options: argparse.Namespace) -> None:
     unused += [name for name in ("train", "test", "corpus") if getattr(options, name)]
     if options.device is not None and not options.query_model:
         unused.append("device")
-    if (
-        options.task != "retrieval"
-        or not options.queries
-        or unused
-        or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=options.trust_remote_code)
-    ):
+    if options.task != "retrieval" or not options.queries or unused or not TeacherArguments.of(options).are_defaults:
         raise ValueError("--index needs --task retrieval and --queries, and takes only --query-model with them")
     queries = read_files(options, {"queries": ("text", "relevant")})["queries"]
     check_relevant(queries["relevant"])
@@ -241,13 +246,13 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        trust = options.trust_remote_code
-        if options.senses or TeacherArguments.of(options) != TeacherArguments(trust_remote_code=trust):
+        if options.senses or not TeacherArguments.of(options).are_defaults:
             raise ValueError(
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
             )
         device = check_device("device", options.device)
+        trust = options.trust_remote_code
         student = cast(SKDStudentModel, load_encoder(options.model, device, trust_remote_code=trust))
         if options.residual is not None:
             student.config.residual = options.residual

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sensedict_cli.index_options import EMBEDDED
+from sensedict_cli.index_options import COLLECTION, EMBEDDED
 
 from ..data import iterate_texts, read_dataset
 from ..models.arguments import check_device
@@ -105,6 +105,10 @@ def search(options: argparse.Namespace) -> None:
         raise ValueError("give either a question or --queries")
     if options.json and options.explain:
         raise ValueError("--explain prints no JSON: leave out --json")
+    if options.collection != COLLECTION and options.engine is None:
+        raise ValueError(f"--collection {options.collection} is in a search engine: name the engine with --engine")
+    if options.text_column != "text" and not options.queries:
+        raise ValueError("--text-column is for --queries: leave it out")
     device, trust = check_device("device", options.device), options.trust_remote_code
     model = load_encoder(options.model, device, trust) if options.model else None
     loaded = SenseIndex.load(options.index, model, trust_remote_code=trust)

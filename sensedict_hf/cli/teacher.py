@@ -41,6 +41,11 @@ class TeacherArguments:
         """Take the fields of this class from the parsed options of a subcommand."""
         return cls(**{option.name: getattr(options, option.name) for option in fields(cls)})
 
+    @property
+    def are_defaults(self) -> bool:
+        """Whether a model is loaded as it was trained; `trust_remote_code` does not count."""
+        return self == TeacherArguments(trust_remote_code=self.trust_remote_code)
+
     def loading(self) -> dict[str, Any]:
         """Return the arguments of :func:`load_teacher`.
 

@@ -18,7 +18,7 @@ from ..models.teachers import load_teacher
 from ..models.tokenization import special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
 from .layer_free import default_epochs
-from .run import StudentStart
+from .start import StudentStart
 from .training_args import SKDTrainingArguments
 
 # How many texts are looked at for the length of a text, and how many batches are timed after the first.

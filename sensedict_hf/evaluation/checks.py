@@ -59,9 +59,11 @@ def check_relevant(relevant: Any) -> None:
         relevant: For each query a list of documents.
 
     Raises:
-        ValueError: A query has none, or something else than a list.
+        ValueError: There are no queries, or a query has no documents, or something else than a list.
     """
     check_kind("relevant", relevant, Collection, "for each query a list of documents")
+    if not len(relevant):
+        raise ValueError("there are no queries: give one or more, with their relevant documents")
     for query, documents in enumerate(relevant):
         is_list = isinstance(documents, Collection) and not isinstance(documents, (str, bytes, Mapping))
         if not is_list or not len(documents) or not all(_is_id(one) for one in documents):
@@ -83,8 +85,11 @@ def check_label_sets(train: NDArray[Any], test: NDArray[Any]) -> None:
         test: Labels of the test set, `[n]`.
 
     Raises:
-        ValueError: There is one label only, they are no classes, or the training set lacks one of the test set.
+        ValueError: There is one label only, they are no classes, the test set is empty, or the training set lacks one
+            of its labels.
     """
+    if not len(test):
+        raise ValueError("the test set is empty: give one or more texts with their labels")
     if train.dtype.kind == "f" and (train % 1).any():
         raise ValueError(f"label {train[train % 1 != 0][0]} is no class: give strings or integers")
     if len(found := np.unique(train)) < 2:
@@ -120,7 +125,7 @@ def check_scores(given: Any) -> NDArray[Any]:
 
 
 def check_tags(name: str, sentences: Sequence[Collection[Any]], tags: Sequence[Collection[Any]], what: str) -> None:
-    """Check that each word of each sentence has a tag.
+    """Check that each word of each sentence has a BIO tag, and that a classifier can learn the tags.
 
     Args:
         name: `train` or `test`.
@@ -129,7 +134,7 @@ def check_tags(name: str, sentences: Sequence[Collection[Any]], tags: Sequence[C
         what: Name of what there is.
 
     Raises:
-        ValueError: Their numbers differ.
+        ValueError: Their numbers differ, there are no words, a tag is not BIO, or all tags for training are the same.
     """
     if len(sentences) != len(tags):
         raise ValueError(f"{name}: {what} of {len(sentences)} sentences but tags of {len(tags)}: give both of each")
@@ -140,3 +145,10 @@ def check_tags(name: str, sentences: Sequence[Collection[Any]], tags: Sequence[C
                 f"{name}: sentence {number} has {len(words)} {what} but {len(given)} tags: give one of each for every "
                 "word"
             )
+    found = {str(tag): number for number, given in reversed([*enumerate(tags)]) for tag in given}
+    for tag, number in found.items():
+        if tag != "O" and tag.partition("-")[0] not in ("B", "I"):
+            allowed = "B-type for the first word of an entity, I-type for its others, and O for all other words"
+            raise ValueError(f"{name}: tag {tag!r} of sentence {number} is not BIO: write {allowed}")
+    if len(found) < 2 and (name == "train" or not found):
+        raise ValueError(f"{name}: the only tags are {[*found]}: give sentences with words that are entities")

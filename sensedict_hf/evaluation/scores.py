@@ -263,7 +263,7 @@ def evaluate_token_classification(
         test_tags: Like `train_tags`.
 
     Raises:
-        ValueError: Lengths differ, or a tag of the test set is not BIO.
+        ValueError: Lengths differ, a tag is not BIO, or all words of the training set have the same tag.
 
     Example:
         >>> import numpy as np
@@ -295,7 +295,7 @@ def find_entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int
     """Find entities in BIO tags, as conlleval does: an `I` tag that continues no entity of its type begins one.
 
     Args:
-        sentences: The tags of each sentence.
+        sentences: The tags of each sentence, see :func:`check_tags`.
 
     Returns:
         For each entity: sentence, first word, the word after its last one, type.
@@ -305,9 +305,6 @@ def find_entities(sentences: Iterable[Iterable[str]]) -> set[tuple[int, int, int
         begin, kind = 0, None
         for place, tag in enumerate([*tags, "O"]):  # the last O ends an entity at the end of the sentence
             prefix, _, tag_kind = str(tag).partition("-")
-            if prefix not in ("B", "I") and tag != "O":
-                allowed = "B-type for the first word of an entity, I-type for its others, and O for all other words"
-                raise ValueError(f"tag {tag!r} of sentence {number} is not BIO: write {allowed}")
             if kind is not None and (prefix != "I" or tag_kind != kind):
                 entities.add((number, begin, place, kind))
                 kind = None

@@ -14,7 +14,6 @@ from .scores import (
     evaluate_retrieval,
     evaluate_similarity,
     evaluate_token_classification,
-    find_entities,
 )
 
 Columns = Mapping[str, list[Any]]  # a dataset: column name -> one value per row
@@ -104,7 +103,6 @@ def token_task(train: Columns, test: Columns) -> EvaluationTask:
     inputs, tags = (train["tokens"], test["tokens"]), (train["tags"], test["tags"])
     for name, sentences, given in zip(("train", "test"), inputs, tags):
         check_tags(name, sentences, given, "words")
-    find_entities(tags[1])
     return EvaluationTask(inputs, lambda a, b: evaluate_token_classification(a, tags[0], b, tags[1]), of_words=True)
 
 

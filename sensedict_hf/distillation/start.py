@@ -1,0 +1,161 @@
+"""What a student starts from: layers of its teacher, another model, or tables alone."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from ..models.arguments import check_choice, check_integer, check_kind
+from ..models.layer_transfer import encoding_settings
+from ..models.modeling_layer_free import LayerFreeModel
+from ..models.modeling_sense_embedding import SenseEmbeddingModel
+from ..models.modeling_skd_base import SKDStudentPreTrainedModel
+from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
+from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
+from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import Teacher, load_teacher
+from ..models.vocabulary_transfer import adopt_tokenizer
+
+CAUSAL_LM = "causal_lm"
+HEADS: dict[str, Any] = {
+    CAUSAL_LM: SKDStudentForCausalLM,
+    "sequence_classification": SKDStudentForSequenceClassification,
+    "token_classification": SKDStudentForTokenClassification,
+}
+
+
+def source_name(source: Any) -> str | None:
+    """Return the last part of a name or folder; its place on this machine is nobody's business. None for objects."""
+    return Path(source).name if isinstance(source, (str, os.PathLike)) else None
+
+
+@dataclass(frozen=True)
+class StudentStart:
+    """What a student starts from and what it returns; the arguments of :func:`distill_student`.
+
+    Attributes:
+        num_hidden_layers: Number of layers of the teacher.
+        layers: Or indices of the teacher's layers.
+        backbone: Or another model.
+        adopt_tokenizer: Whether that model gets the dictionary's tokenizer.
+        head: Kind of the head that is copied from a fine-tuned teacher.
+        assignment: What the student returns.
+        residual: Share of the student's own vectors in that.
+    """
+
+    num_hidden_layers: int | None = None
+    layers: Sequence[int] | None = None
+    backbone: str | os.PathLike[str] | PreTrainedModel | Teacher | None = None
+    adopt_tokenizer: bool = False
+    head: str | None = None
+    assignment: str | None = None
+    residual: float | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of layers of the teacher, if neither their indices nor a backbone are given."""
+        return 2 if self.num_hidden_layers is None else self.num_hidden_layers
+
+    def check(self, options: Mapping[str, Any], *, has_senses: bool) -> None:
+        """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        if self.head == CAUSAL_LM:
+            others = {"backbone": self.backbone, "assignment": self.assignment, "residual": self.residual}
+            if given := [name for name, value in others.items() if value is not None]:
+                raise ValueError(
+                    f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text has layers of its teacher "
+                    "and returns no senses; leave it out"
+                )
+            if given := [name for name in ("instruction", "template", "pooling") if options.get(name)]:
+                raise ValueError(
+                    f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text reads what its teacher "
+                    "reads, and pools nothing; leave it out"
+                )
+        elif not has_senses:
+            raise ValueError(f"give senses, the teacher's dictionary: only head={CAUSAL_LM!r} does without")
+        given = [name for name in ("num_hidden_layers", "layers", "backbone") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: a student starts from one of these; give one of them")
+        check_integer("num_hidden_layers", self.number, 0)
+        if self.adopt_tokenizer and self.backbone is None:
+            raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
+        if self.head is not None:
+            check_choice("head", self.head, HEADS)
+        if self.head == "sequence_classification" and self.backbone is None and self.is_layer_free(None):
+            raise ValueError(
+                "head='sequence_classification' without layers: the student pools texts in another way than its "
+                "teacher; distil it without a head, and train a new one on it"
+            )
+        if self.layers is not None:
+            check_kind("layers", self.layers, Iterable, "a list of layers")
+            for layer in self.layers:
+                check_integer("layers", layer)
+        if self.head is not None and options.get("adapters"):
+            raise ValueError(
+                f"head={self.head!r} is copied from the teacher itself, not from adapters: merge them first"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return what the state tells of this."""
+        record = {name: getattr(self, name) for name in ("head", "assignment", "residual")}
+        record["num_hidden_layers"] = int(self.number)  # numpy's integers are no JSON
+        layers = None if self.layers is None else [int(layer) for layer in self.layers]
+        record |= {"layers": layers, "backbone": source_name(self.backbone)}
+        return record | ({"adopt_tokenizer": True} if self.adopt_tokenizer else {})
+
+    def is_layer_free(self, backbone: Teacher | None) -> bool:
+        """Return whether the student has no layers.
+
+        Args:
+            backbone: The loaded backbone, if there is one.
+        """
+        if backbone is not None:
+            return isinstance(backbone.model, LayerFreeModel)
+        return self.layers is None and self.number == 0
+
+    def load_backbone(self, senses: SenseEmbeddingModel | None, options: Mapping[str, Any]) -> Teacher | None:
+        """Load the backbone if there is one.
+
+        Args:
+            senses: The dictionary, whose tokenizer is taken for a model that has none.
+            options: Those of the teacher.
+        """
+        if self.backbone is None or senses is None:
+            return None
+        if isinstance(self.backbone, PreTrainedModel) and not self.backbone.name_or_path:
+            return load_teacher(self.backbone, tokenizer=senses.tokenizer)
+        is_named, names = isinstance(self.backbone, (str, os.PathLike)), ("bidirectional", "trust_remote_code")
+        shared = {name: options[name] for name in names if is_named and name in options}
+        loaded = load_teacher(self.backbone, **shared)
+        return adopt_tokenizer(loaded, senses.tokenizer) if self.adopt_tokenizer else loaded
+
+    def make(
+        self,
+        teacher: Teacher,
+        senses: SenseEmbeddingModel | None,
+        backbone: Teacher | None,
+        classifier: PreTrainedModel | None,
+    ) -> SKDStudentPreTrainedModel:
+        """Make the student from the loaded models."""
+        layers = self.number if self.layers is None else self.layers
+        if senses is None or self.head == CAUSAL_LM:
+            model = cast(PreTrainedModel, classifier)
+            decoder = SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
+            decoder.config.sense_config.base_model_revision = teacher.revision
+            return decoder
+        output = {"assignment": self.assignment, "residual": self.residual}
+        if backbone is not None:
+            longest = min(teacher.max_seq_length, backbone.max_seq_length)
+            like = encoding_settings(teacher) | {"max_seq_length": longest}
+            if self.is_layer_free(backbone):
+                like.pop("pooling")
+            student = SKDStudentModel.from_backbone(backbone, senses, **like, **output)
+            if student.sentence_head is not None and teacher.sentence_head is not None:
+                student.sentence_head.load_state_dict(teacher.sentence_head.state_dict())
+        else:
+            student = SKDStudentModel.from_teacher(teacher, senses, layers, **output)
+        if self.head is None or classifier is None:
+            return student
+        return cast(SKDStudentPreTrainedModel, HEADS[self.head].from_student(student, classifier))
