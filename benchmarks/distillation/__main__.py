@@ -80,8 +80,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--teacher", default=str(get_model_path()), help="name or folder; default: all-MiniLM-L6-v2")
     text = "of the teacher, and of products in training; students are scored in float32"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
-    compared = [key for key, method in METHODS.items() if method.sense_rate is None]
-    text = "default: all that train the student's own vectors"
+    compared = [key for key, method in METHODS.items() if method.sense_rate is None and not method.frozen]
+    text = "default: all that train the student's own vectors, and all its weights"
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=compared, help=text)
     parser.add_argument("--budgets", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="2 or 6 epochs")
     text = "learning rates to begin the search with; a single one is used without a search"

@@ -187,6 +187,7 @@ class Comparison:
             student.to(self.teacher.device)
         else:
             student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
+        student.get_input_embeddings().requires_grad_(not method.frozen)
         if key != "cut":
             dataset, rows_of, vectors = self.rows
             settings = method.settings | changed

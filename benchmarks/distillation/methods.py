@@ -28,6 +28,7 @@ class Method:
         settings: Settings of :class:`SKDTrainingArguments`.
         similarity: Similarity of the dictionary.
         separate: Whether each task has a student and a dictionary of its own.
+        frozen: Whether the token embeddings stay those of the teacher.
         sense_rate: The method trains the output `half` end to end. This is the learning rate of the senses; 0 keeps
             them. None: the method trains the student's own vectors.
     """
@@ -37,6 +38,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
     similarity: str = "l2"
     separate: bool = False
+    frozen: bool = False
     sense_rate: float | None = None
 
 
@@ -52,6 +54,7 @@ METHODS = {
     "paper": Method("SKD as in the paper", "hard", {"objective": "sense"}, "dot"),
     "sense": Method("senses alone", "soft", {"objective": "sense"}),
     "skd": Method("SKD", "half"),  # the default: senses, hidden-state MSE and sentence MSE together
+    "frozen": Method("SKD, token embeddings as they are", "half", frozen=True),
     "output": Method("the output half, end to end", "half", sense_rate=0.0),
     "learned-slow": Method("the output half and its senses, end to end, 1e-4", "half", sense_rate=1e-4),
     "learned": Method("the output half and its senses, end to end, 1e-3", "half", sense_rate=1e-3),
