@@ -9,11 +9,13 @@ import numpy as np
 import pymilvus
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from sensedict_hf import SenseCollection, SenseIndex, SKDStudentModel, build_sense_dictionary
 from sensedict_hf.cli import main
+from sensedict_hf.retrieval import encoding
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
 from sensedict_hf.retrieval.encoding import encode_documents, encode_queries
 from sensedict_hf.retrieval.inverted_lists import InvertedLists
@@ -137,6 +139,17 @@ def test_a_failed_add_changes_nothing(index):
             index.add(documents, ids)
         assert len(index) == len(index.ids) == 60
     assert (index.search(QUERIES)[1] == before).all()
+
+
+def test_what_cannot_be_indexed_is_found_before_the_work(bert, senses, texts, monkeypatch):
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
+    monkeypatch.setattr(encoding, "CHUNK", 8)
+    monkeypatch.setattr(type(bert), "hidden_states", lambda *arguments: pytest.fail("the teacher has run"))
+    for documents in ([*texts, " "], Dataset.from_dict({"text": [*texts, ""]})):
+        with pytest.raises(ValueError, match=f"document {len(texts)} .* has no tokens"):
+            SenseIndex.build(bert, senses, documents)
+    with pytest.raises(ValueError, match="the dictionary has no senses"):
+        SenseIndex.build(bert, student.senses, texts)
 
 
 def test_bad_queries(index):

@@ -44,12 +44,7 @@ def encode_documents(encoder: TokenEncoder, senses: SenseEmbeddingModel, texts: 
     Raises:
         ValueError: A document has no tokens.
     """
-    tokenized = encoder.tokenize(texts)
-    for number, row in enumerate(tokenized):
-        if not len(row):
-            raise ValueError(
-                f"document {first + number} ({texts[number]!r:.60}) has no tokens: remove it, as nothing can find it"
-            )
+    tokenized = tokenize_documents(encoder, dict(enumerate(texts, first)))
     own_rows, num_senses = OwnRows(senses.config.hidden_size), senses.config.num_senses
     documents, rows, offsets = [], [], senses.offsets.cpu()
     for batch in encoder.batches(tokenized):
@@ -63,6 +58,23 @@ def encode_documents(encoder: TokenEncoder, senses: SenseEmbeddingModel, texts: 
         documents.append(batch.texts)
         rows.append(found)
     return Part(DocumentRows.of(torch.cat(documents).numpy(), torch.cat(rows).numpy(), len(texts)), own_rows, [])
+
+
+def tokenize_documents(encoder: TokenEncoder, documents: Mapping[int, str]) -> list[list[int]]:
+    """Tokenize documents.
+
+    Args:
+        encoder: Makes the vectors of tokens.
+        documents: The texts, by the numbers of the documents.
+
+    Raises:
+        ValueError: A document has no tokens.
+    """
+    tokenized = encoder.tokenize([*documents.values()])
+    for (number, text), row in zip(documents.items(), tokenized):
+        if not row:
+            raise ValueError(f"document {number} ({text!r:.60}) has no tokens: remove it, as nothing can find it")
+    return tokenized
 
 
 def encode_corpus(
@@ -104,6 +116,9 @@ def encode_corpus(
         check_kind("ids", ids, Iterable, "a list of strings or integers")
     if isinstance(ids, Sized):  # before any document is encoded
         check_ids([plain_id(one) for one in ids], known_ids[:1], set(known_ids), len(ids))
+    if size is not None:  # a document without tokens should be found now, and not after a night
+        texts = enumerate(iterate_texts(documents, text_column))
+        tokenize_documents(encoder, {number: text for number, text in texts if not text.strip()})
     given = iter(ids) if ids is not None else count(max(map(int, known_ids), default=-1) + 1)
     origin = "" if folder is None else parts_digest(encoder, senses)
 

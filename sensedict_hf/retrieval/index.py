@@ -122,8 +122,9 @@ class SenseIndex:
             batch_size: Windows in a forward pass.
 
         Raises:
-            ValueError: The dictionary is of another model, a document is no string or has no tokens, the ids are not
-                unique, of two kinds, or not as many as the documents, or `output_dir` holds something else.
+            ValueError: The dictionary has no senses or is of another model, a document is no string or has no tokens,
+                the ids are not unique, of two kinds, or not as many as the documents, or `output_dir` holds something
+                else.
 
         Example:
             >>> from sensedict_hf import SenseIndex
@@ -132,6 +133,11 @@ class SenseIndex:
             ['money']
         """
         check_dictionary(senses)
+        if not senses.config.num_senses:
+            raise ValueError(
+                "the dictionary has no senses, as that of a student that returns none: give the dictionary that the "
+                "student was made from"
+            )
         folder = common_folder(None if output_dir is None else check_folder("output_dir", output_dir))
         state = process_state()
         empty = join_parts([], senses.config.num_senses, OwnRows(senses.config.hidden_size))
