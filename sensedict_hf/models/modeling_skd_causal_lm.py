@@ -233,8 +233,7 @@ def load_language_model(
         The teacher, the head, and the settings of generation, if it has any.
 
     Raises:
-        ValueError: The model has no head or no attention layers, it is not causal, or its logits are not those of the
-            head alone.
+        ValueError: The model has no head, has no attention layers or is not causal, or it scales its logits.
     """
     if isinstance(model, Teacher):
         raise ValueError(
