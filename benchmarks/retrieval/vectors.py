@@ -92,11 +92,11 @@ class TokenVectors:
         return list(torch.from_numpy(self.vectors).float().split(np.diff(self.offsets).tolist()))
 
     # What `encode_documents` asks of an encoder, so that the model runs once for all dictionaries.
-    def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text."""
-        return np.split(self.tokens, self.offsets[1:-1])
+        return [row.tolist() for row in np.split(self.tokens, self.offsets[1:-1])]
 
-    def batches(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[TokenBatch]:
+    def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[TokenBatch]:
         """Yield all tokens."""
         owners = np.repeat(np.arange(len(rows)), np.diff(self.offsets))
         for begin in range(0, len(self.tokens), BATCH):
