@@ -36,6 +36,7 @@ from sensedict_hf import SenseEmbeddingModel, Teacher, build_sense_dictionary, l
 
 from .distillation.tables import MAIN_SCORES, header, print_row
 from .distillation.tasks import NAMES, load_task, read_columns
+from .stored_states import StoredStates
 from .studies import ROOT, Study, results_file, study_parser
 
 POOLINGS = ("mean", "weighted_mean", "last")
@@ -84,7 +85,8 @@ class Benchmark:
     """
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.output, self.senses = options, options.output, cache(self._senses)
+        self.options, self.output = options, options.output
+        self.causal, self.senses = cache(self._causal), cache(self._senses)
         self.output.mkdir(parents=True, exist_ok=True)
         command = "python -m benchmarks.decoders --decoder MODEL --data FOLDER"
         self.study = Study(results_file(options.results, "decoders", folder=options.output), command=command)
@@ -151,8 +153,9 @@ class Benchmark:
     def _senses(self, key: str) -> SenseEmbeddingModel:
         """Return the dictionary of the causal decoder for a key."""
         texts = [text for name in NAMES for text in load_task(name, self.options.data).train_texts]
-        folder, teacher = self.output / f"senses-{key}", self.base(False)
+        folder, teacher = self.output / f"senses-{key}", self.causal()
         senses = build_sense_dictionary(teacher, list(dict.fromkeys(texts)), key=key, output_dir=folder)
+        teacher.save()
         return senses.to(teacher.device)
 
     def through_senses(self, key: str, residual: float) -> Output:
@@ -163,6 +166,10 @@ class Benchmark:
         """Load the decoder, untrained."""
         settings = {"dtype": self.options.dtype, "device": self.options.device}
         return load_teacher(self.options.decoder, bidirectional=bidirectional, pooling="mean", **settings)
+
+    def _causal(self) -> StoredStates:
+        """Load the causal decoder. It reads each text once, for its dictionaries and its scores."""
+        return StoredStates(self.base(False), self.output / "states")
 
     def score(self, way: str, load: Callable[[], Teacher], outputs: dict[str, Output]) -> None:
         """Score one way to run the decoder, with some outputs of each pass."""
@@ -199,9 +206,9 @@ class Benchmark:
         mean = {"mean": poolings["mean"]}
         senses = {output: self.through_senses(*settings) for output, settings in SENSES.items()}
         ways: dict[str, tuple[Callable[[], Teacher], dict[str, Output]]] = {
-            "causal": (lambda: self.base(False), poolings),
+            "causal": (self.causal, poolings),
             "bidirectional": (lambda: self.base(True), mean),
-            "causal, senses": (lambda: self.base(False), senses),
+            "causal, senses": (self.causal, senses),
         }
         if not options.without_training:
             settings = {"dtype": options.dtype, "device": options.device}

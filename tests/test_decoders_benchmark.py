@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from benchmarks.decoders import POOLINGS, pooling_factors, sentences
+from benchmarks.stored_states import StoredStates
+from sensedict_hf import Teacher, build_sense_dictionary
 from sensedict_hf.models.encoding import pool
 
 
@@ -23,3 +25,21 @@ def test_sentences_are_cut_and_short_ones_left_out():
     first, last = "History is the study of the past, as it is told.", "It is a very old discipline, all agree today!"
     article = f"{first} Is it old? {last}\nToo short."
     assert sentences([article, article]) == [first, last]
+
+
+def test_stored_states_are_those_of_the_teacher(teacher, texts, tmp_path, monkeypatch):
+    stored = StoredStates(teacher, tmp_path)
+    build_sense_dictionary(stored, texts, budget=60)
+    stored.save()
+    torch.testing.assert_close(stored.encode(texts), teacher.encode(texts), atol=1e-3, rtol=0)
+    # Neither the same texts nor another process needs the model again.
+    monkeypatch.setattr(Teacher, "hidden_states", None)
+    again = StoredStates(teacher, tmp_path)
+    for each in (stored, again):
+        torch.testing.assert_close(each.encode(texts[::-1]), stored.encode(texts).flip(0))
+    # Another model has states of its own.
+    monkeypatch.undo()
+    torch.nn.init.normal_(teacher.model.get_input_embeddings().weight)
+    other = StoredStates(teacher, tmp_path)
+    assert not other.states
+    torch.testing.assert_close(other.encode(texts), teacher.encode(texts), atol=1e-3, rtol=1e-3)
