@@ -13,7 +13,7 @@ MODULES = sorted(
     path.stem
     for path in (ROOT / "benchmarks").iterdir()
     if (path.is_dir() and (path / "__main__.py").is_file())
-    or (path.suffix == ".py" and path.stem not in ("__init__", "studies"))
+    or (path.suffix == ".py" and path.stem not in ("__init__", "stored_states", "studies"))
 )
 
 
