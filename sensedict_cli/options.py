@@ -166,7 +166,8 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     about = "show this help message and all options of TrainingArguments, and exit"
     sub.add_argument("--help-all", action=HelpAll, nargs=0, help=about)
     add(sub, "--teacher", "MODEL", "model to learn from: a name on the Hub or a folder", required=True)
-    add(sub, "--senses", "DIR", "the teacher's dictionary, made by 'sensedict build'; optional with --head causal_lm")
+    about = "the teacher's dictionary, made by 'sensedict build'; optional without layers and with --head causal_lm"
+    add(sub, "--senses", "DIR", about)
     add_texts(sub, "texts to learn from: " + FILES, required=True)
     add(sub, "--output", "DIR", "folder for the student", required=True, dest="output_dir")
     add_flag(sub, "--overwrite", "replace another student, or an unfinished run, in the output folder")

@@ -84,6 +84,11 @@ def distill(given, out):
     run("distill", "--teacher", "teacher", "--senses", "dictionary", *texts, "--num-hidden-layers", 1, *TRAINING)
 
 
+def distill_without_layers(given, out):
+    texts = ["--texts", "texts.txt", "--output", out]
+    run("distill", "--teacher", "teacher", *texts, "--num-hidden-layers", 0, *TRAINING)
+
+
 def distill_causal_lm(given, out):
     texts = ["--texts", "texts.txt", "--output", out]
     run("distill", "--teacher", "decoder", "--head", "causal_lm", *texts, "--num-hidden-layers", 1, *TRAINING)
@@ -140,6 +145,7 @@ COMMANDS = {
     encode: (digest_dataset, None),
     encode_vectors: (digest_vectors, None),
     distill: (digest_model, None),
+    distill_without_layers: (digest_model, None),
     distill_causal_lm: (digest_model, None),
     index_build: (digest_index, None),
     index_merge: (digest_index, None),

@@ -13,6 +13,7 @@ from crashing import (
     crash,
     distill,
     distill_causal_lm,
+    distill_without_layers,
     encode_vectors,
     index_build,
     make_inputs,
@@ -22,7 +23,7 @@ from crashing import (
 
 from sensedict_hf.building import planning
 
-SLOW = (distill, distill_causal_lm, save_router)
+SLOW = (distill, distill_without_layers, distill_causal_lm, save_router)
 
 
 @pytest.fixture(scope="module")

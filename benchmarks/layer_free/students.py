@@ -36,6 +36,7 @@ class Recipe:
         general: How many sources of general text it reads.
         with_tasks: Whether it reads the texts of tasks.
         unseen: Whether there is a student for each task, which has not read the texts of this task.
+        has_dictionary: Whether it starts from dictionaries, and not from the teacher's vectors themselves.
         table_dtype: Dtype of its tables after training.
         sizes: Fields of the backbone's config.
     """
@@ -43,6 +44,7 @@ class Recipe:
     general: int = 0
     with_tasks: bool = True
     unseen: bool = False
+    has_dictionary: bool = True
     table_dtype: str = "float32"
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ RECIPES = {
     "hidden layer of 256": Recipe(sizes={"context_size": 0, "text_hidden_size": 256}),
     "hidden layer of 1024": Recipe(sizes={"context_size": 0}),
     "context, hidden layer of 1024": Recipe(),
+    "no dictionary": Recipe(has_dictionary=False),
     "int8": Recipe(table_dtype="int8"),
     "unseen": Recipe(unseen=True),
     "quarter of Wikipedia": Recipe(general=1, with_tasks=False),
@@ -125,7 +128,11 @@ def train(sources: Sources, names: Sequence[str], recipe: Recipe, folder: Path, 
     """Return a trained student, which is kept in a folder."""
     if not (folder / "config.json").is_file():
         set_seed(seed)
-        vectors, student = sources.vectors(names), sources.student(names, recipe.sizes)
+        vectors = sources.vectors(names)
+        if recipe.has_dictionary:
+            student = sources.student(names, recipe.sizes)
+        else:
+            student = SKDStudentModel.from_vectors(sources.teacher, vectors, **recipe.sizes)
         begin = time.perf_counter()
         args = SKDTrainingArguments(str(folder), report_to="none", save_strategy="no", use_cpu=True, seed=seed)
         SKDTrainer(student, args, teacher=sources.teacher, train_dataset=vectors).train()

@@ -123,8 +123,6 @@ def _estimate(values: dict[str, Any], args: SKDTrainingArguments, teacher_option
     Raises:
         ValueError: The student cannot be made, or has a head.
     """
-    if values["senses"] is None:
-        raise ValueError("--dry-run needs --senses, the teacher's dictionary")
     facts = estimate_distillation(
         values["teacher"],
         values["senses"],

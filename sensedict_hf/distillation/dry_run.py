@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,22 +15,27 @@ from datasets import IterableDataset
 from ..data import Texts, iterate_texts
 from ..models.encoding import pad_batch
 from ..models.loading import load_senses
+from ..models.modeling_layer_free import LayerFreeModel
+from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import load_teacher
 from ..models.tokenization import special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
 from .layer_free import default_epochs
 from .start import StudentStart
 from .training_args import SKDTrainingArguments
+from .vectors import encode_vectors
 
 # How many texts are looked at for the length of a text, and how many batches are timed after the first.
 SAMPLE, TIMED_BATCHES = 1000, 3
+# Texts that a student without a dictionary is made from here: it has the same size.
+FEW = 8
 # Weights, gradients and the two averages of Adam.
 COPIES = 4
 
 
 def estimate_distillation(
     teacher: str,
-    senses: str | os.PathLike[str],
+    senses: str | os.PathLike[str] | None,
     texts: Texts,
     args: SKDTrainingArguments,
     start: StudentStart,
@@ -41,7 +47,7 @@ def estimate_distillation(
 
     Args:
         teacher: The teacher.
-        senses: The teacher's dictionary.
+        senses: The teacher's dictionary. None: a student without layers does without.
         texts: The texts to learn from.
         args: The settings of the training.
         start: What the student starts from.
@@ -58,20 +64,24 @@ def estimate_distillation(
     if start.head is not None:
         raise ValueError(f"a dry run does not know students with a head: leave out head={start.head!r}")
     options = dict(teacher_options or {})
-    start.check(options, has_senses=True)
+    start.check(options, has_senses=senses is not None)
+    sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
+    if not sample:
+        raise ValueError("there are no texts: give some")
     loaded = load_teacher(teacher, device=args.device, **options)
-    dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
-    backbone = start.load_backbone(dictionary, options)
-    student = start.make(loaded, dictionary, backbone, None)
-    is_layer_free = start.is_layer_free(backbone)
+    if senses is None:
+        with TemporaryDirectory(prefix="sensedict-") as folder:
+            student = start.make(loaded, None, None, None, encode_vectors(loaded, sample[:FEW], f"{folder}/vectors"))
+    else:
+        dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
+        backbone = start.load_backbone(dictionary, options)
+        student = start.make(loaded, dictionary, backbone, None)
+    is_layer_free = isinstance(cast(SKDStudentModel, student).backbone, LayerFreeModel)
     if is_layer_free:
         args = args.for_layer_free()
 
     # The texts: how many, and how long.
     total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]
-    sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
-    if not sample:
-        raise ValueError("there are no texts: give some")
     length = min(args.max_length or loaded.max_window, loaded.max_window)
     size = args.per_device_train_batch_size * max(1, args.n_gpu)
     # Longer texts are cut into windows, as in a run.

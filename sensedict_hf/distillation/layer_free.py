@@ -3,6 +3,7 @@
 :class:`SKDTrainer` does the rest, as for other students.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -15,9 +16,11 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data import Texts
+from ..models.layer_free_transfer import surrounding_ids
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
+from ..models.tokenization import check_max_length
 from .labels import has_other_weights, label_settings
 from .losses import Errors, vector_errors, vector_loss
 from .training_args import SKDTrainingArguments
@@ -37,26 +40,35 @@ def is_layer_free(student: SKDStudentModel) -> bool:
 
 
 def check_layer_free(student: SKDStudentModel, args: SKDTrainingArguments) -> None:
-    """Raise a ValueError for what does not work with students without layers.
+    """Raise a ValueError for students and settings that do not work without layers.
 
     Args:
         student: The student.
         args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
     """
+    check_layer_free_args(args)
     if (table_dtype := student.config.text_config.table_dtype) != "float32":
         raise ValueError(
             f"tables in {table_dtype} are constant: train the student before they are converted, or make them floats "
             'again with student.backbone.convert_tables("float32")'
         )
-    if "sense" in args.terms:
-        raise ValueError(
-            f"objective={args.objective!r}: a student without layers does not learn to pick senses: choose mse, "
-            "sentence or mse+sentence, which is the default"
-        )
     if student.projection is not None:
         raise ValueError(
             f"the backbone has {student.config.text_config.hidden_size} dimensions, the teacher "
             f"{student.config.hidden_size}: a student without layers must be as wide as its teacher"
+        )
+
+
+def check_layer_free_args(args: SKDTrainingArguments) -> None:
+    """Raise a ValueError for settings that do not work with students without layers.
+
+    Args:
+        args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
+    """
+    if "sense" in args.terms:
+        raise ValueError(
+            f"objective={args.objective!r}: a student without layers does not learn to pick senses: choose mse, "
+            "sentence or mse+sentence, which is the default"
         )
     if args.world_size > 1:
         raise ValueError(
@@ -75,6 +87,38 @@ def check_layer_free(student: SKDStudentModel, args: SKDTrainingArguments) -> No
         raise ValueError(
             f"optim={optimizer!r}: a student without layers has its own optimizer, leave it out; to use another one, "
             "pass optimizers= to the trainer"
+        )
+
+
+def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, text_column: str) -> TeacherVectors:
+    """Compute the teacher's vectors of training texts, for a student that starts with them and has no dictionary.
+
+    Args:
+        teacher: The teacher.
+        texts: The texts.
+        args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
+        text_column: Name of the text column.
+    """
+    check_layer_free_args(args)
+    refuse_stream(texts)
+    return encode_vectors(
+        teacher,
+        texts,
+        os.path.join(str(args.output_dir), "_encoded", "train"),
+        special_token_ids=surrounding_ids(teacher),
+        overwrite=True,
+        text_column=text_column,
+        max_length=check_max_length(args.max_length, teacher.max_window),
+        batch_size=args.per_device_eval_batch_size,
+    )
+
+
+def refuse_stream(texts: Texts) -> None:
+    """Raise a ValueError for texts that are a stream."""
+    if isinstance(texts, IterableDataset):
+        raise ValueError(
+            "a student without layers reads its texts more than once, which a stream does not allow: pass a dataset "
+            "with a length"
         )
 
 
@@ -114,11 +158,7 @@ def encode_for(
                 f"student was made from, {senses.base_model_name_or_path}: the student learns the vectors"
             )
         return texts
-    if isinstance(texts, IterableDataset):
-        raise ValueError(
-            "a student without layers reads its texts more than once, which a stream does not allow: pass a dataset "
-            "with a length"
-        )
+    refuse_stream(texts)
     if isinstance(texts, Dataset) and label_settings(texts):
         raise ValueError(
             "a dataset from encode_senses holds no vectors, from which a student without layers learns: pass the "

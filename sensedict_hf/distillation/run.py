@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..building.corpus import corpus_digest
-from ..data import Texts
+from ..data import Texts, dataset_names, with_datasets
 from ..models.arguments import check_flags, check_folder, check_kind, check_string
 from ..models.head_transfer import load_with_head
 from ..models.loading import check_dictionary, load_senses, move_model
@@ -26,6 +26,7 @@ from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..processes import broadcast, locked
 from .checks import each
+from .layer_free import encode_to_start
 from .run_folder import RunFolder
 from .start import CAUSAL_LM, HEADS, StudentStart, source_name
 from .trainer import SKDTrainer
@@ -83,7 +84,8 @@ def distill_student(
     Args:
         teacher: A name, a folder, a model or a :class:`Teacher`. With `head` a name, a folder or a fine-tuned model.
         senses: The teacher's dictionary: a model, a folder or a name. The dictionary inside a student can be named
-            too. None: the student generates text, and no senses guide its training.
+            too. None: the student has no layers and needs none, or it generates text, and no senses guide its
+            training.
         texts: A list of strings, or a dataset with a text column; :func:`read_dataset` reads files. A streamed data
             set needs `args.max_steps`.
         output_dir: Folder of the student, for a training with the default settings. Give this or `args`.
@@ -198,8 +200,15 @@ def distill_student(
         # Make the student and encode the texts. The seed comes first, as a projection is random.
         set_seed(args.seed)
         try:
-            student = start.make(loaded, dictionary, other, classifier)
             data: dict[str, Any] = {"train_dataset": texts, "eval_dataset": eval_texts, "text_column": text_column}
+            vectors = None
+            if dictionary is None and head != CAUSAL_LM:
+                vectors = encode_to_start(loaded, texts, args, text_column)
+                data["train_dataset"] = vectors
+            student = start.make(loaded, dictionary, other, classifier, vectors)
+            if vectors is not None:
+                own = student.config.sense_config
+                own.card_data = with_datasets(own.card_data, dataset_names(texts))
             guides: dict[str, Any] = {"teacher": classifier, "senses": dictionary} if head == CAUSAL_LM else {}
             trainer = SKDTrainer(student, args, **{"teacher": loaded} | guides, **data)
         except ValueError:

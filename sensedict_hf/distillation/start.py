@@ -9,6 +9,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from ..models.arguments import check_choice, check_integer, check_kind
+from ..models.layer_free_transfer import StoredVectors
 from ..models.layer_transfer import encoding_settings
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -73,8 +74,11 @@ class StudentStart:
                     f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text reads what its teacher "
                     "reads, and pools nothing; leave it out"
                 )
-        elif not has_senses:
-            raise ValueError(f"give senses, the teacher's dictionary: only head={CAUSAL_LM!r} does without")
+        elif not has_senses and not (self.backbone is None and self.is_layer_free(None)):
+            raise ValueError(
+                "give senses, the teacher's dictionary: only students without layers (num_hidden_layers=0) and those "
+                f"with head={CAUSAL_LM!r} do without"
+            )
         given = [name for name in ("num_hidden_layers", "layers", "backbone") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: a student starts from one of these; give one of them")
@@ -137,16 +141,21 @@ class StudentStart:
         senses: SenseEmbeddingModel | None,
         backbone: Teacher | None,
         classifier: PreTrainedModel | None,
+        vectors: StoredVectors | None = None,
     ) -> SKDStudentPreTrainedModel:
-        """Make the student from the loaded models."""
+        """Make the student from the loaded models, or from the vectors of texts if there is no dictionary."""
         layers = self.number if self.layers is None else self.layers
-        if senses is None or self.head == CAUSAL_LM:
+        if self.head == CAUSAL_LM:
             model = cast(PreTrainedModel, classifier)
             decoder = SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
             decoder.config.sense_config.base_model_revision = teacher.revision
             return decoder
         output = {"assignment": self.assignment, "residual": self.residual}
-        if backbone is not None:
+        if vectors is not None:
+            student = SKDStudentModel.from_vectors(teacher, vectors, **output)
+        elif senses is None:
+            raise ValueError("give senses, the teacher's dictionary, or the vectors of texts")
+        elif backbone is not None:
             longest = min(teacher.max_seq_length, backbone.max_seq_length)
             like = encoding_settings(teacher) | {"max_seq_length": longest}
             if self.is_layer_free(backbone):

@@ -26,6 +26,7 @@ from ..data import Texts
 from ..models.arguments import check_flag, check_folder, check_integer, check_kind, check_path, check_string
 from ..models.encoding import pad_batch, pool
 from ..models.files import read_object, write_object
+from ..models.layer_free_transfer import MAX_ROWS, TokenStatistics
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from ..processes import broadcast, process_state
@@ -34,6 +35,8 @@ from ..processes import broadcast, process_state
 PART_TOKENS = 1 << 17
 # Rows from which variances are computed.
 SAMPLED_ROWS = 4096
+# Vectors that become float32 or float64 at a time.
+BLOCK_ROWS = 4096
 
 
 class Variances(NamedTuple):
@@ -107,15 +110,46 @@ class TeacherVectors(Dataset):
 
     def variances(self) -> Variances:
         """Compute the variances from rows that are spread evenly over the texts."""
-        rows = [self[row] for row in range(0, len(self), -(-len(self) // SAMPLED_ROWS))]
+        rows = self._spread_rows()
         texts = torch.stack([row["text_vector"] for row in rows])
         return Variances(_variance(torch.cat([row["vectors"] for row in rows])), _variance(texts))
+
+    def token_statistics(self, vocab_size: int) -> TokenStatistics:
+        """Return what the vectors say of each token; :meth:`SKDStudentModel.from_vectors` starts with it.
+
+        Args:
+            vocab_size: Number of tokens.
+
+        Returns:
+            The statistics of all vectors. Those in context are spread evenly over the texts.
+
+        Example:
+            >>> from sensedict_hf import encode_vectors
+            >>> statistics = encode_vectors(teacher, texts[:4], "vectors").token_statistics(30522)
+            >>> statistics.sums.shape
+            torch.Size([30522, 384])
+        """
+        hidden = self[0]["vectors"].shape[1]
+        counts, sums = torch.zeros(vocab_size), torch.zeros(vocab_size, hidden)
+        for part in self._parts:
+            counts += torch.bincount(part["input_ids"], minlength=vocab_size)
+            for ids, vectors in zip(*(part[name].split(BLOCK_ROWS) for name in ("input_ids", "vectors"))):
+                sums.index_add_(0, ids, vectors.float())
+        rows = self._spread_rows()
+        tokens, vectors = (torch.cat([row[name] for row in rows]) for name in ("input_ids", "vectors"))
+        spread = slice(None, None, -(-len(tokens) // MAX_ROWS))
+        tokens, vectors = tokens[spread].long(), vectors[spread].float()
+        return TokenStatistics(counts, sums, tokens, vectors, torch.ones(len(tokens)))
+
+    def _spread_rows(self) -> list[dict[str, Tensor]]:
+        """Return up to `SAMPLED_ROWS` rows, spread evenly over the texts."""
+        return [self[row] for row in range(0, len(self), -(-len(self) // SAMPLED_ROWS))]
 
 
 def _variance(vectors: Tensor) -> float:
     """Return the mean squared distance of vectors, `[n, hidden]`, from their mean; 1 if they are all the same."""
     mean = vectors.mean(0, dtype=torch.float64)
-    blocks = vectors.split(1 << 12)
+    blocks = vectors.split(BLOCK_ROWS)
     variance = float(sum((block.double() - mean).square().sum() for block in blocks)) / len(vectors)
     return variance if variance > 1e-12 * float(mean.square().sum()) else 1.0
 

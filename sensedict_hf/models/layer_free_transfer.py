@@ -1,8 +1,9 @@
 """What a student without layers takes over from its teacher: the vectors of tokens."""
 
 import copy
+from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 from transformers.utils.logging import tqdm
 
 from .configuration_layer_free import LayerFreeConfig
+from .configuration_sense_embedding import SenseEmbeddingConfig
+from .fingerprints import tokenizer_fingerprint
+from .matching import check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
@@ -22,44 +26,82 @@ SIZES = ("context_size", "context_window", "context_embedding_size", "context_hi
 SIF_CONSTANT = 1e-3
 # The vector of a token alone counts as this many occurrences: rare tokens stay near it.
 PSEUDO_COUNTS = 2
-# Senses that directions are computed from.
+# Vectors that directions are computed from.
 MAX_ROWS = 20_000
 TOKENS_IN_BATCH = 512
 
 
-def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[str, Any]) -> LayerFreeModel:
+class TokenStatistics(NamedTuple):
+    """What is known of the teacher's vectors of each token.
+
+    Attributes:
+        counts: `[vocab]`, float32, the occurrences of each token.
+        sums: `[vocab, hidden]`, float32, the sum of its vectors.
+        tokens: `[n]`, the tokens of some vectors in context.
+        vectors: `[n, hidden]`, float32, these vectors.
+        weights: `[n]`, float32, how many occurrences each of them stands for.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    tokens: Tensor
+    vectors: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of_senses(cls, senses: SenseEmbeddingModel) -> "TokenStatistics":
+        """Take the senses of a dictionary for vectors in context. A sense is the mean of the vectors that use it.
+
+        Raises:
+            ValueError: The senses are of the next token.
+        """
+        if senses.config.key == "next":
+            raise ValueError(
+                "a student without layers cannot predict the next token, which the senses are of: keep a layer, by "
+                "num_hidden_layers=1, or build a dictionary with key='input'"
+            )
+        table, usage = senses.dequantized().float().cpu(), senses.usage.cpu().float()
+        tokens = torch.arange(senses.config.vocab_size).repeat_interleave(senses.offsets.cpu().diff())
+        counts = usage.new_zeros(senses.config.vocab_size).index_add_(0, tokens, usage)
+        sums = table.new_zeros(len(counts), table.shape[1]).index_add_(0, tokens, table * usage[:, None])
+        return cls(counts, sums, tokens, table, usage)
+
+
+class StoredVectors(Protocol):
+    """The teacher's vectors of texts, as `encode_vectors` returns them.
+
+    Attributes:
+        settings: What they were computed with.
+    """
+
+    settings: dict[str, Any]
+
+    def token_statistics(self, vocab_size: int) -> TokenStatistics:
+        """Return what they say of each token."""
+
+
+def make_layer_free(
+    teacher: Teacher, statistics: TokenStatistics, layer: int, sizes: dict[str, Any]
+) -> LayerFreeModel:
     """Make a backbone without layers whose vectors are those that the teacher gives the tokens on average.
 
     Args:
         teacher: The teacher. It runs over each token alone.
-        senses: Its dictionary. The mean of a token's senses, weighted by their usage, is the mean of its vectors.
+        statistics: What is known of its vectors of each token.
+        layer: Index of the hidden states that the vectors are.
         sizes: Fields of :class:`LayerFreeConfig`: any of `SIZES`.
 
     Returns:
         The backbone, in float32. Context and hidden layer change nothing before training.
-
-    Raises:
-        ValueError: The senses are of the next token.
     """
-    if senses.config.key == "next":
-        raise ValueError(
-            "a student without layers cannot predict the next token, which the senses are of: keep a layer, by "
-            "num_hidden_layers=1, or build a dictionary with key='input'"
-        )
+    counts, sums, tokens, examples, weights = statistics
     config = LayerFreeConfig(
-        vocab_size=senses.config.vocab_size,
-        hidden_size=senses.config.hidden_size,
-        special_token_ids=surrounding_ids(teacher),
-        **sizes,
+        vocab_size=len(counts), hidden_size=sums.shape[1], special_token_ids=surrounding_ids(teacher), **sizes
     )
     model = LayerFreeModel(config)
 
-    # The mean vector and the number of occurrences of each token.
-    table, usage = senses.dequantized().float().cpu(), senses.usage.cpu().float()
-    token = torch.arange(config.vocab_size).repeat_interleave(senses.offsets.cpu().diff())
-    counts = usage.new_zeros(config.vocab_size).index_add_(0, token, usage)
-    vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, senses.config.layer)
-    vectors.index_add_(0, token, table * usage[:, None])
+    # The mean vector of each token.
+    vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, layer) + sums
     vectors /= (counts + PSEUDO_COUNTS)[:, None]
     model.token_embeddings.weight.data.copy_(vectors)
 
@@ -68,7 +110,7 @@ def make_layer_free(teacher: Teacher, senses: SenseEmbeddingModel, sizes: dict[s
     model.token_weights.weight.data.copy_((SIF_CONSTANT / (SIF_CONSTANT + frequency)).log()[:, None])
 
     if config.context_size:
-        _start_context(model, vectors, counts, table - vectors[token], usage)
+        _start_context(model, vectors, counts, examples - vectors[tokens], weights)
     if config.text_hidden_size:
         model.text_output.weight.data.zero_()
         model.text_output.bias.data.zero_()
@@ -83,8 +125,8 @@ def _start_context(model: LayerFreeModel, vectors: Tensor, counts: Tensor, rest:
         model: The backbone to fill.
         vectors: `[vocab, hidden]`, the mean vectors.
         counts: `[vocab]`, occurrences of the tokens.
-        rest: `[senses, hidden]`, the senses minus the mean vectors of their tokens.
-        usage: `[senses]`, occurrences of the senses.
+        rest: `[n, hidden]`, vectors in context minus the mean vectors of their tokens.
+        usage: `[n]`, how many occurrences each of them stands for.
     """
     config = model.config
     weights = counts.clamp_min(0.5).sqrt()[:, None]
@@ -94,7 +136,7 @@ def _start_context(model: LayerFreeModel, vectors: Tensor, counts: Tensor, rest:
     small /= small.std().clamp_min(torch.finfo(small.dtype).tiny)
     model.context_embeddings.weight.data.zero_()
     model.context_embeddings.weight.data[:, : len(directions)] = small
-    # The most used senses say most about what differs between contexts.
+    # Senses that are used most say most about what differs between contexts.
     kept = usage.argsort(descending=True, stable=True)[:MAX_ROWS]
     directions = _principal_directions(rest[kept] * usage[kept].sqrt()[:, None], config.context_size)
     output = torch.zeros(config.context_size, config.hidden_size, dtype=torch.float32)
@@ -148,3 +190,42 @@ def empty_dictionary(senses: SenseEmbeddingModel) -> SenseEmbeddingModel:
     empty = SenseEmbeddingModel(config)
     empty.tokenizer = senses.tokenizer
     return empty
+
+
+def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStatistics, SenseEmbeddingModel]:
+    """Return what the vectors of texts say of each token, and a dictionary without senses that says whose they are.
+
+    Args:
+        teacher: The teacher.
+        vectors: Its vectors.
+
+    Raises:
+        ValueError: The vectors are of another tokenizer, prompt or pooling than the teacher has.
+    """
+    settings, tokenizer = vectors.settings, tokenizer_fingerprint(teacher.tokenizer)
+    own = {"tokenizer": tokenizer, "prompt": teacher.prompt and asdict(teacher.prompt), "pooling": teacher.pooling}
+    for name, value in own.items():
+        if settings.get(name) != value:
+            raise ValueError(
+                f"the vectors were computed with {name}={settings.get(name)}, {teacher.name} has {value}: compute "
+                "them again, with this teacher"
+            )
+    statistics = vectors.token_statistics(max(teacher.tokenizer.get_vocab().values()) + 1)
+    config = SenseEmbeddingConfig(
+        vocab_size=len(statistics.counts),
+        hidden_size=statistics.sums.shape[1],
+        base_model_name_or_path=teacher.name,
+        base_model_revision=teacher.revision,
+        base_model_fingerprint=settings["teacher_fingerprint"],
+        tokenizer_fingerprint=tokenizer,
+        layer=settings["layer"],
+        window_length=settings["max_length"],
+        prompt=settings["prompt"],
+        attention=teacher.attention,
+        num_tokens=int(statistics.counts.sum()),
+        card_data=teacher.card_data or None,
+    )
+    senses = SenseEmbeddingModel(config)
+    senses.tokenizer = teacher.tokenizer
+    check_teacher(senses, teacher)
+    return statistics, senses

@@ -15,7 +15,14 @@ from .attention import probe_attention
 from .configuration_sense_embedding import check_assignment
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, BatchEncoder, RaggedEncoder, padding_id
-from .layer_free_transfer import SIZES, empty_dictionary, make_layer_free
+from .layer_free_transfer import (
+    SIZES,
+    StoredVectors,
+    TokenStatistics,
+    empty_dictionary,
+    make_layer_free,
+    read_statistics,
+)
 from .layer_transfer import (
     check_weights,
     choose_layers,
@@ -77,8 +84,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             )
         super().__init__(config)
         self.backbone = make_backbone(config.text_config)
-        width, teacher_width = config.text_config.hidden_size, config.sense_config.hidden_size
-        self.projection = nn.Linear(width, teacher_width) if width != teacher_width else None
+        widths = config.text_config.hidden_size, config.sense_config.hidden_size
+        self.projection = None if widths[0] == widths[1] else nn.Linear(*widths)
         self.senses = SenseEmbeddingModel(config.sense_config)
         self.sentence_head = make_sentence_head(config.sentence_head)
         self.post_init()
@@ -123,7 +130,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         teacher = load_teacher(teacher)
         check_teacher(senses, teacher)
         if not isinstance(num_hidden_layers, Iterable) and check_integer("num_hidden_layers", num_hidden_layers) == 0:
-            return cls._without_layers(teacher, senses, config)
+            return cls._without_layers(teacher, TokenStatistics.of_senses(senses), senses, config)
         check_weights(teacher)
         layers = choose_layers(num_hidden_layers, teacher, senses.config.layer)
         # Make an empty student, and fill it with the layers and the dictionary.
@@ -136,15 +143,42 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         return student
 
     @classmethod
-    def _without_layers(
-        cls, teacher: Teacher, senses: SenseEmbeddingModel, config: dict[str, Any]
+    def from_vectors(
+        cls, teacher: str | os.PathLike[str] | nn.Module | Teacher, vectors: StoredVectors, **config: Any
     ) -> "SKDStudentModel":
-        """Make a student without layers; see :meth:`from_teacher`."""
+        """Make a student without layers from its teacher's vectors of texts. The teacher reads them only once.
+
+        Args:
+            teacher: The teacher: a name, a path, a loaded model or a :class:`Teacher`.
+            vectors: What :func:`encode_vectors` has returned, or a :class:`TeacherVectors`.
+            config: As for :meth:`from_teacher` with `num_hidden_layers=0`; there are no senses to assign.
+
+        Returns:
+            A student in float32, on the device of the teacher, ready to encode (`eval()`).
+
+        Raises:
+            ValueError: The vectors are not of this teacher, or `config` names an unknown field or asks for senses.
+
+        Example:
+            >>> from sensedict_hf import SKDStudentModel, encode_vectors
+            >>> student = SKDStudentModel.from_vectors(teacher, encode_vectors(teacher, texts[:8], "vectors"))
+            >>> student.encode(texts[:2]).shape
+            torch.Size([2, 384])
+        """
+        if (assignment := config.get("assignment")) not in (None, "none"):
+            raise ValueError(f"assignment={assignment!r}: vectors hold no senses; leave it out, or use from_teacher")
+        teacher = load_teacher(teacher)
+        return cls._without_layers(teacher, *read_statistics(teacher, vectors), config)
+
+    @classmethod
+    def _without_layers(
+        cls, teacher: Teacher, statistics: TokenStatistics, senses: SenseEmbeddingModel, config: dict[str, Any]
+    ) -> "SKDStudentModel":
+        """Make a student without layers. It keeps the senses if it returns them."""
         settings = encoding_settings(teacher) | {"teacher_layers": [], "pooling": LEARNED} | config
-        if settings.get("assignment") is None:
-            settings["assignment"] = "none"
+        settings["assignment"] = settings.get("assignment") or "none"
         sizes = {name: settings.pop(name) for name in SIZES if name in settings}
-        backbone = make_layer_free(teacher, senses, sizes)
+        backbone = make_layer_free(teacher, statistics, senses.config.layer, sizes)
         kept = empty_dictionary(senses) if settings["assignment"] == "none" else senses
         student = cls(student_config(backbone.config, kept.config, settings))
         student.backbone.load_state_dict(backbone.state_dict())
@@ -182,7 +216,6 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             >>> student.projection
             Linear(in_features=128, out_features=384, bias=True)
         """
-        # Check that dictionary and backbone share their tokens.
         check_dictionary(senses)
         if isinstance(backbone, PreTrainedModel) and not backbone.name_or_path:
             backbone = load_teacher(backbone, tokenizer=senses.tokenizer)
@@ -216,19 +249,16 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         self.eval()
-        if (
-            self.config.pooling == LEARNED
-            or source.attention is None
-            or probe_attention(self.backbone) == source.attention
-        ):
+        is_any = self.config.pooling == LEARNED or source.attention is None
+        if is_any or probe_attention(self.backbone) == source.attention:
             return
         # Some architectures are bidirectional with eager attention only.
         self.config.attention_implementation = "eager"
         self.set_attn_implementation("eager")
         if (found := probe_attention(self.backbone)) != source.attention:
             raise ValueError(
-                f"the attention of the student is {found}, that of {source.name} is {source.attention}, with every "
-                "attention implementation that was tried: pass the model loaded with another attn_implementation"
+                f"the student's attention is {found}, that of {source.name} is {source.attention}: pass the model "
+                "loaded with another attn_implementation"
             )
 
     def replace_senses(self, senses: SenseEmbeddingModel) -> None:
@@ -357,8 +387,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             "prompt": choose_prompt(prompt_name, prompt, self.config.prompts or {}, self.config.include_prompt),
             "hidden_size": self.config.hidden_size,
         }
-        has_assignment = assignment in ("hard", "soft")
-        if has_assignment and not self.senses.config.num_senses:
+        if (has_assignment := assignment in ("hard", "soft")) and not self.senses.config.num_senses:
             raise ValueError(f"assignment={assignment!r}: this student has no senses; leave it out")
         if self.config.pooling != LEARNED:
             return BatchEncoder(**settings)
