@@ -71,8 +71,8 @@ def test_the_corpus_needs_no_extra():
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     steps = pytest.importorskip("sensedict_hf.demo.run", reason="needs the extra [demo]")
-    # Its models are real, so a third of the sentences must do.
-    words = sorted({row["word"] for row in read_demo_corpus()} - set(steps.WORDS_SHOWN))[:10]
+    # Its models are real, so a sixth of the sentences must do.
+    words = sorted({row["word"] for row in read_demo_corpus()} - set(steps.WORDS_SHOWN))[:4]
     rows = [row for row in read_demo_corpus() if row["word"] in (*words, *steps.WORDS_SHOWN)]
     monkeypatch.setattr(steps, "read_demo_corpus", lambda: rows)
     monkeypatch.setattr(steps, "EPOCHS", 1)
@@ -82,7 +82,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert 0.3 < results[name]["accuracy"] < 1
         assert results[name]["parameters"] > 1e6 and results[name]["texts_per_second"] > 0
     assert results["skd"]["parameters"] < results["teacher"]["parameters"]
-    assert results["teacher"]["accuracy"] > 0.6 and results["senses"]["v_measure"] > 0.3
+    assert results["teacher"]["accuracy"] > 0.5 and results["senses"]["v_measure"] > 0.3
     assert results["senses"]["megabytes"] > 1
     assert os.path.getsize(tmp_path / "senses.png") > 10_000
     assert AutoModel.from_pretrained(tmp_path / "student").config.sense_config.base_model_name_or_path.endswith(
