@@ -1,6 +1,7 @@
 """Students without layers that start from the teacher's vectors of texts, without a dictionary."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -156,6 +157,32 @@ def test_what_is_refused(bert, stored, texts, tmp_path, monkeypatch):
     args = SKDTrainingArguments(str(tmp_path / "run"), save_strategy="no", objective="sense", **SETTINGS)
     with pytest.raises(ValueError, match="does not learn to pick senses"):
         distill_student(bert, None, texts, args=args, num_hidden_layers=0)
+
+
+def test_files_that_are_missing_or_changed_are_not_believed(bert, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "PART_TOKENS", 100)
+    rows = len(encode_vectors(bert, texts, tmp_path))
+    parts = sorted(tmp_path.glob("part-*"))
+    # A file of another run has no rows here.
+    shutil.copyfile(parts[0], tmp_path / "part-99999.safetensors")
+    assert len(TeacherVectors(tmp_path)) == rows
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(content[:-8])
+    with pytest.raises(ValueError, match=f"{parts[1].name} is not the file that encode_vectors has written"):
+        TeacherVectors(tmp_path)
+    parts[1].unlink()
+    with pytest.raises(ValueError, match=f"{parts[1].name} is missing: compute the vectors again"):
+        TeacherVectors(tmp_path)
+    parts[1].write_bytes(content)
+    state = tmp_path / "state.json"
+    state.write_text(state.read_text().replace('"pooling": "mean"', '"pooling": "last"'))
+    with pytest.raises(ValueError, match=r"state\.json is not the file"):
+        TeacherVectors(tmp_path)
+
+
+def test_tokens_of_another_vocabulary_are_refused(stored):
+    with pytest.raises(ValueError, match="the vectors have tokens from .* to 31, the tokenizer from 0 to 30"):
+        stored.token_statistics(31)
 
 
 def test_a_dry_run_counts_the_steps_of_a_run(bert, texts, tmp_path):

@@ -17,6 +17,7 @@ from transformers.utils.logging import tqdm
 
 from ..building.corpus import open_corpus, read_progress
 from ..building.gathering import chunks
+from ..building.manifest import file_entry, read_manifest
 from ..building.planning import read_corpus
 from ..building.settings import Source
 from ..building.tensor_files import TensorFile, write_tensor_file
@@ -65,7 +66,8 @@ class TeacherVectors(Dataset):
         settings: The settings that the vectors were computed with.
 
     Raises:
-        ValueError: The folders have other settings than the first one.
+        ValueError: A folder holds no finished vectors, or a file of it is missing or was changed, or the folders have
+            other settings than the first one.
 
     Example:
         >>> from sensedict_hf import TeacherVectors, encode_vectors
@@ -78,9 +80,7 @@ class TeacherVectors(Dataset):
         if not paths:
             raise ValueError("no folders are given: name one or more that encode_vectors has finished")
         self.paths = [check_path("paths", path) for path in paths]
-        for folder in self.paths:
-            if not (folder / "state.json").is_file():
-                raise ValueError(f"{folder} holds no finished vectors: compute them with encode_vectors")
+        parts = [part for path in self.paths for part in _finished_parts(path)]
         every: list[dict[str, Any]] = [read_object(path / "state.json") for path in self.paths]
         self.settings = every[0]
         for path, settings in zip(self.paths, every):
@@ -89,7 +89,7 @@ class TeacherVectors(Dataset):
                     f"{path} holds vectors with other settings than {self.paths[0]}: {', '.join(differing)}; compute "
                     "them with the same settings"
                 )
-        self._parts = [TensorFile(part) for path in self.paths for part in sorted(path.glob("part-*.safetensors"))]
+        self._parts = [TensorFile(part) for part in parts]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
     def __len__(self) -> int:
@@ -123,6 +123,9 @@ class TeacherVectors(Dataset):
         Returns:
             The statistics of all vectors. Those in context are spread evenly over the texts.
 
+        Raises:
+            ValueError: The vectors have a token that is not in the vocabulary.
+
         Example:
             >>> from sensedict_hf import encode_vectors
             >>> statistics = encode_vectors(teacher, texts[:4], "vectors").token_statistics(30522)
@@ -132,6 +135,11 @@ class TeacherVectors(Dataset):
         hidden = self[0]["vectors"].shape[1]
         counts, sums = torch.zeros(vocab_size), torch.zeros(vocab_size, hidden)
         for part in self._parts:
+            if len(part["input_ids"]) and not 0 <= part["input_ids"].min() <= part["input_ids"].max() < vocab_size:
+                raise ValueError(
+                    f"the vectors have tokens from {part['input_ids'].min()} to {part['input_ids'].max()}, the "
+                    f"tokenizer from 0 to {vocab_size - 1}: compute the vectors again"
+                )
             counts += torch.bincount(part["input_ids"], minlength=vocab_size)
             for ids, vectors in zip(*(part[name].split(BLOCK_ROWS) for name in ("input_ids", "vectors"))):
                 sums.index_add_(0, ids, vectors.float())
@@ -144,6 +152,27 @@ class TeacherVectors(Dataset):
     def _spread_rows(self) -> list[dict[str, Tensor]]:
         """Return up to `SAMPLED_ROWS` rows, spread evenly over the texts."""
         return [self[row] for row in range(0, len(self), -(-len(self) // SAMPLED_ROWS))]
+
+
+def _finished_parts(folder: Path) -> list[Path]:
+    """Return the files of rows in a folder, in the order of the texts.
+
+    Raises:
+        ValueError: The folder holds no finished vectors, or a file is missing or has another size.
+    """
+    manifest = read_manifest(folder) if (folder / "state.json").is_file() else None
+    if manifest is None:
+        raise ValueError(f"{folder} holds no finished vectors: compute them with encode_vectors")
+    paths = {name: folder / name for name in sorted(manifest.files)}
+    for name, path in paths.items():
+        size = path.stat().st_size if path.is_file() else None
+        # The vectors can be many gigabytes, so they are not read for a digest.
+        if size != manifest.files[name]["size"] or path.suffix == ".json" and file_entry(path) != manifest.files[name]:
+            raise ValueError(
+                f"{path} is {'missing' if size is None else 'not the file that encode_vectors has written'}: compute "
+                "the vectors again, with overwrite=True"
+            )
+    return [path for name, path in paths.items() if name.startswith("part-")]
 
 
 def _variance(vectors: Tensor) -> float:
