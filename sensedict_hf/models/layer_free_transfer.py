@@ -95,8 +95,14 @@ def make_layer_free(
         The backbone, in float32. Context and hidden layer change nothing before training.
     """
     counts, sums, tokens, examples, weights = statistics
+    # `Trainer` warns of a model that does not know the special tokens of its tokenizer.
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
     config = LayerFreeConfig(
-        vocab_size=len(counts), hidden_size=sums.shape[1], special_token_ids=surrounding_ids(teacher), **sizes
+        vocab_size=len(counts),
+        hidden_size=sums.shape[1],
+        special_token_ids=surrounding_ids(teacher),
+        **{name: getattr(teacher.tokenizer, name) for name in names},
+        **sizes,
     )
     model = LayerFreeModel(config)
 
