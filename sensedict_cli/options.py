@@ -330,7 +330,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str
     ),
     "distill": (
         _add_distill,
-        "[FILE.yaml] --teacher MODEL --senses DIR --texts FILE... --output DIR [options]",
+        "[FILE.yaml] --teacher MODEL [--senses DIR] --texts FILE... --output DIR [options]",
         "distil a teacher into a small student, with the help of a sense dictionary",
     ),
     "evaluate": (

@@ -18,6 +18,7 @@ from sensedict_hf import (
     TeacherVectors,
     build_sense_dictionary,
     distill_student,
+    encode_senses,
     encode_vectors,
 )
 from sensedict_hf.cli import main
@@ -146,6 +147,14 @@ def test_what_is_refused(bert, stored, texts, tmp_path, monkeypatch):
         SKDStudentModel.from_vectors(bert, stored, assignment="soft")
     with pytest.raises(ValueError, match="computed with pooling=mean, tiny-bert has cls"):
         SKDStudentModel.from_vectors(replace(bert, pooling="cls"), stored)
+    with pytest.raises(ValueError, match="the vectors are of tiny-bert with other weights.* than another has"):
+        SKDStudentModel.from_vectors(replace(bert, model=make_model("bert"), name="another"), stored)
+    assert SKDStudentModel.from_vectors(replace(bert, name="a copy"), stored).config.num_hidden_layers == 0
+    for given in (str(stored.paths[0]), texts):
+        with pytest.raises(ValueError, match="vectors.*what encode_vectors returns"):
+            SKDStudentModel.from_vectors(bert, given)
+    with pytest.raises(ValueError, match="a student has no setting 'num_hidden_layers'"):
+        SKDStudentModel.from_vectors(bert, stored, num_hidden_layers=0)
     args = SKDTrainingArguments(str(tmp_path / "run"), save_strategy="no", **SETTINGS)
     with pytest.raises(ValueError, match=r"only students without layers \(num_hidden_layers=0\)"):
         distill_student(bert, None, texts, args=args, num_hidden_layers=1)
@@ -157,6 +166,19 @@ def test_what_is_refused(bert, stored, texts, tmp_path, monkeypatch):
     args = SKDTrainingArguments(str(tmp_path / "run"), save_strategy="no", objective="sense", **SETTINGS)
     with pytest.raises(ValueError, match="does not learn to pick senses"):
         distill_student(bert, None, texts, args=args, num_hidden_layers=0)
+    for wrong in ({"assignment": "soft"}, {"residual": 0.5}):
+        with pytest.raises(ValueError, match="without senses: the student returns its own vectors"):
+            distill_student(bert, None, texts, args=args, num_hidden_layers=0, **wrong)
+    args = SKDTrainingArguments(str(tmp_path / "run"), save_strategy="no", eval_strategy="epoch", **SETTINGS)
+    with pytest.raises(ValueError, match="needs an eval_dataset"):
+        distill_student(bert, None, texts, args=args, num_hidden_layers=0)
+
+
+def test_a_call_that_was_refused_can_be_corrected(bert, texts, tmp_path):
+    args = SKDTrainingArguments(str(tmp_path), save_strategy="no", **SETTINGS)
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        distill_student(bert, None, ["", " "], args=args, num_hidden_layers=0)
+    assert distill_student(bert, None, texts, args=args, num_hidden_layers=0).encode(texts[:2]).shape == (2, 16)
 
 
 def test_files_that_are_missing_or_changed_are_not_believed(bert, texts, tmp_path, monkeypatch):
@@ -174,9 +196,21 @@ def test_files_that_are_missing_or_changed_are_not_believed(bert, texts, tmp_pat
     with pytest.raises(ValueError, match=f"{parts[1].name} is missing: compute the vectors again"):
         TeacherVectors(tmp_path)
     parts[1].write_bytes(content)
+    # Links are fine, as in a cache.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in tmp_path.glob("*.*"):
+        (linked / path.name).symlink_to(path)
+    assert len(TeacherVectors(linked)) == rows
     state = tmp_path / "state.json"
     state.write_text(state.read_text().replace('"pooling": "mean"', '"pooling": "last"'))
     with pytest.raises(ValueError, match=r"state\.json is not the file"):
+        TeacherVectors(tmp_path)
+
+
+def test_a_folder_of_senses_holds_no_vectors(bert, senses, texts, tmp_path):
+    encode_senses(bert, senses, texts, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds no finished vectors"):
         TeacherVectors(tmp_path)
 
 
@@ -190,5 +224,12 @@ def test_a_dry_run_counts_the_steps_of_a_run(bert, texts, tmp_path):
     said = estimate_distillation(bert, None, texts, args, StudentStart(num_hidden_layers=0))
     assert said["steps"] == 40 and said["texts"] == len(texts)
     assert not list(tmp_path.iterdir())
-    other = Teacher(make_model("llama"), bert.tokenizer, name="tiny-llama", max_seq_length=64, max_window=64)
-    assert estimate_distillation(other, None, texts, args, StudentStart(num_hidden_layers=0))["steps"] == 40
+    # The first texts may be empty, and what a run refuses is refused here too.
+    start = StudentStart(num_hidden_layers=0)
+    assert estimate_distillation(bert, None, [""] * 10 + texts, args, start)["texts"] == len(texts) + 10
+    stream = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="which a stream does not allow"):
+        estimate_distillation(bert, None, stream, args, start)
+    args = SKDTrainingArguments(str(tmp_path), objective="sense", report_to="none")
+    with pytest.raises(ValueError, match="does not learn to pick senses"):
+        estimate_distillation(bert, None, texts, args, start)

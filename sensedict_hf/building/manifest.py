@@ -52,11 +52,12 @@ class Manifest:
         return None
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path, *, allow_links: bool = False) -> Manifest | None:
     """Read and check the manifest of a folder.
 
     Args:
         folder: The folder.
+        allow_links: Whether its files may be links, as in a cache. Files that are to be replaced may not.
 
     Returns:
         The manifest; None if there is none.
@@ -72,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not isinstance(settings, dict) or not isinstance(files, dict):
         raise ValueError(f"{path} is broken (it has no settings or no files)")
     for name, entry in files.items():
-        _check_name(path, name)
+        _check_name(path, name, allow_links)
         is_entry = isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
         if not (
             is_entry
@@ -97,11 +98,11 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _check_name(manifest: Path, name: str) -> None:
+def _check_name(manifest: Path, name: str, allow_links: bool) -> None:
     """Raise a ValueError unless a name is that of a regular file in the folder of a manifest, or of no file."""
     bare = name.removeprefix(f"{TEMPLATES}/")
     is_bare = bare not in ("", ".", "..") and not set(bare) & {"/", "\\", ":", "\0"}
     path = manifest.parent / name
     is_link = path.is_symlink() or (manifest.parent / TEMPLATES).is_symlink()
-    if not is_bare or is_link or (path.exists() and not path.is_file()):
+    if not is_bare or (is_link and not allow_links) or (path.exists() and not path.is_file()):
         raise ValueError(f"{manifest} is broken (it names {name!r}, which is no file of its folder)")

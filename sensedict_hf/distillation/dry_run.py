@@ -20,7 +20,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import load_teacher
 from ..models.tokenization import special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
-from .layer_free import default_epochs
+from .layer_free import check_layer_free_run, default_epochs
 from .start import StudentStart
 from .training_args import SKDTrainingArguments
 from .vectors import encode_vectors
@@ -68,10 +68,15 @@ def estimate_distillation(
     sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
     if not sample:
         raise ValueError("there are no texts: give some")
-    loaded = load_teacher(teacher, device=args.device, **options)
     if senses is None:
+        check_layer_free_run(args.for_layer_free(), texts)
+    loaded = load_teacher(teacher, device=args.device, **options)
+    whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
+    if senses is None:
+        few = [text for text, ids in zip(sample, whole) if ids][:FEW]
         with TemporaryDirectory(prefix="sensedict-") as folder:
-            student = start.make(loaded, None, None, None, encode_vectors(loaded, sample[:FEW], f"{folder}/vectors"))
+            vectors = encode_vectors(loaded, few, f"{folder}/vectors")
+            student = start.make(loaded, None, None, None, vectors)
     else:
         dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
         backbone = start.load_backbone(dictionary, options)
@@ -79,6 +84,7 @@ def estimate_distillation(
     is_layer_free = isinstance(cast(SKDStudentModel, student).backbone, LayerFreeModel)
     if is_layer_free:
         args = args.for_layer_free()
+        check_layer_free_run(args, texts)
 
     # The texts: how many, and how long.
     total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]
@@ -86,7 +92,6 @@ def estimate_distillation(
     size = args.per_device_train_batch_size * max(1, args.n_gpu)
     # Longer texts are cut into windows, as in a run.
     around = sum(special_token_counts(loaded.tokenizer))
-    whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
     windows = cut_windows(np.array([len(ids) for ids in whole]), window_width(length, around))
     tokens_of_sample = int((windows.stop - windows.start).sum()) + around * len(windows)
     tokens = None if total is None else round(tokens_of_sample / len(sample) * total)

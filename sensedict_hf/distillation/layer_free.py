@@ -99,8 +99,7 @@ def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, 
         args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
         text_column: Name of the text column.
     """
-    check_layer_free_args(args)
-    refuse_stream(texts)
+    check_layer_free_run(args, texts)
     return encode_vectors(
         teacher,
         texts,
@@ -111,6 +110,17 @@ def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, 
         max_length=check_max_length(args.max_length, teacher.max_window),
         batch_size=args.per_device_eval_batch_size,
     )
+
+
+def check_layer_free_run(args: SKDTrainingArguments, texts: Texts) -> None:
+    """Raise a ValueError for settings or texts that do not work without layers.
+
+    Args:
+        args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
+        texts: The texts to learn from.
+    """
+    check_layer_free_args(args)
+    refuse_stream(texts)
 
 
 def refuse_stream(texts: Texts) -> None:

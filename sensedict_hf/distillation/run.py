@@ -25,7 +25,7 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..processes import broadcast, locked
-from .checks import each
+from .checks import check_datasets, each
 from .layer_free import encode_to_start
 from .run_folder import RunFolder
 from .start import CAUSAL_LM, HEADS, StudentStart, source_name
@@ -203,6 +203,7 @@ def distill_student(
             data: dict[str, Any] = {"train_dataset": texts, "eval_dataset": eval_texts, "text_column": text_column}
             vectors = None
             if dictionary is None and head != CAUSAL_LM:
+                check_datasets(args, texts, eval_texts)  # before the teacher runs
                 vectors = encode_to_start(loaded, texts, args, text_column)
                 data["train_dataset"] = vectors
             student = start.make(loaded, dictionary, other, classifier, vectors)

@@ -89,7 +89,9 @@ class RunFolder:
 
     def forget(self) -> None:
         """Remove the state if nothing was done yet, so that the next call may have other settings."""
-        if not (self.path / "_encoded").exists() and not list(self.path.glob("checkpoint-*")):
+        encoded = self.path / "_encoded"
+        if not any(encoded.rglob("part-*")) and not list(self.path.glob("checkpoint-*")):
+            shutil.rmtree(encoded, ignore_errors=True)  # texts without the teacher's work
             (self.path / STATE).unlink()
 
     def finish(self, student: SKDStudentPreTrainedModel) -> None:

@@ -79,6 +79,13 @@ class StudentStart:
                 "give senses, the teacher's dictionary: only students without layers (num_hidden_layers=0) and those "
                 f"with head={CAUSAL_LM!r} do without"
             )
+        if not has_senses and self.head != CAUSAL_LM:
+            output = {"assignment": self.assignment, "residual": self.residual}
+            if given := [name for name, value in output.items() if value not in (None, "none")]:
+                raise ValueError(
+                    f"{given[0]}={output[given[0]]!r} without senses: the student returns its own vectors; leave it "
+                    "out, or give senses"
+                )
         given = [name for name in ("num_hidden_layers", "layers", "backbone") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: a student starts from one of these; give one of them")

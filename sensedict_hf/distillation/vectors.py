@@ -160,8 +160,8 @@ def _finished_parts(folder: Path) -> list[Path]:
     Raises:
         ValueError: The folder holds no finished vectors, or a file is missing or has another size.
     """
-    manifest = read_manifest(folder) if (folder / "state.json").is_file() else None
-    if manifest is None:
+    manifest = read_manifest(folder, allow_links=True) if (folder / "state.json").is_file() else None
+    if manifest is None or not any(name.startswith("part-") and ".safetensors" in name for name in manifest.files):
         raise ValueError(f"{folder} holds no finished vectors: compute them with encode_vectors")
     paths = {name: folder / name for name in sorted(manifest.files)}
     for name, path in paths.items():

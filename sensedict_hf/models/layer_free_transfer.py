@@ -3,17 +3,17 @@
 import copy
 from dataclasses import asdict
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.logging import tqdm
 
+from .arguments import check_kind
 from .configuration_layer_free import LayerFreeConfig
 from .configuration_sense_embedding import SenseEmbeddingConfig
 from .fingerprints import tokenizer_fingerprint
-from .matching import check_teacher
 from .modeling_layer_free import LayerFreeModel
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .teachers import Teacher
@@ -67,6 +67,7 @@ class TokenStatistics(NamedTuple):
         return cls(counts, sums, tokens, table, usage)
 
 
+@runtime_checkable
 class StoredVectors(Protocol):
     """The teacher's vectors of texts, as `encode_vectors` returns them.
 
@@ -206,8 +207,10 @@ def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStat
         vectors: Its vectors.
 
     Raises:
-        ValueError: The vectors are of another tokenizer, prompt or pooling than the teacher has.
+        ValueError: The vectors are of other weights, another config, tokenizer, prompt or pooling than the teacher
+            has.
     """
+    check_kind("vectors", vectors, StoredVectors, "what encode_vectors returns")
     settings, tokenizer = vectors.settings, tokenizer_fingerprint(teacher.tokenizer)
     own = {"tokenizer": tokenizer, "prompt": teacher.prompt and asdict(teacher.prompt), "pooling": teacher.pooling}
     for name, value in own.items():
@@ -216,6 +219,11 @@ def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStat
                 f"the vectors were computed with {name}={settings.get(name)}, {teacher.name} has {value}: compute "
                 "them again, with this teacher"
             )
+    if settings["teacher_fingerprint"] != teacher.fingerprint():
+        raise ValueError(
+            f"the vectors are of {settings['teacher']} with other weights, another config or in another dtype than "
+            f"{teacher.name} has: pass the model that has computed them, loaded in the same way"
+        )
     statistics = vectors.token_statistics(max(teacher.tokenizer.get_vocab().values()) + 1)
     config = SenseEmbeddingConfig(
         vocab_size=len(statistics.counts),
@@ -229,9 +237,9 @@ def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStat
         prompt=settings["prompt"],
         attention=teacher.attention,
         num_tokens=int(statistics.counts.sum()),
+        sensedict_version=settings["sensedict_hf"],
         card_data=teacher.card_data or None,
     )
     senses = SenseEmbeddingModel(config)
     senses.tokenizer = teacher.tokenizer
-    check_teacher(senses, teacher)
     return statistics, senses

@@ -91,7 +91,8 @@ def student_config(
     text_config.dtype = torch.float32
     vars(text_config).pop("quantization_config", None)  # a model from a GGUF file keeps it
     known = SKDStudentConfig()
-    if unknown := [name for name in settings if not hasattr(known, name)]:
+    parts = ("hidden_size", "vocab_size", "num_hidden_layers")  # of the other configs
+    if unknown := [name for name in settings if name in parts or not hasattr(known, name)]:
         raise ValueError(
             f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "
             "pooling"

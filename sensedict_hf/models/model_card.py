@@ -176,6 +176,7 @@ def _summarize_student(config: SKDStudentConfig, teacher: str | None, head: str 
 def _dictionary_rows(config: SenseEmbeddingConfig) -> dict[str, Any]:
     """Return the rows of the card's table that describe a dictionary; None for what is not known."""
     has_senses, method = config.num_senses > 0, config.method
+    texts = f"{config.num_texts:,} texts, " if config.num_texts else ""
     if method and config.method_value:
         method = f"{method} = {config.method_value:,}"
     return {
@@ -191,7 +192,7 @@ def _dictionary_rows(config: SenseEmbeddingConfig) -> dict[str, Any]:
         "similarity": config.similarity if has_senses else None,
         "number of senses set by": method,
         "datasets": ", ".join((config.card_data or {}).get("datasets", [])) or None,
-        "corpus": config.num_texts and f"{config.num_texts:,} texts, {config.num_tokens:,} tokens",
+        "corpus": config.num_tokens and f"{texts}{config.num_tokens:,} tokens",
         "samples per token": config.max_samples_per_token,
         "mean squared distortion": f"{config.distortion:.4g}" if has_senses else None,
         "seed": config.seed,

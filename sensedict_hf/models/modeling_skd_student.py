@@ -151,7 +151,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
         Args:
             teacher: The teacher: a name, a path, a loaded model or a :class:`Teacher`.
             vectors: What :func:`encode_vectors` has returned, or a :class:`TeacherVectors`.
-            config: As for :meth:`from_teacher` with `num_hidden_layers=0`; there are no senses to assign.
+            config: Other fields of :class:`SKDStudentConfig`, and the sizes in :class:`LayerFreeConfig`.
 
         Returns:
             A student in float32, on the device of the teacher, ready to encode (`eval()`).
