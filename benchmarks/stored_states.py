@@ -1,7 +1,6 @@
 """A teacher that reads each text once, whatever is asked about it."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -69,16 +68,12 @@ class StoredStates(Teacher):
         if not self.unsaved:
             return
         path = self.folder / f"{len(list(self.folder.glob('*.safetensors'))):05}.safetensors"
+        columns = {
+            "sizes": torch.tensor([len(row) for row in self.unsaved]),
+            "tokens": torch.tensor([*itertools.chain.from_iterable(self.unsaved)]),
+            "states": torch.cat([self.states[row] for row in self.unsaved]),
+        }
         partial = path.with_suffix(".partial")
-        save_file(_columns(self.unsaved, self.states), partial)
+        save_file(columns, partial)
         partial.replace(path)
         self.unsaved.clear()
-
-
-def _columns(rows: Sequence[tuple[int, ...]], states: dict[tuple[int, ...], Tensor]) -> dict[str, Tensor]:
-    """Return rows of tokens and their states as the tensors of a file."""
-    return {
-        "sizes": torch.tensor([len(row) for row in rows]),
-        "tokens": torch.tensor([*itertools.chain.from_iterable(rows)]),
-        "states": torch.cat([states[row] for row in rows]),
-    }

@@ -145,7 +145,7 @@ def test_the_command_and_its_dry_run(teacher_folder, texts, tmp_path, capsys):
 def test_what_is_refused(bert, stored, texts, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="assignment='soft': vectors hold no senses"):
         SKDStudentModel.from_vectors(bert, stored, assignment="soft")
-    with pytest.raises(ValueError, match="computed with pooling=mean, tiny-bert has cls"):
+    with pytest.raises(ValueError, match="computed with pooling=mean, here it is cls"):
         SKDStudentModel.from_vectors(replace(bert, pooling="cls"), stored)
     with pytest.raises(ValueError, match="the vectors are of tiny-bert with other weights.* than another has"):
         SKDStudentModel.from_vectors(replace(bert, model=make_model("bert"), name="another"), stored)
@@ -153,8 +153,9 @@ def test_what_is_refused(bert, stored, texts, tmp_path, monkeypatch):
     for given in (str(stored.paths[0]), texts):
         with pytest.raises(ValueError, match="vectors.*what encode_vectors returns"):
             SKDStudentModel.from_vectors(bert, given)
-    with pytest.raises(ValueError, match="a student has no setting 'num_hidden_layers'"):
-        SKDStudentModel.from_vectors(bert, stored, num_hidden_layers=0)
+    for computed in ("num_hidden_layers", "default_residual"):
+        with pytest.raises(ValueError, match=f"a student has no setting '{computed}'"):
+            SKDStudentModel.from_vectors(bert, stored, **{computed: 0})
     args = SKDTrainingArguments(str(tmp_path / "run"), save_strategy="no", **SETTINGS)
     with pytest.raises(ValueError, match=r"only students without layers \(num_hidden_layers=0\)"):
         distill_student(bert, None, texts, args=args, num_hidden_layers=1)

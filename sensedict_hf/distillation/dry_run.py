@@ -20,7 +20,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import load_teacher
 from ..models.tokenization import special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
-from .layer_free import check_layer_free_run, default_epochs
+from .layer_free import check_layer_free_args, default_epochs, refuse_stream
 from .start import StudentStart
 from .training_args import SKDTrainingArguments
 from .vectors import encode_vectors
@@ -59,7 +59,7 @@ def estimate_distillation(
         reads all texts once; the time of evaluations is not counted.
 
     Raises:
-        ValueError: The student has a head, or cannot be made from these models.
+        ValueError: The student has a head, or cannot be made from these models or with these settings.
     """
     if start.head is not None:
         raise ValueError(f"a dry run does not know students with a head: leave out head={start.head!r}")
@@ -68,8 +68,6 @@ def estimate_distillation(
     sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
     if not sample:
         raise ValueError("there are no texts: give some")
-    if senses is None:
-        check_layer_free_run(args.for_layer_free(), texts)
     loaded = load_teacher(teacher, device=args.device, **options)
     whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
     if senses is None:
@@ -84,7 +82,8 @@ def estimate_distillation(
     is_layer_free = isinstance(cast(SKDStudentModel, student).backbone, LayerFreeModel)
     if is_layer_free:
         args = args.for_layer_free()
-        check_layer_free_run(args, texts)
+        check_layer_free_args(args)
+        refuse_stream(texts)
 
     # The texts: how many, and how long.
     total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]

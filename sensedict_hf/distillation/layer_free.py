@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data import Texts
-from ..models.layer_free_transfer import surrounding_ids
+from ..models.layer_free_transfer import check_vectors, surrounding_ids
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
@@ -90,7 +90,9 @@ def check_layer_free_args(args: SKDTrainingArguments) -> None:
         )
 
 
-def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, text_column: str) -> TeacherVectors:
+def encode_training_vectors(
+    teacher: Teacher, texts: Texts, args: SKDTrainingArguments, text_column: str
+) -> TeacherVectors:
     """Compute the teacher's vectors of training texts, for a student that starts with them and has no dictionary.
 
     Args:
@@ -99,7 +101,8 @@ def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, 
         args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
         text_column: Name of the text column.
     """
-    check_layer_free_run(args, texts)
+    check_layer_free_args(args)
+    refuse_stream(texts)
     return encode_vectors(
         teacher,
         texts,
@@ -110,17 +113,6 @@ def encode_to_start(teacher: Teacher, texts: Texts, args: SKDTrainingArguments, 
         max_length=check_max_length(args.max_length, teacher.max_window),
         batch_size=args.per_device_eval_batch_size,
     )
-
-
-def check_layer_free_run(args: SKDTrainingArguments, texts: Texts) -> None:
-    """Raise a ValueError for settings or texts that do not work without layers.
-
-    Args:
-        args: The settings after :meth:`SKDTrainingArguments.for_layer_free`.
-        texts: The texts to learn from.
-    """
-    check_layer_free_args(args)
-    refuse_stream(texts)
 
 
 def refuse_stream(texts: Texts) -> None:
@@ -156,12 +148,7 @@ def encode_for(
         }
         if teacher is not None:
             wanted |= {"prompt": teacher.prompt and asdict(teacher.prompt), "pooling": teacher.pooling}
-        for name, value in wanted.items():
-            found = texts.settings.get(name)
-            if found != value:
-                raise ValueError(
-                    f"the vectors were computed with {name}={found}, here it is {value}: compute them again"
-                )
+        check_vectors(texts.settings, **wanted)
         if has_other_weights(senses, texts.settings["teacher_fingerprint"]):
             logger.warning_once(
                 f"the teacher of the vectors, {texts.settings['teacher']}, has other weights than the one that the "

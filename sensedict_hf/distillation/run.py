@@ -26,7 +26,7 @@ from ..models.modeling_skd_base import SKDStudentPreTrainedModel
 from ..models.teachers import Teacher, load_teacher
 from ..processes import broadcast, locked
 from .checks import check_datasets, each
-from .layer_free import encode_to_start
+from .layer_free import encode_training_vectors
 from .run_folder import RunFolder
 from .start import CAUSAL_LM, HEADS, StudentStart, source_name
 from .trainer import SKDTrainer
@@ -204,7 +204,7 @@ def distill_student(
             vectors = None
             if dictionary is None and head != CAUSAL_LM:
                 check_datasets(args, texts, eval_texts)  # before the teacher runs
-                vectors = encode_to_start(loaded, texts, args, text_column)
+                vectors = encode_training_vectors(loaded, texts, args, text_column)
                 data["train_dataset"] = vectors
             student = start.make(loaded, dictionary, other, classifier, vectors)
             if vectors is not None:

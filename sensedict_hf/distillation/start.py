@@ -62,6 +62,7 @@ class StudentStart:
 
     def check(self, options: Mapping[str, Any], *, has_senses: bool) -> None:
         """Raise a ValueError for arguments that exclude each other, or exclude options of the teacher."""
+        is_without_layers = self.backbone is None and self.is_layer_free(None)
         if self.head == CAUSAL_LM:
             others = {"backbone": self.backbone, "assignment": self.assignment, "residual": self.residual}
             if given := [name for name, value in others.items() if value is not None]:
@@ -74,12 +75,12 @@ class StudentStart:
                     f"{given[0]} with head={CAUSAL_LM!r}: a student that generates text reads what its teacher "
                     "reads, and pools nothing; leave it out"
                 )
-        elif not has_senses and not (self.backbone is None and self.is_layer_free(None)):
+        elif not has_senses and not is_without_layers:
             raise ValueError(
                 "give senses, the teacher's dictionary: only students without layers (num_hidden_layers=0) and those "
                 f"with head={CAUSAL_LM!r} do without"
             )
-        if not has_senses and self.head != CAUSAL_LM:
+        elif not has_senses:
             output = {"assignment": self.assignment, "residual": self.residual}
             if given := [name for name, value in output.items() if value not in (None, "none")]:
                 raise ValueError(
@@ -94,7 +95,7 @@ class StudentStart:
             raise ValueError("adopt_tokenizer is for a backbone, but none is given: the teacher has its own tokenizer")
         if self.head is not None:
             check_choice("head", self.head, HEADS)
-        if self.head == "sequence_classification" and self.backbone is None and self.is_layer_free(None):
+        if self.head == "sequence_classification" and is_without_layers:
             raise ValueError(
                 "head='sequence_classification' without layers: the student pools texts in another way than its "
                 "teacher; distil it without a head, and train a new one on it"
@@ -158,20 +159,19 @@ class StudentStart:
             decoder.config.sense_config.base_model_revision = teacher.revision
             return decoder
         output = {"assignment": self.assignment, "residual": self.residual}
+        dictionary = cast(SenseEmbeddingModel, senses)  # without it there are vectors
         if vectors is not None:
             student = SKDStudentModel.from_vectors(teacher, vectors, **output)
-        elif senses is None:
-            raise ValueError("give senses, the teacher's dictionary, or the vectors of texts")
         elif backbone is not None:
             longest = min(teacher.max_seq_length, backbone.max_seq_length)
             like = encoding_settings(teacher) | {"max_seq_length": longest}
             if self.is_layer_free(backbone):
                 like.pop("pooling")
-            student = SKDStudentModel.from_backbone(backbone, senses, **like, **output)
+            student = SKDStudentModel.from_backbone(backbone, dictionary, **like, **output)
             if student.sentence_head is not None and teacher.sentence_head is not None:
                 student.sentence_head.load_state_dict(teacher.sentence_head.state_dict())
         else:
-            student = SKDStudentModel.from_teacher(teacher, senses, layers, **output)
+            student = SKDStudentModel.from_teacher(teacher, dictionary, layers, **output)
         if self.head is None or classifier is None:
             return student
         return cast(SKDStudentPreTrainedModel, HEADS[self.head].from_student(student, classifier))

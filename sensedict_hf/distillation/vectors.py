@@ -4,6 +4,7 @@ The texts are encoded in parts, each into a file of its own. So several processe
 interrupted call continues where it stopped.
 """
 
+import fnmatch
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -161,18 +162,19 @@ def _finished_parts(folder: Path) -> list[Path]:
         ValueError: The folder holds no finished vectors, or a file is missing or has another size.
     """
     manifest = read_manifest(folder, allow_links=True) if (folder / "state.json").is_file() else None
-    if manifest is None or not any(name.startswith("part-") and ".safetensors" in name for name in manifest.files):
+    parts = fnmatch.filter(sorted(manifest.files), "part-*.safetensors") if manifest else []
+    if manifest is None or not parts:
         raise ValueError(f"{folder} holds no finished vectors: compute them with encode_vectors")
-    paths = {name: folder / name for name in sorted(manifest.files)}
-    for name, path in paths.items():
+    for name, entry in manifest.files.items():
+        path = folder / name
         size = path.stat().st_size if path.is_file() else None
         # The vectors can be many gigabytes, so they are not read for a digest.
-        if size != manifest.files[name]["size"] or path.suffix == ".json" and file_entry(path) != manifest.files[name]:
+        if size != entry["size"] or (name not in parts and file_entry(path) != entry):
             raise ValueError(
                 f"{path} is {'missing' if size is None else 'not the file that encode_vectors has written'}: compute "
                 "the vectors again, with overwrite=True"
             )
-    return [path for name, path in paths.items() if name.startswith("part-")]
+    return [folder / name for name in parts]
 
 
 def _variance(vectors: Tensor) -> float:

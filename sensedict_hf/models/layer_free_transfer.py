@@ -199,6 +199,15 @@ def empty_dictionary(senses: SenseEmbeddingModel) -> SenseEmbeddingModel:
     return empty
 
 
+def check_vectors(settings: dict[str, Any], **wanted: Any) -> None:
+    """Raise a ValueError for vectors of texts that were computed with other settings than those that are wanted."""
+    for name, value in wanted.items():
+        if settings.get(name) != value:
+            raise ValueError(
+                f"the vectors were computed with {name}={settings.get(name)}, here it is {value}: compute them again"
+            )
+
+
 def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStatistics, SenseEmbeddingModel]:
     """Return what the vectors of texts say of each token, and a dictionary without senses that says whose they are.
 
@@ -212,13 +221,8 @@ def read_statistics(teacher: Teacher, vectors: StoredVectors) -> tuple[TokenStat
     """
     check_kind("vectors", vectors, StoredVectors, "what encode_vectors returns")
     settings, tokenizer = vectors.settings, tokenizer_fingerprint(teacher.tokenizer)
-    own = {"tokenizer": tokenizer, "prompt": teacher.prompt and asdict(teacher.prompt), "pooling": teacher.pooling}
-    for name, value in own.items():
-        if settings.get(name) != value:
-            raise ValueError(
-                f"the vectors were computed with {name}={settings.get(name)}, {teacher.name} has {value}: compute "
-                "them again, with this teacher"
-            )
+    prompt = teacher.prompt and asdict(teacher.prompt)
+    check_vectors(settings, tokenizer=tokenizer, prompt=prompt, pooling=teacher.pooling)
     if settings["teacher_fingerprint"] != teacher.fingerprint():
         raise ValueError(
             f"the vectors are of {settings['teacher']} with other weights, another config or in another dtype than "

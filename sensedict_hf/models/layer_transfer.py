@@ -91,8 +91,10 @@ def student_config(
     text_config.dtype = torch.float32
     vars(text_config).pop("quantization_config", None)  # a model from a GGUF file keeps it
     known = SKDStudentConfig()
-    parts = ("hidden_size", "vocab_size", "num_hidden_layers")  # of the other configs
-    if unknown := [name for name in settings if name in parts or not hasattr(known, name)]:
+    # What the config computes from its parts can be read, but is no setting.
+    properties = {name: value for name, value in vars(SKDStudentConfig).items() if isinstance(value, property)}
+    computed = [name for name, value in properties.items() if value.fset is None]
+    if unknown := [name for name in settings if name in computed or not hasattr(known, name)]:
         raise ValueError(
             f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "
             "pooling"

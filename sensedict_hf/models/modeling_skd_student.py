@@ -249,8 +249,8 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             self.sentence_head.load_state_dict(source.sentence_head.state_dict())
         self.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         self.eval()
-        is_any = self.config.pooling == LEARNED or source.attention is None
-        if is_any or probe_attention(self.backbone) == source.attention:
+        attends = self.config.pooling != LEARNED and source.attention is not None
+        if not attends or probe_attention(self.backbone) == source.attention:
             return
         # Some architectures are bidirectional with eager attention only.
         self.config.attention_implementation = "eager"
