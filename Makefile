@@ -8,12 +8,14 @@ RUN := $(VENV)/bin/python -m
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2
 # The checks before the tests run side by side.
 MAKEFLAGS += --jobs=2
+# Bytecode is written where it is used, and not for the whole installation: that would take two minutes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test coverage quick fuzz crash soak oldest newest lint docs format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[test]"
+	$(RUN) pip install --quiet --no-compile --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[test]"
 	touch $@
 
 demo: $(VENV)/.installed

@@ -10,7 +10,8 @@ nine tasks of `benchmarks.distillation`. The second one makes its dictionary and
 - `MNTP` is `examples/mntp.py`, `SimCSE` is `examples/simcse.py` on top of it. Both learn from the texts of
   `wikipedia_en_sample`. SimCSE reads single sentences.
 - Causal states are also replaced by their senses, with two dictionaries of the tasks' training texts: senses of the
-  token that a state has read (`input`), and of the token after it (`next`). Their means are scored.
+  token that a state has read (`input`), and of the token after it (`next`). Their means are scored, those of `input`
+  also with rising weights and with one sense for each token.
 - The states of named entities are not pooled, so of the poolings they are scored for the mean alone.
 - Finished steps stay in the output folder, so that an interrupted run continues after them.
 
@@ -32,7 +33,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sensedict_hf import SenseEmbeddingModel, Teacher, build_sense_dictionary, load_teacher
+from sensedict_hf import SenseEmbeddingModel, Teacher, build_sense_dictionary, load_teacher, merge_sense_dictionaries
 
 from .distillation.tables import MAIN_SCORES, header, print_row
 from .distillation.tasks import NAMES, load_task, read_columns
@@ -40,9 +41,16 @@ from .stored_states import StoredStates
 from .studies import ROOT, Study, results_file, study_parser
 
 POOLINGS = ("mean", "weighted_mean", "last")
-# Key of the dictionary, and weight of the states themselves.
+# Key of the dictionary, whether each token has one sense, weight of the states themselves, and pooling.
 SENSES = {
-    f"{name}, {key}": (key, weight) for key in ("input", "next") for name, weight in (("soft", 0), ("half", 0.5))
+    f"{name}, {key}": (key, False, weight, "mean")
+    for key in ("input", "next")
+    for name, weight in (("soft", 0), ("half", 0.5))
+} | {
+    "half, input, weighted_mean": ("input", False, 0.5, "weighted_mean"),
+    "one, input": ("input", True, 0, "mean"),
+    "half one, input": ("input", True, 0.5, "mean"),
+    "half one, input, weighted_mean": ("input", True, 0.5, "weighted_mean"),
 }
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]  # states, token ids and mask to vectors whose mean is scored
 BATCH_SIZE = 32
@@ -68,6 +76,11 @@ def pooling_factors(mask: Tensor, pooling: str) -> Tensor:
 def pooled(pooling: str) -> Output:
     """Return the output for a pooling."""
     return lambda states, input_ids, mask: states * pooling_factors(mask, pooling)[..., None]
+
+
+def of_words(output: str) -> str:
+    """Return the output that scores words in the place of another one: the vectors of words are not pooled."""
+    return output.removesuffix(", weighted_mean") if output not in POOLINGS else "mean"
 
 
 def sentences(articles: Sequence[str]) -> list[str]:
@@ -150,17 +163,24 @@ class Benchmark:
             save_steps=10,
         )
 
-    def _senses(self, key: str) -> SenseEmbeddingModel:
-        """Return the dictionary of the causal decoder for a key."""
+    def _senses(self, key: str, is_single: bool) -> SenseEmbeddingModel:
+        """Return the dictionary of the causal decoder for a key, with one sense for each token if it `is_single`."""
+        if is_single:
+            return merge_sense_dictionaries([self.senses(key, False)]).to(self.causal().device)
         texts = [text for name in NAMES for text in load_task(name, self.options.data).train_texts]
         folder, teacher = self.output / f"senses-{key}", self.causal()
         senses = build_sense_dictionary(teacher, list(dict.fromkeys(texts)), key=key, output_dir=folder)
         teacher.save()
         return senses.to(teacher.device)
 
-    def through_senses(self, key: str, residual: float) -> Output:
+    def through_senses(self, key: str, is_single: bool, residual: float, pooling: str) -> Output:
         """Return the output for the senses of states; the dictionary is built when it is needed."""
-        return lambda states, ids, mask: self.senses(key)(ids, states, mask, "soft", residual).hidden_states
+
+        def output(states: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+            found = self.senses(key, is_single)(input_ids, states, mask, "soft", residual).hidden_states
+            return pooled(pooling)(found, input_ids, mask)
+
+        return output
 
     def base(self, bidirectional: bool) -> Teacher:
         """Load the decoder, untrained."""
@@ -174,12 +194,13 @@ class Benchmark:
     def score(self, way: str, load: Callable[[], Teacher], outputs: dict[str, Output]) -> None:
         """Score one way to run the decoder, with some outputs of each pass."""
         load = cache(load)
-        entries = {output: self.title(way, output) for output in outputs}
         for name in NAMES:
-            if all(name in self.study.read(title) for title in entries.values()):
+            missing = [output for output in outputs if name not in self.study.read(self.title(way, output))]
+            if not missing:
                 continue
             teacher, task = load(), load_task(name, self.options.data)
-            own = [output for output in outputs if not (task.evaluation.of_words and output in POOLINGS[1:])]
+            scored = {output: of_words(output) if task.evaluation.of_words else output for output in missing}
+            own = list(dict.fromkeys(scored.values()))
 
             def forward(input_ids: Tensor, mask: Tensor, teacher: Teacher = teacher, own=own) -> Tensor:
                 states = teacher.last_hidden_state(input_ids, mask).float()
@@ -195,8 +216,8 @@ class Benchmark:
                 batch_size=BATCH_SIZE,
                 device=teacher.device,
             )
-            for output, title in entries.items():
-                self.study.record(title, {name: scores[output if output in own else own[0]]})
+            for output in missing:
+                self.study.record(self.title(way, output), {name: scores[scored[output]]})
             print(way, name, {each: values[MAIN_SCORES[name]] for each, values in scores.items()}, flush=True)
 
     def run(self) -> None:

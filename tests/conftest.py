@@ -1,16 +1,14 @@
 """Fixtures: tiny teachers and texts for them."""
 
-import copy
 import gc
 import os
 import random
 
 import pytest
 import torch
-from tiny_models import WORDS, make_model, make_tokenizer
+from tiny_models import WORDS, build_once, make_model, make_tokenizer
 
-from sensedict_hf import SenseIndex, Teacher, build_sense_dictionary
-from sensedict_hf.models.fingerprints import tokenizer_fingerprint
+from sensedict_hf import SenseIndex, Teacher
 
 
 def pytest_addoption(parser):
@@ -73,16 +71,9 @@ def teacher_folder(bert, tmp_path):
     return folder
 
 
-_built = {}
-
-
 @pytest.fixture
 def senses(bert, texts):
-    """A dictionary, built once in a process for the same teacher and texts; each test gets a copy."""
-    key = bert.fingerprint(), tokenizer_fingerprint(bert.tokenizer), repr(bert.prompt), bert.name, *texts
-    if key not in _built:
-        _built[key] = build_sense_dictionary(bert, texts, budget=60)
-    return copy.deepcopy(_built[key])
+    return build_once(bert, texts, budget=60)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import build_once
 
 from sensedict_hf import (
     Prompt,
@@ -38,7 +39,7 @@ from sensedict_hf.models.arguments import check_device, check_dtype, check_integ
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=90)
+    return build_once(bert, texts, budget=90)
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float32(1), math.nan, "1", None, [1], 0, 5, 10**400])

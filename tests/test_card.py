@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 from huggingface_hub import ModelCard
+from tiny_models import build_once
 
-from sensedict_hf import SKDStudentModel, build_sense_dictionary
+from sensedict_hf import SKDStudentModel
 from sensedict_hf.cli import main
 
 
 @pytest.fixture
 def folder(bert, texts, tmp_path):
     folder = tmp_path / "my-student"
-    SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90)).save_pretrained(folder)
+    SKDStudentModel.from_teacher(bert, build_once(bert, texts, budget=90)).save_pretrained(folder)
     return folder
 
 

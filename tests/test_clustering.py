@@ -116,7 +116,7 @@ def test_more_blocks_than_files_may_be_open(planted, tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
     samples, offsets, _ = planted
     monkeypatch.setattr(fitting, "BLOCK_ELEMENTS", 1)
-    repeats = 60
+    repeats = 45
     samples, sizes = np.tile(samples, (repeats, 1)), np.tile(np.diff(offsets), repeats)
     offsets = np.append(0, np.cumsum(sizes))
     expected = cluster_samples(samples[:180], offsets[:6], sizes[:5], senses_per_token=2)

@@ -9,6 +9,7 @@ import huggingface_hub.utils
 import pytest
 import torch
 import transformers.utils.logging
+from tiny_models import build_once
 from transformers import AutoModel
 
 from sensedict_cli import main
@@ -26,7 +27,7 @@ def bars():
 
 @pytest.fixture
 def senses(bert, texts, tmp_path):
-    dictionary = build_sense_dictionary(bert, texts, budget=90)
+    dictionary = build_once(bert, texts, budget=90)
     dictionary.save_pretrained(tmp_path / "senses")
     return tmp_path / "senses"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny_models import make_model
+from tiny_models import build_once, make_model
 from transformers import AutoModel
 
 from sensedict_hf import SKDStudentModel, build_sense_dictionary, load_teacher
@@ -22,7 +22,7 @@ from sensedict_hf.models.prompts import Prompt, check_texts
 def encoder(request, bert, texts):
     if request.param == "teacher":
         return bert
-    return SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), 2)
+    return SKDStudentModel.from_teacher(bert, build_once(bert, texts, budget=90), 2)
 
 
 def test_one_text_and_no_texts(encoder, texts):

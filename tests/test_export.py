@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tiny_models import build_once
 from torch.nn import functional as F
 from transformers import AutoModel
 
@@ -11,7 +12,6 @@ from sensedict_cli import main
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDStudentModel,
-    build_sense_dictionary,
 )
 from sensedict_hf.models import onnx_export, static_lookup
 from sensedict_hf.models.configuration_sense_embedding import SIMILARITIES
@@ -24,7 +24,7 @@ def make_student(bert, texts):
     """Make a student with senses of uneven number, without senses for some tokens."""
 
     def make(similarity="l2", **config):
-        senses = build_sense_dictionary(bert, texts[:20], budget=80, similarity=similarity)
+        senses = build_once(bert, texts[:20], budget=80, similarity=similarity)
         return SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1, **config).eval()
 
     return make

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import SIZES
+from tiny_models import SIZES, build_once
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from sensedict_hf import (
@@ -17,7 +17,6 @@ from sensedict_hf import (
     SKDStudentForSequenceClassification,
     SKDStudentForTokenClassification,
     SKDStudentModel,
-    build_sense_dictionary,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +51,7 @@ def run(script, tmp_path, hide=True):
 
 @pytest.fixture
 def student(bert, texts):
-    return SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), assignment="soft")
+    return SKDStudentModel.from_teacher(bert, build_once(bert, texts, budget=90), assignment="soft")
 
 
 def save_all(student, folder, **options):

@@ -9,7 +9,7 @@ import torch
 from datasets import load_from_disk
 from test_alignment import make_other
 from test_resuming import contents
-from tiny_models import WORDS
+from tiny_models import WORDS, build_once
 from tokenizers.processors import TemplateProcessing
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
@@ -19,7 +19,7 @@ from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=120)
+    return build_once(bert, texts, budget=120)
 
 
 @pytest.fixture(autouse=True)

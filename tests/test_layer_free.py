@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import WORDS
+from tiny_models import WORDS, build_once
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +40,7 @@ def model(request):
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=90, senses_dtype="float32")
+    return build_once(bert, texts, budget=90, senses_dtype="float32")
 
 
 @pytest.fixture

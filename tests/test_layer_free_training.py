@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS, make_model
+from tiny_models import WORDS, build_once, make_model
 from torch import nn
 from transformers import AutoModel
 
@@ -43,7 +43,7 @@ SETTINGS = dict(
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, senses_per_token=1)
+    return build_once(bert, texts, senses_per_token=1)
 
 
 def make_student(bert, senses, **config):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import SIZES, WORDS, make_tokenizer
+from tiny_models import SIZES, WORDS, build_once, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
@@ -30,7 +30,7 @@ from sensedict_hf.models.layer_transfer import choose_layers
 
 @pytest.fixture
 def senses(teacher, texts):
-    return build_sense_dictionary(teacher, texts, budget=90)
+    return build_once(teacher, texts, budget=90)
 
 
 def batch_of(teacher, texts):

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import WORDS
+from tiny_models import WORDS, build_once
 from transformers import ByT5Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from sensedict_hf import SKDStudentModel, build_sense_dictionary
+from sensedict_hf import SKDStudentModel
 from sensedict_hf.models.encoding import logger
 from sensedict_hf.models.prompts import Prompt
 
@@ -30,7 +30,7 @@ def warnings(caplog):
 def encoder(request, bert, texts):
     bert.max_seq_length = 12
     if request.param == "layer-free":
-        return SKDStudentModel.from_teacher(bert, build_sense_dictionary(bert, texts, budget=90), 0)
+        return SKDStudentModel.from_teacher(bert, build_once(bert, texts, budget=90), 0)
     bert.prompt = request.param
     return bert
 

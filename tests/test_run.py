@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS, make_tokenizer
+from tiny_models import WORDS, build_once, make_tokenizer
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from sensedict_hf import (
@@ -31,7 +31,7 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=120)
+    return build_once(bert, texts, budget=120)
 
 
 def settings(folder, **changed):

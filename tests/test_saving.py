@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from tiny_models import WORDS, make_tokenizer
+from tiny_models import WORDS, build_once, make_tokenizer
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import sensedict_hf.building.workspace as workspace
@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=90)
+    return build_once(bert, texts, budget=90)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import build_once
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from sensedict_hf import (
@@ -14,7 +15,6 @@ from sensedict_hf import (
     SenseEmbeddingModel,
     SKDStudentConfig,
     SKDStudentModel,
-    build_sense_dictionary,
 )
 from sensedict_hf.models import placement, sense_lookup
 from sensedict_hf.models.configuration_sense_embedding import SIMILARITIES
@@ -34,7 +34,7 @@ ELSEWHERE = ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cud
 
 @pytest.fixture(params=["float16", "int8"])
 def senses(bert, texts, request):
-    return build_sense_dictionary(bert, texts, budget=90, senses_dtype=request.param)
+    return build_once(bert, texts, budget=90, senses_dtype=request.param)
 
 
 @pytest.fixture

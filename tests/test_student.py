@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import SIZES
+from tiny_models import SIZES, build_once
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModel,
@@ -30,7 +30,7 @@ from sensedict_hf import (
 
 @pytest.fixture
 def senses(teacher, texts):
-    return build_sense_dictionary(teacher, texts, budget=90)
+    return build_once(teacher, texts, budget=90)
 
 
 def test_another_dictionary_takes_its_place(bert, texts, tmp_path):

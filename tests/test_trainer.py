@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
-from tiny_models import SIZES, WORDS
+from tiny_models import SIZES, WORDS, build_once
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -37,7 +37,7 @@ from sensedict_hf.cli import main
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=120)
+    return build_once(bert, texts, budget=120)
 
 
 def make_trainer(bert, senses, texts, folder, teacher=True, **settings):

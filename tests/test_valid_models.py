@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import build_once
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from sensedict_hf import (
@@ -21,7 +22,7 @@ from sensedict_hf.cli import main
 
 @pytest.fixture
 def senses(bert, texts):
-    return build_sense_dictionary(bert, texts, budget=90)
+    return build_once(bert, texts, budget=90)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Tiny models with random weights, and a tokenizer for them."""
+"""Tiny models with random weights, a tokenizer for them, and their dictionaries."""
+
+import copy
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,6 +15,9 @@ from transformers import (
     LlamaModel,
     PreTrainedTokenizerFast,
 )
+
+from sensedict_hf import build_sense_dictionary
+from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [f"w{number}" for number in range(28)]
@@ -47,3 +52,15 @@ def make_model(kind):
         )
         return DebertaV2Model(config).eval()
     return LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)).eval()
+
+
+_built = {}
+
+
+def build_once(teacher, texts, **settings):
+    """Return a dictionary that is built once in a process for the same teacher, texts and settings: a copy."""
+    own = teacher.fingerprint(), tokenizer_fingerprint(teacher.tokenizer), repr(teacher.prompt), teacher.name
+    key = (*own, *texts, *sorted(settings.items()))
+    if key not in _built:
+        _built[key] = build_sense_dictionary(teacher, texts, **settings)
+    return copy.deepcopy(_built[key])
