@@ -29,6 +29,6 @@ def _examples(request, doctest_namespace, tmp_path, monkeypatch):
     if isinstance(request.node, pytest.DoctestItem):
         monkeypatch.chdir(tmp_path)
         doctest_namespace.update(_example_models())
-        # A student without layers begins with the teacher's vector of each of 30,522 tokens alone. Here they are zeros,
-        # which saves most of a minute.
+        # A student without layers begins with the teacher's vector of each of 30,522 tokens alone. Here they are
+        # zeros, which saves most of a minute.
         monkeypatch.setattr(layer_free_transfer, "encode_tokens", lambda _, size, layer: torch.zeros(size, 384))
