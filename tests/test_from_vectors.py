@@ -45,7 +45,7 @@ def test_it_starts_with_the_mean_vector_of_each_token(bert, stored):
     rows = [(int(token), vector) for row in stored for token, vector in zip(row["input_ids"], row["vectors"])]
     alone = encode_tokens(bert, 32)
     student = SKDStudentModel.from_vectors(bert, stored, text_hidden_size=0)
-    table = student.get_input_embeddings().weight
+    table = student.get_input_embeddings().weight * student.backbone.config.vector_scale
     for token in range(4, 32):
         own = [vector.float() for each, vector in rows if each == token]
         expected = (torch.stack([alone[token]] * PSEUDO_COUNTS + own)).mean(0)
@@ -58,8 +58,8 @@ def test_it_is_the_student_of_a_dictionary_but_for_rounding(bert, texts, stored)
     senses = build_sense_dictionary(bert, texts, budget=1000, sample_dtype="float32", senses_dtype="float32")
     other = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
     student = SKDStudentModel.from_vectors(bert, stored)
-    same = student.get_input_embeddings().weight[4:], other.get_input_embeddings().weight[4:]
-    torch.testing.assert_close(*same, rtol=1e-2, atol=2e-3)
+    tables = [each.get_input_embeddings().weight * each.backbone.config.vector_scale for each in (student, other)]
+    torch.testing.assert_close(tables[0][4:], tables[1][4:], rtol=1e-2, atol=2e-3)
     directions = [each.backbone.context_directions.weight.detach()[:, :8] for each in (student, other)]
     assert torch.linalg.svdvals(directions[0].T @ directions[1])[:6].min() > 0.95  # they span the same space
     for name in ("base_model_name_or_path", "base_model_fingerprint", "tokenizer_fingerprint", "layer", "vocab_size"):

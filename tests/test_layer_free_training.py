@@ -416,3 +416,21 @@ def test_vectors_of_another_teacher_are_told(bert, texts, tmp_path, caplog):
     args = SKDTrainingArguments(str(tmp_path / "run"), report_to="none", max_steps=1, save_strategy="no")
     SKDTrainer(student, args, train_dataset=vectors)
     assert "the teacher of the vectors, another, has other weights" in caplog.text
+
+
+def test_the_scale_of_the_teacher_does_not_matter(bert, texts, tmp_path):
+    """The student of a teacher with vectors eight times as long learns the same, with vectors eight times as long."""
+    found = []
+    for scale in (1, 8):
+        normalization = bert.model.encoder.layer[-1].output.LayerNorm
+        for parameter in (normalization.weight, normalization.bias):
+            parameter.data *= scale
+        vectors = encode_vectors(bert, texts, tmp_path / str(scale), special_token_ids=SPECIAL_IDS)
+        torch.manual_seed(0)
+        student = SKDStudentModel.from_vectors(bert, vectors, context_size=4, text_hidden_size=8)
+        args = SKDTrainingArguments(str(tmp_path / f"run-{scale}"), **SETTINGS)
+        start = student.encode(texts)
+        SKDTrainer(student, args, train_dataset=vectors).train()
+        assert not torch.allclose(student.encode(texts), start, rtol=0.1)
+        found.append(student.encode(texts))
+    torch.testing.assert_close(found[1], 8 * found[0], rtol=1e-4, atol=1e-4)

@@ -4,9 +4,9 @@
     python -m benchmarks.layer_free --data FOLDER --only "general text" "+ general text"
     python -m benchmarks.layer_free --data FOLDER --dev    # scores on texts for development; all tasks but retrieval
 
-- Students learn from the texts of all tasks, which `benchmarks/README.md` describes. Each task has a dictionary of its
-  own, and the teacher's vectors. They stay in the output folder, and an interrupted run continues there. Students
-  with `no dictionary` start from the vectors alone.
+- Students learn from the teacher's vectors of the texts of all tasks, which `benchmarks/README.md` describes. The
+  vectors stay in the output folder, and an interrupted run continues there. One student starts from a dictionary of
+  each task; the others start from the vectors alone.
 - Students differ in size: tables alone, with a hidden layer on the vector of a text, with context. The default one is
   also scored with its tables in int8.
 - `unseen`: each task is scored with another student, which has not read the texts of this task.
@@ -115,7 +115,7 @@ def main() -> None:
         recipe = RECIPES[title]
         sizes = [f"{key}={value}" for key, value in recipe.sizes.items()]
         texts = ["tasks"] * recipe.with_tasks + [f"without-{task}"] * recipe.unseen + [f"general-{recipe.general}"]
-        start = ["vectors"] * (not recipe.has_dictionary)
+        start = ["dictionary"] * recipe.has_dictionary
         return output / "students" / "-".join([*texts, *start, *sizes, str(options.seed)])
 
     def encoders_of(title: str, task: str) -> Encoders:
@@ -140,7 +140,7 @@ def main() -> None:
     # Size and speed. Students that differ in texts and start only are as fast as each other.
     torch.set_num_threads(1)
     timed = load_task("uci_sentiment", options.data).evaluation.inputs[1]
-    same = {title for title, recipe in RECIPES.items() if recipe.unseen or recipe.general or not recipe.has_dictionary}
+    same = {title for title, recipe in RECIPES.items() if recipe.unseen or recipe.general or recipe.has_dictionary}
     runs = {}
     for title in [] if options.no_speed else [title for title in models if title not in same]:
         settings = {} if title == "model2vec" else {"batch_size": BATCH_SIZES.get(title, BATCH_SIZES["students"])}

@@ -36,7 +36,7 @@ class Recipe:
         general: How many sources of general text it reads.
         with_tasks: Whether it reads the texts of tasks.
         unseen: Whether there is a student for each task, which has not read the texts of this task.
-        has_dictionary: Whether it starts from dictionaries, and not from the teacher's vectors themselves.
+        has_dictionary: Whether it starts from dictionaries, instead of the teacher's vectors themselves.
         table_dtype: Dtype of its tables after training.
         sizes: Fields of the backbone's config.
     """
@@ -44,7 +44,7 @@ class Recipe:
     general: int = 0
     with_tasks: bool = True
     unseen: bool = False
-    has_dictionary: bool = True
+    has_dictionary: bool = False
     table_dtype: str = "float32"
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ RECIPES = {
     "hidden layer of 256": Recipe(sizes={"context_size": 0, "text_hidden_size": 256}),
     "hidden layer of 1024": Recipe(sizes={"context_size": 0}),
     "context, hidden layer of 1024": Recipe(),
-    "no dictionary": Recipe(has_dictionary=False),
+    "with a dictionary": Recipe(has_dictionary=True),
     "int8": Recipe(table_dtype="int8"),
     "unseen": Recipe(unseen=True),
     "quarter of Wikipedia": Recipe(general=1, with_tasks=False),

@@ -94,7 +94,7 @@ class SKDTrainingArguments(TrainingArguments):
         lm_weight: Weight of `lm` in a sum of losses.
         kl_weight: Weight of `kl` in a sum of losses.
         table_learning_rate: Learning rate of the tables of a student without layers, which hold one row for each
-            token. `learning_rate` is that of its other weights.
+            token. `learning_rate` is that of its other weights. The weights are in units of the teacher's vectors.
         cache_vectors: Whether the teacher runs once, before training, and its vectors are kept on disk in half
             precision: `2 * hidden` bytes a token. It pays from two epochs on, and with a large teacher. For `kl` the
             teacher's head stays in memory and makes its logits from them. Not for streamed texts.

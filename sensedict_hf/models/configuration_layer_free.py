@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .arguments import check_choice, check_integer
+from .arguments import check_choice, check_integer, check_number
 
 TABLE_DTYPES = ("float32", "int8")
 
@@ -24,10 +24,13 @@ class LayerFreeConfig(PreTrainedConfig):
         special_token_ids: Ids of tokens that have no part in the vector of a text, such as `[CLS]` and `[SEP]`.
         table_dtype: How the tables `token_embeddings` and `context_embeddings` are stored: `float32`, or `int8` with
             a scale for each row. Tables in int8 are constant.
+        vector_scale: Factor of all vectors. The weights are in units of it, so that the same learning rates fit
+            teachers with short and with long vectors.
         kwargs: Other fields of every config of transformers.
 
     Raises:
-        ValueError: A size is negative, `vocab_size` or `hidden_size` is 0, or `table_dtype` is unknown.
+        ValueError: A size is negative, `vocab_size` or `hidden_size` is 0, `table_dtype` is unknown, or `vector_scale`
+            is not a finite number above 0.
 
     Example:
         >>> from sensedict_hf import LayerFreeConfig
@@ -48,6 +51,7 @@ class LayerFreeConfig(PreTrainedConfig):
         text_hidden_size: int = 1024,
         special_token_ids: list[int] | None = None,
         table_dtype: str = "float32",
+        vector_scale: float = 1.0,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -59,6 +63,7 @@ class LayerFreeConfig(PreTrainedConfig):
         self.text_hidden_size = text_hidden_size
         self.special_token_ids = special_token_ids or []
         self.table_dtype = table_dtype
+        self.vector_scale = check_number("vector_scale", vector_scale, above=0)
         self.num_hidden_layers = 0
         kwargs.pop("num_hidden_layers", None)  # config.json has it
         for name, least in (

@@ -107,17 +107,19 @@ def make_layer_free(
     )
     model = LayerFreeModel(config)
 
-    # The mean vector of each token.
+    # The mean vector of each token. All vectors are in units of their root mean square in texts.
     vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, layer) + sums
     vectors /= (counts + PSEUDO_COUNTS)[:, None]
+    frequency = (counts + 0.5) / (counts + 0.5).sum()
+    config.vector_scale = float(frequency @ vectors.square().mean(1)) ** 0.5 or 1.0
+    vectors /= config.vector_scale
     model.token_embeddings.weight.data.copy_(vectors)
 
     # Frequent tokens weigh less.
-    frequency = (counts + 0.5) / (counts + 0.5).sum()
     model.token_weights.weight.data.copy_((SIF_CONSTANT / (SIF_CONSTANT + frequency)).log()[:, None])
 
     if config.context_size:
-        _start_context(model, vectors, counts, examples - vectors[tokens], weights)
+        _start_context(model, vectors, counts, examples / config.vector_scale - vectors[tokens], weights)
     if config.text_hidden_size:
         model.text_output.weight.data.zero_()
         model.text_output.bias.data.zero_()

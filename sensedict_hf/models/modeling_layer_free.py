@@ -72,7 +72,7 @@ class LayerFreeModel(PreTrainedModel):
             `SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=0)`.
 
     Attributes:
-        token_embeddings: The vectors of tokens without context, `[vocab, hidden]`.
+        token_embeddings: The vectors of tokens without context, `[vocab, hidden]`, in units of `config.vector_scale`.
         token_weights: Logarithms of the tokens' weights in the mean of a text, `[vocab, 1]`.
         context_embeddings: The embeddings in which neighbours are seen, `[vocab, context_embedding_size]`. This table
             and `token_embeddings` are in int8 with `config.table_dtype="int8"`.
@@ -194,7 +194,7 @@ class LayerFreeModel(PreTrainedModel):
         own = self.token_embeddings(input_ids[positions])
         if seen is not None:
             own = own + self.context_directions(self.context(seen[positions]))
-        return own, vectors
+        return own * self.config.vector_scale, vectors
 
     def _mean_embeddings(self, input_ids: Tensor, weights: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
         """Return the weighted mean of the embeddings of each text, `[texts, hidden]`. The weights of a text sum to 1.
@@ -257,14 +257,14 @@ class LayerFreeModel(PreTrainedModel):
             vectors = vectors + self.context_directions(self.context(seen)) * is_token
         weights = logits.masked_fill(~is_token, torch.finfo(logits.dtype).min).softmax(1)
         pooled = self._transform_texts((vectors * weights).sum(1)) * (count > 0)
-        own = vectors.gather(1, place[..., None].expand_as(vectors))
+        own = vectors.gather(1, place[..., None].expand_as(vectors)) * self.config.vector_scale
         return BaseModelOutputWithPooling(last_hidden_state=own, pooler_output=pooled)
 
     def _transform_texts(self, vectors: Tensor) -> Tensor:
-        """Apply the hidden layer to the weighted means of texts, `[texts, hidden]`."""
+        """Return the vectors of texts from the weighted means of their tokens, both `[texts, hidden]`."""
         if self.config.text_hidden_size:
             vectors = vectors + self.text_output(F.gelu(self.text_hidden(vectors)))
-        return vectors
+        return vectors * self.config.vector_scale
 
 
 def _softmax_in_texts(logits: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
