@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 # One thread a process: on models as tiny as those of the tests a second one only waits.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 # The checks before the tests run side by side.
 MAKEFLAGS += --jobs=2
 # Bytecode is written where it is used, and not for the whole installation: that would take two minutes.

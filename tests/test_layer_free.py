@@ -33,7 +33,8 @@ def randomize(model):
 def model(request):
     """A backbone whose weights are all random, so that each part changes the vectors."""
     sizes = {"context_size": 4, "context_embedding_size": 6, "context_hidden_size": 10, "text_hidden_size": 12}
-    config = LayerFreeConfig(vocab_size=32, hidden_size=16, special_token_ids=[2, 3], **(sizes | request.param))
+    sizes |= request.param
+    config = LayerFreeConfig(vocab_size=32, hidden_size=16, special_token_ids=[2, 3], vector_scale=0.5, **sizes)
     model = LayerFreeModel(config)
     return randomize(model).eval()
 
@@ -276,6 +277,8 @@ def test_a_classifier_reads_the_vector_of_the_text(student, texts, tmp_path):
 def test_what_is_refused(bert, senses, student):
     with pytest.raises(ValueError, match="context_size=-1: give an integer of at least 0"):
         SKDStudentModel.from_teacher(bert, senses, 0, context_size=-1)
+    with pytest.raises(ValueError, match="vector_scale=0: give a finite number above 0"):
+        LayerFreeConfig(vector_scale=0)
     with pytest.raises(ValueError, match="pooling='mean' with a layer_free backbone: choose 'learned'"):
         SKDStudentModel.from_teacher(bert, senses, 0, pooling="mean")
     with pytest.raises(ValueError, match="pooling='learned' with a bert backbone"):
