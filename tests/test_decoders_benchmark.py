@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.decoders import POOLINGS, pooling_factors, sentences
+from benchmarks.decoders import POOLINGS, SENSES, of_words, pooling_factors, sentences
 from benchmarks.stored_states import StoredStates
 from sensedict_hf import Teacher, build_sense_dictionary
 from sensedict_hf.models.encoding import pool
@@ -19,6 +19,12 @@ def test_factors_make_a_pooling_of_a_mean(pooling, side):
         mask[row, 5 - padding if side == "right" else 5 :] = 0
     factors = pooling_factors(mask, pooling)
     torch.testing.assert_close(pool(states * factors[..., None], mask), pool(states, mask, pooling))
+
+
+@pytest.mark.parametrize("outputs", [POOLINGS, list(SENSES)])
+def test_words_are_scored_by_an_output_that_is_not_pooled_otherwise(outputs):
+    found = {of_words(output) for output in outputs}
+    assert found == {output for output in outputs if not output.endswith(("weighted_mean", "last"))}
 
 
 def test_sentences_are_cut_and_short_ones_left_out():
