@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 # The checks before the tests run side by side.
 MAKEFLAGS += --jobs=2
-# Bytecode is written where it is used, and not for the whole installation: that would take two minutes.
+# Bytecode is written for what is imported, and not for the whole installation: that would take two minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test coverage quick fuzz crash soak oldest newest lint docs format clean

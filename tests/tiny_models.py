@@ -1,6 +1,7 @@
 """Tiny models with random weights, a tokenizer for them, and their dictionaries."""
 
 import copy
+from dataclasses import fields
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -59,7 +60,8 @@ _built = {}
 
 def build_once(teacher, texts, **settings):
     """Return a dictionary that is built once in a process for the same teacher, texts and settings: a copy."""
-    own = teacher.fingerprint(), tokenizer_fingerprint(teacher.tokenizer), repr(teacher.prompt), teacher.name
+    others = [getattr(teacher, one.name) for one in fields(teacher) if one.name not in ("model", "tokenizer")]
+    own = teacher.fingerprint(), tokenizer_fingerprint(teacher.tokenizer), repr(others)
     key = (*own, *texts, *sorted(settings.items()))
     if key not in _built:
         _built[key] = build_sense_dictionary(teacher, texts, **settings)

@@ -22,7 +22,7 @@ from sensedict_hf.models.teachers import Teacher
 from ..distillation.tasks import load_task, read_columns
 
 MAX_LENGTH = 128
-# Sources of general text. The dictionary of a student with no other text is that of the first one.
+# Sources of general text.
 GENERAL = ("wikipedia-0", "wikipedia-1", "wikipedia-2", "wikipedia-3", "wikitext")
 # Shorter lines are headings and remains of lists.
 PARAGRAPH_CHARACTERS = 80
@@ -113,14 +113,11 @@ class Sources:
     def student(self, names: Sequence[str], sizes: dict[str, int]) -> SKDStudentModel:
         """Make an untrained student from the dictionaries of sources."""
         dictionaries = []
-        # A dictionary of general text adds little to those of tasks, and takes the teacher as long as the vectors.
-        for name in [name for name in names if name not in GENERAL] or names[:1]:
+        for name in names:
             folder = self.folder / "senses" / name
             texts = self.texts(name)
             dictionaries.append(build_sense_dictionary(self.teacher, texts, output_dir=folder, max_length=MAX_LENGTH))
-        senses = dictionaries[0]
-        if len(dictionaries) > 1:
-            senses = merge_sense_dictionaries(dictionaries, sum(one.config.num_senses for one in dictionaries))
+        senses = merge_sense_dictionaries(dictionaries, sum(one.config.num_senses for one in dictionaries))
         return SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=0, **sizes)
 
 

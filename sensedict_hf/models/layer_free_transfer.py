@@ -107,7 +107,7 @@ def make_layer_free(
     )
     model = LayerFreeModel(config)
 
-    # The mean vector of each token. All vectors are in units of their root mean square in texts.
+    # The mean vector of each token. All vectors are in units of their root mean square in texts, unless that is zero.
     vectors = PSEUDO_COUNTS * encode_tokens(teacher, config.vocab_size, layer) + sums
     vectors /= (counts + PSEUDO_COUNTS)[:, None]
     frequency = (counts + 0.5) / (counts + 0.5).sum()
