@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -50,6 +50,16 @@ def sparse_gradients(model: nn.Module, *, is_on: bool) -> Iterator[None]:
     finally:
         for table, sparse in zip(tables, before):
             table.sparse = sparse
+
+
+@contextmanager
+def added_callback(trainer: Trainer, callback: TrainerCallback) -> Iterator[None]:
+    """Let a trainer have one callback more."""
+    trainer.add_callback(callback)
+    try:
+        yield
+    finally:
+        trainer.remove_callback(callback)
 
 
 def warn_of_adapters(model: nn.Module | None) -> None:

@@ -31,8 +31,9 @@ from .generation import (
 )
 from .layer_free import check_layer_free, default_epochs, is_layer_free, layer_free_loss
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import every_text_once, sparse_gradients, warn_of_adapters, without_dropout
+from .modes import added_callback, every_text_once, sparse_gradients, warn_of_adapters, without_dropout
 from .optimizer import make_optimizer
+from .projection import fit_projection
 from .texts import encode_texts, make_collator
 from .training_args import SKDTrainingArguments
 from .uploading import push_student
@@ -169,8 +170,8 @@ class SKDTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout.
 
-        The student's config keeps the objective and the settings. With `args.push_to_hub` the trained student is
-        uploaded.
+        The student's config keeps the objective and the settings. A projection begins at the map that is nearest to
+        the teacher, if the student was not distilled before. With `args.push_to_hub` the student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -183,20 +184,18 @@ class SKDTrainer(Trainer):
         warn_of_adapters(self.model)
         checks.check_dtypes(cast(nn.Module, self.model))
         checks.check_batches(self.args, self.train_dataset)
+        resumed = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        checks.check_checkpoint(resumed, str(self.args.output_dir))
+        is_fresh = self.student.config.objective is None and not resumed
         self.student.config.objective = self.args.objective
         self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
-        checks.check_checkpoint(
-            kwargs.get("resume_from_checkpoint", args[0] if args else None), str(self.args.output_dir)
-        )
-        check = checks.SameSenses(self.senses)
-        self.add_callback(check)
-        try:
-            with without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
-                result = super().train(*args, **kwargs)
-        finally:
-            self.remove_callback(check)
+        callback = added_callback(self, checks.SameSenses(self.senses))
+        with callback, without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
+            if is_fresh:
+                fit_projection(self.student, self.train_dataset, self.data_collator, self._teacher_vectors)
+            result = super().train(*args, **kwargs)
         checks.check_trained(result.global_step)
         if self.args.push_to_hub:
             self.push_to_hub()
@@ -235,7 +234,7 @@ class SKDTrainer(Trainer):
         student = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
         ).student_hidden_state
-        teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        teacher = self._teacher_vectors(inputs)
         checks.check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
@@ -259,7 +258,7 @@ class SKDTrainer(Trainer):
         """Compute the loss of a student that generates text, see :meth:`_loss`."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        teacher = inputs.get("vectors") if self.teacher is None else self._teacher_vectors(inputs)
+        teacher = self._teacher_vectors(inputs)
         student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
         checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
         loss, sums = generation_loss(
@@ -269,11 +268,12 @@ class SKDTrainer(Trainer):
         self._sums += sums.stack()
         return loss
 
-    def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the teacher over a batch: `[batch, positions, hidden]`."""
-        teacher = cast(Teacher, self.teacher)
-        input_ids, mask = (inputs[name].to(teacher.device) for name in ("input_ids", "attention_mask"))
-        vectors = teacher.hidden_states(input_ids, mask, self.senses.config.layer)
+    def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Run the teacher over a batch, `[batch, positions, hidden]`, or take the vectors that were kept, if any."""
+        if self.teacher is None:
+            return inputs.get("vectors")
+        input_ids, mask = (inputs[name].to(self.teacher.device) for name in ("input_ids", "attention_mask"))
+        vectors = self.teacher.hidden_states(input_ids, mask, self.senses.config.layer)
         return vectors.to(self.args.device).clone()  # autograd refuses tensors made in inference mode
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -192,9 +192,9 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     ) -> "SKDStudentModel":
         """Make a student from another, smaller model.
 
-        If the model is not as wide as the senses, a linear projection to their width is added. The student takes the
-        pooling and the length limit of the model, and the prompt in which the senses were found. Prompts by name and
-        dense layers of the teacher are not known here: `distill_student` takes them over.
+        If the model is not as wide as the senses, a linear projection is added. It is random until
+        :class:`SKDTrainer` begins. The student takes the pooling and the length limit of the model, and the prompt of
+        the senses. Prompts by name and dense layers of the teacher are not known here, but to `distill_student`.
 
         Args:
             backbone: The smaller model: a name, a path, a loaded model or a :class:`Teacher`.

@@ -1,0 +1,100 @@
+"""Where the projection of a student begins."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertModel
+
+from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments
+from tests.tiny_models import SIZES
+
+
+@pytest.fixture
+def small():
+    return BertModel(BertConfig(**{**SIZES, "hidden_size": 8, "num_hidden_layers": 1}, max_position_embeddings=64))
+
+
+def make_trainer(student, folder, data, teacher=None, **settings):
+    settings = {"max_steps": 1, "learning_rate": 1e-9, "objective": "mse", **settings}
+    args = SKDTrainingArguments(str(folder), report_to="none", save_strategy="no", disable_tqdm=True, **settings)
+    return SKDTrainer(student, args, teacher=teacher, train_dataset=data)
+
+
+def read(student, teacher, texts):
+    """Return the states of the backbone, the student's own vectors and its teacher's, at all tokens of texts."""
+    batch = student.tokenizer(texts, padding=True, return_tensors="pt")
+    mask = batch["attention_mask"].bool()
+    with torch.no_grad():
+        states = student.backbone(**batch).last_hidden_state[mask]
+        own = student(**batch, assignment="none").last_hidden_state[mask]
+        vectors = teacher.hidden_states(batch["input_ids"], batch["attention_mask"])[mask]
+    return states, own, vectors
+
+
+def error(student, teacher, texts):
+    _, own, vectors = read(student, teacher, texts)
+    return (own - vectors).square().sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "sentence"}, {"cache_vectors": True}, {"is_stream": True}])
+def test_a_projection_begins_at_the_least_squares_map(bert, senses, texts, small, tmp_path, settings):
+    student = SKDStudentModel.from_backbone(small, senses)
+    random = error(student, bert, texts)
+    data = Dataset.from_dict({"text": texts})
+    if settings.pop("is_stream", False):
+        data = data.to_iterable_dataset()
+    make_trainer(student, tmp_path, data, bert, **settings).train()
+    states, _, vectors = read(student, bert, texts)
+    inputs = torch.cat([states, torch.ones(len(states), 1)], dim=1).double()
+    inverse = torch.linalg.pinv(inputs, rtol=1e-4)  # the states of a layer norm have a sum of zero
+    best = (inputs @ inverse @ vectors.double() - vectors).square().sum(-1).mean().item()
+    assert best < 0.7 * random and error(student, bert, texts) == pytest.approx(best, rel=0.01)
+    assert torch.equal(student.backbone.embeddings.word_embeddings.weight, small.embeddings.word_embeddings.weight)
+
+
+def test_without_vectors_it_begins_at_the_senses_that_the_teacher_picks(bert, senses, texts, small, tmp_path):
+    student = SKDStudentModel.from_backbone(small, senses)
+    random = error(student, bert, texts)
+    make_trainer(student, tmp_path, texts, bert, objective="sense").train()
+    assert error(student, bert, texts) < 0.7 * random
+
+
+def test_only_directions_are_fitted_to_a_dictionary_by_cosine(bert, senses, texts, small, tmp_path):
+    senses.config.similarity = "cosine"
+    student = SKDStudentModel.from_backbone(small, senses)
+    make_trainer(student, tmp_path, texts, bert).train()
+    _, own, _ = read(student, bert, texts)
+    assert 0.5 < own.norm(dim=-1).mean() < 1  # a mean of vectors of length 1 is shorter
+
+
+def test_a_projection_that_is_trained_or_frozen_stays(bert, senses, texts, small, tmp_path):
+    student = SKDStudentModel.from_backbone(small, senses)
+    student.projection.requires_grad_(False)
+    before = student.projection.weight.clone()
+    make_trainer(student, tmp_path / "frozen", texts, bert).train()
+    assert torch.equal(student.projection.weight, before)
+    student.projection.requires_grad_(True)  # the student was distilled by now
+    make_trainer(student, tmp_path / "again", texts, bert).train()
+    torch.testing.assert_close(student.projection.weight, before, atol=1e-6, rtol=0)
+
+
+def test_an_interrupted_training_goes_on_from_its_projection(bert, senses, texts, small, tmp_path):
+    found = []
+    for folder, stops in (("whole", [4]), ("parts", [2, 4])):
+        for stop in stops:
+            torch.manual_seed(0)
+            student = SKDStudentModel.from_backbone(small, senses)
+            trainer = make_trainer(
+                student, tmp_path / folder, texts, bert, max_steps=4, learning_rate=1e-2, lr_scheduler_type="constant"
+            )
+            trainer.args.save_strategy, trainer.args.save_steps, trainer.args.max_steps = "steps", 2, stop
+            trainer.train(resume_from_checkpoint=stop > stops[0])
+        found.append(student.projection.weight)
+    assert torch.equal(*found)
+
+
+def test_a_teacher_with_numbers_that_are_not_finite_is_told(bert, senses, texts, small, tmp_path):
+    trainer = make_trainer(SKDStudentModel.from_backbone(small, senses), tmp_path, texts, bert)
+    bert.model.encoder.layer[3].output.dense.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="step 1: the teacher"):
+        trainer.train()
