@@ -31,6 +31,7 @@ from sensedict_hf.building.corpus import tokenize_in_memory
 from sensedict_hf.distillation.batches import window_rows
 from sensedict_hf.models.encoding import pad_batch
 
+from ..stored_states import StoredStates
 from ..studies import Study
 from .jobs import run_jobs
 from .methods import METHODS, SETTINGS, CachedTrainer, OutputTrainer
@@ -102,6 +103,11 @@ class Comparison:
         return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts[::step]))
 
     @cached_property
+    def stored(self) -> StoredStates:
+        """The teacher, which reads each text once, for its vectors and for dictionaries."""
+        return StoredStates(self.teacher, self.output / "states")
+
+    @cached_property
     def rows(self) -> tuple[Dataset, dict[str, range], np.ndarray]:
         """The windows of all texts, with the teacher's vectors.
 
@@ -125,9 +131,10 @@ class Comparison:
             vectors = np.lib.format.open_memmap(path.with_suffix(".partial"), mode="w+", dtype=np.float16, shape=shape)
             for batch in np.split(order := np.argsort(-lengths, kind="stable"), range(BATCH, len(order), BATCH)):
                 padded = pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id)
-                hidden = self.teacher.hidden_states(*(x.to(self.teacher.device) for x in padded))
+                hidden = self.stored.hidden_states(*(x.to(self.teacher.device) for x in padded))
                 for row, states in zip(batch, hidden.half().cpu().numpy()):
                     vectors[begins[row] : begins[row + 1]] = states[: lengths[row]]
+            self.stored.save()
             vectors.flush()
             os.replace(path.with_suffix(".partial"), path)
         rows_of = {text: range(*numbers[place : place + 2]) for place, text in enumerate(texts)}
@@ -143,7 +150,8 @@ class Comparison:
         else:
             self.check_time()
             texts = self.texts(names, dev)
-            senses = build_sense_dictionary(self.teacher, texts, output_dir=folder, max_length=MAX_LENGTH)
+            senses = build_sense_dictionary(self.stored, texts, output_dir=folder, max_length=MAX_LENGTH)
+            self.stored.save()
         senses.config.similarity = similarity
         return senses.to(self.teacher.device)
 
