@@ -41,16 +41,16 @@ from .stored_states import StoredStates
 from .studies import ROOT, Study, results_file, study_parser
 
 POOLINGS = ("mean", "weighted_mean", "last")
-# Key of the dictionary, whether each token has one sense, weight of the states themselves, and pooling.
+# Dictionary, weight of the states themselves, and pooling. `one` has one sense for each token.
 SENSES = {
-    f"{name}, {key}": (key, False, weight, "mean")
-    for key in ("input", "next")
-    for name, weight in (("soft", 0), ("half", 0.5))
-} | {
-    "half, input, weighted_mean": ("input", False, 0.5, "weighted_mean"),
-    "one, input": ("input", True, 0, "mean"),
-    "half one, input": ("input", True, 0.5, "mean"),
-    "half one, input, weighted_mean": ("input", True, 0.5, "weighted_mean"),
+    "soft, input": ("input", 0, "mean"),
+    "half, input": ("input", 0.5, "mean"),
+    "half, input, weighted_mean": ("input", 0.5, "weighted_mean"),
+    "one, input": ("one", 0, "mean"),
+    "half one, input": ("one", 0.5, "mean"),
+    "half one, input, weighted_mean": ("one", 0.5, "weighted_mean"),
+    "soft, next": ("next", 0, "mean"),
+    "half, next": ("next", 0.5, "mean"),
 }
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]  # states, token ids and mask to vectors whose mean is scored
 BATCH_SIZE = 32
@@ -163,21 +163,21 @@ class Benchmark:
             save_steps=10,
         )
 
-    def _senses(self, key: str, is_single: bool) -> SenseEmbeddingModel:
-        """Return the dictionary of the causal decoder for a key, with one sense for each token if it `is_single`."""
-        if is_single:
-            return merge_sense_dictionaries([self.senses(key, False)]).to(self.causal().device)
+    def _senses(self, key: str) -> SenseEmbeddingModel:
+        """Return a dictionary of the causal decoder, of the key `input` or `next`, or `one` made from `input`."""
+        if key == "one":
+            return merge_sense_dictionaries([self.senses("input")]).to(self.causal().device)
         texts = [text for name in NAMES for text in load_task(name, self.options.data).train_texts]
         folder, teacher = self.output / f"senses-{key}", self.causal()
         senses = build_sense_dictionary(teacher, list(dict.fromkeys(texts)), key=key, output_dir=folder)
         teacher.save()
         return senses.to(teacher.device)
 
-    def through_senses(self, key: str, is_single: bool, residual: float, pooling: str) -> Output:
+    def through_senses(self, key: str, residual: float, pooling: str) -> Output:
         """Return the output for the senses of states; the dictionary is built when it is needed."""
 
         def output(states: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-            found = self.senses(key, is_single)(input_ids, states, mask, "soft", residual).hidden_states
+            found = self.senses(key)(input_ids, states, mask, "soft", residual).hidden_states
             return pooled(pooling)(found, input_ids, mask)
 
         return output
