@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import fields
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,7 +68,7 @@ class StoredStates(Teacher):
         """Write the states that are in memory alone."""
         if not self.unsaved:
             return
-        path = self.folder / f"{len(list(self.folder.glob('*.safetensors'))):05}.safetensors"
+        path = self.folder / f"{uuid4().hex}.safetensors"  # several processes may add files
         columns = {
             "sizes": torch.tensor([len(row) for row in self.unsaved]),
             "tokens": torch.tensor([*itertools.chain.from_iterable(self.unsaved)]),

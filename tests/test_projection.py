@@ -5,7 +5,8 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel
 
-from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments
+from sensedict_hf import SKDStudentForTokenClassification, SKDStudentModel, SKDTrainer, SKDTrainingArguments
+from sensedict_hf.distillation import projection
 from tests.tiny_models import SIZES
 
 
@@ -67,15 +68,57 @@ def test_only_directions_are_fitted_to_a_dictionary_by_cosine(bert, senses, text
     assert 0.5 < own.norm(dim=-1).mean() < 1  # a mean of vectors of length 1 is shorter
 
 
-def test_a_projection_that_is_trained_or_frozen_stays(bert, senses, texts, small, tmp_path):
+def test_a_frozen_projection_stays(bert, senses, texts, small, tmp_path):
     student = SKDStudentModel.from_backbone(small, senses)
-    student.projection.requires_grad_(False)
-    before = student.projection.weight.clone()
-    make_trainer(student, tmp_path / "frozen", texts, bert).train()
+    before = student.projection.requires_grad_(False).weight.clone()
+    make_trainer(student, tmp_path, texts, bert).train()
     assert torch.equal(student.projection.weight, before)
-    student.projection.requires_grad_(True)  # the student was distilled by now
+
+
+def test_a_projection_is_fitted_once(bert, senses, texts, small, tmp_path):
+    student = SKDStudentModel.from_backbone(small, senses)
+    make_trainer(student, tmp_path / "first", texts, bert, max_steps=5, learning_rate=1e-2).train()
+    before = student.projection.weight.clone()
     make_trainer(student, tmp_path / "again", texts, bert).train()
     torch.testing.assert_close(student.projection.weight, before, atol=1e-6, rtol=0)
+
+
+def test_a_training_that_failed_before_its_first_step_fits_again(bert, senses, texts, small, tmp_path):
+    student = SKDStudentModel.from_backbone(small, senses)
+    random = error(student, bert, texts)
+    trainer = make_trainer(student, tmp_path / "run", texts, bert)
+    with pytest.raises(ValueError, match="no checkpoint in .*run to resume from"):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SKDStudentModel, "device", property(lambda student: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    trainer.train()
+    assert error(student, bert, texts) < 0.7 * random
+
+
+def test_the_fit_reads_some_rows_in_batches_of_the_users_size(bert, senses, texts, small, tmp_path, monkeypatch):
+    read = []
+    student = SKDStudentModel.from_backbone(small, senses)
+    student.backbone.register_forward_hook(lambda *args: read.append(args[2].last_hidden_state.shape[0]))
+    trainer = make_trainer(student, tmp_path, texts * 4, bert, per_device_eval_batch_size=7)
+    monkeypatch.setattr(projection, "ROWS", 40)
+    trainer.train()
+    assert read[:-1] == [7, 7, 7, 7, 7, 5]  # the last batch is that of the step
+    read.clear()
+    student.config.objective = None
+    monkeypatch.setattr(projection, "POSITIONS", 100)
+    trainer.train()
+    assert 1 < len(read) < 5
+
+
+def test_the_student_inside_a_task_model_is_fitted(bert, senses, texts, small, tmp_path):
+    student = SKDStudentModel.from_backbone(small, senses)
+    random = error(student, bert, texts)
+    student.save_pretrained(tmp_path / "student")
+    model = SKDStudentForTokenClassification.from_pretrained(tmp_path / "student", num_labels=2)
+    make_trainer(model, tmp_path / "run", texts, bert).train()
+    assert error(model.student, bert, texts) < 0.7 * random
 
 
 def test_an_interrupted_training_goes_on_from_its_projection(bert, senses, texts, small, tmp_path):

@@ -102,9 +102,8 @@ class Comparison:
         step = 16 if self.options.smoke else 1
         return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts[::step]))
 
-    @cached_property
     def stored(self) -> StoredStates:
-        """The teacher, which reads each text once, for its vectors and for dictionaries."""
+        """Return the teacher with its states of texts that it has read, for its vectors and for dictionaries."""
         return StoredStates(self.teacher, self.output / "states")
 
     @cached_property
@@ -128,13 +127,14 @@ class Comparison:
         shape = (int(begins[-1]), self.teacher.model.config.hidden_size)
         if not path.exists():
             self.check_time()
+            stored = self.stored()
             vectors = np.lib.format.open_memmap(path.with_suffix(".partial"), mode="w+", dtype=np.float16, shape=shape)
             for batch in np.split(order := np.argsort(-lengths, kind="stable"), range(BATCH, len(order), BATCH)):
                 padded = pad_batch([input_ids[row] for row in batch], self.teacher.pad_token_id)
-                hidden = self.stored.hidden_states(*(x.to(self.teacher.device) for x in padded))
+                hidden = stored.hidden_states(*(x.to(self.teacher.device) for x in padded))
                 for row, states in zip(batch, hidden.half().cpu().numpy()):
                     vectors[begins[row] : begins[row + 1]] = states[: lengths[row]]
-            self.stored.save()
+            stored.save()
             vectors.flush()
             os.replace(path.with_suffix(".partial"), path)
         rows_of = {text: range(*numbers[place : place + 2]) for place, text in enumerate(texts)}
@@ -149,11 +149,19 @@ class Comparison:
             senses = AutoModel.from_pretrained(folder, learn_senses=learn)
         else:
             self.check_time()
-            texts = self.texts(names, dev)
-            senses = build_sense_dictionary(self.stored, texts, output_dir=folder, max_length=MAX_LENGTH)
-            self.stored.save()
+            stored = self.stored()
+            senses = build_sense_dictionary(stored, self.texts(names, dev), output_dir=folder, max_length=MAX_LENGTH)
+            stored.save()
         senses.config.similarity = similarity
         return senses.to(self.teacher.device)
+
+    def new_student(self, senses: SenseEmbeddingModel, layers: str) -> SKDStudentModel:
+        """Make a student from some of the teacher's layers, see :func:`layer_indices`, or from the `backbone`."""
+        if layers != "backbone":
+            return SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
+        backbone = adopt_tokenizer(self.options.backbone, self.teacher.tokenizer)
+        student = SKDStudentModel.from_backbone(backbone, senses, pooling=self.teacher.pooling)
+        return student.to(self.teacher.device)
 
     def train(
         self,
@@ -189,12 +197,7 @@ class Comparison:
         senses = self.senses(names, dev, method.similarity, learn=bool(method.sense_rate))
         unfinished = folder.with_name(folder.name + ".partial")
         set_seed(seed)
-        if layers == "backbone":
-            backbone = adopt_tokenizer(self.options.backbone, self.teacher.tokenizer)
-            student = SKDStudentModel.from_backbone(backbone, senses, pooling=self.teacher.pooling)
-            student.to(self.teacher.device)
-        else:
-            student = SKDStudentModel.from_teacher(self.teacher, senses, num_hidden_layers=layer_indices(layers))
+        student = self.new_student(senses, layers)
         student.get_input_embeddings().requires_grad_(not method.frozen)
         if key != "cut":
             dataset, rows_of, vectors = self.rows

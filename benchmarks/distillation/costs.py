@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from sensedict_hf import SKDStudentModel
-
 from ..studies import shortest_times
-from .comparison import Comparison, layer_indices
+from .comparison import Comparison
 from .tasks import distill_model2vec, model2vec_encoders
 
 ROUNDS = 3
@@ -30,7 +28,7 @@ def print_costs(comparison: Comparison) -> None:
     }
     parameters = {"teacher": teacher.model.num_parameters(), "model2vec": static.embedding.size}
     for layers in options.layers:
-        student = SKDStudentModel.from_teacher(teacher, senses, num_hidden_layers=layer_indices(layers)).eval()
+        student = comparison.new_student(senses, layers).eval()
         student.config.residual = 0.5
         for output, assignment in {"raw": "none", "hard": "hard", "half": "soft"}.items():
             name = f"layers {layers}, {output}"

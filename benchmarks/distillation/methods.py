@@ -15,6 +15,7 @@ from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, Teac
 from sensedict_hf.distillation.batches import Collator
 from sensedict_hf.distillation.losses import IGNORED, hidden_mse, sentence_mse
 from sensedict_hf.distillation.modes import without_dropout
+from sensedict_hf.distillation.projection import fit_projection
 from sensedict_hf.models.encoding import padding_id, pool
 
 
@@ -149,8 +150,10 @@ class OutputTrainer(Trainer):
         self.unit = student.senses.score_temperature(1.0)  # before the senses change
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train without dropout, as :class:`SKDTrainer` does."""
+        """Train without dropout, and begin with a projection that is fitted, as :class:`SKDTrainer` does."""
         with without_dropout(self.student):
+            rows = self.train_dataset, self.args.per_device_eval_batch_size
+            fit_projection(self.student, *rows, self.data_collator, lambda inputs: inputs["vectors"].float())
             return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

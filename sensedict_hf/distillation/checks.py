@@ -126,13 +126,22 @@ def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) 
 
 
 def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
-    """Raise a ValueError if a checkpoint to resume from lacks the optimizer: the weights would become others.
+    """Raise a ValueError if there is no checkpoint to resume from, or it lacks the optimizer.
+
+    Without the optimizer the weights would become others.
 
     Args:
         resumed: The folder of the checkpoint. True: the last one in `output_dir`. None or False: there is none.
         output_dir: Folder of the checkpoints.
     """
-    path = get_last_checkpoint(output_dir) if resumed is True else resumed
+    path = resumed or None
+    if path is True:
+        path = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if not path:
+            raise ValueError(
+                f"there is no checkpoint in {output_dir} to resume from: train without resume_from_checkpoint, or "
+                "with the output_dir of the earlier training"
+            )
     if path and not any(Path(path).glob("optimizer.*")) and not any(Path(path).glob("global_step*")):
         raise ValueError(
             f"{path} holds no optimizer (save_only_model=True), so that training would not go on as it was: train "

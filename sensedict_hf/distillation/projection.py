@@ -1,6 +1,8 @@
-"""Where the projection of a student begins: at the linear map of its states that is nearest to the teacher."""
+"""Where the projection of a student begins: near the linear map that suits its backbone and its teacher best."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +14,9 @@ from ..models.modeling_skd_student import SKDStudentModel
 from .checks import check_step
 from .losses import IGNORED, comparable, sense_labels
 
-# Rows that the map is fitted to, and how many run at once.
+# The map is fitted to this many rows at most, or to those of so many positions.
 ROWS = 2048
-BATCH_ROWS = 32
+POSITIONS = 1 << 16
 # Added to the variance of each direction, in units of the mean variance: few texts leave directions open.
 RIDGE = 1e-3
 
@@ -23,6 +25,7 @@ RIDGE = 1e-3
 def fit_projection(
     student: SKDStudentModel,
     data: Any,
+    batch_size: int,
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     teacher_vectors: Callable[[dict[str, Tensor]], Tensor | None],
 ) -> None:
@@ -33,7 +36,8 @@ def fit_projection(
 
     Args:
         student: The student, without dropout. Nothing is done if it has no projection, or a frozen one.
-        data: The rows of the training texts. Up to `ROWS` of them are used, evenly spaced; of a stream the first.
+        data: The rows of the training texts. Some are drawn; of a stream the first are taken.
+        batch_size: Rows that run at once.
         collate: Makes a batch of rows.
         teacher_vectors: Returns the teacher's vectors of a batch, `[batch, positions, hidden]`. If it has none, the
             senses that the teacher picks take their place.
@@ -42,40 +46,40 @@ def fit_projection(
     if projection is None or not projection.weight.requires_grad or data is None:
         return
     if isinstance(data, IterableDataset):
-        rows = list(data.take(ROWS))
+        rows: Iterator[dict[str, Any]] = iter(data.take(ROWS))
     else:
-        number = min(len(data), ROWS)
-        rows = [data[place * len(data) // number] for place in range(number)]
-    rows.sort(key=lambda row: len(row["input_ids"]))  # little is padding then
+        places = random.Random(0).sample(range(len(data)), min(len(data), ROWS))
+        rows = (data[place] for place in places)
 
+    # Sums over positions: of the states with a 1 at their end, times themselves and times the targets.
     senses, similarity = student.senses, student.senses.config.similarity
-    # Sums over positions, of states and targets with a 1 at their end: their products hold all moments.
-    sizes = projection.in_features + 1, projection.out_features + 1
-    own = torch.zeros(sizes[0], sizes[0], dtype=torch.float64)
-    both = torch.zeros(*sizes, dtype=torch.float64)
-    for first in range(0, len(rows), BATCH_ROWS):
-        batch = {name: values.to(student.device) for name, values in collate(rows[first : first + BATCH_ROWS]).items()}
+    width = projection.in_features + 1
+    own = torch.zeros(width, width, dtype=torch.float64)
+    both = torch.zeros(width, projection.out_features, dtype=torch.float64)
+    while own[-1, -1] < POSITIONS and (some := list(islice(rows, batch_size))):
+        batch = {name: values.to(student.device) for name, values in collate(some).items()}
         ids, mask = batch["input_ids"], batch["attention_mask"]
         states = student.backbone(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
         teacher = teacher_vectors(batch)
         check_step(0, mask, teacher=teacher, student=states)
         is_known = batch["labels"] != IGNORED
         if teacher is not None:
-            targets = comparable(teacher[is_known], similarity)
+            targets = teacher[is_known]
         else:
             choices = sense_labels(batch, senses).sense_ids[..., 0]
             tokens, _ = senses.config.key_tokens(ids, mask)
-            picked = senses.look_up(tokens[is_known], choices[is_known])
-            targets = comparable(picked, similarity)
-        left, right = (F.pad(values.double().cpu(), (0, 1), value=1.0) for values in (states[is_known], targets))
-        own += left.T @ left
-        both += left.T @ right
+            targets = senses.look_up(tokens[is_known], choices[is_known])
+        known = F.pad(states[is_known].cpu().double(), (0, 1), value=1.0)
+        own += known.T @ known
+        both += known.T @ comparable(targets, similarity).cpu().double()
+
+    # Ridge regression. Means are taken out, so that they cost nothing.
     count = own[-1, -1]
     if not count:
         return
-    mean, target_mean = own[-1, :-1] / count, both[-1, :-1] / count
+    mean, target_mean = own[-1, :-1] / count, both[-1] / count
     covariance = own[:-1, :-1] / count - mean.outer(mean)
-    cross = both[:-1, :-1] / count - mean.outer(target_mean)
+    cross = both[:-1] / count - mean.outer(target_mean)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     weight = torch.linalg.solve(covariance + ridge * torch.eye(len(mean), dtype=torch.float64), cross)
     projection.weight.copy_(weight.T)

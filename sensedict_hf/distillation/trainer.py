@@ -170,8 +170,8 @@ class SKDTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the student as `Trainer.train` does, without dropout.
 
-        The student's config keeps the objective and the settings. A projection begins at the map that is nearest to
-        the teacher, if the student was not distilled before. With `args.push_to_hub` the student is uploaded.
+        The student's config keeps the objective and the settings. A projection is fitted to the teacher first, unless
+        the student was distilled before or it is frozen. With `args.push_to_hub` the student is uploaded.
 
         Args:
             args: As in `Trainer.train`.
@@ -187,14 +187,14 @@ class SKDTrainer(Trainer):
         resumed = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         checks.check_checkpoint(resumed, str(self.args.output_dir))
         is_fresh = self.student.config.objective is None and not resumed
-        self.student.config.objective = self.args.objective
-        self.student.config.distillation = self.args.remembered
         self._sums = self._no_sums()
         is_sparse = self.is_layer_free and not self.args.max_grad_norm  # clipping needs dense gradients
         callback = added_callback(self, checks.SameSenses(self.senses))
         with callback, without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
             if is_fresh:
-                fit_projection(self.student, self.train_dataset, self.data_collator, self._teacher_vectors)
+                rows = self.train_dataset, self.args.per_device_eval_batch_size
+                fit_projection(self.student, *rows, self.data_collator, self._teacher_vectors)
+            self.student.config.objective, self.student.config.distillation = self.args.objective, self.args.remembered
             result = super().train(*args, **kwargs)
         checks.check_trained(result.global_step)
         if self.args.push_to_hub:
