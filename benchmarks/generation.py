@@ -226,34 +226,39 @@ class Benchmark:
         for method, (rate, weight) in chosen.items():
             found[method] = []
             for seed in range(options.seeds):
-                self.student(method, rate, weight, seed)
+                held_out = self.student(method, rate, weight, seed)
                 path = self.folder(method, rate, weight, seed)
-                found[method].append(self.scored(f"test, {path.name}", lambda path=path: self.score_model(path)))
+                tests = self.scored(f"test, {path.name}", lambda path=path: self.score_model(path))
+                found[method].append(held_out | tests)
         steps = self.scored("cpu seconds of a step", self.time_steps)
         self.write_continuations(found)
 
-        # The table.
-        rows = {}
+        # The table. The teacher was not scored on held-out texts.
+        sets, rows = ["held out", *self.tests], {}
         for model, scores in found.items():
             rows[model] = {"seeds": len(scores)}
             if model in chosen:
                 rows[model].update(zip(("learning_rate", "sense_weight"), chosen[model]))
                 rows[model]["step_cost"] = steps[model] / steps["+ KL"]
-            for test, score in product(self.tests, ("perplexity", "token_accuracy")):
-                values = [each[f"{test} {score}"] for each in scores]
-                rows[model][f"{test} {score}"] = statistics.mean(values)
-                rows[model][f"{test} {score} std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            names = [f"{name} {score}" for name in sets for score in ("perplexity", "token_accuracy")]
+            for name in [name for name in names if name in scores[0]]:
+                values = [each[name] for each in scores]
+                rows[model][name] = statistics.mean(values)
+                rows[model][f"{name} std"] = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"\n{options.layers} layers, {options.steps} steps of {options.batch_size} rows\n")
-        columns = [f"{test}, {score}" for test in self.tests for score in ("perplexity", "accuracy")]
+        columns = [f"{name}, {score}" for name in sets for score in ("perplexity", "accuracy")]
         print(f"| objective | learning rate | weight of senses | {' | '.join(columns)} | step |")
         print("|---|---|---|" + "---|" * len(columns) + "---|")
         for model, row in rows.items():
             is_weighted = model in chosen and METHODS[model][1] is not None
             cells = [f"{row['learning_rate']:g}" if model in chosen else "-"]
             cells.append(f"{row['sense_weight']:g}" if is_weighted else "-")
-            for test in self.tests:
-                spread = f" ± {row[f'{test} perplexity std']:.2f}" if row["seeds"] > 1 else ""
-                cells += [f"{row[f'{test} perplexity']:.2f}{spread}", f"{row[f'{test} token_accuracy']:.4f}"]
+            for name in sets:
+                if f"{name} perplexity" not in row:
+                    cells += ["-", "-"]
+                    continue
+                spread = f" ± {row[f'{name} perplexity std']:.2f}" if row["seeds"] > 1 else ""
+                cells += [f"{row[f'{name} perplexity']:.2f}{spread}", f"{row[f'{name} token_accuracy']:.4f}"]
             cells.append(f"{row['step_cost']:.2f}" if model in chosen else "-")
             print(f"| {model} | {' | '.join(cells)} |")
         command = "python -m benchmarks.generation --teacher MODEL --train FILE --test FILES"

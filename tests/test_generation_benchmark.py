@@ -21,6 +21,7 @@ def test_a_trial_is_recorded_and_continues(tmp_path, monkeypatch, capsys):
     study = json.loads((tmp_path / "generation.json").read_text())
     (entry,) = study["entries"].values()
     assert entry["teacher"]["smoke perplexity"] > 1 and entry["settings"]["smoke"]
+    assert entry["+ KL"]["held out perplexity"] > 1 and "held out perplexity" not in entry["teacher"]
     continuations = (tmp_path / "continuations.md").read_text()
     assert continuations.count("   - + KL + senses (next): ") == generation.CONTINUED
 
