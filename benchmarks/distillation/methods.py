@@ -152,8 +152,7 @@ class OutputTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train without dropout, and begin with a projection that is fitted, as :class:`SKDTrainer` does."""
         with without_dropout(self.student):
-            rows = self.train_dataset, self.args.per_device_eval_batch_size
-            fit_projection(self.student, *rows, self.data_collator, lambda inputs: inputs["vectors"].float())
+            fit_projection(self.student, self, lambda inputs: inputs["vectors"].float())
             return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -9,12 +9,13 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Trainer
 
 from ..models.modeling_skd_student import SKDStudentModel
 from .checks import check_step
 from .losses import IGNORED, comparable, sense_labels
 
-# The map is fitted to this many rows at most, or to those of so many positions.
+# At most this many rows are read, and no further batch once there are so many positions.
 ROWS = 2048
 POSITIONS = 1 << 16
 # Added to the variance of each direction, in units of the mean variance: few texts leave directions open.
@@ -23,11 +24,7 @@ RIDGE = 1e-3
 
 @torch.no_grad()
 def fit_projection(
-    student: SKDStudentModel,
-    data: Any,
-    batch_size: int,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
-    teacher_vectors: Callable[[dict[str, Tensor]], Tensor | None],
+    student: SKDStudentModel, trainer: Trainer, teacher_vectors: Callable[[dict[str, Tensor]], Tensor | None]
 ) -> None:
     """Set a student's projection by ridge regression from the states of its backbone.
 
@@ -36,13 +33,13 @@ def fit_projection(
 
     Args:
         student: The student, without dropout. Nothing is done if it has no projection, or a frozen one.
-        data: The rows of the training texts. Some are drawn; of a stream the first are taken.
-        batch_size: Rows that run at once.
-        collate: Makes a batch of rows.
+        trainer: The trainer of the student. Some of its training rows are drawn, of a stream the first ones. They run
+            in batches of the size for evaluation, as nothing is trained yet.
         teacher_vectors: Returns the teacher's vectors of a batch, `[batch, positions, hidden]`. If it has none, the
             senses that the teacher picks take their place.
     """
     projection: nn.Linear | None = getattr(student, "projection", None)
+    data: Any = trainer.train_dataset
     if projection is None or not projection.weight.requires_grad or data is None:
         return
     if isinstance(data, IterableDataset):
@@ -56,8 +53,8 @@ def fit_projection(
     width = projection.in_features + 1
     own = torch.zeros(width, width, dtype=torch.float64)
     both = torch.zeros(width, projection.out_features, dtype=torch.float64)
-    while own[-1, -1] < POSITIONS and (some := list(islice(rows, batch_size))):
-        batch = {name: values.to(student.device) for name, values in collate(some).items()}
+    while own[-1, -1] < POSITIONS and (some := list(islice(rows, trainer.args.per_device_eval_batch_size))):
+        batch = {name: values.to(student.device) for name, values in trainer.data_collator(some).items()}
         ids, mask = batch["input_ids"], batch["attention_mask"]
         states = student.backbone(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
         teacher = teacher_vectors(batch)

@@ -192,9 +192,9 @@ class SKDTrainer(Trainer):
         callback = added_callback(self, checks.SameSenses(self.senses))
         with callback, without_dropout(self.student), sparse_gradients(self.student, is_on=is_sparse):
             if is_fresh:
-                rows = self.train_dataset, self.args.per_device_eval_batch_size
-                fit_projection(self.student, *rows, self.data_collator, self._teacher_vectors)
-            self.student.config.objective, self.student.config.distillation = self.args.objective, self.args.remembered
+                fit_projection(self.student, self, self._teacher_vectors)
+            self.student.config.objective = self.args.objective
+            self.student.config.distillation = self.args.remembered
             result = super().train(*args, **kwargs)
         checks.check_trained(result.global_step)
         if self.args.push_to_hub:
