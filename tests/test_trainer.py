@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from tiny_models import SIZES, WORDS, build_once
 from torch.nn import functional as F
@@ -374,6 +374,41 @@ def test_a_resumed_run_is_the_straight_one(bert, senses, texts, tmp_path, monkey
     assert resumed.state.log_history[:-1] == straight.state.log_history[:-1] and resumed.state.global_step == 6
     for (name, one), other in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_stream_that_ends_begins_again(bert, senses, texts, tmp_path):
+    """Also in the middle of an accumulation, and after a resumption."""
+    settings = dict(max_steps=4, per_device_train_batch_size=10, gradient_accumulation_steps=4, save_strategy="steps")
+    settings |= dict(save_steps=1, objective="sense+mse", train_sampling_strategy="sequential")
+    stream = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    trainers = {
+        "listed": make_trainer(bert, senses, texts * 3, tmp_path / "listed", **settings),
+        "streamed": make_trainer(bert, senses, stream, tmp_path / "streamed", **settings),
+        "resumed": make_trainer(bert, senses, stream, tmp_path / "resumed", **settings),
+    }
+    for name, trainer in trainers.items():
+        last = tmp_path / "streamed" / "checkpoint-2" if name == "resumed" else None
+        trainer.train(resume_from_checkpoint=last)
+    listed, streamed, resumed = trainers.values()
+    losses = [[entry["loss"] for entry in each.state.log_history[:-1]] for each in (listed, streamed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 4
+    assert resumed.state.log_history[:-1] == streamed.state.log_history[:-1]
+    for (name, one), other in zip(streamed.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_stream_that_can_be_read_once_ends(bert, senses, texts, tmp_path):
+    source = iter([{"text": text} for text in texts])
+
+    def rows():
+        yield from source
+
+    trainer = make_trainer(bert, senses, IterableDataset.from_generator(rows), tmp_path, max_steps=20)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    empty = Dataset.from_dict({"text": [""] * 3}).to_iterable_dataset().filter(lambda row: row["text"])
+    with pytest.raises(ValueError, match="no texts to train on"):
+        make_trainer(bert, senses, empty, tmp_path, max_steps=20).train()
 
 
 def test_texts_of_a_batch_have_similar_lengths(bert, senses, tmp_path, monkeypatch):

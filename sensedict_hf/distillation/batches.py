@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def stream_windows(
     prompt: Prompt | None = None,
     *,
     is_shared: bool = False,
+    is_endless: bool = False,
 ) -> IterableDataset:
     """Encode texts as they come, into the rows that :func:`encode_senses` makes with `only_tokens`.
 
@@ -80,6 +82,9 @@ def stream_windows(
         prompt: The teacher's.
         is_shared: Whether several processes share the stream. They then take turns at its batches. Otherwise
             accelerate would give them different files, which end at different steps.
+        is_endless: Whether the stream begins again when it ends, in the order of the next epoch. `Trainer` takes all
+            steps on a stream for one epoch: it would drop the batches of an accumulation that an end cuts off, and
+            resume at another batch.
     """
 
     def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
@@ -87,11 +92,21 @@ def stream_windows(
         return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
 
     windows = texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
-    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows}) if is_shared else windows
+    if not (is_shared or is_endless):
+        return windows
+    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows, "is_endless": is_endless})
 
 
-def _iterate(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
-    yield from rows
+def _iterate(rows: IterableDataset, is_endless: bool) -> Iterator[dict[str, list[int]]]:
+    is_empty = False
+    for epoch in count() if is_endless else (0,):
+        if is_empty:
+            return  # a stream that can be read once
+        rows.set_epoch(epoch)
+        is_empty = True
+        for row in rows:
+            is_empty = False
+            yield row
 
 
 def row_lengths(dataset: Any) -> list[int]:

@@ -83,7 +83,7 @@ def encode_texts(
         if args.keeps_vectors:
             raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
         source = teacher.tokenizer, max_length, text_column, teacher.prompt
-        return stream_windows(texts, *source, is_shared=args.world_size > 1)
+        return stream_windows(texts, *source, is_shared=args.world_size > 1, is_endless=name == "train")
     return encode_senses(
         teacher,
         senses.to(teacher.device),  # type: ignore[arg-type]
