@@ -122,6 +122,24 @@ def test_variances_are_mean_squared_distances(bert, texts, tmp_path):
     assert single.text == 1  # not 0: errors are divided by it
 
 
+def test_vectors_in_context_are_spread_over_the_texts(bert, texts, tmp_path, monkeypatch):
+    data = encode_vectors(bert, texts, tmp_path, special_token_ids=SPECIAL_IDS)
+    ids, rows = (torch.cat([data[row][name] for row in range(len(data))]) for name in ("input_ids", "vectors"))
+    monkeypatch.setattr(vectors, "MAX_ROWS", 50)
+    statistics, step = data.token_statistics(40), -(-len(ids) // 50)
+    assert step > 2 and torch.equal(statistics.tokens, ids[::step].long())
+    assert torch.equal(statistics.vectors, rows[::step].float()) and len(statistics.weights) == len(ids[::step])
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not tell which files are open")
+def test_no_file_stays_open(bert, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "PART_TOKENS", 1)
+    before = len(os.listdir("/proc/self/fd"))
+    data = encode_vectors(bert, texts, tmp_path)
+    assert len(list(tmp_path.glob("part-*"))) == len(data) == 60
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
 def test_an_interrupted_pass_goes_on(bert, texts, tmp_path, monkeypatch):
     """Killed after some parts; what was done is not done again, and the bytes are the same."""
     monkeypatch.setattr(vectors, "PART_TOKENS", 100)

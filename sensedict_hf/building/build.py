@@ -34,7 +34,7 @@ from .gathering import gather_samples, open_windows
 from .planning import check_key, plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source
-from .tensor_files import TensorFile
+from .tensor_files import Tensors, open_tensors
 from .workspace import BuildFolder, differences
 
 # An update needs these settings of the earlier dictionary: with others, new samples would not fit the old ones.
@@ -63,7 +63,7 @@ class Earlier(NamedTuple):
         generation: How many updates led to it; 0 if it was built without `update`.
     """
 
-    samples: TensorFile
+    samples: Tensors
     config: SenseEmbeddingConfig
     sha256: str
     generation: int
@@ -263,14 +263,14 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
                 f"{folder} was built with other settings: {changed}; new samples would not fit the old ones"
             )
     return Earlier(
-        samples=TensorFile(folder / "samples.safetensors"),
+        samples=open_tensors(folder / "samples.safetensors"),
         config=SenseEmbeddingConfig.from_pretrained(folder),
         sha256=manifest.files["samples.safetensors"]["sha256"],
         generation=check_integer("generation", manifest.settings.get("generation"), 0),
     )
 
 
-def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earlier: TensorFile | None) -> None:
+def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earlier: Tensors | None) -> None:
     """Run the stages that all processes share: gather the teacher's vectors, then fit the senses."""
     teacher, plan = source.teacher, open_plan(stages / "plan.safetensors")
     sample_dtype = SAMPLE_DTYPES[settings.sample_dtype]
@@ -290,7 +290,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
         earlier=earlier,
     )
     fit_senses(
-        TensorFile(stages / "samples.safetensors"),
+        open_tensors(stages / "samples.safetensors"),
         stages,
         senses_per_token=settings.senses_per_token,
         budget=total_senses(settings, plan.counts),
@@ -317,7 +317,7 @@ def _finish(
 
     # The table of senses.
     samples = stages / "samples.safetensors"
-    store, plan = TensorFile(samples), open_plan(stages / "plan.safetensors")
+    store, plan = open_tensors(samples), open_plan(stages / "plan.safetensors")
     dtype = SENSES_DTYPES[settings.senses_dtype]
     num_senses, distortion = write_senses(stages, store, ready / "model.safetensors", dtype)
 

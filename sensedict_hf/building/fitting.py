@@ -12,7 +12,7 @@ senses. For example, three tokens with gains (9, 4), (7, 1) and (3) and a budget
 sense, the other three go to the gains 9, 7 and 4, so the smallest gain is 4. Without a budget, one pass does both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from transformers.utils.logging import tqdm
 
 from ..models.sense_lookup import RaggedSenses, assign_senses, store_senses
 from .clustering import count_clusters, grow_tree, paper_num_senses, place_cuts, refine
-from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
+from .tensor_files import Tensors, create_tensor_file, open_tensors, write_tensor_file
 
 # A block has about this many numbers, whatever the size of the sample store: 64 MB in float32 for each CPU thread, 1
 # GB on a GPU.
@@ -60,7 +60,7 @@ class FittedSenses:
 
 
 def fit_senses(
-    store: Mapping[str, Tensor],
+    store: Tensors,
     directory: str | Path,
     *,
     senses_per_token: int | None = None,
@@ -105,7 +105,7 @@ def fit_senses(
         x, starts, weights = blocks.load(block)
         # Choose where the ordered samples are cut into senses.
         if budget is not None:
-            file = TensorFile(blocks.path("tree", block))
+            file = open_tensors(blocks.path("tree", block))
             order, gain = file["order"].to(x.device).long(), file["gain"].to(x.device)
             equal = gain == lowest
             cuts = (gain > lowest) | (equal & (equal.cumsum(0) <= spare[block]))
@@ -135,7 +135,7 @@ def fit_senses(
     blocks.work("senses", "Refining", fit)
 
 
-def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> FittedSenses:
+def read_senses(directory: str | Path, store: Tensors) -> FittedSenses:
     """Read the files of :func:`fit_senses` into memory.
 
     Args:
@@ -147,14 +147,12 @@ def read_senses(directory: str | Path, store: Mapping[str, Tensor]) -> FittedSen
     """
     offsets, distortion = _layout(Path(directory), store)
     senses, usage = (
-        [TensorFile(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
+        [open_tensors(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
     )
     return FittedSenses(torch.cat(senses), offsets, torch.cat(usage), distortion)
 
 
-def write_senses(
-    directory: str | Path, store: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype
-) -> tuple[int, float]:
+def write_senses(directory: str | Path, store: Tensors, path: str | Path, dtype: torch.dtype) -> tuple[int, float]:
     """Write the files of :func:`fit_senses` as the weights of a dictionary, with memory for one block.
 
     Args:
@@ -179,7 +177,7 @@ def write_senses(
     out["offsets"].copy_(offsets)
     first = 0
     for block in _results(Path(directory)):
-        file = TensorFile(block)
+        file = open_tensors(block)
         rows = slice(first, first + len(file["usage"]))
         table, scales = store_senses(file["senses"], dtype)
         out["senses"][rows], out["usage"][rows] = table, file["usage"]
@@ -235,7 +233,7 @@ def cluster_samples(
 class _Blocks:
     """The blocks of a sample store, and the files that hold their results."""
 
-    def __init__(self, store: Mapping[str, Tensor], directory: Path, device: torch.device | str, alone: bool) -> None:
+    def __init__(self, store: Tensors, directory: Path, device: torch.device | str, alone: bool) -> None:
         self.store, self.directory, self.device = store, directory, torch.device(device)
         self.offsets, self.counts = store["offsets"], store["counts"]
         # Tokens without samples are in no block.
@@ -327,7 +325,7 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
     """
 
     def bits(path: Path) -> Tensor:
-        return TensorFile(path)["gain"].view(torch.int32).long()
+        return open_tensors(path)["gain"].view(torch.int32).long()
 
     def at_least(histogram: Tensor) -> Tensor:
         return histogram.flip(0).cumsum(0).flip(0)
@@ -366,9 +364,9 @@ def _results(directory: Path) -> list[Path]:
     return sorted(directory.glob("senses-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
 
 
-def _layout(directory: Path, store: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+def _layout(directory: Path, store: Tensors) -> tuple[Tensor, float]:
     """Return where the senses of each token begin, `[vocab + 1]`, and the distortion."""
-    found, sums = ([TensorFile(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
+    found, sums = ([open_tensors(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
     sizes = store["offsets"].diff()
     per_token = torch.zeros_like(sizes)
     per_token[sizes > 0] = torch.cat(found)

@@ -29,7 +29,7 @@ from ..models.encoding import pad_batch
 from ..models.teachers import Teacher
 from .alignment import ranges
 from .sampling import SamplingPlan
-from .tensor_files import TensorFile, create_tensor_file, write_tensor_file
+from .tensor_files import TensorFile, Tensors, create_tensor_file, open_tensors, write_tensor_file
 from .windows import TokenizedCorpus
 
 # How many tokens of the corpus are cut into windows at once, and how many numbers are copied at once.
@@ -115,7 +115,7 @@ def open_windows(directory: Path) -> PlannedWindows:
     Returns:
         The windows, memory-mapped.
     """
-    file = TensorFile(directory / "windows.safetensors")
+    file = open_tensors(directory / "windows.safetensors")
     return PlannedWindows(*(file[name].numpy() for name in COLUMNS))
 
 
@@ -130,7 +130,7 @@ def gather_samples(
     batch_size: int,
     dtype: torch.dtype,
     largest: float | None = None,
-    earlier: TensorFile | None = None,
+    earlier: Tensors | None = None,
 ) -> None:
     """Run the teacher over the planned windows and write its vectors to `samples.safetensors`.
 
@@ -174,7 +174,7 @@ def gather_samples(
     state.wait_for_everyone()
 
     # Run the batches of this process that no earlier run has done.
-    store, marks = TensorFile(store_path, writable=True), TensorFile(marks_path, writable=True)
+    store, marks = TensorFile(store_path), TensorFile(marks_path)
     done = _marked(directory)
     mine = [batch for batch in range(state.process_index, batches, state.num_processes) if not done[batch]]
     samples, marked_at = store["samples"], time.monotonic()
@@ -341,7 +341,7 @@ def _check(vectors: torch.Tensor, largest: float, name: str, texts: np.ndarray) 
         )
 
 
-def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: TensorFile | None) -> None:
+def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype, earlier: Tensors | None) -> None:
     """Create the file of samples of one machine, with the samples that are taken over from an earlier plan."""
     partial = Path(f"{path}.partial")
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -368,17 +368,17 @@ def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype
 
 def _marked(directory: Path) -> torch.Tensor:
     """Return which batches are done, on any machine, `[batches]`, bool."""
-    return torch.stack([TensorFile(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
+    return torch.stack([open_tensors(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
 
 
 def _join(directory: Path) -> None:
     """Copy what the other machines have written into the first file, and rename it to `samples.safetensors`."""
     first, *others = sorted(directory.glob("samples-*.safetensors"))
-    target = TensorFile(first, writable=True)
+    target = TensorFile(first)
     samples = target["samples"]
     step = max(1, CHUNK // samples.shape[1])
     for path in others:
-        theirs = TensorFile(path)["samples"]
+        theirs = open_tensors(path)["samples"]
         for begin in range(0, len(samples), step):
             part = theirs[begin : begin + step]
             written = part.any(1)

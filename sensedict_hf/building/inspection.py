@@ -21,7 +21,7 @@ from ..models.teachers import Teacher, load_teacher
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
-from .tensor_files import TensorFile
+from .tensor_files import open_tensors
 from .windows import TokenizedCorpus
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def find_occurrences(
             batch_size=batch_size,
             dtype=torch.float32,
         )
-        vectors = TensorFile(folder / "samples.safetensors")["samples"].clone()
+        vectors = open_tensors(folder / "samples.safetensors")["samples"].clone()
         contexts = _contexts(tokenizer, corpus, positions)
 
     # Let the dictionary pick the senses.

@@ -24,7 +24,7 @@ from .fitting import BLOCK_ELEMENTS
 from .gathering import plan_windows
 from .sampling import count_tokens, open_plan, plan_samples, sample_sizes
 from .settings import BuildSettings, Origin, Source
-from .tensor_files import TensorFile
+from .tensor_files import Tensors
 from .windows import TokenizedCorpus
 from .workspace import BuildFolder
 
@@ -105,7 +105,7 @@ def plan_build(
     settings: BuildSettings,
     texts: Texts,
     text_column: str,
-    earlier: TensorFile | None,
+    earlier: Tensors | None,
 ) -> bool:
     """Tokenize the texts, draw the occurrences to sample, and plan the windows of text that hold them.
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .tensor_files import TensorFile, create_array, create_tensor_file
+from .tensor_files import Tensors, create_array, create_tensor_file, open_tensors
 from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens, or texts, that are hashed at once
@@ -103,7 +103,7 @@ def plan_samples(
     directory: str | os.PathLike[str],
     *,
     seed: int = 0,
-    earlier: TensorFile | None = None,
+    earlier: Tensors | None = None,
 ) -> SamplingPlan:
     """Sample up to `max_samples_per_token` occurrences of every token, uniformly and without replacement.
 
@@ -187,7 +187,7 @@ def open_plan(path: str | os.PathLike[str]) -> SamplingPlan:
     Returns:
         The plan, memory-mapped.
     """
-    return SamplingPlan(**{name: tensor.numpy() for name, tensor in TensorFile(path).items()})
+    return SamplingPlan(**{name: tensor.numpy() for name, tensor in open_tensors(path).items()})
 
 
 def _limits(counts: np.ndarray, together: np.ndarray, max_samples_per_token: int) -> np.ndarray:
@@ -257,7 +257,7 @@ def _priorities(corpus: TokenizedCorpus, keys: np.ndarray) -> Iterator[tuple[int
 
 
 def _candidates(
-    corpus: TokenizedCorpus, keys: np.ndarray, limits: np.ndarray, folder: Path, earlier: TensorFile | None
+    corpus: TokenizedCorpus, keys: np.ndarray, limits: np.ndarray, folder: Path, earlier: Tensors | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Write all occurrences up to the limit of their token to files, and all earlier samples.
 

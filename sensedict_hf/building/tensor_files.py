@@ -1,23 +1,22 @@
 """Safetensors files that are memory-mapped and written in place.
 
-The safetensors library writes a file from tensors in memory. A build needs more: files larger than memory, which
-several processes fill in parallel. So :func:`create_tensor_file` makes a file of zeros and returns its tensors as
-views of the mapped file. What is written to a view goes to the file, and survives if the process is killed. Other
-libraries read the finished file as any safetensors file.
+The safetensors library maps files for reading, and writes a file from tensors in memory. A build needs more: files
+larger than memory, which several processes fill in parallel. So :func:`create_tensor_file` makes a file of zeros and
+returns its tensors as views of the mapped file. What is written to a view goes to the file, and survives if the
+process is killed. Other libraries read the finished file as any safetensors file.
 """
 
 import json
 import math
 import mmap
 import os
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 DTYPES = {
@@ -31,34 +30,25 @@ DTYPES = {
     "U64": torch.uint64,
     "BOOL": torch.bool,
 }
+Tensors = Mapping[str, Tensor]
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# `warnings.catch_warnings` changes the whole process, and several threads open files at once.
-_WARNINGS_LOCK = threading.Lock()
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, as views of the memory-mapped file.
+    """The tensors of a safetensors file, as views of the memory-mapped file: what is written to them goes to the file.
 
     Args:
         path: The file.
-        writable: Whether changes of the tensors go to the file. Writing to a tensor of a file that is not writable
-            ends the process.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
-        with open(path, "r+b" if writable else "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
         # The layout: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
         begin = 8 + int.from_bytes(self._map[:8], "little")
         header = json.loads(self._map[8:begin])
         header.pop("__metadata__", None)
-        if writable:
-            self._tensors = {name: self._view(entry, begin) for name, entry in header.items()}
-            return
-        # Torch has no read-only tensors, and warns of views of a read-only buffer.
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-            self._tensors = {name: self._view(entry, begin) for name, entry in header.items()}
+        self._tensors = {name: self._view(entry, begin) for name, entry in header.items()}
 
     def _view(self, entry: dict[str, Any], begin: int) -> Tensor:
         """Make the tensor of one entry of the header; its bytes are counted from `begin`."""
@@ -80,6 +70,18 @@ class TensorFile(Mapping[str, Tensor]):
     def flush(self) -> None:
         """Wait until all changes are on the disk."""
         self._map.flush()
+
+
+def open_tensors(path: str | os.PathLike[str]) -> Tensors:
+    """Return the tensors of a safetensors file, memory-mapped. What is written to them does not go to the file.
+
+    No file stays open, so any number of them may be mapped.
+
+    Args:
+        path: The file.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
 
 def create_tensor_file(
@@ -111,7 +113,7 @@ def create_tensor_file(
         size = file.tell() + end
         if end:
             _allocate(file, size)
-    return TensorFile(path, writable=True)
+    return TensorFile(path)
 
 
 def create_array(path: Path, dtype: type, length: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from ..building.gathering import chunks
 from ..building.manifest import file_entry, read_manifest
 from ..building.planning import read_corpus
 from ..building.settings import Source
-from ..building.tensor_files import TensorFile, write_tensor_file
+from ..building.tensor_files import open_tensors, write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
@@ -90,7 +90,7 @@ class TeacherVectors(Dataset):
                     f"{path} holds vectors with other settings than {self.paths[0]}: {', '.join(differing)}; compute "
                     "them with the same settings"
                 )
-        self._parts = [TensorFile(part) for part in parts]
+        self._parts = [open_tensors(part) for part in parts]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
     def __len__(self) -> int:
@@ -112,8 +112,7 @@ class TeacherVectors(Dataset):
     def variances(self) -> Variances:
         """Compute the variances from rows that are spread evenly over the texts."""
         rows = self._spread_rows()
-        texts = torch.stack([row["text_vector"] for row in rows])
-        return Variances(_variance(torch.cat([row["vectors"] for row in rows])), _variance(texts))
+        return Variances(*(_variance([row[name] for row in rows]) for name in ("vectors", "text_vector")))
 
     def token_statistics(self, vocab_size: int) -> TokenStatistics:
         """Return what the vectors say of each token; :meth:`SKDStudentModel.from_vectors` starts with it.
@@ -144,10 +143,13 @@ class TeacherVectors(Dataset):
             counts += torch.bincount(part["input_ids"], minlength=vocab_size)
             for ids, vectors in zip(*(part[name].split(BLOCK_ROWS) for name in ("input_ids", "vectors"))):
                 sums.index_add_(0, ids, vectors.float())
+        # Of each row, the vectors that are kept: every step-th of all, so that the others are not read.
         rows = self._spread_rows()
-        tokens, vectors = (torch.cat([row[name] for row in rows]) for name in ("input_ids", "vectors"))
-        spread = slice(None, None, -(-len(tokens) // MAX_ROWS))
-        tokens, vectors = tokens[spread].long(), vectors[spread].float()
+        begins = np.cumsum([0, *(len(row["input_ids"]) for row in rows)])
+        step = -(-int(begins[-1]) // MAX_ROWS)
+        kept = [slice(-int(begin) % step, None, step) for begin in begins]
+        tokens = torch.cat([row["input_ids"][part] for row, part in zip(rows, kept)]).long()
+        vectors = torch.cat([row["vectors"][part] for row, part in zip(rows, kept)]).float()
         return TokenStatistics(counts, sums, tokens, vectors, torch.ones(len(tokens)))
 
     def _spread_rows(self) -> list[dict[str, Tensor]]:
@@ -177,12 +179,21 @@ def _finished_parts(folder: Path) -> list[Path]:
     return [folder / name for name in parts]
 
 
-def _variance(vectors: Tensor) -> float:
-    """Return the mean squared distance of vectors, `[n, hidden]`, from their mean; 1 if they are all the same."""
-    mean = vectors.mean(0, dtype=torch.float64)
-    blocks = vectors.split(BLOCK_ROWS)
-    variance = float(sum((block.double() - mean).square().sum() for block in blocks)) / len(vectors)
-    return variance if variance > 1e-12 * float(mean.square().sum()) else 1.0
+def _variance(blocks: Sequence[Tensor]) -> float:
+    """Return the mean squared distance of vectors from their mean; 1 if they are all the same.
+
+    Args:
+        blocks: The vectors, `[n, hidden]` or `[hidden]`, one block after the other.
+    """
+    width, count = blocks[0].shape[-1], 0
+    origin = blocks[0].view(-1, width)[0].double()  # distances from a vector nearby lose no digits
+    total = square = torch.zeros((), dtype=torch.float64)
+    for block in blocks:
+        distances = block.view(-1, width).double() - origin
+        total, square, count = total + distances.sum(0), square + distances.square().sum(), count + len(distances)
+    mean = total / count
+    variance = float(square / count - mean.square().sum())
+    return variance if variance > 1e-12 * float((origin + mean).square().sum()) else 1.0
 
 
 def encode_vectors(
@@ -266,7 +277,7 @@ def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> 
 
     paths = write_parts(corpus, folder.ready, ".safetensors", write, "Encoding texts")
     if process_state().is_main_process:
-        if not any(len(TensorFile(path)["text_vectors"]) for path in paths):
+        if not any(len(open_tensors(path)["text_vectors"]) for path in paths):
             raise ValueError("none of the texts has tokens other than special ones: there is nothing to learn from")
         for partial in folder.ready.glob("*.partial"):
             partial.unlink()  # an interruption has left it
