@@ -33,6 +33,7 @@ from sensedict_hf import (
     Teacher,
     build_sense_dictionary,
     distill_student,
+    encode_senses,
     load_teacher,
 )
 from sensedict_hf.distillation.generation import GenerationCollator, generation_loss
@@ -361,6 +362,12 @@ def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):
         train(lm_weight=0)
     with pytest.raises(ValueError, match="a Teacher has no language-model head"):
         train(teacher=load_teacher(teacher, tokenizer=tokenizer))
+    rows = encode_senses(load_teacher(teacher, tokenizer=tokenizer), senses, texts[:3], keep_vectors=True)
+    with pytest.raises(ValueError, match="reads the teacher's head: pass teacher="):
+        SKDTrainer(student, settings_of(tmp_path, objective="lm+kl"), train_dataset=rows)
+    wide = LlamaForCausalLM(LlamaConfig(**{**teacher.config.to_dict(), "hidden_size": 2 * teacher.config.hidden_size}))
+    with pytest.raises(ValueError, match="the student's vectors are .* make a student from this teacher"):
+        train(teacher=wide, senses=None, objective="lm+kl")
     encoder = SKDStudentModel.from_teacher(load_teacher(teacher, tokenizer=tokenizer), senses)
     with pytest.raises(ValueError, match="lm and kl train a language-model head"):
         train(model=encoder, senses=None, objective="sense+lm")

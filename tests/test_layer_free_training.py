@@ -32,6 +32,7 @@ from sensedict_hf import (
 from sensedict_hf.distillation import vectors
 from sensedict_hf.distillation.layer_free import collate_ragged, default_epochs, layer_free_loss
 from sensedict_hf.distillation.losses import vector_errors, vector_loss
+from sensedict_hf.distillation.modes import sparse_gradients
 from sensedict_hf.distillation.optimizer import RowAdam
 from sensedict_hf.distillation.vectors import TeacherVectors
 
@@ -219,6 +220,23 @@ def test_half_of_the_tokens_is_compared_in_training(bert, senses, texts, tmp_pat
     )
     assert whole[1].tokens == tokens and half[1].tokens == tokens // 2
     assert half[0] == again[0] != other[0] and half[1].sentence_error == whole[1].sentence_error
+
+
+def test_gradients_of_tables_have_the_rows_of_the_batch(bert, senses, texts, tmp_path):
+    data = encode_vectors(bert, texts, tmp_path)
+    batch, student = collate_ragged([data[row] for row in range(9)]), make_student(bert, senses)
+    with torch.no_grad():
+        student.backbone.context.weight.normal_()
+    gradients = []
+    for is_on in (True, False):
+        student.zero_grad()
+        with sparse_gradients(student, is_on=is_on):
+            layer_free_loss(student.backbone, batch, data.variances(), {"mse": 1.0, "sentence": 3.0})[0].backward()
+        tables = [module for module in student.backbone.modules() if isinstance(module, nn.Embedding)]
+        assert all(table.weight.grad.is_sparse == is_on for table in tables) and len(tables) == 3
+        gradients.append([table.weight.grad.to_dense() if is_on else table.weight.grad for table in tables])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

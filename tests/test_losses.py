@@ -10,7 +10,6 @@ from sensedict_hf.distillation.losses import (
     hidden_mse,
     means,
     sense_labels,
-    sense_loss,
     sentence_mse,
     skd_loss,
 )
@@ -91,7 +90,9 @@ def test_sense_loss_and_its_gradient(similarity, is_soft):
         sense_ids[0, 0], probabilities[0, 0] = torch.tensor([3, 1]), torch.tensor([0.75, 0.25])
         sense_ids[1, 0], probabilities[1, 0] = torch.tensor([2, 0]), torch.tensor([0.5, 0.5])
         labels = SenseLabels(sense_ids, probabilities)
-    loss, choices = sense_loss(student, make_inputs()["input_ids"], labels, senses, temperature=0.3)
+    loss, choices = senses.cross_entropy(
+        make_inputs()["input_ids"], student, labels.sense_ids, 0.3, labels.probabilities
+    )
     loss.backward()
     exact = student.detach().double().requires_grad_()
     expected, expected_choices = naive_cross_entropy(exact, table, wanted, similarity, 0.3)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from sensedict_hf import SKDStudentForTokenClassification, SKDStudentModel, SKDTrainer, SKDTrainingArguments
@@ -60,12 +62,28 @@ def test_without_vectors_it_begins_at_the_senses_that_the_teacher_picks(bert, se
     assert error(student, bert, texts) < 0.7 * random
 
 
-def test_only_directions_are_fitted_to_a_dictionary_by_cosine(bert, senses, texts, small, tmp_path):
+def test_directions_are_fitted_to_a_dictionary_by_cosine(bert, senses, texts, small, tmp_path):
+    """The student's vectors have about the length of the teacher's: both are averaged with senses."""
     senses.config.similarity = "cosine"
     student = SKDStudentModel.from_backbone(small, senses)
+    random = F.cosine_similarity(*read(student, bert, texts)[1:]).mean()
     make_trainer(student, tmp_path, texts, bert).train()
-    _, own, _ = read(student, bert, texts)
-    assert 0.5 < own.norm(dim=-1).mean() < 1  # a mean of vectors of length 1 is shorter
+    _, own, vectors = read(student, bert, texts)
+    assert F.cosine_similarity(own, vectors).mean() > max(0.5, random + 0.3)
+    assert 0.6 < own.norm(dim=-1).mean() / vectors.norm(dim=-1).mean() < 1.1
+
+
+def test_adapters_that_freeze_a_random_projection_are_refused(bert, senses, texts, small, tmp_path):
+    def train(folder, **settings):
+        student = SKDStudentModel.from_backbone(small, senses)
+        adapted = get_peft_model(student, LoraConfig(target_modules=["query", "value"], **settings))
+        make_trainer(adapted, tmp_path / folder, texts, bert).train()
+        return student
+
+    with pytest.raises(ValueError, match='add "projection" to modules_to_save'):
+        train("frozen")
+    random = error(SKDStudentModel.from_backbone(small, senses), bert, texts)
+    assert error(train("trained", modules_to_save=["projection"]), bert, texts) < 0.7 * random
 
 
 def test_a_frozen_projection_stays(bert, senses, texts, small, tmp_path):

@@ -397,6 +397,21 @@ def test_a_stream_that_ends_begins_again(bert, senses, texts, tmp_path):
         assert torch.equal(one, other), name
 
 
+def test_texts_that_do_not_fit_are_refused_before_any_work(bert, senses, texts, tmp_path):
+    rows = IterableDataset.from_generator(lambda: iter([{"body": "w1"}]))
+    with pytest.raises(ValueError, match="there is no column 'text', only body"):
+        make_trainer(bert, senses, rows, tmp_path, max_steps=1).train()
+    instructed = replace(bert, prompt=Prompt(instruction="w3 w4"))
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    free = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=0)
+    args = SKDTrainingArguments(str(tmp_path), report_to="none")
+    for model, data in ((student, texts), (free, texts)):
+        with pytest.raises(ValueError, match="the teacher has prompt={.*, the student prompt=None"):
+            SKDTrainer(model, args, teacher=instructed, train_dataset=data)
+    with pytest.raises(ValueError, match="nowhere is no checkpoint"):
+        make_trainer(bert, senses, texts, tmp_path).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
 def test_a_stream_that_can_be_read_once_ends(bert, senses, texts, tmp_path):
     source = iter([{"text": text} for text in texts])
 

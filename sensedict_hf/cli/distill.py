@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
 from io import StringIO
@@ -26,12 +25,6 @@ from ..models.modeling_skd_student import SKDStudentModel
 from .dictionaries import megabytes, print_facts
 from .evaluate import parameters
 from .teacher import TeacherArguments
-
-# Options of earlier versions, and why they are gone.
-REMOVED = {
-    "frequency_power": "weighing positions by the frequency of their token made students worse",
-    "dropout": "dropout while distilling made students worse; there is none now",
-}
 
 
 def read_argument_file(path: str) -> list[str]:
@@ -77,7 +70,6 @@ def distill(options: argparse.Namespace) -> None:
     Raises:
         ValueError: See :func:`distill_student`.
     """
-    _refuse_removed(options.trainer_arguments)
     if are_progress_bars_disabled():  # transformers' Trainer does not ask this switch; a given --disable-tqdm wins
         options.trainer_arguments.insert(0, "--disable-tqdm=true")
     options = _TrainerParser().parse_args(options.trainer_arguments, options)
@@ -96,7 +88,7 @@ def distill(options: argparse.Namespace) -> None:
             args=args,
             eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
             teacher_options=TeacherArguments.of(options).loading(),
-            # Recorded as typed, like earlier versions did. A stream is known by its files alone.
+            # Recorded as typed. A stream is known by its files alone.
             recorded={
                 "template": options.template,
                 "quantization_config": options.quantization_config,
@@ -133,14 +125,6 @@ def _estimate(values: dict[str, Any], args: SKDTrainingArguments, teacher_option
         teacher_options=teacher_options,
     )
     print_facts({"teacher": values["teacher"], **facts, "output": values["output_dir"]})
-
-
-def _refuse_removed(arguments: Sequence[str]) -> None:
-    """Raise a ValueError for an option of an earlier version."""
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
-        if argument.startswith("--") and name in REMOVED:
-            raise ValueError(f"{name} is no longer an option ({REMOVED[name]}): leave it out")
 
 
 def trainer_help() -> str:

@@ -1,8 +1,9 @@
 """Rows of token ids and labels, and the batches made from them."""
 
+import copy
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from ..models.encoding import pad_batch
 from ..models.prompts import Prompt
 from .losses import IGNORED
 from .training_args import SKDTrainingArguments
+
+# Texts of a stream that are tokenized together.
+TEXTS_AT_ONCE = 100
 
 
 def window_rows(
@@ -69,10 +73,11 @@ def stream_windows(
     text_column: str,
     prompt: Prompt | None = None,
     *,
-    is_shared: bool = False,
     is_endless: bool = False,
 ) -> IterableDataset:
     """Encode texts as they come, into the rows that :func:`encode_senses` makes with `only_tokens`.
+
+    The rows are one stream, also if the texts are many files. So several processes take turns at its batches.
 
     Args:
         texts: The stream.
@@ -80,33 +85,37 @@ def stream_windows(
         max_length: Longest row in tokens.
         text_column: Name of the text column.
         prompt: The teacher's.
-        is_shared: Whether several processes share the stream. They then take turns at its batches. Otherwise
-            accelerate would give them different files, which end at different steps.
         is_endless: Whether the stream begins again when it ends, in the order of the next epoch. `Trainer` takes all
             steps on a stream for one epoch: it would drop the batches of an accumulation that an end cuts off, and
             resume at another batch.
     """
-
-    def rows(batch: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
-        corpus = tokenize_in_memory(list(iterate_texts(batch[text_column])), tokenizer, prompt)
-        return window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
-
-    windows = texts.select_columns([text_column]).map(rows, batched=True, batch_size=100, remove_columns=[text_column])
-    if not (is_shared or is_endless):
-        return windows
-    return IterableDataset.from_generator(_iterate, gen_kwargs={"rows": windows, "is_endless": is_endless})
+    # A copy, as the number of the epoch is kept in it.
+    source = {"texts": copy.copy(texts), "tokenizer": tokenizer, "max_length": max_length, "text_column": text_column}
+    settings = {**source, "prompt": prompt, "is_endless": is_endless}
+    return IterableDataset.from_generator(_stream_rows, gen_kwargs=settings)
 
 
-def _iterate(rows: IterableDataset, is_endless: bool) -> Iterator[dict[str, list[int]]]:
+def _stream_rows(
+    texts: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    text_column: str,
+    prompt: Prompt | None,
+    is_endless: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rows of :func:`stream_windows`."""
     is_empty = False
     for epoch in count() if is_endless else (0,):
         if is_empty:
             return  # a stream that can be read once
-        rows.set_epoch(epoch)
-        is_empty = True
-        for row in rows:
-            is_empty = False
-            yield row
+        texts.set_epoch(epoch)
+        source, is_empty = iterate_texts(texts, text_column), True
+        while some := list(islice(source, TEXTS_AT_ONCE)):
+            corpus = tokenize_in_memory(some, tokenizer, prompt)
+            columns = window_rows(corpus, max_length, 0, len(corpus), np.full(len(corpus.input_ids), -1))
+            for row in zip(*columns.values()):
+                is_empty = False
+                yield dict(zip(columns, row))
 
 
 def row_lengths(dataset: Any) -> list[int]:

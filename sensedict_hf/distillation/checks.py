@@ -1,5 +1,6 @@
 """What distillation refuses before the teacher runs, with errors that name the way out."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +80,46 @@ def check_arguments(text_column: str, senses: SenseEmbeddingModel | None, others
     Args:
         text_column: Name of the text column.
         senses: The dictionary that guides a student that generates text.
-        others: Arguments of `Trainer`, see :func:`refuse_unused`.
+        others: Arguments of `Trainer`. Those that are None and would have no effect are removed.
 
     Raises:
         ValueError: One of them is of another type, or has no effect.
     """
-    refuse_unused(others)
+    if others.pop("model_init", None) is not None:
+        raise ValueError("model_init has no part in distillation: make the student and pass it as model")
+    for name in ("compute_metrics", "compute_loss_func", "data_collator", "preprocess_logits_for_metrics"):
+        if others.pop(name, None) is not None:
+            raise ValueError(
+                f"{name} has no part in distillation: args.objective decides the loss, the metrics are fixed, and "
+                "batches are made from the rows of encode_senses; leave it out"
+            )
     check_string("text_column", text_column)
     if senses is not None:
         check_dictionary(senses)
 
 
-def refuse_unused(kwargs: dict[str, Any]) -> None:
-    """Raise a ValueError for arguments of `Trainer` that would have no effect. Those that are None are removed."""
-    if kwargs.pop("model_init", None) is not None:
-        raise ValueError("model_init has no part in distillation: make the student and pass it as model")
-    for name in ("compute_metrics", "compute_loss_func", "data_collator", "preprocess_logits_for_metrics"):
-        if kwargs.pop(name, None) is not None:
-            raise ValueError(
-                f"{name} has no part in distillation: args.objective decides the loss, the metrics are fixed, and "
-                "batches are made from the rows of encode_senses; leave it out"
-            )
+def check_adapters(model: nn.Module, student: SKDStudentModel) -> None:
+    """Warn if a student with adapters of PEFT is trained.
+
+    Args:
+        model: The student, with or without adapters.
+        student: The student inside.
+
+    Raises:
+        ValueError: The student's projection is random, and the adapters freeze it.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    logger.warning(
+        "a folder of adapters does not hold the student's config, which decides what the student returns after "
+        "distillation: merge the adapters into the student before you save it, or save its config too"
+    )
+    projection = student.projection
+    if projection is not None and not projection.weight.requires_grad and student.config.objective is None:
+        raise ValueError(
+            'the student has a projection, which is random and which the adapters freeze: add "projection" to '
+            "modules_to_save of the config of PEFT"
+        )
 
 
 def check_dtypes(model: nn.Module) -> None:
@@ -126,7 +146,7 @@ def check_step(step: int, mask: Tensor | None = None, **tensors: Tensor | None) 
 
 
 def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
-    """Raise a ValueError if there is no checkpoint to resume from, or it lacks the optimizer.
+    """Raise a ValueError if there is no checkpoint to resume from, or it lacks the optimizer or its last file.
 
     Without the optimizer the weights would become others.
 
@@ -142,6 +162,11 @@ def check_checkpoint(resumed: str | bool | None, output_dir: str) -> None:
                 f"there is no checkpoint in {output_dir} to resume from: train without resume_from_checkpoint, or "
                 "with the output_dir of the earlier training"
             )
+    if path and not (Path(path) / "trainer_state.json").is_file():
+        raise ValueError(
+            f"{path} is no checkpoint, or its writing was interrupted (it has no trainer_state.json): name "
+            "another one, or delete it"
+        )
     if path and not any(Path(path).glob("optimizer.*")) and not any(Path(path).glob("global_step*")):
         raise ValueError(
             f"{path} holds no optimizer (save_only_model=True), so that training would not go on as it was: train "
@@ -180,6 +205,20 @@ def check_poolings(student: SKDStudentModel, teacher: Teacher) -> None:
         logger.warning(
             f"the student's pooling is {pooling}, the teacher's {teacher.pooling}: the student's is used for both; "
             "from_teacher and from_backbone take another one as pooling="
+        )
+
+
+def check_prompt(teacher: Teacher, prompt: dict[str, Any] | None) -> None:
+    """Raise a ValueError if the teacher reads texts in another prompt than the student will.
+
+    Args:
+        teacher: The teacher.
+        prompt: The prompt of the student's config.
+    """
+    if (read := teacher.prompt and asdict(teacher.prompt)) != prompt:
+        raise ValueError(
+            f"the teacher has prompt={read}, the student prompt={prompt}: load the teacher with the student's, or "
+            "make the student from this teacher"
         )
 
 
@@ -240,6 +279,8 @@ def is_encoded(
                 f"objective={args.objective!r} needs the teacher's vectors: pass teacher=, encode the texts with "
                 "keep_vectors=True, or choose objective='sense'"
             )
+        if "kl" in args.terms and not has_teacher:
+            raise ValueError(f"objective={args.objective!r} reads the teacher's head: pass teacher=")
         check_encoded(texts, made_with, senses, args, max_length, prompt)
         return True
     if text_column not in texts.features:

@@ -88,7 +88,7 @@ def encode_senses(
         temperature: Temperature of these probabilities, in units of the dictionary's distortion.
         only_tokens: Whether to keep token ids only, without running the teacher. All labels are then -1.
         keep_vectors: Whether to keep the teacher's vectors instead of labels, in half precision: `2 * hidden` bytes a
-            token. Any objective can be trained with them.
+            token, and twice as much while they are put together. Any objective can be trained with them.
 
     Returns:
         A dataset with the columns `input_ids` and `labels`, lists of equal length. A label is the index of the sense

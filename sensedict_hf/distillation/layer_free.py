@@ -3,6 +3,7 @@
 :class:`SKDTrainer` does the rest, as for other students.
 """
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
+from .checks import check_prompt
 from .labels import has_other_weights, label_settings
 from .losses import Errors, vector_errors, vector_loss
 from .training_args import SKDTrainingArguments
@@ -163,17 +165,19 @@ def encode_for(
         )
     if teacher is None:
         raise ValueError("texts need a teacher that computes their vectors: pass teacher=")
+    check_prompt(teacher, student.config.prompt)
     ids = backbone.config.special_token_ids
     return encode_vectors(teacher, texts, layer=senses.layer, special_token_ids=ids, overwrite=True, **settings)
 
 
 def default_epochs(args: SKDTrainingArguments, rows: int) -> SKDTrainingArguments:
-    """Set the default number of epochs, which depends on the number of texts.
+    """Return settings with the default number of epochs, which depends on the number of texts.
 
     Args:
-        args: The settings, which are changed.
+        args: The settings.
         rows: Number of rows of the training dataset.
     """
+    args = copy.copy(args)
     if args.least_steps:
         epochs = args.least_steps * args.train_batch_size * args.gradient_accumulation_steps / rows
         args.num_train_epochs = min(max(epochs, args.num_train_epochs), MOST_EPOCHS)

@@ -31,18 +31,6 @@ class SenseLabels(NamedTuple):
     probabilities: Tensor | None = None
 
 
-class SenseLoss(NamedTuple):
-    """The sense loss of a batch.
-
-    Attributes:
-        loss: The summed cross-entropy, a float32 scalar.
-        choices: `[batch, positions]`, the sense that the student picks; -1 where the position is not counted.
-    """
-
-    loss: Tensor
-    choices: Tensor
-
-
 class Counts(NamedTuple):
     """Sums over the positions of a batch, from which the logged means are computed.
 
@@ -123,21 +111,6 @@ def sentence_mse(student: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:
     return ((student.float() - teacher.float()).square().sum(-1) * counted.float().sum(1)).sum()
 
 
-def sense_loss(
-    student: Tensor, token_ids: Tensor, labels: SenseLabels, senses: SenseEmbeddingModel, temperature: float = 1.0
-) -> SenseLoss:
-    """Sum the cross-entropy between the senses that teacher and student pick, over each token's own senses.
-
-    Args:
-        student: `[batch, positions, hidden]`.
-        token_ids: `[batch, positions]`, the tokens that the vectors belong to.
-        labels: The senses that the teacher picks, hard or soft.
-        senses: The dictionary.
-        temperature: Divides the scores of the senses; in units of the dictionary's distortion.
-    """
-    return SenseLoss(*senses.cross_entropy(token_ids, student, labels.sense_ids, temperature, labels.probabilities))
-
-
 def sense_labels(
     inputs: Mapping[str, Tensor],
     senses: SenseEmbeddingModel,
@@ -214,7 +187,9 @@ def skd_loss(
 
     # Senses: the loss, and how well the student's choices fit. Labels without a weight are wanted for the latter only.
     if labels is not None:
-        cross_entropy, choices = sense_loss(student, tokens, labels, senses, temperature)
+        cross_entropy, choices = senses.cross_entropy(
+            tokens, student, labels.sense_ids, temperature, labels.probabilities
+        )
         if "sense" in weights:
             loss = loss + weights["sense"] * cross_entropy
         is_known = choices >= 0

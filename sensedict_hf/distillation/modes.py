@@ -6,9 +6,6 @@ from contextlib import contextmanager
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
 
 
 @contextmanager
@@ -60,19 +57,6 @@ def added_callback(trainer: Trainer, callback: TrainerCallback) -> Iterator[None
         yield
     finally:
         trainer.remove_callback(callback)
-
-
-def warn_of_adapters(model: nn.Module | None) -> None:
-    """Warn if a student with adapters of PEFT is trained.
-
-    Args:
-        model: The model.
-    """
-    if hasattr(model, "peft_config"):
-        logger.warning(
-            "a folder of adapters does not hold the student's config, which decides what the student returns "
-            "after distillation: merge the adapters into the student before you save it, or save its config too"
-        )
 
 
 @contextmanager

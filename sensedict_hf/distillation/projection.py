@@ -53,6 +53,7 @@ def fit_projection(
     width = projection.in_features + 1
     own = torch.zeros(width, width, dtype=torch.float64)
     both = torch.zeros(width, projection.out_features, dtype=torch.float64)
+    length = 0.0  # of the targets, summed
     while own[-1, -1] < POSITIONS and (some := list(islice(rows, trainer.args.per_device_eval_batch_size))):
         batch = {name: values.to(student.device) for name, values in trainer.data_collator(some).items()}
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -69,6 +70,7 @@ def fit_projection(
         known = F.pad(states[is_known].cpu().double(), (0, 1), value=1.0)
         own += known.T @ known
         both += known.T @ comparable(targets, similarity).cpu().double()
+        length += float(targets.float().norm(dim=-1).sum())
 
     # Ridge regression. Means are taken out, so that they cost nothing.
     count = own[-1, -1]
@@ -79,5 +81,8 @@ def fit_projection(
     cross = both[:-1] / count - mean.outer(target_mean)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     weight = torch.linalg.solve(covariance + ridge * torch.eye(len(mean), dtype=torch.float64), cross)
-    projection.weight.copy_(weight.T)
-    projection.bias.copy_(target_mean - mean @ weight)
+    # Directions are fitted to a dictionary by cosine. The student's vectors are as long as the teacher's in any case,
+    # because they are averaged with senses.
+    scale = length / count if similarity == "cosine" else 1.0
+    projection.weight.copy_(scale * weight.T)
+    projection.bias.copy_(scale * (target_mean - mean @ weight))

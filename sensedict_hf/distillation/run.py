@@ -216,7 +216,7 @@ def distill_student(
             if state.is_main_process:
                 folder.forget()
             raise
-        del loaded, other, classifier  # the trainer frees the teacher if it is not needed any more
+        del loaded, other, classifier, source, guides  # the trainer frees the teacher if it is not needed any more
 
         # Train.
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder.path)))

@@ -19,8 +19,6 @@ DIGESTS = {
     "backbone": "backbone_fingerprint",
     "texts": "corpus",
 }
-# Settings of earlier versions that are gone, and the value that this version works with.
-REMOVED = {"frequency_power": 0.0, "dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,13 @@ class RunFolder:
 
     def _temporary(self) -> list[Path]:
         """Return the folders that a run needs to continue, which may not exist."""
-        return [self.path / "_encoded", self.path / "_student", *sorted(self.path.glob("checkpoint-*"))]
+        return [self.path / "_encoded", *sorted(self.path.glob("checkpoint-*"))]
 
 
 def _changed(begun: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Describe how settings differ from those of a run, which an earlier version may have begun; empty if equal."""
+    """Describe how settings differ from those that a run was begun with; empty if they are equal."""
     before = {name: value for name, value in begun.items() if name != "finished"}
-    before = {name: value for name, value in before.items() if name not in REMOVED or value != REMOVED[name]}
-    now = {name: value for name, value in settings.items() if name in before}  # others were not recorded then
+    now = dict(settings)
     for name, digest in DIGESTS.items():
         is_named = None not in (before.get(name), now.get(name))
         if not is_named and before.get(digest) is not None and before.get(digest) == now.get(digest):

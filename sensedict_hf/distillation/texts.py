@@ -13,7 +13,7 @@ from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length, model_max_length
 from .batches import Collator, stream_windows
-from .checks import is_encoded
+from .checks import check_prompt, is_encoded
 from .generation import GenerationCollator
 from .labels import encode_senses
 from .layer_free import collate_ragged, encode_for, is_layer_free
@@ -79,11 +79,12 @@ def encode_texts(
             f"objective={args.objective!r}: texts need a teacher, pass teacher= or datasets from encode_senses (a "
             "teacher that is not needed at every step is freed once the texts of the trainer are encoded)"
         )
+    check_prompt(teacher, prompt)
     if is_streamed:
         if args.keeps_vectors:
             raise ValueError("cache_vectors=True on a stream, whose texts are read as they come: leave it out")
         source = teacher.tokenizer, max_length, text_column, teacher.prompt
-        return stream_windows(texts, *source, is_shared=args.world_size > 1, is_endless=name == "train")
+        return stream_windows(texts, *source, is_endless=name == "train")
     return encode_senses(
         teacher,
         senses.to(teacher.device),  # type: ignore[arg-type]

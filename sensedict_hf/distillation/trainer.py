@@ -31,7 +31,7 @@ from .generation import (
 )
 from .layer_free import check_layer_free, default_epochs, is_layer_free, layer_free_loss
 from .losses import IGNORED, Counts, Errors, mean_errors, means, sense_labels, skd_loss
-from .modes import added_callback, every_text_once, sparse_gradients, warn_of_adapters, without_dropout
+from .modes import added_callback, every_text_once, sparse_gradients, without_dropout
 from .optimizer import make_optimizer
 from .projection import fit_projection
 from .texts import encode_texts, make_collator
@@ -181,7 +181,7 @@ class SKDTrainer(Trainer):
             ValueError: The checkpoint to resume from belongs to a student with another dictionary, or there are too
                 few texts for a step.
         """
-        warn_of_adapters(self.model)
+        checks.check_adapters(cast(nn.Module, self.model), self.student)
         checks.check_dtypes(cast(nn.Module, self.model))
         checks.check_batches(self.args, self.train_dataset)
         resumed = kwargs.get("resume_from_checkpoint", args[0] if args else None)

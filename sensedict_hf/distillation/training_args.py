@@ -63,7 +63,7 @@ class SKDTrainingArguments(TrainingArguments):
     """`TrainingArguments` of transformers, with the settings of distillation and with defaults that suit it.
 
     Some defaults depend on the student. A student without layers (`num_hidden_layers=0`) has a cheap step, and learns
-    from vectors of the teacher that are computed once. What you set yourself is never replaced:
+    from vectors of the teacher that are computed once. What you give here is never replaced:
 
     - `objective`: `sense+mse+sentence`; without layers `mse+sentence`; for a student that generates text
       `lm+kl+sense`, or `lm+kl` without a dictionary.

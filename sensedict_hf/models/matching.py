@@ -42,6 +42,11 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     check_dictionary(senses)
     check_kind("teacher", teacher, Teacher, "a Teacher, such as load_teacher(name)")
     width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
+    if senses.config.hidden_size != width and not senses.config.num_senses:
+        raise ValueError(
+            f"the student's vectors are {senses.config.hidden_size} wide, those of {teacher.name} {width}: make a "
+            "student from this teacher"
+        )
     if senses.config.hidden_size != width:
         raise ValueError(
             f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "

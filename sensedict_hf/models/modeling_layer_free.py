@@ -209,7 +209,12 @@ class LayerFreeModel(PreTrainedModel):
             return _sum_texts(rows * weights[:, None], text, len(lengths)).to(rows.dtype)
         starts = lengths.cumsum(0) - lengths
         return F.embedding_bag(
-            input_ids, table.weight, starts, mode="sum", per_sample_weights=weights.to(table.weight.dtype)
+            input_ids,
+            table.weight,
+            starts,
+            mode="sum",
+            sparse=table.sparse,
+            per_sample_weights=weights.to(table.weight.dtype),
         )
 
     def _look_around(self, input_ids: Tensor, lengths: Tensor, text: Tensor) -> Tensor:
