@@ -148,12 +148,24 @@ def find_features(paths: list[str]) -> Features:
             schemas = [pa.schema({name: kind}) for kind in types[name]]
             found |= Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError):
-            logger.warning(f"{', '.join(paths)}: left out {name}, whose values are of different types")
+            logger.warning(f"left out {name}, whose values are of different types: {_find_other_type(paths, name)}")
         except ValueError:
             logger.warning(f"{', '.join(paths)}: left out {name}, whose type datasets does not know")
     if not found:
         raise ValueError(f"{', '.join(paths)} have no column in common with values of one type: read them one by one")
     return found
+
+
+def _find_other_type(paths: list[str], name: str) -> str:
+    """Describe the first value of a column that is of another type than the first one."""
+    first: Any = None
+    for path in paths:
+        for number, value in enumerate(row.get(name) for row in iterate_rows([path])):
+            kind = "number" if type(value) in (int, float) else type(value).__name__
+            if value is not None and first not in (None, kind):
+                return f"{path} has {kind} {value!r:.40} in row {number}, after values that are {first}"
+            first = first if value is None else kind
+    return ", ".join(paths)
 
 
 def _iterate_columns(

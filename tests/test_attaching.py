@@ -16,11 +16,12 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    StaticCache,
     T5Config,
     T5Model,
 )
 
-from sensedict_hf import Teacher, attach_senses, build_sense_dictionary, load_teacher
+from sensedict_hf import SKDStudentModel, Teacher, attach_senses, build_sense_dictionary, load_teacher
 
 
 def batch_of(teacher, texts):
@@ -96,6 +97,22 @@ def test_generation_with_a_cache_and_left_padding(tokenizer, texts):
     assert torch.equal(cached, plain)
 
 
+def test_a_mask_may_be_as_long_as_a_static_cache(tokenizer, texts):
+    model = LlamaForCausalLM(
+        LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0)
+    ).eval()
+    senses = build_sense_dictionary(Teacher(model.model, tokenizer, name="tiny"), texts, senses_per_token=3)
+    ids = torch.tensor([[2, 5, 6, 7, 9, 10]])
+    cache, mask = StaticCache(config=model.config, max_cache_len=32), torch.zeros(1, 32, dtype=torch.int64)
+    with attach_senses(model, senses, assignment="hard"):
+        expected, found = model(ids).logits, []
+        for part in ids.split(4, dim=1):
+            mask[:, : mask.sum() + part.shape[1]] = 1
+            found.append(model(part, past_key_values=cache, attention_mask=mask).logits)
+    torch.testing.assert_close(torch.cat(found, dim=1), expected)
+    assert not torch.allclose(model(ids).logits, expected)
+
+
 def test_refusals(bert, texts, tokenizer):
     senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     with pytest.raises(ValueError, match="fingerprint"):
@@ -120,6 +137,10 @@ def test_refusals(bert, texts, tokenizer):
             ValueError, match=r"attention mask \[batch, positions\], .* leave out cache_implementation"
         ):
             bert.model(input_ids=torch.ones(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 1, 3, 3))
+    student = SKDStudentModel.from_teacher(bert, senses)
+    with pytest.raises(ValueError, match="senses of its own: give it others with replace_senses"):
+        attach_senses(student, senses)
+    attach_senses(student.backbone, senses).remove()
     senses.config.layer = 9
     with pytest.raises(ValueError, match="layer 9, BertModel has hidden states 0 to 4"):
         attach_senses(bert.model, senses)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import logging
 import os
 import re
@@ -235,6 +236,13 @@ def test_a_column_whose_type_is_not_known_is_left_out(tmp_path, caplog):
     pq.write_table(pa.table({"text": ["a", "b"], "pairs": pairs}), tmp_path / "a.parquet")
     assert read_dataset(str(tmp_path / "a.parquet")).column_names == ["text"]
     assert "left out pairs" in caplog.text
+
+
+def test_a_value_of_another_type_is_named(tmp_path, caplog):
+    rows = [{"text": None, "n": 1}, {"text": "a", "n": 2.5}, {"text": 5, "n": 3}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_dataset(str(tmp_path / "a.jsonl")).column_names == ["n"]
+    assert "left out text" in caplog.text and "a.jsonl has number 5 in row 2, after values that are str" in caplog.text
 
 
 def test_a_folder_named_like_a_file_is_passed_over(tmp_path):

@@ -69,7 +69,8 @@ def test_a_copied_head_is_the_teachers(kind, head, tokenizer, texts, tmp_path):
     """With all layers and without senses the logits are equal to the teacher's, before and after saving."""
     classifier = make_classifier(kind, head)
     senses = senses_of(classifier, tokenizer, texts)
-    student = head.from_teacher(classifier, senses, num_hidden_layers=4, assignment="none").eval()
+    student = head.from_teacher(classifier, senses, num_hidden_layers=4, assignment="none")
+    assert not student.training
     for side in ("right", "left") if kind == "llama" else ("right",):
         batch = batch_of(tokenizer, texts, side)
         expected = classifier(**batch).logits

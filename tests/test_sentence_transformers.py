@@ -16,8 +16,8 @@ SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTrans
 TEXTS = ["w5 w6 w7", "w9", " ".join(WORDS)]
 
 
-def in_sentence_transformers(folder):
-    return SentenceTransformer(str(folder), device="cpu")
+def in_sentence_transformers(folder, **settings):
+    return SentenceTransformer(str(folder), device="cpu", **settings)
 
 
 def vectors(model, texts=TEXTS):
@@ -173,6 +173,14 @@ def test_what_is_changed_there_is_taken_over_or_told(teacher_folder, texts, tmp_
     assert student.config.max_seq_length == 8
     np.testing.assert_allclose(vectors(student), vectors(model), atol=1e-5)
     assert AutoModel.from_pretrained(tmp_path / "changed", max_seq_length=5).config.max_seq_length == 5
+    shorter = in_sentence_transformers(tmp_path / "student", truncate_dim=8, similarity_fn_name="dot")
+    shorter.save(str(tmp_path / "shorter"))
+    again, student = (load(tmp_path / "shorter") for load in (in_sentence_transformers, AutoModel.from_pretrained))
+    assert (again.truncate_dim, again.similarity_fn_name) == (8, "dot") == (8, student.config.similarity_fn_name)
+    np.testing.assert_allclose(vectors(student), vectors(again), atol=1e-5)
+    assert vectors(again).shape[1] == 8
+    student.save_pretrained(tmp_path / "shorter")  # what the other library has left there is not kept
+    assert "__version__" not in (tmp_path / "shorter" / "config_sentence_transformers.json").read_text()
     # What cannot be taken over.
     said = []
     monkeypatch.setattr("sensedict_hf.models.sentence_files.logger.warning", said.append)

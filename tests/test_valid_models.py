@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_once
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from sensedict_hf import (
     SenseEmbeddingModel,
@@ -249,14 +255,38 @@ def test_an_index_of_shards_names_files_of_its_folder(student, tmp_path, name):
         AutoModel.from_pretrained(folder)
 
 
+def test_fields_are_set_on_a_config_that_is_given(student, texts, tmp_path):
+    """As sentence-transformers passes them on, by `model_kwargs`."""
+    student.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, config=config, assignment="none", sense_device="cpu")
+    assert (loaded.config.assignment, loaded.config.sense_device) == ("none", "cpu")
+    assert (config.assignment, config.sense_device) == (None, None)  # the caller's stays
+    expected = AutoModel.from_pretrained(tmp_path, assignment="none").encode(texts[:3])
+    assert torch.equal(loaded.encode(texts[:3]), expected)
+    with pytest.raises(ValueError, match="unknown assignment 'best'"):
+        AutoModel.from_pretrained(tmp_path, config=config, assignment="best")
+    with pytest.raises(ValueError, match=r"prompts\['query'\]=5: give the string"):
+        AutoModel.from_pretrained(tmp_path, prompts={"query": 5})
+
+
+def test_a_student_without_a_language_model_head_is_none(student, tmp_path):
+    student.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a SKDStudentModel, which has no language-model head"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_verify(bert, texts, student, tmp_path, capsys):
     build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path / "senses")
     student.save_pretrained(tmp_path / "student")
     assert main(["verify", str(tmp_path / "senses")]) == main(["verify", str(tmp_path / "student")]) == 0
     out = capsys.readouterr().out
     assert "SenseEmbeddingModel: " in out and " files as the manifest tells" in out and "SKDStudentModel: " in out
-    (tmp_path / "senses" / "README.md").write_text("changed")
+    (tmp_path / "senses" / "README.md").write_text("a card may be edited")
+    assert main(["verify", str(tmp_path / "senses")]) == 0
+    build_sense_dictionary(bert, texts, budget=90, output_dir=tmp_path / "senses")
+    (tmp_path / "senses" / "tokenizer_config.json").write_text("{}")
     assert main(["verify", str(tmp_path / "senses")]) == 2
-    assert "README.md is not the file" in capsys.readouterr().err
+    assert "tokenizer_config.json is not the file" in capsys.readouterr().err
     change_tensors(tmp_path / "student", lambda tensors: tensors["backbone.embeddings.LayerNorm.bias"].fill_(math.nan))
     assert main(["verify", str(tmp_path / "student")]) == 2

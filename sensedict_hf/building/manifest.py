@@ -22,7 +22,8 @@ class Manifest:
 
     Attributes:
         settings: The settings of the build, and the digest of its texts.
-        files: Size in bytes and SHA-256 of each file, by its path in the folder.
+        files: Size in bytes and SHA-256 of each file, by its path in the folder. The card, which may be edited, is
+            left out.
     """
 
     settings: Mapping[str, Any]
@@ -30,13 +31,14 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path, settings: Mapping[str, Any]) -> "Manifest":
-        """Describe all files of a folder.
+        """Describe all files of a folder but its card.
 
         Args:
             folder: The folder.
             settings: The settings of the build.
         """
         paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        paths.pop("README.md", None)
         return cls(settings, {name: file_entry(path) for name, path in sorted(paths.items())})
 
     def write(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attention import evaluating, probe_attention
 from .configuration_sense_embedding import check_assignment, check_residual
+from .hub import SensePreTrainedModel
 from .loading import check_dictionary
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .tokenization import count_embeddings, has_decoder
@@ -113,7 +114,10 @@ class AttachedSenses:
                     "attached senses need an attention mask [batch, positions], which tells padding from text: in "
                     "generate leave out cache_implementation='static' and the like, which make other masks"
                 )
-            mask = mask[:, -input_ids.shape[1] :]  # with a key-value cache the mask covers earlier positions too
+            # With a key-value cache the mask covers earlier positions too, and maybe places that are still empty.
+            cache: Any = next((given[name] for name in CACHES if given.get(name) is not None), None)
+            seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else mask.shape[1]
+            mask = mask[:, : int(seen) + input_ids.shape[1]][:, -input_ids.shape[1] :]
         self._passes.append(_Pass(input_ids, mask))
 
     def refuse_generation(self, model: PreTrainedModel) -> None:
@@ -339,6 +343,11 @@ def _find_source(base: PreTrainedModel, layer: int, width: int) -> tuple[nn.Modu
     for module, number, tensor in outputs:
         if tensor is target or (tensor.data_ptr() == target.data_ptr() and tensor.shape == target.shape):
             return module, number
+    if isinstance(base, SensePreTrainedModel):
+        raise ValueError(
+            f"{type(base).__name__} has senses of its own: give it others with replace_senses, or attach them to its "
+            "backbone"
+        )
     raise ValueError(
         f"no module of {type(base).__name__} returns the hidden states of layer {layer}, so that senses cannot be "
         "attached: make a student instead"

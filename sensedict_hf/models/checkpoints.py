@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .arguments import is_text
+from .arguments import check_kind, is_text
 from .files import read_json_file
 from .prompts import Prompt
 
@@ -211,7 +211,9 @@ def apply_sentence_transformers(
         else:
             not_read.append(module["type"])
     general = read("config_sentence_transformers.json") or {}
-    found.prompts |= general.get("prompts") or {}
+    prompts = general.get("prompts") or {}
+    check_kind("prompts of sentence-transformers", prompts, dict, "a dictionary of strings")
+    found.prompts |= prompts
     found.similarity_fn_name = general.get("similarity_fn_name")
     if general.get("truncate_dim"):
         found.sentence_head.append({"kind": "truncate", "dim": general["truncate_dim"]})

@@ -154,6 +154,9 @@ class SKDStudentConfig(PreTrainedConfig):
         for name in ("prompt", "prompts"):
             if not isinstance(getattr(self, name), (dict, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r:.60}: give a dictionary, see SKDStudentConfig")
+        for name, prompt in (self.prompts or {}).items():
+            if not isinstance(prompt, (str, type(None))):
+                raise ValueError(f"prompts[{name!r}]={prompt!r:.60}: give the string that goes before the text")
         if self.objective is not None:
             check_string("objective", self.objective)
         if self.assignment is not None:

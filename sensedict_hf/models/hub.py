@@ -19,6 +19,7 @@ from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
 from .saved_tensors import find_misfits, is_head, read_headers
+from .sentence_files import GENERAL, is_saving
 
 logger = logging.get_logger(__name__)
 
@@ -31,6 +32,7 @@ PLACEMENT_OPTIONS = ("device_map", "max_memory", "offload_folder", "offload_buff
 
 # Other arguments of `from_pretrained` that are no fields of a config.
 MODEL_OPTIONS = ("config", "dtype", "torch_dtype", "quantization_config", "use_safetensors", "ignore_mismatched_sizes")
+OPTIONS = (*HUB_OPTIONS, *PLACEMENT_OPTIONS, *MODEL_OPTIONS, "attn_implementation", "trust_remote_code", "variant")
 
 
 class SensePreTrainedModel(PreTrainedModel):
@@ -124,6 +126,11 @@ class SensePreTrainedModel(PreTrainedModel):
             raise ValueError("use_safetensors must be True: files of other kinds can run code")
         with reading(source):
             config = cls._read_config(source, kwargs)
+        if isinstance(kwargs.get("config"), PreTrainedConfig):  # with a config, transformers takes no fields
+            for name in [name for name in kwargs if name not in OPTIONS and hasattr(config, name)]:
+                setattr(config, name, kwargs.pop(name))
+            config.check()
+            kwargs["config"] = copy.deepcopy(config)
         has_new_head = cls._has_new_head(config, source)
         is_quantized = kwargs.get("quantization_config") or getattr(config, "quantization_config", None)
         if not is_quantized:  # a quantizer changes sizes and names
@@ -255,6 +262,8 @@ class SensePreTrainedModel(PreTrainedModel):
             super().save_pretrained(ready, **kwargs)
             write_code(ready, self.config.model_type, with_code)
             self._write_other_files(ready)
+            if is_saving(save_directory, kwargs):
+                (ready / GENERAL).unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(ready)
             except (ValueError, OSError) as error:  # hours of training must not be lost for it

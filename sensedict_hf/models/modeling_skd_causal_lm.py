@@ -144,6 +144,16 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
         student.eval()
         return student
 
+    @classmethod
+    def _check_files(cls, config: Any, source: str, has_new_head: bool, kwargs: dict[str, Any]) -> None:
+        made = config.architectures or [cls.__name__]
+        if cls.__name__ not in made:
+            raise ValueError(
+                f"{source} is a {made[0]}, which has no language-model head: make a student that generates text with "
+                "SKDStudentForCausalLM.from_teacher, or sensedict distill --head causal_lm"
+            )
+        super()._check_files(config, source, has_new_head, kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings."""
         return self.student.get_input_embeddings()

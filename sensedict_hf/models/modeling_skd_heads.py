@@ -104,7 +104,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             classifier: The fine-tuned teacher: a name, a path or a loaded model.
 
         Returns:
-            A student with a head, on the device of the student.
+            A student with a head, on the device of the student, ready to predict (`eval()`).
 
         Raises:
             ValueError: The head cannot be copied, or it does not read the layer that the senses are of.
@@ -140,6 +140,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         for part in model._parts():
             part._tokenizer, part._tokenizer_source = student._tokenizer, student._tokenizer_source
         model.to(student.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
+        model.eval()
         return model
 
     @classmethod

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .arguments import check_integer
+from .arguments import check_integer, check_string
 from .checkpoints import read_pooling, read_step
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
@@ -86,7 +86,7 @@ def read_student_head(
     """Return what the pooled vector of a text goes through, as the files of sentence-transformers say.
 
     That library may have trained the dense layers, which transformers leaves as they are, or added one. The config
-    takes over another length limit. A warning tells of another pooling or other prompts.
+    takes over another length limit and another similarity. A warning tells of another pooling or other prompts.
 
     Args:
         source: The folder or repository of the student.
@@ -142,7 +142,7 @@ def read_student_head(
 def _take_over_settings(
     source: str, config: SKDStudentConfig, pooling: str | None, read: Callable[[str], Any]
 ) -> None:
-    """Take over the length limit in the files of sentence-transformers, and warn if they pool or prompt otherwise.
+    """Take over length limit and similarity from the files of sentence-transformers; warn of other prompts or pooling.
 
     Args:
         source: The folder or repository of the student.
@@ -158,6 +158,11 @@ def _take_over_settings(
     if longest is not None and longest != saved.max_seq_length == config.max_seq_length:
         config.max_seq_length = check_integer("the max_seq_length of sentence-transformers", longest, 1)
 
+    similarity = general.get("similarity_fn_name")
+    if similarity is not None and similarity != saved.similarity_fn_name == config.similarity_fn_name:
+        check_string("the similarity_fn_name of sentence-transformers", similarity)
+        config.similarity_fn_name = similarity
+
     prompts, default, _, has_form = _prompts(saved)
     written, found = (
         {name: prompt for name, prompt in each.items() if prompt} for each in (prompts, general.get("prompts") or {})
@@ -169,6 +174,19 @@ def _take_over_settings(
             f"sentence-transformers makes other vectors from {source} than `encode`, as its files have "
             f"{' and '.join(changed)}: set them on the student and save it again"
         )
+
+
+def is_saving(folder: str | os.PathLike[str], options: Mapping[str, Any]) -> bool:
+    """Return whether sentence-transformers is saving a model, and has just written its own settings into the folder.
+
+    It leaves its version there, and passes an argument that transformers no longer knows.
+
+    Args:
+        folder: The folder.
+        options: Arguments of `save_pretrained`.
+    """
+    path = Path(folder, GENERAL)
+    return "safe_serialization" in options and path.is_file() and "__version__" in (read_json_file(path) or {})
 
 
 def opens_in_sentence_transformers(folder: str | os.PathLike[str]) -> bool:
