@@ -71,8 +71,8 @@ def test_the_corpus_needs_no_extra():
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     steps = pytest.importorskip("sensedict_hf.demo.run", reason="needs the extra [demo]")
-    # Its models are real, so a sixth of the sentences must do.
-    words = sorted({row["word"] for row in read_demo_corpus()} - set(steps.WORDS_SHOWN))[:4]
+    # Its models are real, so an eighth of the sentences must do.
+    words = sorted({row["word"] for row in read_demo_corpus()} - set(steps.WORDS_SHOWN))[:2]
     rows = [row for row in read_demo_corpus() if row["word"] in (*words, *steps.WORDS_SHOWN)]
     monkeypatch.setattr(steps, "read_demo_corpus", lambda: rows)
     monkeypatch.setattr(steps, "EPOCHS", 1)

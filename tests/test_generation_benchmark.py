@@ -10,14 +10,12 @@ from benchmarks import generation
 
 @pytest.mark.slow
 def test_a_trial_is_recorded_and_continues(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["generation", "--smoke", "--output", str(tmp_path), "--learning-rates", "0.001", "--sense-weights", "0.1"],
-    )
+    methods = ["+ KL", "+ KL + MSE", "+ KL + senses (next)"]
+    settings = ["--learning-rates", "0.001", "--sense-weights", "0.1", "--methods", *methods]
+    monkeypatch.setattr(sys, "argv", ["generation", "--smoke", "--output", str(tmp_path), *settings])
     generation.main()
     first = capsys.readouterr().out
-    assert all(f"| {method} | 0.001 |" in first for method in generation.METHODS)
+    assert all(f"| {method} | 0.001 |" in first for method in methods)
     study = json.loads((tmp_path / "generation.json").read_text())
     (entry,) = study["entries"].values()
     assert entry["teacher"]["smoke perplexity"] > 1 and entry["settings"]["smoke"]
