@@ -21,9 +21,8 @@ from .options import make_parser
 MODULES = {"card": "card", "distill": "distill", "evaluate": "evaluate", "export": "export", "index": "index"}
 MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verify"), "dictionaries")
 
-# Other accepted names of options, which help does not show: old names, and names in transformers.
+# Other accepted names of options, which help does not show: those in transformers and in its other tools.
 OTHER_NAMES = {
-    ("build", "--num-senses"): "--senses-per-token",
     ("export", "--onnx"): "--output",
     ("distill", "--num-train-epochs"): "--epochs",
     ("distill", "--output-dir"): "--output",

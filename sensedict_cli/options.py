@@ -79,7 +79,7 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
     about = (
         "how senses are shared out; 'mcl' is the paper's rule, and slow (default: by the options above, else budget)"
     )
-    add(size, "--method", "", about, choices=METHODS, type=lambda name: name.replace("num_senses", METHODS[1]))
+    add(size, "--method", "", about, choices=METHODS)
     add(size, "--dtype", "", "dtype of the stored senses", choices=SENSES_DTYPES, default="float16")
 
     vectors = sub.add_argument_group("vectors that senses are made from")

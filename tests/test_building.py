@@ -209,28 +209,19 @@ def test_integers_of_numpy_are_integers(bert, texts, tmp_path):
     assert torch.equal(first.senses, second.senses)
 
 
-def test_the_former_name_of_senses_per_token(bert, texts, tmp_path):
-    """It warns, and recognises what was built with the new name."""
-    new = build_sense_dictionary(bert, texts, senses_per_token=2, method="senses_per_token", output_dir=tmp_path)
-    with pytest.warns(FutureWarning, match="num_senses is deprecated: write senses_per_token"):
-        old = build_sense_dictionary(bert, texts, num_senses=2, method="num_senses", output_dir=tmp_path)
-    assert torch.equal(new.senses, old.senses)
-    assert (new.config.method, new.config.method_value) == ("num_senses", 2)
+def test_how_the_number_of_senses_was_set_is_recorded(bert, texts, tmp_path):
+    config = build_sense_dictionary(bert, texts, senses_per_token=2, output_dir=tmp_path).config
+    assert (config.method, config.method_value) == ("senses_per_token", 2)
     settings = json.loads((tmp_path / "manifest.json").read_text())["settings"]
-    assert list(settings)[:3] == ["method", "num_senses", "budget"] and settings["num_senses"] == 2
-    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="give only the first"):
-        build_sense_dictionary(bert, texts, num_senses=2, senses_per_token=2)
+    assert list(settings)[:3] == ["method", "senses_per_token", "budget"] and settings["senses_per_token"] == 2
 
 
 def test_settings_never_change():
     settings = BuildSettings(budget=90)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.budget = 100
-    assert (settings.method, BuildSettings(senses_per_token=2).method, BuildSettings().method) == (
-        "budget",
-        "num_senses",
-        "budget",
-    )
+    methods = [each.method for each in (settings, BuildSettings(senses_per_token=2), BuildSettings())]
+    assert methods == ["budget", "senses_per_token", "budget"]
 
 
 def test_bad_input(bert, texts):

@@ -528,7 +528,6 @@ def test_help_is_complete_and_names_a_default_once(capsys):
         for option in options:
             assert option.count("default:") <= 1, option
             assert re.search(r"[a-z]{3,} ", option.split(" ", 2)[-1]), f"no help: {option}"
-    assert "num-senses" not in printed(capsys, "build", "--help")
 
 
 def test_all_options_of_the_trainer_are_shown_on_request(capsys):
@@ -563,11 +562,10 @@ def test_choices_and_defaults_are_those_of_the_package():
     assert teacher.TeacherArguments.of(evaluation) == teacher.TeacherArguments()
 
 
-def test_underscores_and_old_names_are_accepted():
+def test_underscores_and_other_names_are_accepted():
     build = ("build", *NEEDED["build"])
-    for name in ("--senses-per-token", "--senses_per_token", "--num-senses", "--num_senses"):
+    for name in ("--senses-per-token", "--senses_per_token"):
         assert parsed(*build, name, "3").senses_per_token == parsed(*build, f"{name}=3").senses_per_token == 3
-    assert parsed(*build, "--method", "num_senses").method == "senses_per_token"
     assert parsed(*build, "--teacher_dtype=float16", "--keep_samples").teacher_dtype == "float16"
     assert parsed(*build, "--instruction", "--no_option but text").instruction == "--no_option but text"
     options = parsed(
@@ -580,7 +578,7 @@ def test_underscores_and_old_names_are_accepted():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["build", "--budget", "5", "--num-senses", "5"], "not allowed with argument --budget"),
+        (["build", "--budget", "5", "--senses-per-token", "5"], "not allowed with argument --budget"),
         (["build", "--streaming", "perhaps"], "'perhaps' is neither true nor false"),
         (["build", "--max-steps", "5"], "unrecognized arguments: --max-steps 5"),
         (["distill", "--no-such-option", "5"], "unrecognized arguments: --no-such-option 5"),

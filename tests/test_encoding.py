@@ -140,16 +140,6 @@ def test_an_assignment_is_an_option_of_students(bert, texts):
         bert.encode(texts, assignment="hard")
 
 
-def test_the_old_name_of_show_progress_bar(encoder, texts):
-    for call in (
-        lambda: encoder.encode(texts, show_progress=False),
-        lambda: encoder.encode_words([], show_progress=True),
-    ):
-        with pytest.warns(FutureWarning, match="write show_progress_bar=") as caught:
-            call()
-        assert caught[0].filename == __file__
-
-
 @pytest.mark.parametrize(
     "given, count, shown", [(None, 60, True), (None, 32, False), (True, 1, True), (False, 60, False), (None, 0, False)]
 )

@@ -6,7 +6,6 @@ where it stopped.
 
 import os
 import shutil
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +94,6 @@ def build_sense_dictionary(
     senses_dtype: str = "float16",
     prompt_senses: bool = False,
     trust_remote_code: bool = False,
-    num_senses: int | None = None,
 ) -> SenseEmbeddingModel:
     """Build a sense dictionary: run the teacher over texts and cluster the vectors of each token.
 
@@ -142,7 +140,6 @@ def build_sense_dictionary(
         prompt_senses: Whether the tokens of the teacher's instruction and template get senses too. They do not count
             in the vector of a text.
         trust_remote_code: Whether to run code from the folders or repositories of teacher and tokenizer.
-        num_senses: Deprecated, use `senses_per_token`.
 
     Returns:
         The dictionary.
@@ -162,12 +159,6 @@ def build_sense_dictionary(
         >>> len(dictionary.senses_of("the"))
         2
     """
-    if num_senses is not None:
-        warnings.warn("num_senses is deprecated: write senses_per_token instead", FutureWarning, stacklevel=2)
-        if senses_per_token is not None:
-            raise ValueError(f"senses_per_token={senses_per_token} and num_senses={num_senses}: give only the first")
-        senses_per_token = num_senses
-
     # Check what can be checked before the teacher is loaded.
     settings = BuildSettings(
         method=method,

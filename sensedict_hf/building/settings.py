@@ -14,8 +14,6 @@ from ..models.teachers import Teacher
 from ..models.tokenization import check_offsets
 
 METHODS = ("budget", "senses_per_token", "mcl")
-# Files keep the former name of senses_per_token, so that old builds are recognised.
-STORED_NAMES = {"senses_per_token": "num_senses"}
 # The result of a build may depend on the versions of these packages.
 PACKAGES = ("sensedict_hf", "tokenizers", "torch", "transformers")
 
@@ -28,8 +26,8 @@ class BuildSettings:
     Python's.
 
     Attributes:
-        method: How the number of senses is set: `budget`, `num_senses` (the stored name of `senses_per_token`) or
-            `mcl`. None: `num_senses` if `senses_per_token` is given, else `budget`.
+        method: How the number of senses is set: `budget`, `senses_per_token` or `mcl`. None: `senses_per_token` if
+            that is given, else `budget`.
         senses_per_token: Senses for every token.
         budget: Senses in all. None with the method `budget`: the default budget.
         max_samples_per_token: The most occurrences of a token that are sampled.
@@ -90,7 +88,7 @@ class BuildSettings:
 
     def record(self) -> dict[str, Any]:
         """Return the settings as they are written to `settings.json` and `manifest.json`: the key if it is `next`."""
-        fields = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        fields = asdict(self)
         if self.key == "input":
             del fields["key"]
         return fields
@@ -210,7 +208,7 @@ class Source:
 
 
 def _method(method: str | None, senses_per_token: int | None, budget: int | None) -> str:
-    """Return the stored name of the given method, or else of the method that the given number implies.
+    """Return the given method, or else the method that the given number implies.
 
     Raises:
         ValueError: There is no such method, or it does not go with the number.
@@ -218,8 +216,6 @@ def _method(method: str | None, senses_per_token: int | None, budget: int | None
     if senses_per_token is not None and budget is not None:
         raise ValueError(f"senses_per_token={senses_per_token} and budget={budget}: give one of them")
     implied = "budget" if senses_per_token is None else "senses_per_token"
-    if method == "num_senses":
-        method = "senses_per_token"
     if method is not None:
         check_choice("method", method, METHODS)
         if method == "senses_per_token" and senses_per_token is None:
@@ -227,5 +223,4 @@ def _method(method: str | None, senses_per_token: int | None, budget: int | None
         if method != implied and (senses_per_token is not None or budget is not None):
             given = f"budget={budget}" if senses_per_token is None else f"senses_per_token={senses_per_token}"
             raise ValueError(f"method={method!r} with {given}: these do not belong together, leave out one of them")
-    method = method or implied
-    return STORED_NAMES.get(method, method)
+    return method or implied

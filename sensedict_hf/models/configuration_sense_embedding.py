@@ -66,10 +66,10 @@ class SenseEmbeddingConfig(PreTrainedConfig):
         tokenizer_fingerprint: Digest of the tokenizer whose tokens the dictionary is for, see
             :func:`tokenizer_fingerprint`.
         teacher_tokenizer_fingerprint: Digest of the teacher's tokenizer; None if it is the same.
-        method: How the number of senses was set: `budget`, `num_senses` (a number for every token), `mcl` (the rule of
-            the paper) or `merge` (a budget for merged dictionaries).
-        method_value: The number of senses that the method was given: per token with `num_senses`, in all with `budget`
-            and `merge`. None with `mcl`.
+        method: How the number of senses was set: `budget`, `senses_per_token`, `mcl` (the rule of the paper) or
+            `merge` (a budget for merged dictionaries).
+        method_value: The number of senses that the method was given: for each token with `senses_per_token`, in all
+            with `budget` and `merge`. None with `mcl`.
         max_samples_per_token: The most vectors of one token that were clustered.
         window_length: Length in tokens of the windows that long texts were cut into.
         prompt: The fields of the :class:`Prompt` that the teacher read with every text.

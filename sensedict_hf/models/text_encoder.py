@@ -1,6 +1,5 @@
 """The methods `encode` and `encode_words`, which teachers and students share."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_flag, check_flags
+from .arguments import check_flags
 from .encoding import BatchEncoder
 from .prompts import Prompted
 
@@ -69,7 +68,6 @@ class TextEncoder:
         convert_to_numpy: bool = False,
         normalize_embeddings: bool = False,
         long_texts: str = "truncate",
-        show_progress: bool | None = None,
         assignment: str | None = None,
     ) -> Tensor | npt.NDArray[np.float32]:
         """Return one vector per text.
@@ -89,7 +87,6 @@ class TextEncoder:
             long_texts: What is done with texts that are longer than the model's `max_seq_length`: `truncate` leaves
                 their end out, and a warning says of how many texts. `windows` cuts them into windows that overlap by a
                 quarter; the vector of the text is the mean of their vectors, weighted by the number of tokens.
-            show_progress: Deprecated, use `show_progress_bar`.
             assignment: For students only: `hard`, `soft` or `none`. None: the assignment of the config.
 
         Returns:
@@ -110,7 +107,6 @@ class TextEncoder:
         """
         check_flags(convert_to_numpy=convert_to_numpy, normalize_embeddings=normalize_embeddings)
         encoder = replace(self._batch_encoder(prompt_name, batch_size, assignment), long_texts=long_texts)
-        show_progress_bar = _rename(show_progress, show_progress_bar)
         with _on_cpu():
             vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
             if self.sentence_head is not None:
@@ -129,7 +125,6 @@ class TextEncoder:
         *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        show_progress: bool | None = None,
         assignment: str | None = None,
     ) -> list[Tensor]:
         """Return one vector per word.
@@ -142,7 +137,6 @@ class TextEncoder:
             sentences: One list of words per sentence.
             batch_size: Sentences per forward pass.
             show_progress_bar: Whether to show a progress bar. None: if there is more than one batch.
-            show_progress: Deprecated, use `show_progress_bar`.
             assignment: For students only: `hard`, `soft` or `none`. None: the assignment of the config.
 
         Returns:
@@ -158,7 +152,7 @@ class TextEncoder:
         """
         encoder = self._batch_encoder(None, batch_size, assignment)
         with _on_cpu():
-            found = encoder.encode_words(sentences, _rename(show_progress, show_progress_bar))
+            found = encoder.encode_words(sentences, show_progress_bar)
             if found:
                 _check_finite(torch.stack([vectors.sum(0) for vectors in found]), "sentence")
             return found
@@ -177,14 +171,3 @@ def _check_finite(vectors: Tensor, kind: str) -> None:
 def _on_cpu() -> AbstractContextManager[Any]:
     """Return a context in which new tensors are on the CPU, whatever `torch.set_default_device` says."""
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-
-
-def _rename(show_progress: bool | None, show_progress_bar: bool | None) -> bool | None:
-    """Return the value of `show_progress_bar`, which may be given by its old name."""
-    for name, flag in (("show_progress", show_progress), ("show_progress_bar", show_progress_bar)):
-        if flag is not None:
-            check_flag(name, flag)
-    if show_progress is None:
-        return show_progress_bar
-    warnings.warn("show_progress= is deprecated: write show_progress_bar=", FutureWarning, stacklevel=3)
-    return show_progress
