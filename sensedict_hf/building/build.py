@@ -107,8 +107,8 @@ def build_sense_dictionary(
         tokenizer: Tokenizer whose tokens get senses, or its name or path. Default: the teacher's. The vector of
             another tokenizer's token is the mean over the teacher's tokens that share a character with it (white space
             does not count). Special tokens around a text get the vectors of the teacher's special tokens. Both
-            tokenizers must be fast ones. For a loaded model without a name or path, this is taken as the model's own
-            tokenizer; load such a model with :func:`load_teacher` to give both tokenizers.
+            tokenizers must be fast ones. With a loaded model that has no name this is its own tokenizer. To give both,
+            load the model with :func:`load_teacher`.
         output_dir: Folder for the dictionary. The same call continues an interrupted build there, and loads a finished
             one. Default: a temporary folder; the dictionary is held in memory.
         overwrite: Whether to replace another dictionary, an unfinished build or other files in `output_dir`.

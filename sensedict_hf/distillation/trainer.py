@@ -65,7 +65,7 @@ class SKDTrainer(Trainer):
             dataset (`datasets.IterableDataset`) is encoded as it comes and needs `args.max_steps`.
         eval_dataset: Texts to evaluate on, as above, or a dictionary of several.
         text_column: Name of the text column.
-        senses: The teacher's dictionary, for a student that generates text and so has none. It is not saved.
+        senses: Only for students that generate text: the teacher's dictionary. It guides training and is not saved.
         kwargs: Further arguments of `Trainer`, such as `callbacks` or `optimizers`.
 
     Raises:

@@ -69,7 +69,7 @@ class SKDTrainingArguments(TrainingArguments):
       `lm+kl+sense`, or `lm+kl` without a dictionary.
     - `mse_weight` and `sentence_weight`: 3 and 9; without layers 1 and 3; `mse_weight` 1 for one that generates text.
     - `learning_rate`: 1e-3; without layers 3e-3.
-    - `per_device_train_batch_size`: 32; without layers 256; 8 for one that generates text, for its logits are large.
+    - `per_device_train_batch_size`: 32; without layers 256; 8 for one that generates text, whose logits are large.
     - `num_train_epochs`: 2; without layers 3, with few texts enough for 200 steps, but at most 10.
     - `max_grad_norm`: 1; without layers 0, which is no clipping.
     - `train_sampling_strategy`: `group_by_length`, batches of texts of similar length, so that little is padding;
@@ -81,8 +81,9 @@ class SKDTrainingArguments(TrainingArguments):
             hidden states, the usual baseline. `sentence` is the squared distance between their sentence vectors. With
             `sense` alone the teacher runs once, before training; with the others it runs at every step, unless
             `cache_vectors` is set. For students without layers it runs once in any case. For students that generate
-            text there are also `lm`, the cross-entropy of the next token, and `kl`, the divergence from the teacher's
-            distribution of it; their `mse` is in units of the squared length of the teacher's state.
+            text there are also `lm`, the cross-entropy of the next token, and `kl`, the Kullback-Leibler divergence
+            from the teacher's distribution of the next token; their `mse` is in units of the squared length of the
+            teacher's state.
         temperature: Divides the scores of the senses in the `sense` loss. Its unit is the dictionary's mean squared
             distortion, so that one value suits all teachers.
         label_top_k: Number of senses in the label of a position. 1 keeps the teacher's best sense (hard labels). More

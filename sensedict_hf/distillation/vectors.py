@@ -218,8 +218,8 @@ def encode_vectors(
         output_dir: Folder for the vectors. The same call continues after an interruption, and opens the vectors if
             they are finished. Processes started by `accelerate launch` or `torchrun` share the work.
         layer: Which hidden states are kept; -1 for the last layer.
-        special_token_ids: Ids of tokens without a part in the student, wherever they occur. What the tokenizer and
-            the teacher's prompt put around a text is left out in any case.
+        special_token_ids: Ids of tokens that the student ignores, wherever they occur. What the tokenizer and the
+            teacher's prompt put around a text is left out in any case.
         overwrite: Whether to replace vectors of other texts or settings in `output_dir`.
         text_column: Name of the text column.
         max_length: Longest row in tokens that the teacher reads. A longer text becomes several overlapping rows.

@@ -51,7 +51,7 @@ class SenseEmbeddingConfig(PreTrainedConfig):
             (not a student) needs `broadcast_buffers=False`. `nn.DataParallel` does not work with it.
         similarity: How a vector is compared with a sense: `l2`, `cosine` or `dot`, see :func:`assign_senses`.
         assignment: What replaces a vector: `hard` the best sense of its token, `soft` the mean of the token's senses,
-            weighted by their probabilities, `none` nothing.
+            weighted by their probabilities, `none` the vector itself.
         assignment_temperature: Temperature of the soft assignment, in units of `distortion`.
         residual: Weight of the vector itself, from 0 to 1, in `(1 - residual) * sense + residual * vector`. 0, as in
             the paper: the sense alone. 1: the vector alone.

@@ -49,7 +49,7 @@ from .tokenization import complete_tokenizer
 
 
 class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
-    """A small model that picks, for each token, the sense that its teacher would pick.
+    """A small model that is distilled from a teacher, and may return the senses of its tokens.
 
     Args:
         config: Configuration of backbone and dictionary. The weights are random, and the senses zeros: make a student
@@ -194,7 +194,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
 
         If the model is not as wide as the senses, a linear projection is added. It is random until
         :class:`SKDTrainer` begins. The student takes the pooling and the length limit of the model, and the prompt of
-        the senses. Prompts by name and dense layers of the teacher are not known here, but to `distill_student`.
+        the senses. Named prompts and dense layers of the teacher are not copied; `distill_student` copies them.
 
         Args:
             backbone: The smaller model: a name, a path, a loaded model or a :class:`Teacher`.
