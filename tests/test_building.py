@@ -216,6 +216,12 @@ def test_how_the_number_of_senses_was_set_is_recorded(bert, texts, tmp_path):
     assert list(settings)[:3] == ["method", "senses_per_token", "budget"] and settings["senses_per_token"] == 2
 
 
+@pytest.mark.parametrize("name", ["budget", "senses_per_token", "max_samples_per_token"])
+def test_numbers_of_more_than_64_bits_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=1000.*: give an integer of at least 1"):
+        BuildSettings(**{name: 10**20})
+
+
 def test_settings_never_change():
     settings = BuildSettings(budget=90)
     with pytest.raises(dataclasses.FrozenInstanceError):

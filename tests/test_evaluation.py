@@ -396,3 +396,15 @@ def test_what_is_missing_is_found_before_the_work():
     same = np.ones((3, 2))
     with pytest.raises(ValueError, match="all 3 pairs have the cosine 1"):
         evaluate_similarity(same, same, [1, 2, 3])
+
+
+def test_tensors_of_words_may_be_in_bfloat16_and_have_a_gradient():
+    tags = [["B-city", "O"], ["O", "B-city"]]
+    words = [torch.tensor([[0.1, 1.0], [1.0, 0.1]]), torch.tensor([[1.0, 0.2], [0.2, 1.0]])]
+    for given in ([each.bfloat16() for each in words], [each.clone().requires_grad_() for each in words]):
+        assert evaluate_token_classification(given, tags, given, tags)["f1"] == 1
+
+
+def test_vectors_of_two_widths_are_refused():
+    with pytest.raises(ValueError, match="the embeddings are 8 and 7 wide"):
+        evaluate_retrieval(np.ones((2, 8)), np.ones((3, 7)), [[0], [1]])

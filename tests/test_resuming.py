@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -20,6 +21,9 @@ from tiny_models import make_model, make_tokenizer
 from sensedict_hf import Prompt, Teacher, build_sense_dictionary
 from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files, fitting, gathering
+from sensedict_hf.building.gathering import PlannedWindows, _join
+from sensedict_hf.building.sampling import SamplingPlan
+from sensedict_hf.building.tensor_files import open_tensors, write_tensor_file
 from sensedict_hf.cli import main
 
 PACKAGE = str(Path(corpus_module.__file__).parent)
@@ -358,3 +362,19 @@ def test_two_processes_make_the_same_bytes(texts, teacher_folder, tmp_path, monk
     assert run.returncode == 0, run.stderr
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert run.stdout.count("90 senses of 30 tokens") == 1
+
+
+def test_what_a_lost_machine_has_half_written_is_not_joined(tmp_path):
+    """Machine 1 lost its power in a batch, which machine 0 has run again; another batch of it is done."""
+    slots, ends = np.array([3, 0, 1, 2]), np.arange(4)
+    windows = PlannedWindows(*[ends] * 3, first=ends, last=ends + 1)
+    plan = SamplingPlan(*[slots] * len(SamplingPlan.__dataclass_fields__))
+    right = torch.arange(1.0, 17.0).view(4, 4)
+    for machine, rows, done in [(0, [0, 1], [True, True, False, False]), (1, [1, 2, 3], [False, False, True, True])]:
+        samples = torch.zeros(4, 4)
+        samples[slots[rows]] = right[slots[rows]]
+        samples[slots[1], 2:] *= 1 - machine  # the batch that is torn
+        write_tensor_file(tmp_path / f"samples-{machine}.safetensors", {"samples": samples})
+        write_tensor_file(tmp_path / f"gathered-{machine}.safetensors", {"done": torch.tensor(done)})
+    _join(tmp_path, plan, windows, batch_size=1)
+    assert torch.equal(open_tensors(tmp_path / "samples.safetensors")["samples"], right)

@@ -1,9 +1,12 @@
 """The sense index, against late interaction on the replaced vectors."""
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pymilvus
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 
 from sensedict_hf import SenseCollection, SenseIndex, SKDStudentModel, build_sense_dictionary
 from sensedict_hf.cli import main
-from sensedict_hf.retrieval import encoding
+from sensedict_hf.retrieval import encoding, source, token_vectors
 from sensedict_hf.retrieval.document_rows import DocumentRows, best_documents, rows_dtype
 from sensedict_hf.retrieval.encoding import encode_documents, encode_queries
 from sensedict_hf.retrieval.inverted_lists import InvertedLists
@@ -479,6 +482,10 @@ def test_an_interrupted_build_continues_with_the_same_bytes(bert, senses, texts,
         for changed, settings in [(texts[1:], {}), (texts, {"batch_size": 7}), (texts, {"ids": range(1, 61)})]:
             with pytest.raises(ValueError, match="unfinished build of other texts"):
                 SenseIndex.build(bert, senses, changed, output_dir=folder, **settings)
+        other = copy.deepcopy(bert)
+        other.model.config.hidden_act = "relu"
+        with pytest.raises(ValueError, match="or with another model"):
+            SenseIndex.build(other, senses, texts, output_dir=folder)
         index = SenseIndex.build(bert, senses, texts, output_dir=folder)
         assert len(calls) == 5  # two parts were there, and the third was begun twice
     for path in sorted((tmp_path / "whole").glob("*.*")):
@@ -493,10 +500,41 @@ def test_an_interrupted_build_continues_with_the_same_bytes(bert, senses, texts,
             SenseIndex.build(bert, senses, texts, output_dir=tmp_path / "late")
     with pytest.raises(ValueError, match="unfinished build of other texts"):
         SenseIndex.build(bert, senses, texts[1:], output_dir=tmp_path / "late")
+    (tmp_path / "late" / "parts" / "000000000.safetensors").unlink()  # a removal that was stopped
+    with pytest.raises(ValueError, match="unfinished build of other texts"):
+        SenseIndex.build(bert, senses, texts[1:3], output_dir=tmp_path / "late")
+    assert len(SenseIndex.load(tmp_path / "late")) == 60
+    (tmp_path / "late" / "parts" / "000000000.safetensors").unlink()
     SenseIndex.build(bert, senses, texts, output_dir=tmp_path / "late")
     assert not (tmp_path / "late" / "parts").exists()
     # In memory, the result is the same.
     assert (SenseIndex.build(bert, senses, texts).search(QUERIES)[1] == index.search(QUERIES)[1]).all()
+
+
+def test_a_model_is_compared_with_the_dictionary_once(index, senses, bert, monkeypatch):
+    checked, check_model = [], token_vectors.check_model
+    monkeypatch.setattr(token_vectors, "check_model", lambda *given: checked.append(given) or check_model(*given))
+    for _ in range(3):
+        index.search("w1 w2")
+        index.explain("w1", 3)
+    assert len(checked) == 0  # the index was built with this model
+    student = SKDStudentModel.from_teacher(bert, senses, num_hidden_layers=1)
+    for _ in range(3):
+        index.search("w1 w2", model=student)
+    assert len(checked) == 1
+    copied = pickle.loads(pickle.dumps(index))
+    assert copied.search("w1 w2")[0] == index.search("w1 w2")[0]
+
+
+def test_threads_load_the_model_once(teacher_folder, senses, texts, tmp_path, monkeypatch):
+    SenseIndex.build(teacher_folder, senses, texts).save(tmp_path / "index")
+    index, loaded, load = SenseIndex.load(tmp_path / "index"), [], source.load_encoder
+    monkeypatch.setattr(
+        source, "load_encoder", lambda *given, **options: loaded.append(given) or load(*given, **options)
+    )
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda query: index.search(query)[0], ["w1 w2"] * 8))
+    assert len(loaded) == 1 and all(ids == found[0] for ids in found)
 
 
 def test_index_and_model_move_together(teacher_folder, senses, texts, tmp_path):

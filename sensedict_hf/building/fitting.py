@@ -310,11 +310,7 @@ def _wanted_senses(x: Tensor, starts: Tensor, senses_per_token: int | None) -> T
 
 
 def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
-    """Find the smallest gain that a budget still buys, reading one file at a time.
-
-    Sorting all gains could exceed memory, so they are counted in bins. The bits of non-negative floats, read as
-    integers, have the same order as the floats. A histogram of the upper 16 bits finds the bin of the gain, one of the
-    lower 16 bits in this bin finds the gain.
+    """Find the smallest gain that a budget still buys.
 
     Args:
         paths: The tree files of all blocks.
@@ -323,38 +319,17 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
     Returns:
         The smallest gain, and how many gains equal to it the budget buys in each block.
     """
-
-    def bits(path: Path) -> Tensor:
-        return open_tensors(path)["gain"].view(torch.int32).long()
-
-    def at_least(histogram: Tensor) -> Tensor:
-        return histogram.flip(0).cumsum(0).flip(0)
-
-    # The highest bin at which the gains in it and above fill the budget.
-    upper = torch.zeros(1 << 15, dtype=torch.int64)
-    for path in paths:
-        upper += torch.bincount(bits(path) >> 16, minlength=1 << 15)
-    above = at_least(upper)
-    chosen = int((above >= budget).sum()) - 1
-    if chosen < 0:
-        return 0.0, [0] * len(paths)  # the budget buys everything
-    left = budget - int(above[chosen] - upper[chosen])
-    # The same for the lower bits of the gains in this bin.
-    lower = torch.zeros(1 << 16, dtype=torch.int64)
-    for path in paths:
-        values = bits(path)
-        lower += torch.bincount(values[values >> 16 == chosen] & 0xFFFF, minlength=1 << 16)
-    above = at_least(lower)
-    last = int((above >= left).sum()) - 1
-    left -= int(above[last] - lower[last])
-    value = torch.tensor((chosen << 16) + last, dtype=torch.int32)
-    lowest = float(value.view(torch.float32))
-    if lowest == 0:
-        return 0.0, [0] * len(paths)  # splits that gain nothing are never made
+    blocks = [open_tensors(path)["gain"].numpy() for path in paths]
+    gains = np.concatenate(blocks)
+    place = max(0, len(gains) - budget)
+    gains.partition(place)
+    lowest = float(gains[place])
+    if lowest == 0 or budget > len(gains):
+        return 0.0, [0] * len(paths)  # the budget buys everything; splits that gain nothing are never made
     # Of equal gains, the first blocks get theirs.
-    spare = []
-    for path in paths:
-        spare.append(min(left, int((bits(path) == value).sum())))
+    left, spare = budget - int((gains > lowest).sum()), []
+    for block in blocks:
+        spare.append(min(left, int((block == lowest).sum())))
         left -= spare[-1]
     return lowest, spare
 

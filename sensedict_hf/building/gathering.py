@@ -203,7 +203,7 @@ def gather_samples(
     if missing:
         raise RuntimeError(f"{missing} batches in {directory} were not gathered: run the same command again")
     if state.is_main_process:
-        _join(directory)
+        _join(directory, plan, windows, batch_size)
     state.wait_for_everyone()
 
 
@@ -371,18 +371,27 @@ def _marked(directory: Path) -> torch.Tensor:
     return torch.stack([open_tensors(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
 
 
-def _join(directory: Path) -> None:
-    """Copy what the other machines have written into the first file, and rename it to `samples.safetensors`."""
+def _join(directory: Path, plan: SamplingPlan, windows: PlannedWindows, batch_size: int) -> None:
+    """Copy what the other machines have written into the first file, and rename it to `samples.safetensors`.
+
+    Only batches with a mark are copied: of others a machine that lost its power may have written a part.
+
+    Args:
+        directory: The folder of the files.
+        plan: The slot of each planned position.
+        windows: The windows of :func:`plan_windows`.
+        batch_size: Number of windows in a batch.
+    """
     first, *others = sorted(directory.glob("samples-*.safetensors"))
     target = TensorFile(first)
     samples = target["samples"]
-    step = max(1, CHUNK // samples.shape[1])
     for path in others:
         theirs = open_tensors(path)["samples"]
-        for begin in range(0, len(samples), step):
-            part = theirs[begin : begin + step]
-            written = part.any(1)
-            samples[begin : begin + step][written] = part[written]
+        done = open_tensors(directory / path.name.replace("samples", "gathered"))["done"]
+        for batch in done.nonzero()[:, 0].tolist():
+            rows = windows[batch * batch_size : (batch + 1) * batch_size]
+            slots = torch.from_numpy(plan.slots[ranges(rows.first, rows.last - rows.first)])
+            samples[slots] = theirs[slots]
     target.flush()
     first.replace(directory / "samples.safetensors")
     for path in others:

@@ -67,9 +67,9 @@ class BuildSettings:
         checked: dict[str, Any] = {"method": _method(self.method, self.senses_per_token, self.budget)}
         for name in ("senses_per_token", "budget"):
             if getattr(self, name) is not None:
-                checked[name] = check_integer(name, getattr(self, name), 1)
+                checked[name] = check_integer(name, getattr(self, name), 1, 1 << 63)
         for name in ("max_samples_per_token", "batch_size"):
-            checked[name] = check_integer(name, getattr(self, name), 1)
+            checked[name] = check_integer(name, getattr(self, name), 1, 1 << 63)
         checked["layer"] = check_integer("layer", self.layer)
         checked["seed"] = check_integer("seed", self.seed, 0, 2**32)
         for name, allowed in (

@@ -36,9 +36,10 @@ def build(options: argparse.Namespace) -> None:
             raise ValueError(f"there is no column {column!r}, only {', '.join(texts.column_names)}: name one of these")
     state = process_state()
     device = state.device if state.num_processes > 1 else check_device("device", options.device)
+    model = load_encoder(options.model, device, options.trust_remote_code)
     made = SenseIndex.build(
-        load_encoder(options.model, device, options.trust_remote_code),
-        load_senses(options.senses),
+        model,
+        load_senses(options.senses).to(model.device),  # type: ignore[arg-type]  # it takes `self` for an argument
         texts,
         texts[options.id_column] if options.id_column else None,
         output_dir=options.output,

@@ -33,6 +33,14 @@ def check_vectors(name: str, given: Any) -> NDArray[Any]:
     return vectors
 
 
+def check_widths(one: NDArray[Any], other: NDArray[Any]) -> None:
+    """Raise a ValueError if two arrays of vectors, `[n, hidden]`, are not of the same width."""
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"the embeddings are {one.shape[1]} and {other.shape[1]} wide: only vectors of one model can be compared"
+        )
+
+
 def check_labels(name: str, given: Any) -> NDArray[Any]:
     """Return labels or scores as an array, `[n]`.
 

@@ -15,7 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
 from ..models.arguments import check_flags, check_integer, check_kind
-from .checks import check_label_sets, check_labels, check_relevant, check_scores, check_tags, check_vectors
+from .checks import (
+    check_label_sets,
+    check_labels,
+    check_relevant,
+    check_scores,
+    check_tags,
+    check_vectors,
+    check_widths,
+)
 
 SEED = 42  # the seed of MTEB, so that the same rows are drawn
 
@@ -153,9 +161,7 @@ def evaluate_similarity(embeddings1: NDArray[Any], embeddings2: NDArray[Any], sc
     if not len(embeddings1) == len(embeddings2) == pairs:
         lengths = f"{len(embeddings1)} and {len(embeddings2)} embeddings but {pairs} scores"
         raise ValueError(f"{lengths}: give one of each for every pair")
-    if embeddings1.shape[1] != embeddings2.shape[1]:
-        widths = f"{embeddings1.shape[1]} and {embeddings2.shape[1]}"
-        raise ValueError(f"the embeddings are {widths} wide: only vectors of one model can be compared")
+    check_widths(embeddings1, embeddings2)
     cosines = (_normalized(embeddings1) * _normalized(embeddings2)).sum(axis=1)
     if np.ptp(cosines) < 8 * np.finfo(cosines.dtype).eps:  # which is rounding
         raise ValueError(f"all {pairs} pairs have the cosine {cosines[0]:g}: a correlation needs two different ones")
@@ -197,6 +203,7 @@ def evaluate_retrieval(
     """
     query_embeddings = check_vectors("query_embeddings", query_embeddings)
     corpus_embeddings = check_vectors("corpus_embeddings", corpus_embeddings)
+    check_widths(query_embeddings, corpus_embeddings)
     check_relevant(relevant)
     num_queries, num_documents = len(query_embeddings), len(corpus_embeddings)
     if len(relevant) != num_queries:
@@ -272,16 +279,18 @@ def evaluate_token_classification(
         >>> evaluate_token_classification(embeddings, tags, embeddings, tags)
         {'f1': 1.0, 'precision': 1.0, 'recall': 1.0}
     """
+    checked = []
     for name, sentences, tags in [("train", train_embeddings, train_tags), ("test", test_embeddings, test_tags)]:
         for part, given in (("embeddings", sentences), ("tags", tags)):
             check_kind(f"{name}_{part}", given, Collection, "a list with one entry for each sentence")
-        sentences = [check_vectors(f"{name}_embeddings", vectors) for vectors in sentences]
-        check_tags(name, sentences, tags, "embeddings")
+        checked.append([check_vectors(f"{name}_embeddings", vectors) for vectors in sentences])
+        check_tags(name, checked[-1], tags, "embeddings")
+    train, test = checked
     annotated = find_entities(test_tags)
     # C = 10 was the best of 1, 10 and 100 on held-out training sentences of WNUT17 and Snips.
     classifier = LogisticRegression(random_state=SEED, C=10, max_iter=1000)
-    classifier.fit(_normalized(np.concatenate(train_embeddings)), np.concatenate(train_tags))
-    predicted = classifier.predict(_normalized(np.concatenate(test_embeddings)))
+    classifier.fit(_normalized(np.concatenate(train)), np.concatenate(train_tags))
+    predicted = classifier.predict(_normalized(np.concatenate(test)))
     found = find_entities(np.split(predicted, np.cumsum([len(words) for words in test_tags])[:-1]))
     right = len(found & annotated)
     return TokenScores(

@@ -6,7 +6,7 @@ from hashlib import blake2b, sha256
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .tokenization import check_tokenizer, tokenize
 
@@ -40,6 +40,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     probes = [PROBE, " ".join(words).lower(), " ".join(words).upper()]
     tokenized = [tokenize(tokenizer, probe, truncation=False, verbose=False)["input_ids"] for probe in probes]
     return sha256(json.dumps([vocabulary, tokenized]).encode()).hexdigest()[:16]
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """Return what the vectors of a model depend on besides its weights: class, attention implementation and config.
+
+    Args:
+        model: The model.
+
+    Returns:
+        JSON, without names and versions.
+
+    Example:
+        >>> describe_model(teacher.model)[:12]
+        '["BertModel"'
+    """
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
+        config.pop(name, None)
+    kind = [type(model).__name__, model.config._attn_implementation, config]
+    return json.dumps(kind, sort_keys=True, default=str)
 
 
 def digest_tensors(description: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """Teachers: any encoder or decoder of transformers with its tokenizer, loaded and checked."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from .attention import make_attend
 from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source
-from .fingerprints import digest_tensors
+from .fingerprints import describe_model, digest_tensors
 from .loading import (
     check_architecture,
     check_teacher_kind,
@@ -174,12 +173,8 @@ class Teacher(TextEncoder):
             >>> teacher.fingerprint() == load_teacher(teacher.model, tokenizer=teacher.tokenizer).fingerprint()
             True
         """
-        config = self.model.config.to_dict()
-        for name in ("_name_or_path", "_commit_hash", "transformers_version", "architectures"):
-            config.pop(name, None)
-        kind = [type(self.model).__name__, self.model.config._attn_implementation, config]
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("pooler.")}
-        return f"{digest_tensors(json.dumps(kind, sort_keys=True, default=str), {})}-{digest_tensors('', tensors)}"
+        return f"{digest_tensors(describe_model(self.model), {})}-{digest_tensors('', tensors)}"
 
     def _batch_encoder(self, prompt_name: str | None, batch_size: int, assignment: str | None) -> BatchEncoder:
         if assignment is not None:

@@ -16,15 +16,15 @@ from transformers.utils.logging import tqdm
 from ..data import Texts, iterate_texts
 from ..models.arguments import check_kind
 from ..models.checkpoints import read_json
-from ..models.fingerprints import digest_tensors
+from ..models.fingerprints import describe_model, digest_tensors
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher, load_teacher
 from ..processes import process_state
 from .document_rows import DocumentRows
-from .index_files import check_ids, plain_id
+from .index_files import PART, check_ids, plain_id
 from .own_rows import OwnRows
-from .parts import Part, read_part, write_part
+from .parts import Part, other_build, read_part, write_part
 from .token_vectors import TokenEncoder
 
 # What encodes documents and queries.
@@ -146,6 +146,10 @@ def encode_corpus(
     if ids is not None and next(given, None) is not None:
         raise ValueError(f"there are more ids than the {first} documents: give one for each")
     state.wait_for_everyone()
+    names = {path.name for path, *_ in made}
+    found = () if folder is None else (path.name for path in folder.glob("*") if PART.fullmatch(path.name))
+    if folder is not None and any(name.removesuffix(".partial") not in names for name in found):
+        raise other_build(folder)
     for path, digest, chosen in made:
         yield read_part(path, digest)._replace(ids=chosen)
 
@@ -154,7 +158,7 @@ def parts_digest(encoder: TokenEncoder, senses: SenseEmbeddingModel) -> str:
     """Return a digest of a model and a dictionary, and of the settings that change a part."""
     model = encoder.model.model if isinstance(encoder.model, Teacher) else encoder.model
     prompt = [encoder.before, encoder.after, encoder.max_length, encoder.batch_size]
-    return digest_tensors(json.dumps([prompt, senses.fingerprint()]), model.state_dict())
+    return digest_tensors(json.dumps([describe_model(model), prompt, senses.fingerprint()]), model.state_dict())
 
 
 def encode_queries(encoder: TokenEncoder, queries: Iterable[str]) -> Iterator[tuple[Tensor, Tensor]]:

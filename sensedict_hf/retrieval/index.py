@@ -45,7 +45,7 @@ GROUP = 4  # queries that are multiplied with the table together
 
 
 class SenseIndex:
-    """Search documents by late interaction, at about two bytes a token. Make one with :meth:`build` or :meth:`load`.
+    """Search documents by late interaction, at two to four bytes a token. Make one with :meth:`build` or :meth:`load`.
 
     A document is the list of the senses of its tokens, as row numbers of one table. A query keeps the vectors of its
     tokens. The score of a document is the sum, over the tokens of the query, of the largest cosine with a token of the
@@ -150,6 +150,8 @@ class SenseIndex:
             index._join(encode_corpus(encoder, senses, documents, text_column, ids, folder=folder and folder / PARTS))
             if folder is not None and state.is_main_process:
                 index.save(folder)
+            state.wait_for_everyone()  # the others may still read the parts
+            if folder is not None and state.is_main_process:
                 remove_parts(folder)
             state.wait_for_everyone()
         return index

@@ -45,6 +45,7 @@ PART = re.compile(r"\d{9}\.safetensors(\.partial)?")
 UNFINISHED = re.compile(rf"({DOCUMENTS.pattern}(\.partial)?|building-\d+\.lock|saving\.lock|config\.json\.partial)")
 ATTEMPTS = 5  # to read an index that is being replaced
 FORMAT = 1
+CHUNK = 1 << 20  # numbers that are checked at a time
 # The fields of config.json.
 FIELDS = {
     "kind": str,
@@ -167,18 +168,25 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
     offsets = tensors.get("offsets")
     if found != expected or offsets is None or offsets[0] != 0 or offsets[-1] != manifest["num_entries"]:
         raise ValueError(f"{path} does not fit {folder / 'config.json'}: build the index again")
-    if not bool((offsets.diff() > 0).all()):
+    if not all(bool((offsets[1:][part] > offsets[:-1][part]).all()) for part in _chunks(documents)):
         raise ValueError(f"{path} has documents without tokens: build the index again")
     rows = tensors["rows"].numpy()
     if len(rows) and not 0 <= rows.min() <= rows.max() < num_senses + own:
         raise ValueError(f"{path} has rows outside the table, which has {num_senses + own}: build the index again")
-    is_next = np.ones(max(0, len(rows) - 1), dtype=bool)
-    is_next[offsets[1:-1].numpy() - 1] = False  # the first row of a document follows that of another one
-    if bool((is_next & (rows[1:] <= rows[:-1])).any()):
+    # The first row of a document may be below the row before it, which is of another document.
+    falls = sum(int((rows[1:][part] <= rows[:-1][part]).sum()) for part in _chunks(len(rows) - 1))
+    begins = offsets[1:-1].numpy()
+    expected_falls = sum(int((rows[begins[part]] <= rows[begins[part] - 1]).sum()) for part in _chunks(len(begins)))
+    if falls != expected_falls:
         raise ValueError(f"{path} has documents whose rows do not ascend: build the index again")
     if not all(bool(tensors[name].isfinite().all()) for name in ("own_vectors", "probe") if name in tensors):
         raise ValueError(f"{path} has rows with values that are not finite: build the index again")
     return tensors
+
+
+def _chunks(length: int) -> list[slice]:
+    """Cut a range into parts that need little memory."""
+    return [slice(begin, min(begin + CHUNK, length)) for begin in range(0, length, CHUNK)]
 
 
 def write_index(folder: Path, content: Part, model: str, probe: Tensor | None, senses: SenseEmbeddingModel) -> None:

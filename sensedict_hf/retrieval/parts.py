@@ -95,9 +95,14 @@ def read_part(path: Path, digest: str) -> Part:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path} ({error}): remove it and build again") from error
     if found != digest:
-        raise ValueError(
-            f"{path.parent} has an unfinished build of other texts, or with another model, dictionary or batch size: "
-            "give a new folder, or remove it first"
-        )
+        raise other_build(path.parent)
     documents = DocumentRows(tensors["rows"].numpy(), tensors["offsets"].numpy())
     return Part(documents, OwnRows.from_tensors(tensors), [])
+
+
+def other_build(folder: Path) -> ValueError:
+    """Return the error for a folder of parts that were made of something else."""
+    return ValueError(
+        f"{folder} has an unfinished build of other texts, or with another model, dictionary or batch size: give a "
+        "new folder, or remove it first"
+    )

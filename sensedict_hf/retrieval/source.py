@@ -1,6 +1,7 @@
 """The model that encodes the texts of an index: its name in the saved folder, and what tells it from others."""
 
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from .token_vectors import TokenEncoder
 PROBED = 16  # tokens whose vectors are kept
 # The vectors of one model in float32 and in bfloat16 differ by about a hundredth of their length.
 LARGEST_DIFFERENCE = 0.1
+# Several threads may search at once: one of them loads the model. An index with a lock could not be copied.
+_LOADING = threading.RLock()
 
 
 class ModelSource:
@@ -60,19 +63,20 @@ class ModelSource:
         Raises:
             ValueError: It is not known, not there, or not the one that the index was made with.
         """
-        name, model = self._model, _load(self._model) if isinstance(self._model, str) else self._model
-        if self._probe is not None:
-            found = probe_vectors(TokenEncoder(model, senses), senses)
-            is_same = found.shape == self._probe.shape
-            if not is_same or (found - self._probe).norm() > LARGEST_DIFFERENCE * self._probe.norm():
-                raise ValueError(
-                    f"{name if isinstance(name, str) else 'the model'} makes other vectors than the model that the "
-                    "index was built with: its weights or its prompt have changed. Build the index again, or pass the "
-                    "right model as model="
-                )
-            self._probe = None  # it need not be compared again
-        self._model = model
-        return model
+        with _LOADING:
+            name, model = self._model, _load(self._model) if isinstance(self._model, str) else self._model
+            if self._probe is not None:
+                found = probe_vectors(TokenEncoder(model, senses), senses)
+                is_same = found.shape == self._probe.shape
+                if not is_same or (found - self._probe).norm() > LARGEST_DIFFERENCE * self._probe.norm():
+                    raise ValueError(
+                        f"{name if isinstance(name, str) else 'the model'} makes other vectors than the model that "
+                        "the index was built with: its weights or its prompt have changed. Build the index again, or "
+                        "pass the right model as model="
+                    )
+                self._probe = None  # it need not be compared again
+            self._model = model
+            return model
 
     def probe(self, senses: SenseEmbeddingModel) -> Tensor | None:
         """Return the vectors of some tokens, `[tokens, hidden]`, float32; None if there is no model to make them.

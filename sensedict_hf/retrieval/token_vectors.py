@@ -4,7 +4,8 @@ The special tokens and the prompt that a model reads around a text get no vector
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from ..models.prompts import Prompt, choose_prompt
 from ..models.teachers import Teacher
 from ..models.tokenization import model_max_length, special_tokens_around, tokenize
 from ..models.windows import cut_windows, window_width
+
+# Models and tokenizers that were compared with a dictionary. A search with one query would take longer to compare.
+_CHECKED: WeakKeyDictionary[SenseEmbeddingModel, WeakSet[Any]] = WeakKeyDictionary()
 
 
 class TokenBatch(NamedTuple):
@@ -58,7 +62,11 @@ class TokenEncoder:
     ) -> None:
         batch_size = check_integer("batch_size", batch_size, 1)
         check_dictionary(senses)
-        check_model(model, senses)
+        known = _CHECKED.setdefault(senses, WeakSet())
+        parts = model.model if isinstance(model, Teacher) else model, model.tokenizer
+        if not all(part in known for part in parts):
+            check_model(model, senses)
+            known.update(parts)
         self.model, self.layer, self.batch_size = model, senses.config.layer, batch_size
         self.tokenizer, self.device = model.tokenizer, model.device
         if isinstance(model, Teacher):
