@@ -127,7 +127,8 @@ class SensePreTrainedModel(PreTrainedModel):
         with reading(source):
             config = cls._read_config(source, kwargs)
         if isinstance(kwargs.get("config"), PreTrainedConfig):  # with a config, transformers takes no fields
-            for name in [name for name in kwargs if name not in OPTIONS and hasattr(config, name)]:
+            fields = [name for name in kwargs if name not in OPTIONS and name[:1] != "_" and hasattr(config, name)]
+            for name in fields:
                 setattr(config, name, kwargs.pop(name))
             config.check()
             kwargs["config"] = copy.deepcopy(config)

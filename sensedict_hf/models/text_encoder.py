@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_flags
+from .arguments import check_flag, check_flags
 from .encoding import BatchEncoder
 from .prompts import Prompted
 
@@ -106,6 +106,8 @@ class TextEncoder:
             torch.Size([5, 384])
         """
         check_flags(convert_to_numpy=convert_to_numpy, normalize_embeddings=normalize_embeddings)
+        if show_progress_bar is not None:
+            check_flag("show_progress_bar", show_progress_bar)
         encoder = replace(self._batch_encoder(prompt_name, batch_size, assignment), long_texts=long_texts)
         with _on_cpu():
             vectors = encoder.encode_texts([texts] if isinstance(texts, str) else texts, show_progress_bar)
@@ -150,6 +152,8 @@ class TextEncoder:
             >>> [vectors.shape for vectors in teacher.encode_words([["river", "bank"], ["mint"]])]
             [torch.Size([2, 384]), torch.Size([1, 384])]
         """
+        if show_progress_bar is not None:
+            check_flag("show_progress_bar", show_progress_bar)
         encoder = self._batch_encoder(None, batch_size, assignment)
         with _on_cpu():
             found = encoder.encode_words(sentences, show_progress_bar)
