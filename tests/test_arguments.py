@@ -171,6 +171,7 @@ def test_wrong_values_at_every_door(bert, senses, texts, tmp_path, monkeypatch):
         (bert.encode, (texts,), dict(convert_to_numpy=flag, normalize_embeddings=flag, show_progress_bar=flag)),
         (bert.encode, (texts,), dict(prompt_name=string, long_texts=thing, batch_size=number)),
         (student.encode, (texts,), dict(assignment=optional)),
+        (bert.encode_words, ([["w1"]],), dict(show_progress_bar=flag, batch_size=number)),
         (student.senses_in, (), dict(text=(5, [], None))),
         (student.replace_senses, (), dict(senses=thing)),
         (student.save_pretrained, (), dict(save_directory=path)),
