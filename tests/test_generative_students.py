@@ -366,7 +366,7 @@ def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):
     with pytest.raises(ValueError, match="reads the teacher's head: pass teacher="):
         SKDTrainer(student, settings_of(tmp_path, objective="lm+kl"), train_dataset=rows)
     wide = LlamaForCausalLM(LlamaConfig(**{**teacher.config.to_dict(), "hidden_size": 2 * teacher.config.hidden_size}))
-    with pytest.raises(ValueError, match="the student's vectors are .* make a student from this teacher"):
+    with pytest.raises(ValueError, match="the student is .* wide, .* make a student from this teacher"):
         train(teacher=wide, senses=None, objective="lm+kl")
     encoder = SKDStudentModel.from_teacher(load_teacher(teacher, tokenizer=tokenizer), senses)
     with pytest.raises(ValueError, match="lm and kl train a language-model head"):

@@ -19,7 +19,7 @@ from .folder_code import auto_map, write_code
 from .model_card import model_card
 from .placement import place_model, requested_devices
 from .saved_tensors import find_misfits, is_head, read_headers
-from .sentence_files import GENERAL, is_saving
+from .sentence_files import GENERAL, is_saved_by_library
 
 logger = logging.get_logger(__name__)
 
@@ -263,7 +263,7 @@ class SensePreTrainedModel(PreTrainedModel):
             super().save_pretrained(ready, **kwargs)
             write_code(ready, self.config.model_type, with_code)
             self._write_other_files(ready)
-            if is_saving(save_directory, kwargs):
+            if is_saved_by_library(save_directory, kwargs):
                 (ready / GENERAL).unlink(missing_ok=True)
             try:
                 self.tokenizer.save_pretrained(ready)

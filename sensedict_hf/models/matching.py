@@ -42,16 +42,14 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
     check_dictionary(senses)
     check_kind("teacher", teacher, Teacher, "a Teacher, such as load_teacher(name)")
     width, depth = teacher.model.config.hidden_size, teacher.model.config.num_hidden_layers
-    if senses.config.hidden_size != width and not senses.config.num_senses:
+    own = senses.config.hidden_size
+    if own != width and senses.config.num_senses:
         raise ValueError(
-            f"the student's vectors are {senses.config.hidden_size} wide, those of {teacher.name} {width}: make a "
-            "student from this teacher"
+            f"the senses are {own} wide, {teacher.name} is {width}: the dictionary was built from "
+            f"{senses.config.base_model_name_or_path}; build one from this teacher"
         )
-    if senses.config.hidden_size != width:
-        raise ValueError(
-            f"the senses are {senses.config.hidden_size} wide, {teacher.name} is {width}: the dictionary was built "
-            f"from {senses.config.base_model_name_or_path}; build one from this teacher"
-        )
+    if own != width:
+        raise ValueError(f"the student is {own} wide, {teacher.name} is {width}: make a student from this teacher")
     if not -depth - 1 <= senses.config.layer <= depth:
         raise ValueError(
             f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "

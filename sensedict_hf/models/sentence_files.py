@@ -176,10 +176,10 @@ def _take_over_settings(
         )
 
 
-def is_saving(folder: str | os.PathLike[str], options: Mapping[str, Any]) -> bool:
+def is_saved_by_library(folder: str | os.PathLike[str], options: Mapping[str, Any]) -> bool:
     """Return whether sentence-transformers is saving a model, and has just written its own settings into the folder.
 
-    It leaves its version there, and passes an argument that transformers no longer knows.
+    It leaves its version there, and passes an argument that transformers does not have any more.
 
     Args:
         folder: The folder.
