@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
@@ -44,7 +45,6 @@ from sensedict_hf.building.corpus import tokenize_corpus
 from sensedict_hf.building.fitting import cluster_samples
 from sensedict_hf.building.gathering import gather_samples, plan_windows
 from sensedict_hf.building.sampling import count_tokens, plan_samples
-from sensedict_hf.building.tensor_files import open_tensors
 from sensedict_hf.models.tokenization import check_max_length
 
 from .studies import Study, results_file, study_parser
@@ -87,7 +87,7 @@ def real_samples(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, n
             plan = plan_samples(corpus, counts, MAX_SAMPLES, folder, seed=options.seed)
             windows = plan_windows(corpus, plan, check_max_length(None, teacher.max_window), Path(folder))
             gather_samples(teacher, corpus, plan, windows, Path(folder), layer=-1, batch_size=32, dtype=torch.float16)
-            samples = open_tensors(Path(folder, "samples.safetensors"))["samples"]
+            samples = load_file(Path(folder, "samples.safetensors"))["samples"]
             offsets = np.append(0, np.cumsum(np.diff(plan.offsets)[chosen]))
             options.output.mkdir(parents=True, exist_ok=True)
             for path, array in zip(paths, (samples, offsets, counts[chosen])):

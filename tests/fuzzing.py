@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tiny_models import WORDS, make_model, make_tokenizer
 from transformers import AutoModel
 
 from sensedict_hf import SenseIndex, SKDStudentModel, Teacher, build_sense_dictionary, load_senses
 from sensedict_hf.building.manifest import read_manifest
-from sensedict_hf.building.tensor_files import open_tensors
 from sensedict_hf.models.validation import check_finite
 
 # What a value in a JSON file becomes.
@@ -93,7 +93,7 @@ def read(folder):
     if manifest and (changed := manifest.changed_file(folder)):
         raise ValueError(f"{changed} was changed")
     if (folder / "samples.safetensors").exists():
-        assert len(open_tensors(folder / "samples.safetensors")["offsets"])
+        assert len(load_file(folder / "samples.safetensors")["offsets"])
     senses = load_senses(folder)
     model = AutoModel.from_pretrained(folder)
     for tensor in model.state_dict().values():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from datasets import Dataset
+from safetensors.torch import load_file
 from tiny_models import WORDS, make_tokenizer
 from tokenizers.normalizers import Lowercase
 
@@ -10,7 +11,6 @@ from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files
 from sensedict_hf.building.corpus import CorpusChangedError, read_progress, tokenize_corpus
 from sensedict_hf.building.sampling import count_tokens, plan_samples
-from sensedict_hf.building.tensor_files import open_tensors
 from sensedict_hf.data import iterate_texts, read_dataset
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 
@@ -113,7 +113,7 @@ def test_a_later_plan_draws_from_both_corpora(tokenizer, tmp_path):
     kept, drawn = [], []
     for seed in range(40):
         plan_of(old, tmp_path / "300", 50, seed=seed)
-        earlier = open_tensors(tmp_path / "300" / "plan.safetensors")
+        earlier = load_file(tmp_path / "300" / "plan.safetensors")
         plan = plan_samples(new, count_tokens(new, 32), 50, tmp_path / "100", seed=seed + (1 << 32), earlier=earlier)
         assert plan.counts[9] == 800 and np.diff(plan.offsets)[9] == 50
         before = plan.positions < 0

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import SIZES, make_model, make_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,7 +25,6 @@ from sensedict_hf import (
 )
 from sensedict_hf.building.corpus import tokenize_in_memory
 from sensedict_hf.building.gathering import teacher_vectors
-from sensedict_hf.building.tensor_files import open_tensors
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_samples_are_the_states_before_each_token(llama, texts, tmp_path):
     teacher, _ = llama
     options = dict(key="next", budget=90, keep_samples=True, sample_dtype="float32")
     senses = build_sense_dictionary(teacher, texts, **options, output_dir=tmp_path / "a")
-    store, expected = open_tensors(tmp_path / "a" / "samples.safetensors"), naive_states(teacher, texts)
+    store, expected = load_file(tmp_path / "a" / "samples.safetensors"), naive_states(teacher, texts)
     counts = store["counts"]
     assert {t: int(n) for t, n in enumerate(counts) if n} == {t: len(v) for t, v in expected.items()}
     assert counts[2] == 0  # every text begins with this token

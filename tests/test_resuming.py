@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
 
 from sensedict_hf import Prompt, Teacher, build_sense_dictionary
@@ -23,7 +24,7 @@ from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files, fitting, gathering
 from sensedict_hf.building.gathering import PlannedWindows, _join
 from sensedict_hf.building.sampling import SamplingPlan
-from sensedict_hf.building.tensor_files import open_tensors, write_tensor_file
+from sensedict_hf.building.tensor_files import write_tensor_file
 from sensedict_hf.cli import main
 
 PACKAGE = str(Path(corpus_module.__file__).parent)
@@ -377,4 +378,4 @@ def test_what_a_lost_machine_has_half_written_is_not_joined(tmp_path):
         write_tensor_file(tmp_path / f"samples-{machine}.safetensors", {"samples": samples})
         write_tensor_file(tmp_path / f"gathered-{machine}.safetensors", {"done": torch.tensor(done)})
     _join(tmp_path, plan, windows, batch_size=1)
-    assert torch.equal(open_tensors(tmp_path / "samples.safetensors")["samples"], right)
+    assert torch.equal(load_file(tmp_path / "samples.safetensors")["samples"], right)

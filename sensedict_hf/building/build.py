@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Texts, dataset_names, with_datasets
@@ -33,7 +34,7 @@ from .gathering import gather_samples, open_windows
 from .planning import check_key, plan_build, total_senses
 from .sampling import open_plan
 from .settings import BuildSettings, Source
-from .tensor_files import Tensors, open_tensors
+from .tensor_files import Tensors
 from .workspace import BuildFolder, differences
 
 # An update needs these settings of the earlier dictionary: with others, new samples would not fit the old ones.
@@ -254,7 +255,7 @@ def _open_earlier(folder: Path, settings: BuildSettings, source: Source) -> Earl
                 f"{folder} was built with other settings: {changed}; new samples would not fit the old ones"
             )
     return Earlier(
-        samples=open_tensors(folder / "samples.safetensors"),
+        samples=load_file(folder / "samples.safetensors"),
         config=SenseEmbeddingConfig.from_pretrained(folder),
         sha256=manifest.files["samples.safetensors"]["sha256"],
         generation=check_integer("generation", manifest.settings.get("generation"), 0),
@@ -281,7 +282,7 @@ def _gather_and_fit(stages: Path, source: Source, settings: BuildSettings, earli
         earlier=earlier,
     )
     fit_senses(
-        open_tensors(stages / "samples.safetensors"),
+        load_file(stages / "samples.safetensors"),
         stages,
         senses_per_token=settings.senses_per_token,
         budget=total_senses(settings, plan.counts),
@@ -308,7 +309,7 @@ def _finish(
 
     # The table of senses.
     samples = stages / "samples.safetensors"
-    store, plan = open_tensors(samples), open_plan(stages / "plan.safetensors")
+    store, plan = load_file(samples), open_plan(stages / "plan.safetensors")
     dtype = SENSES_DTYPES[settings.senses_dtype]
     num_senses, distortion = write_senses(stages, store, ready / "model.safetensors", dtype)
 

@@ -21,13 +21,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.logging import tqdm
 
 from ..models.sense_lookup import RaggedSenses, assign_senses, store_senses
 from .clustering import count_clusters, grow_tree, paper_num_senses, place_cuts, refine
-from .tensor_files import Tensors, create_tensor_file, open_tensors, write_tensor_file
+from .tensor_files import Tensors, create_tensor_file, write_tensor_file
 
 # A block has about this many numbers, whatever the size of the sample store: 64 MB in float32 for each CPU thread, 1
 # GB on a GPU.
@@ -105,7 +106,7 @@ def fit_senses(
         x, starts, weights = blocks.load(block)
         # Choose where the ordered samples are cut into senses.
         if budget is not None:
-            file = open_tensors(blocks.path("tree", block))
+            file = load_file(blocks.path("tree", block))
             order, gain = file["order"].to(x.device).long(), file["gain"].to(x.device)
             equal = gain == lowest
             cuts = (gain > lowest) | (equal & (equal.cumsum(0) <= spare[block]))
@@ -147,7 +148,7 @@ def read_senses(directory: str | Path, store: Tensors) -> FittedSenses:
     """
     offsets, distortion = _layout(Path(directory), store)
     senses, usage = (
-        [open_tensors(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
+        [load_file(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
     )
     return FittedSenses(torch.cat(senses), offsets, torch.cat(usage), distortion)
 
@@ -177,7 +178,7 @@ def write_senses(directory: str | Path, store: Tensors, path: str | Path, dtype:
     out["offsets"].copy_(offsets)
     first = 0
     for block in _results(Path(directory)):
-        file = open_tensors(block)
+        file = load_file(block)
         rows = slice(first, first + len(file["usage"]))
         table, scales = store_senses(file["senses"], dtype)
         out["senses"][rows], out["usage"][rows] = table, file["usage"]
@@ -319,7 +320,7 @@ def _lowest_gain(paths: list[Path], budget: int) -> tuple[float, list[int]]:
     Returns:
         The smallest gain, and how many gains equal to it the budget buys in each block.
     """
-    blocks = [open_tensors(path)["gain"].numpy() for path in paths]
+    blocks = [load_file(path)["gain"].numpy() for path in paths]
     gains = np.concatenate(blocks)
     place = max(0, len(gains) - budget)
     gains.partition(place)
@@ -341,7 +342,7 @@ def _results(directory: Path) -> list[Path]:
 
 def _layout(directory: Path, store: Tensors) -> tuple[Tensor, float]:
     """Return where the senses of each token begin, `[vocab + 1]`, and the distortion."""
-    found, sums = ([open_tensors(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
+    found, sums = ([load_file(path)[name].clone() for path in _results(directory)] for name in ("sizes", "sums"))
     sizes = store["offsets"].diff()
     per_token = torch.zeros_like(sizes)
     per_token[sizes > 0] = torch.cat(found)

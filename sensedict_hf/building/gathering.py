@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors.torch import load_file
 from transformers.utils.logging import tqdm
 
 from ..models.encoding import pad_batch
 from ..models.teachers import Teacher
 from .alignment import ranges
 from .sampling import SamplingPlan
-from .tensor_files import TensorFile, Tensors, create_tensor_file, open_tensors, write_tensor_file
+from .tensor_files import TensorFile, Tensors, create_tensor_file, write_tensor_file
 from .windows import TokenizedCorpus
 
 # How many tokens of the corpus are cut into windows at once, and how many numbers are copied at once.
@@ -115,7 +116,7 @@ def open_windows(directory: Path) -> PlannedWindows:
     Returns:
         The windows, memory-mapped.
     """
-    file = open_tensors(directory / "windows.safetensors")
+    file = load_file(directory / "windows.safetensors")
     return PlannedWindows(*(file[name].numpy() for name in COLUMNS))
 
 
@@ -368,7 +369,7 @@ def _create_store(path: Path, plan: SamplingPlan, width: int, dtype: torch.dtype
 
 def _marked(directory: Path) -> torch.Tensor:
     """Return which batches are done, on any machine, `[batches]`, bool."""
-    return torch.stack([open_tensors(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
+    return torch.stack([load_file(path)["done"] for path in directory.glob("gathered-*.safetensors")]).any(0)
 
 
 def _join(directory: Path, plan: SamplingPlan, windows: PlannedWindows, batch_size: int) -> None:
@@ -386,8 +387,8 @@ def _join(directory: Path, plan: SamplingPlan, windows: PlannedWindows, batch_si
     target = TensorFile(first)
     samples = target["samples"]
     for path in others:
-        theirs = open_tensors(path)["samples"]
-        done = open_tensors(directory / path.name.replace("samples", "gathered"))["done"]
+        theirs = load_file(path)["samples"]
+        done = load_file(directory / path.name.replace("samples", "gathered"))["done"]
         for batch in done.nonzero()[:, 0].tolist():
             rows = windows[batch * batch_size : (batch + 1) * batch_size]
             slots = torch.from_numpy(plan.slots[ranges(rows.first, rows.last - rows.first)])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from ..data import Texts
@@ -21,7 +22,6 @@ from ..models.teachers import Teacher, load_teacher
 from .corpus import tokenize_corpus
 from .gathering import gather_samples, plan_windows
 from .sampling import SamplingPlan
-from .tensor_files import open_tensors
 from .windows import TokenizedCorpus
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def find_occurrences(
             batch_size=batch_size,
             dtype=torch.float32,
         )
-        vectors = open_tensors(folder / "samples.safetensors")["samples"].clone()
+        vectors = load_file(folder / "samples.safetensors")["samples"].clone()
         contexts = _contexts(tokenizer, corpus, positions)
 
     # Let the dictionary pick the senses.

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
-from .tensor_files import Tensors, create_array, create_tensor_file, open_tensors
+from .tensor_files import Tensors, create_array, create_tensor_file
 from .windows import TokenizedCorpus
 
 CHUNK = 1 << 20  # tokens, or texts, that are hashed at once
@@ -187,7 +188,7 @@ def open_plan(path: str | os.PathLike[str]) -> SamplingPlan:
     Returns:
         The plan, memory-mapped.
     """
-    return SamplingPlan(**{name: tensor.numpy() for name, tensor in open_tensors(path).items()})
+    return SamplingPlan(**{name: tensor.numpy() for name, tensor in load_file(path).items()})
 
 
 def _limits(counts: np.ndarray, together: np.ndarray, max_samples_per_token: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Safetensors files that are memory-mapped and written in place.
 
-The safetensors library maps files for reading, and writes a file from tensors in memory. A build needs more: files
-larger than memory, which several processes fill in parallel. So :func:`create_tensor_file` makes a file of zeros and
-returns its tensors as views of the mapped file. What is written to a view goes to the file, and survives if the
-process is killed. Other libraries read the finished file as any safetensors file.
+The safetensors library maps files for reading (`load_file`), and writes a file from tensors in memory. A build needs
+more: files larger than memory, which several processes fill in parallel. So :func:`create_tensor_file` makes a file of
+zeros and returns its tensors as views of the mapped file. What is written to a view goes to the file, and survives if
+the process is killed. Other libraries read the finished file as any safetensors file.
 """
 
 import json
@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 DTYPES = {
@@ -70,18 +69,6 @@ class TensorFile(Mapping[str, Tensor]):
     def flush(self) -> None:
         """Wait until all changes are on the disk."""
         self._map.flush()
-
-
-def open_tensors(path: str | os.PathLike[str]) -> Tensors:
-    """Return the tensors of a safetensors file, memory-mapped. What is written to them does not go to the file.
-
-    No file stays open, so any number of them may be mapped.
-
-    Args:
-        path: The file.
-    """
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
 
 def create_tensor_file(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.utils.logging import tqdm
@@ -21,7 +22,7 @@ from ..building.gathering import chunks
 from ..building.manifest import file_entry, read_manifest
 from ..building.planning import read_corpus
 from ..building.settings import Source
-from ..building.tensor_files import open_tensors, write_tensor_file
+from ..building.tensor_files import write_tensor_file
 from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
@@ -90,7 +91,7 @@ class TeacherVectors(Dataset):
                     f"{path} holds vectors with other settings than {self.paths[0]}: {', '.join(differing)}; compute "
                     "them with the same settings"
                 )
-        self._parts = [open_tensors(part) for part in parts]
+        self._parts = [load_file(part) for part in parts]
         self._first_rows = np.cumsum([0, *(len(part["text_vectors"]) for part in self._parts)])
 
     def __len__(self) -> int:
@@ -277,7 +278,7 @@ def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> 
 
     paths = write_parts(corpus, folder.ready, ".safetensors", write, "Encoding texts")
     if process_state().is_main_process:
-        if not any(len(open_tensors(path)["text_vectors"]) for path in paths):
+        if not any(len(load_file(path)["text_vectors"]) for path in paths):
             raise ValueError("none of the texts has tokens other than special ones: there is nothing to learn from")
         for partial in folder.ready.glob("*.partial"):
             partial.unlink()  # an interruption has left it

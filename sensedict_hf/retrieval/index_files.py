@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..models.arguments import check_kind, check_unicode
@@ -142,8 +143,7 @@ def read_documents(folder: Path, manifest: Mapping[str, Any], num_senses: int, h
     """
     path = folder / manifest["documents"]
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path} ({error}): build the index again") from error
     documents, own = manifest["num_documents"], manifest["num_own_rows"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .document_rows import DocumentRows
@@ -91,7 +91,7 @@ def read_part(path: Path, digest: str) -> Part:
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get("digest")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {path} ({error}): remove it and build again") from error
     if found != digest:
