@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from sensedict_hf import SKDStudentModel
+from sensedict_hf.cli.evaluate import parameters
 from sensedict_hf.distillation.layer_free import is_layer_free
 from sensedict_hf.retrieval.encoding import load_encoder
 
@@ -72,7 +73,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             resident = pool.apply(resident_mb, (given.split("=", 1)[1], texts[:64]))
         values = {
-            "million_parameters": round(network.num_parameters() / 1e6, 1),
+            "million_parameters": round(parameters(network) / 1e6, 1),
             "weights_mb": round(weights, 1),
             "senses_mb": round(senses, 1),
             "resident_mb": round(resident, 1),

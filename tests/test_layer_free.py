@@ -20,6 +20,7 @@ from sensedict_hf import (
     SKDTrainingArguments,
     build_sense_dictionary,
 )
+from sensedict_hf.cli.evaluate import parameters
 from sensedict_hf.models.layer_free_transfer import encode_tokens
 
 
@@ -215,7 +216,9 @@ def test_tables_in_int8_stay_int8(student, texts, tmp_path):
     randomize(student)
     backbone, exact = student.backbone, student.encode(texts[:9])
     rows = backbone.token_embeddings.weight.detach().clone()
+    before = parameters(student)
     backbone.convert_tables("int8")
+    assert parameters(student) == before
     close = student.encode(texts[:9])
     assert F.cosine_similarity(close, exact).min() > 0.999 and not torch.equal(close, exact)
     step = rows.abs().amax(1, keepdim=True) / 127

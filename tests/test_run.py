@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import WORDS, build_once, make_tokenizer
-from transformers import AutoTokenizer, BertForSequenceClassification
+from tiny_models import SIZES, WORDS, build_once, make_tokenizer
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
 from sensedict_hf import (
     Prompt,
@@ -253,3 +253,22 @@ def test_a_dry_run_counts_the_steps_of_a_run(bert, senses, texts, tmp_path, monk
     monkeypatch.setattr(SKDTrainer, "train", watched)
     distill_student(bert, senses, given, args=args, num_hidden_layers=num_hidden_layers)
     assert steps == [said]
+
+
+def test_a_dry_run_knows_what_is_read(tokenizer, texts, tmp_path):
+    """Texts are cut where a run cuts them, and the teacher runs once or at every step, as in a run."""
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**SIZES, max_position_embeddings=1030)).eval()
+    teacher = Teacher(model, tokenizer, name="wide-bert", max_seq_length=1030, max_window=1030)
+    build_once(teacher, texts, budget=120).save_pretrained(tmp_path / "senses")
+    start = StudentStart(num_hidden_layers=1)
+
+    def said(**changed):
+        args = SKDTrainingArguments(str(tmp_path / "run"), **QUIET, per_device_train_batch_size=2, **changed)
+        return estimate_distillation(teacher, str(tmp_path / "senses"), [" ".join(texts * 2)] * 4, args, start)
+
+    assert said()["tokens, about"] == said(max_length=512)["tokens, about"] > said(max_length=1000)["tokens, about"]
+    with pytest.raises(ValueError, match="max_length=100000"):
+        said(max_length=100_000)
+    every, once = said(num_train_epochs=50), said(num_train_epochs=50, cache_vectors=True)
+    assert every["teacher, seconds"] > 10 * once["teacher, seconds"]

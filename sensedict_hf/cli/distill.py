@@ -149,7 +149,7 @@ class _TrainerParser(HfArgumentParser):
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         """Add an option with hyphens only, as all arguments are spelled with them here, and show a default once."""
         names = tuple(dict.fromkeys(name.replace("_", "-") for name in names))
-        own = {*SKDTrainingArguments.__annotations__, "push_to_hub"}
+        own = {*SKDTrainingArguments.__annotations__, "output_dir", "push_to_hub"} - {"ddp_timeout"}
         if names[0].removeprefix("--").replace("-", "_") in own:
             settings["help"] = argparse.SUPPRESS  # shown by sensedict_cli, or not to be changed
         elif settings.get("default") is not None and settings["default"] is not False:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +25,7 @@ from ..models.encoding import LEARNED
 from ..models.head_transfer import load_with_head
 from ..models.loading import load_senses
 from ..models.matching import check_teacher
+from ..models.modeling_layer_free import Int8Table
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from ..retrieval.encoding import load_encoder
@@ -74,14 +74,13 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     task = read_task(options)
     encoder = make_encoder(options)
-    encode_queries = load_query_encoder(options)
+    query_model = _load_query_model(options) if options.query_model else None
     begin = time.perf_counter()
-    if encode_queries is None:
+    if query_model is None:
         vectors = task.encode(encoder.encode, encoder.encode_words)
     else:
         queries, documents = task.inputs
-        vectors = [np.asarray(encode_queries(queries)), np.asarray(encoder.encode(documents))]
-        check_widths(options, vectors)
+        vectors = [query_model.encode(queries, batch_size=options.batch_size), encoder.encode(documents)]
     speed = sum(map(len, task.inputs)) / (time.perf_counter() - begin)
     scores = task.metric(*vectors)
 
@@ -94,10 +93,10 @@ def evaluate(options: argparse.Namespace) -> None:
     if encoder.residual and output != "none":
         output += f", residual {encoder.residual:g}"
     costs = {"parameters": f"{parameters(encoder.model):,}", "texts/s": f"{speed:.0f}"}
-    name = f"{options.query_model} on {options.model}" if encode_queries else options.model
+    name = f"{options.query_model} on {options.model}" if query_model else options.model
     cells = {"model": name, "output": output.replace("none", "raw"), **cells, **costs}
     used = {"task": options.task, "model": options.model, "senses": options.senses}
-    used |= {"query_model": options.query_model} if encode_queries else {}
+    used |= {"query_model": options.query_model} if query_model else {}
     used |= {"assignment": encoder.assignment, "residual": encoder.residual}
     write_output(options, {**scores, **used})
     if options.card:
@@ -196,8 +195,10 @@ def read_task(options: argparse.Namespace) -> EvaluationTask:
     """Read the files of the task.
 
     Raises:
-        ValueError: The task needs other files, or a file lacks a column.
+        ValueError: The task needs other files, has no queries for the model of queries, or a file lacks a column.
     """
+    if options.query_model and options.task != "retrieval":
+        raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
     # The options that give the files of the task, and the columns that each file needs.
     labelled, tagged = (options.text_column, options.label_column), ("tokens", "tags")
     files: dict[str, dict[str, tuple[str, ...]]] = {
@@ -282,35 +283,13 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
     return Encoder(teacher.model, *encoders)
 
 
-def load_query_encoder(options: argparse.Namespace) -> Encode | None:
-    """Return the function that encodes the queries, if another model than that of the documents does.
-
-    Raises:
-        ValueError: The task has no queries, or the model is not there.
-    """
-    if options.query_model is None:
-        return None
-    if options.task != "retrieval":
-        raise ValueError(f"--task {options.task} has no queries: --query-model needs --task retrieval")
-    model = _load_query_model(options)
-    return partial(model.encode, batch_size=options.batch_size)
-
-
 def _load_query_model(options: argparse.Namespace) -> Teacher | SKDStudentModel:
     device = check_device("device", options.device)
     return load_encoder(options.query_model, device, trust_remote_code=options.trust_remote_code)
 
 
-def check_widths(options: argparse.Namespace, vectors: list[np.ndarray]) -> None:
-    """Raise a ValueError if queries and documents cannot be compared."""
-    queries, documents = (each.shape[1] for each in vectors)
-    if queries != documents:
-        raise ValueError(
-            f"--query-model {options.query_model} returns {queries} dimensions, --model {options.model} returns "
-            f"{documents}: queries are compared with documents only in one space: choose a student of that model"
-        )
-
-
 def parameters(model: nn.Module) -> int:
-    """Count the parameters of a model, trainable or not, but not the senses of its dictionary."""
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("senses"))
+    """Count the weights of a model, trainable or not, those of int8 tables too, but not the senses of a dictionary."""
+    own = [parameter for name, parameter in model.named_parameters() if not name.endswith("senses")]
+    tables = [module.weight for module in model.modules() if isinstance(module, Int8Table)]
+    return sum(weight.numel() for weight in [*own, *tables])

@@ -11,14 +11,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from datasets import IterableDataset
+from transformers import PreTrainedModel
 
 from ..data import Texts, iterate_texts
 from ..models.encoding import pad_batch
 from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
-from ..models.teachers import load_teacher
-from ..models.tokenization import special_token_counts, tokenize
+from ..models.teachers import Teacher, load_teacher
+from ..models.tokenization import check_max_length, special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
 from .layer_free import check_layer_free_args, default_epochs, refuse_stream
 from .start import StudentStart
@@ -55,8 +56,8 @@ def estimate_distillation(
         teacher_options: Arguments of :func:`load_teacher`.
 
     Returns:
-        The facts by their names. The number of tokens and the time are projected from some of the texts. The teacher
-        reads all texts once; the time of evaluations is not counted.
+        The facts by their names. The number of tokens and the time are projected from some of the texts. The time of
+        evaluations is not counted.
 
     Raises:
         ValueError: The student has a head, or cannot be made from these models or with these settings.
@@ -87,7 +88,7 @@ def estimate_distillation(
 
     # The texts: how many, and how long.
     total = None if isinstance(texts, IterableDataset) else len(texts)  # type: ignore[arg-type]
-    length = min(args.max_length or loaded.max_window, loaded.max_window)
+    length = check_max_length(args.max_length, loaded.max_window)
     size = args.per_device_train_batch_size * max(1, args.n_gpu)
     # Longer texts are cut into windows, as in a run.
     around = sum(special_token_counts(loaded.tokenizer))
@@ -102,22 +103,7 @@ def estimate_distillation(
     if args.train_sampling_strategy == "group_by_length":
         rows.sort(key=len)
 
-    # Time batches of both models, from the middle of each third of the rows. The first batch, to warm up, is left out.
-    seconds: dict[str, list[float]] = {"teacher": [], "student": []}
-    for number in range(TIMED_BATCHES + 1):
-        middle = (2 * max(0, number - 1) + 1) * len(rows) // (2 * TIMED_BATCHES)
-        first = max(0, middle - size // 2)
-        some = (rows[first:] + rows)[:size]
-        ids, mask = (part.to(loaded.device) for part in pad_batch(some, loaded.pad_token_id))
-        begin = time.perf_counter()
-        with torch.no_grad():
-            loaded.last_hidden_state(ids, mask).sum().item()
-        seconds["teacher"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        student(ids, mask).student_hidden_state.square().mean().backward()
-        student.zero_grad()
-        seconds["student"].append(time.perf_counter() - begin)
-    batch_seconds = {name: sum(each[1:]) / TIMED_BATCHES for name, each in seconds.items()}
+    batch_seconds = _time_batches(loaded, student, rows, size)
 
     # Steps, room and time.
     batches = None if num_rows is None else -(-num_rows // size)
@@ -128,7 +114,10 @@ def estimate_distillation(
     weights = _bytes(parameter for parameter in student.parameters() if parameter.requires_grad)
     saved = _bytes(student.state_dict().values())
     checkpoints = 0 if args.save_strategy == "no" else (args.save_total_limit or 1) + 1
-    training = steps and steps * args.gradient_accumulation_steps * batch_seconds["student"]
+    trained = steps and steps * args.gradient_accumulation_steps
+    # The teacher runs once, or at every step.
+    runs_once = is_layer_free or args.keeps_vectors or not args.needs_vectors
+    taught = batches if runs_once else trained
     return {
         "texts": total,
         "tokens, about": tokens,
@@ -140,9 +129,31 @@ def estimate_distillation(
         "memory of both models, MB": round(
             (_bytes(loaded.model.state_dict().values()) + saved + (COPIES - 1) * weights) / 1e6, 1
         ),
-        "teacher, seconds": batches and round(batches * batch_seconds["teacher"], 1),
-        "training, seconds": training and round(training, 1),
+        "teacher, seconds": taught and round(taught * batch_seconds["teacher"], 1),
+        "training, seconds": trained and round(trained * batch_seconds["student"], 1),
     }
+
+
+def _time_batches(teacher: Teacher, student: PreTrainedModel, rows: list[list[int]], size: int) -> dict[str, float]:
+    """Return the seconds that `teacher` and `student` take for a batch, the student with its backward pass.
+
+    The batches are from the middle of each third of the rows. The first one, to warm up, is left out.
+    """
+    seconds: dict[str, list[float]] = {"teacher": [], "student": []}
+    for number in range(TIMED_BATCHES + 1):
+        middle = (2 * max(0, number - 1) + 1) * len(rows) // (2 * TIMED_BATCHES)
+        first = max(0, middle - size // 2)
+        some = (rows[first:] + rows)[:size]
+        ids, mask = (part.to(teacher.device) for part in pad_batch(some, teacher.pad_token_id))
+        begin = time.perf_counter()
+        with torch.no_grad():
+            teacher.last_hidden_state(ids, mask).sum().item()
+        seconds["teacher"].append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        student(ids, mask).student_hidden_state.square().mean().backward()
+        student.zero_grad()
+        seconds["student"].append(time.perf_counter() - begin)
+    return {name: sum(each[1:]) / TIMED_BATCHES for name, each in seconds.items()}
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

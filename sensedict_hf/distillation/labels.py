@@ -38,7 +38,6 @@ from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
 from ..models.configuration_sense_embedding import SenseEmbeddingConfig
-from ..models.encoding import pad_batch
 from ..models.loading import check_dictionary
 from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -46,8 +45,8 @@ from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from ..processes import broadcast, common_folder, process_state
 from .batches import window_rows
+from .teacher_runs import check_half, run_teacher, write_parts
 from .training_args import MOST_SENSES
-from .vectors import check_half, write_parts
 
 logger = logging.get_logger(__name__)
 # The settings of labels that a dataset keeps, in its description.
@@ -275,14 +274,7 @@ def _encode_part(
 def _row_vectors(teacher: Teacher, rows: list[np.ndarray], settings: dict[str, Any]) -> list[np.ndarray]:
     """Run the teacher over rows of token ids, and return its vectors of each, `[positions * hidden]`, float16."""
     vectors: list[np.ndarray] = [np.empty(0, dtype=np.float16)] * len(rows)
-    order = np.argsort([-len(row) for row in rows], kind="stable")
-    for first in range(0, len(rows), settings["batch_size"]):
-        batch = order[first : first + settings["batch_size"]]
-        input_ids, mask = pad_batch([rows[row] for row in batch], teacher.pad_token_id)
-        with torch.inference_mode():
-            states = teacher.hidden_states(
-                input_ids.to(teacher.device), mask.to(teacher.device), settings["layer"]
-            ).float()
+    for batch, states, mask in run_teacher(teacher, rows, settings["layer"], settings["batch_size"]):
         check_half(states, mask, teacher.name, [repr(teacher.tokenizer.decode(rows[row][:20])) for row in batch])
         for row, state in zip(batch, states.half().cpu().numpy()):
             vectors[row] = state[: len(rows[row])].ravel()

@@ -116,77 +116,28 @@ class SKDTrainingArguments(TrainingArguments):
     """
 
     # None: the default depends on the student, see above.
-    objective: str = field(
-        default=None,  # type: ignore[assignment]
-        metadata={
-            "help": "losses, joined by +: sense, mse (states), sentence (vectors of texts), lm, kl (next token)"
-        },
-    )
-    temperature: float = field(
-        default=0.15,
-        metadata={"help": "divides the scores of the senses; in units of the dictionary's distortion"},
-    )
-    label_top_k: int = field(
-        default=1, metadata={"help": "senses in a label; 1: the teacher's best sense, more: soft labels"}
-    )
-    label_temperature: float = field(
-        default=0.15, metadata={"help": "temperature of soft labels; in units of the dictionary's distortion"}
-    )
-    sense_weight: float = field(default=1.0, metadata={"help": "weight of sense in a sum of losses"})
-    mse_weight: float = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "weight of mse in a sum of losses"},
-    )
-    sentence_weight: float = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "weight of sentence in a sum of losses"},
-    )
-    lm_weight: float = field(default=1.0, metadata={"help": "weight of lm in a sum of losses"})
-    kl_weight: float = field(default=1.0, metadata={"help": "weight of kl in a sum of losses"})
-    table_learning_rate: float = field(
-        default=2e-2, metadata={"help": "highest learning rate of the tables of a student without layers"}
-    )
-    cache_vectors: bool = field(
-        default=False,
-        metadata={"help": "run the teacher once and keep its vectors on disk, 2 * hidden bytes a token"},
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "longest input in tokens, longer texts are cut into windows (default: the model's, up to 512)"
-        },
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "folder in which the student is saved", "aliases": ["--output"]}
-    )
-    learning_rate: float = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "initial learning rate"},
-    )
-    per_device_train_batch_size: int = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "texts per device and training step", "aliases": ["--batch-size", "--batch_size"]},
-    )
-    per_device_eval_batch_size: int = field(
-        default=32, metadata={"help": "texts per device when evaluating or running the teacher in advance"}
-    )
-    num_train_epochs: float = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "passes over the texts", "aliases": ["--epochs"]},
-    )
-    max_grad_norm: float = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "largest norm of the gradient; 0: it is not clipped"},
-    )
-    train_sampling_strategy: str = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "texts of a batch: group_by_length (of similar length), random or sequential"},
-    )
-    warmup_steps: float = field(default=0.1, metadata={"help": "steps of linear warm-up; below 1: share of all steps"})
+    objective: str = None  # type: ignore[assignment]
+    temperature: float = 0.15
+    label_top_k: int = 1
+    label_temperature: float = 0.15
+    sense_weight: float = 1.0
+    mse_weight: float = None  # type: ignore[assignment]
+    sentence_weight: float = None  # type: ignore[assignment]
+    lm_weight: float = 1.0
+    kl_weight: float = 1.0
+    table_learning_rate: float = 2e-2
+    cache_vectors: bool = False
+    max_length: int | None = None
+    # Other defaults than those of `TrainingArguments`.
+    learning_rate: float = None  # type: ignore[assignment]
+    per_device_train_batch_size: int = None  # type: ignore[assignment]
+    per_device_eval_batch_size: int = 32
+    num_train_epochs: float = None  # type: ignore[assignment]
+    max_grad_norm: float = None  # type: ignore[assignment]
+    train_sampling_strategy: str = None  # type: ignore[assignment]
+    warmup_steps: float = 0.1
     # Soft labels are columns that the student's forward does not take; the collator needs them.
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "must stay off: it would remove the columns of soft labels"}
-    )
+    remove_unused_columns: bool = False
     # The first process may tokenize for a long time while the others wait.
     ddp_timeout: int = field(default=86_400, metadata={"help": "seconds that processes wait for each other"})
 
@@ -301,9 +252,7 @@ class SKDTrainingArguments(TrainingArguments):
         """Weight of each loss in the objective by its name. A loss alone has weight 1."""
         if len(self.terms) == 1:
             return {self.objective: 1.0}
-        weights = {"sense": self.sense_weight, "mse": self.mse_weight, "sentence": self.sentence_weight}
-        weights |= {"lm": self.lm_weight, "kl": self.kl_weight}
-        return {term: weights[term] for term in self.terms}
+        return {term: getattr(self, f"{term}_weight") for term in self.terms}
 
     @property
     def needs_vectors(self) -> bool:

@@ -6,7 +6,7 @@ interrupted call continues where it stopped.
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers.utils.logging import tqdm
 
 from ..building.corpus import open_corpus, read_progress
-from ..building.gathering import chunks
 from ..building.manifest import file_entry, read_manifest
 from ..building.planning import read_corpus
 from ..building.settings import Source
@@ -27,15 +25,14 @@ from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flag, check_folder, check_integer, check_kind, check_path, check_string
-from ..models.encoding import pad_batch, pool
+from ..models.encoding import pool
 from ..models.files import read_object, write_object
 from ..models.layer_free_transfer import MAX_ROWS, TokenStatistics
 from ..models.teachers import Teacher, load_teacher
 from ..models.tokenization import check_max_length
 from ..processes import broadcast, process_state
+from .teacher_runs import check_half, run_teacher, write_parts
 
-# Tokens in a part: an interruption loses at most this much of the teacher's work.
-PART_TOKENS = 1 << 17
 # Rows from which variances are computed.
 SAMPLED_ROWS = 4096
 # Vectors that become float32 or float64 at a time.
@@ -286,38 +283,6 @@ def _encode(folder: BuildFolder, teacher: Teacher, settings: dict[str, Any]) -> 
         folder.publish(read_progress(folder.stages / "corpus").sha256)
 
 
-def write_parts(
-    corpus: TokenizedCorpus,
-    folder: Path,
-    ending: str,
-    write: Callable[[tuple[int, int], Path], None],
-    description: str,
-) -> list[Path]:
-    """Write a file for each part of a corpus, unless it is there. All processes share the work.
-
-    Args:
-        corpus: The texts.
-        folder: Where the files go.
-        ending: Of the names of the files.
-        write: Writes the file of the texts `part[0]:part[1]`.
-        description: What the progress bar says.
-
-    Returns:
-        The files, in the order of the texts.
-    """
-    state, parts = process_state(), list(chunks(corpus, PART_TOKENS))
-    sizes = [int(corpus.offsets[last] - corpus.offsets[first]) for first, last in parts]
-    paths = [folder / f"part-{number:05d}{ending}" for number in range(len(parts))]
-    mine = range(state.process_index, len(parts), state.num_processes)
-    with tqdm(total=sum(sizes[number] for number in mine), desc=description, unit=" tokens", leave=False) as bar:
-        for number in mine:
-            if not paths[number].exists():
-                write(parts[number], paths[number])
-            bar.update(sizes[number])
-    state.wait_for_everyone()
-    return paths
-
-
 def _encode_part(
     teacher: Teacher, corpus: TokenizedCorpus, part: tuple[int, int], settings: dict[str, Any]
 ) -> dict[str, Tensor]:
@@ -334,20 +299,14 @@ def _encode_part(
     lengths = np.array([kept[row].sum() for row in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
 
-    # Run the teacher, over windows of similar length together.
+    # Run the teacher.
     hidden = teacher.model.config.get_text_config().hidden_size
     vectors, text_vectors = torch.empty(offsets[-1], hidden, dtype=torch.float16), torch.empty(len(rows), hidden)
-    order = np.argsort([-len(shown[row]) for row in rows], kind="stable")
-    for first in range(0, len(rows), settings["batch_size"]):
-        places = order[first : first + settings["batch_size"]]
+    read = [shown[row] for row in rows]
+    for places, states, mask in run_teacher(teacher, read, settings["layer"], settings["batch_size"]):
         batch = rows[places]
-        input_ids, mask = pad_batch([shown[row] for row in batch], teacher.pad_token_id)
-        with torch.inference_mode():
-            states = teacher.hidden_states(
-                input_ids.to(teacher.device), mask.to(teacher.device), settings["layer"]
-            ).float()
-            texts = pool(states, mask.to(states.device), teacher.pooling, _pooled(corpus, mask).to(states.device))
         check_half(states, mask, teacher.name, windows.text[batch])
+        texts = pool(states, mask.to(states.device), teacher.pooling, _pooled(corpus, mask).to(states.device))
         text_vectors[torch.from_numpy(places)] = texts.cpu()
         for place, row, state in zip(places, batch, states.cpu()):
             vectors[offsets[place] : offsets[place + 1]] = state[: len(kept[row])][torch.from_numpy(kept[row])].half()
@@ -364,26 +323,3 @@ def _pooled(corpus: TokenizedCorpus, mask: Tensor) -> Tensor:
     """Return the positions of a batch that are pooled: all but those of a prompt that is not pooled."""
     place, (before, after) = torch.arange(mask.shape[1]), corpus.unpooled
     return (place >= before) & (place < mask.sum(1, keepdim=True) - after)
-
-
-def check_half(states: Tensor, mask: Tensor, name: str, texts: Sequence[Any] | np.ndarray) -> None:
-    """Check that vectors can be kept in half precision.
-
-    Args:
-        states: `[rows, positions, hidden]`.
-        mask: `[rows, positions]`, 0 for padding.
-        name: The teacher's name.
-        texts: The number or the beginning of the text of each row.
-
-    Raises:
-        ValueError: A vector is not finite, or too large for float16.
-    """
-    largest = states.abs().amax(2).cpu().masked_fill(mask == 0, 0).amax(1)
-    bad = torch.where(largest <= torch.finfo(torch.float16).max, 0, 1).nonzero()
-    if len(bad):
-        row = int(bad[0, 0])
-        found = float(largest[row])
-        raise ValueError(
-            f"{name} yields values up to {found:.3g} for text {texts[row]}, which float16 cannot hold: load the "
-            "teacher in another dtype"
-        )

@@ -37,7 +37,8 @@ def check_widths(one: NDArray[Any], other: NDArray[Any]) -> None:
     """Raise a ValueError if two arrays of vectors, `[n, hidden]`, are not of the same width."""
     if one.shape[1] != other.shape[1]:
         raise ValueError(
-            f"the embeddings are {one.shape[1]} and {other.shape[1]} wide: only vectors of one model can be compared"
+            f"the embeddings are {one.shape[1]} and {other.shape[1]} wide: compare vectors in one space, of one model "
+            "or of a student and its teacher"
         )
 
 

@@ -98,9 +98,7 @@ def evaluate_classification(
     )
 
 
-def few_shot_draws(
-    labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10, seed: int = SEED
-) -> list[NDArray[Any]]:
+def few_shot_draws(labels: ArrayLike, samples_per_label: int = 8, num_draws: int = 10) -> list[NDArray[Any]]:
     """Draw the rows on which MTEB's classification tasks train.
 
     For each draw MTEB shuffles the order of the previous one, always with the same seed, and takes the first rows of
@@ -110,7 +108,6 @@ def few_shot_draws(
         labels: Label of each row, `[n]`.
         samples_per_label: Rows of each label in a draw.
         num_draws: Number of draws.
-        seed: Seed of the shuffling.
 
     Returns:
         For each draw, the indices of its rows, in MTEB's order.
@@ -118,7 +115,7 @@ def few_shot_draws(
     labels = np.asarray(labels)
     order, draws = np.arange(len(labels)), []
     for _ in range(num_draws):
-        np.random.RandomState(seed).shuffle(order)
+        np.random.RandomState(SEED).shuffle(order)
         # The first rows of each label, in the shuffled order.
         by_label = order[np.argsort(labels[order], kind="stable")]
         _, starts = np.unique(labels[by_label], return_index=True)
@@ -363,7 +360,6 @@ def sense_agreement(token_ids: ArrayLike, found: ArrayLike, annotated: ArrayLike
 
 def _normalized(x: NDArray[Any]) -> NDArray[Any]:
     """Divide vectors `[n, hidden]` by their lengths, in float32 at least: in half precision squares underflow."""
-    x = np.asarray(x)  # a tensor, as `encode` returns by default
     x = x.astype(np.result_type(x, np.float32), copy=False)
     unit: NDArray[Any] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return unit
