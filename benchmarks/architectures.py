@@ -7,8 +7,6 @@ result is the table in the guide to decoders. `load_teacher` refuses a model tha
 attention implementation may then work.
 """
 
-from typing import Any
-
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
 from transformers.utils import logging
@@ -16,36 +14,8 @@ from transformers.utils import logging
 from sensedict_hf.models.attention import probe_attention, set_bidirectional
 
 from .studies import Study, results_file, study_parser
+from .supported import OWN_SIZES, SIZES
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 101,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GPT2_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 101, "n_positions": 64}
-# Sizes of architectures whose configs have other names for them.
-OWN_SIZES: dict[str, dict[str, Any]] = {
-    "gpt2": GPT2_SIZES,
-    "gptj": GPT2_SIZES | {"rotary_dim": 4},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 101},
-    "gpt_neo": {
-        "hidden_size": 32,
-        "num_layers": 2,
-        "num_heads": 4,
-        "vocab_size": 101,
-        "max_position_embeddings": 64,
-        "attention_types": [[["global", "local"], 1]],
-    },
-    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 101},
-    **{name: SIZES | {"head_dim": 8} for name in ("gemma", "gemma2", "gemma3_text")},
-}
 ARCHITECTURES = (
     "llama mistral mixtral gemma gemma2 gemma3_text qwen2 qwen3 qwen3_moe phi phi3 olmo olmo2 smollm3 granite "
     "starcoder2 cohere glm4 gpt_neox opt gpt2 falcon bloom gptj stablelm gpt_neo"

@@ -59,7 +59,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    similarity, texts = load_task("stsb", options.data), load_task("uci_sentiment", options.data).evaluation.inputs[1]
+    similarity = load_task("stsb", options.data).evaluation
+    texts = load_task("uci_sentiment", options.data).evaluation.inputs[1]
     study = Study(
         results_file(options.results, "exporting"),
         command="python -m benchmarks.exporting --data FOLDER --student STUDENT",

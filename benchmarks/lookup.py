@@ -1,8 +1,7 @@
 """The look-up of senses, compared with what one would write first: hard and soft assignment, and the loss.
 
     python -m benchmarks.lookup
-    python -m benchmarks.lookup --senses FOLDER --texts train.jsonl       # a real dictionary and real token ids
-    python -m benchmarks.lookup --forms                                   # our two forms: grouped and padded
+    python -m benchmarks.lookup --forms      # our two forms: grouped and padded
 
 The methods, on one batch of 32 x 128 tokens:
 
@@ -22,8 +21,6 @@ The data:
   2000 / r senses, at least 1 and at most 500.
 - Token ids are drawn from 30,522 tokens by the Zipf-Mandelbrot law, p(r) ~ 1 / (r + 2.7). Only tokens that were drawn
   get senses.
-- With `--senses` and `--texts` both are real; the texts are shuffled and joined. The senses are random for widths that
-  are not the dictionary's.
 - The vectors are senses with noise.
 
 `--forms` compares the look-up by groups of positions with the one that pads each position to the largest number of
@@ -39,13 +36,10 @@ Columns of the other table:
 """
 
 import itertools
-import json
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +48,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
-from sensedict_hf import load_senses
 from sensedict_hf.models.sense_lookup import RaggedSenses, assign_senses, sense_cross_entropy
 from sensedict_hf.models.static_lookup import assign_padded
 
@@ -206,33 +199,18 @@ def synthetic(profile_name: str, generator: torch.Generator) -> tuple[Tensor, Te
     return token_ids, sizes * (token_ids.bincount(minlength=VOCABULARY) > 0)
 
 
-def real(folder: str, file: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids of tokens that have senses, the number of senses of each token, and the senses."""
-    dictionary = load_senses(folder)
-    texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
-    random.Random(0).shuffle(texts)
-    sizes = dictionary.offsets.diff()
-    rows = (dictionary.tokenizer(text)["input_ids"] for text in texts)
-    token_ids = torch.tensor([token for row in rows for token in row if sizes[token]])
-    return token_ids[: BATCH * POSITIONS], sizes, dictionary.table.float()
-
-
-def make_case(
-    token_ids: Tensor, sizes: Tensor, senses: Tensor | None, width: int, device: str, generator: torch.Generator
-) -> Case:
+def make_case(token_ids: Tensor, sizes: Tensor, width: int, device: str, generator: torch.Generator) -> Case:
     """Make the inputs of a look-up.
 
     Args:
         token_ids: `[n]`.
         sizes: `[vocab]`, the number of senses of each token.
-        senses: `[total_senses, hidden]`. None, or another width: random senses.
         width: Width of vectors and senses.
         device: Device of the inputs.
         generator: Source of random numbers.
     """
     offsets = F.pad(sizes.cumsum(0), (1, 0))
-    if senses is None or senses.shape[1] != width:
-        senses = torch.randn(int(offsets[-1]), width, generator=generator)
+    senses = torch.randn(int(offsets[-1]), width, generator=generator)
     labels = (torch.rand(len(token_ids), generator=generator) * sizes[token_ids]).long()
     spread = float(senses.var(0).mean().sqrt())
     hidden = senses[offsets[token_ids] + labels] + spread * torch.randn(len(token_ids), width, generator=generator)
@@ -320,7 +298,7 @@ def compare_forms(widths: Sequence[int], device: str, study: Study) -> None:
         sizes = torch.randint(1, most + 1, (VOCABULARY,), generator=generator)
         sizes[0] = most
         token_ids = synthetic("uniform", generator)[0][:positions]
-        case = make_case(token_ids, sizes, None, width, device, generator)
+        case = make_case(token_ids, sizes, width, device, generator)
         senses = RaggedSenses(case.senses, case.offsets)
         ratios = []
         for temperature in (None, case.temperature):
@@ -353,13 +331,9 @@ def main() -> None:
     parser = study_parser("lookup", __doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 1024, 4096], help="widths of the vectors")
-    parser.add_argument("--senses", help="folder of a dictionary, to use with --texts")
-    parser.add_argument("--texts", type=Path, help="a .jsonl file with `text`, to use with --senses")
     parser.add_argument("--quick", action="store_true", help=f"a trial with {QUICK_TURNS} turns instead of {TURNS}")
     parser.add_argument("--forms", action="store_true", help="compare the two forms of our look-up instead")
     options = parser.parse_args()
-    if bool(options.senses) != bool(options.texts):
-        parser.error("--senses and --texts go together")
     path = results_file(options.results, "lookup", recorded=not options.quick)
     study = Study(path, options.device, "python -m benchmarks.lookup")
 
@@ -370,11 +344,10 @@ def main() -> None:
     bert = BertModel(config).eval().to(options.device)
     header = ["senses", "width", "task", "ours, ms", "padded", "all senses", "loop", "student", "extra MB"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for name in ["real"] if options.senses else ["uniform", "allocated"]:
+    for name in ("uniform", "allocated"):
         for width in options.widths:
             generator = torch.Generator().manual_seed(0)
-            data = real(options.senses, options.texts) if options.senses else (*synthetic(name, generator), None)
-            case = make_case(*data, width, options.device, generator)
+            case = make_case(*synthetic(name, generator), width, options.device, generator)
             student = bert if width == STUDENT_WIDTH else None
             title = f"{name}, width {width}, {torch.get_num_threads()} threads, {options.device}"
             for task, found in measure(case, QUICK_TURNS if options.quick else TURNS, options.device, student):

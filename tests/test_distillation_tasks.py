@@ -53,7 +53,7 @@ def encode_words(sentences):
 def test_developing_needs_no_test_file(data):
     for name in tasks.DEV_NAMES:
         task = tasks.load_task(name, data, dev=True)
-        scores = task.score(encode, encode_words)
+        scores = task.evaluation.score(encode, encode_words)
         assert scores[{"stsb": "spearman", "wnut17": "f1"}.get(name, "full")] == pytest.approx(1)
         if name in tasks.CLASSIFICATION:
             learned, held_out = task.evaluation.inputs
@@ -87,7 +87,7 @@ def test_scores_are_of_the_test_files(data):
             seen.append(texts)
             return encode(texts)
 
-        scores = task.score(
+        scores = task.evaluation.score(
             encode_and_note, lambda sentences, note=encode_and_note: [note(words) for words in sentences]
         )
         assert max(scores.values()) == pytest.approx(1)

@@ -376,6 +376,6 @@ class Comparison:
                 scores = self.score(name, False, self.teacher, self.senses(self.names, False, "l2"))
             else:
                 encoders = model2vec_encoders(distill_model2vec(self.options.teacher, self.output / "model2vec"))
-                scores = {"raw": self.task(name, False).score(*encoders)}
+                scores = {"raw": self.task(name, False).evaluation.score(*encoders)}
             self.study.record(key, {name: scores})
         return self.recorded(key)

@@ -42,28 +42,12 @@ class DistillationTask:
     """A task for students.
 
     Attributes:
-        name: Name of the task.
         train_texts: Texts that students learn from, without labels.
         evaluation: What is encoded, and how it is scored.
     """
 
-    name: str
     train_texts: list[str]
     evaluation: EvaluationTask
-
-    def score(self, encode: Encode, encode_words: EncodeWords) -> dict[str, float]:
-        """Score a model.
-
-        Args:
-            encode: Encodes texts.
-            encode_words: Encodes the words of sentences.
-
-        Returns:
-            Classification: accuracies `few_shot`, `few_shot_std` and `full`. `stsb`: `spearman` and `pearson`.
-            `xquad_retrieval`: `ndcg_at_10`, `accuracy_at_1` and `recall_at_10`. `wnut17`: `f1`, `precision` and
-            `recall`. All are between 0 and 1, correlations between -1 and 1.
-        """
-        return self.evaluation.score(encode, encode_words)
 
     def score_outputs(
         self,
@@ -114,19 +98,17 @@ def load_task(name: str, data: Path, *, dev: bool = False) -> DistillationTask:
     if name == "xquad_retrieval":
         articles = read_columns(data / "wikipedia_en_sample" / "train.jsonl")["text"]
         corpus, queries = (read_columns(data / name / f"{part}.jsonl") for part in ("corpus", "queries"))
-        return DistillationTask(
-            name, [text[:ARTICLE_CHARACTERS] for text in articles], retrieval_task(corpus, queries)
-        )
+        return DistillationTask([text[:ARTICLE_CHARACTERS] for text in articles], retrieval_task(corpus, queries))
     train = read_columns(data / name / "train.jsonl")
     if dev and name in CLASSIFICATION:
         train, test = hold_out_fifth(train)
     else:
         test = read_columns(data / name / ("dev.jsonl" if dev else "test.jsonl"))
     if name == "stsb":
-        return DistillationTask(name, train["sentence1"] + train["sentence2"], similarity_task(test))
+        return DistillationTask(train["sentence1"] + train["sentence2"], similarity_task(test))
     if name == "wnut17":
-        return DistillationTask(name, [" ".join(words) for words in train["tokens"]], token_task(train, test))
-    return DistillationTask(name, train["text"], classification_task(train, test))
+        return DistillationTask([" ".join(words) for words in train["tokens"]], token_task(train, test))
+    return DistillationTask(train["text"], classification_task(train, test))
 
 
 def read_columns(path: Path) -> Columns:

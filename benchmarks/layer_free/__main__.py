@@ -134,7 +134,7 @@ def main() -> None:
     for title, encoders in models.items():
         for name in names:
             if name not in study.read(title):
-                study.record(title, {name: {"raw": tasks[name].score(*encoders(name))}})
+                study.record(title, {name: {"raw": tasks[name].evaluation.score(*encoders(name))}})
         print_row(title, "raw", {name: study.read(title)[name] for name in names})
 
     # Size and speed. Students that differ in texts and start only are as fast as each other.

@@ -47,7 +47,7 @@ from sensedict_hf.demo import read_demo_corpus
 
 from ..studies import Study, provenance, results_file, study_parser
 from .models import LLAMA_3_8B, SMALL_LLAMA, Setting, Size, llama, make_model, tensor_bytes
-from .tables import Measured, Results, gigabytes, print_computed, print_measured, print_targets
+from .tables import Measured, Results, gigabytes, print_computed, print_measured
 
 DICTIONARIES = ("none", "device", "host")
 WARM_UP = 2  # passes that are not timed
@@ -158,7 +158,6 @@ def main() -> None:
     results = measure_all(size, stream, options.assignment, repeats, options.device)
     distinct = {setting: mean_distinct(cut(stream, setting, WARM_UP + repeats, "cpu")) for setting in size.settings}
     print_measured(results, size, distinct)
-    print_targets(results, of_llama=size == LLAMA_3_8B)
     print_computed(LLAMA_3_8B)
 
     path = results_file(options.results, "llama_footprint", recorded=not options.smoke)

@@ -33,29 +33,6 @@ class Measured(NamedTuple):
 Results = dict[str, dict[Setting, Measured]]
 
 
-class Target(NamedTuple):
-    """A target for the student with its dictionary in host memory.
-
-    Attributes:
-        of: `device peak`, as a share of the full model's, or `texts/s`, as a multiple.
-        setting: The batch.
-        bound: The largest share, or the smallest multiple.
-    """
-
-    of: str
-    setting: Setting
-    bound: float
-
-
-TARGETS = [
-    Target("device peak", Setting(1, 128), 0.19),
-    Target("device peak", Setting(1, 512), 0.19),
-    Target("device peak", Setting(32, 512), 0.30),
-    Target("texts/s", Setting(32, 128), 6.0),
-    Target("texts/s", Setting(32, 512), 6.0),
-]
-
-
 def gigabytes(number: int | None) -> str:
     """Format bytes."""
     return "-" if number is None else f"{number / 1e9:.3f}"
@@ -98,20 +75,6 @@ def print_measured(results: Results, size: Size, distinct: dict[Setting, float])
     total = "weights + dictionary, GB" if full.peak is None else "device + host, GB"
     print_table([*which, "weights, GB", "dictionary, GB", "device peak, GB", "share", total, "share"], memory)
     print_table([*which, "tokens", "ms", "texts/s", "times the full model"], speed)
-
-
-def print_targets(results: Results, of_llama: bool) -> None:
-    """Print the targets, and what was measured if the model was Llama-3-8B."""
-    rows = []
-    for target in TARGETS:
-        is_memory, measured = target.of == "device peak", "-"
-        if of_llama:
-            full, student = results["full model"][target.setting], results["host"][target.setting]
-            measured = share(student.peak, full.peak) if is_memory else f"{full.seconds / student.seconds:.2f}x"
-        wanted = f"at most {target.bound:.0%}" if is_memory else f"at least {target.bound:g}x"
-        rows.append([target.of, str(target.setting), wanted, measured])
-    print("\nOf the full Llama-3-8B, dictionary in host memory:")
-    print_table(["", "batch x tokens", "target", "measured"], rows)
 
 
 def print_computed(size: Size) -> None:
