@@ -23,7 +23,6 @@ MODULES |= dict.fromkeys(("build", "convert", "info", "inspect", "merge", "verif
 
 # Other accepted names of options, which help does not show: those in transformers and in its other tools.
 OTHER_NAMES = {
-    ("export", "--onnx"): "--output",
     ("distill", "--num-train-epochs"): "--epochs",
     ("distill", "--output-dir"): "--output",
     ("distill", "--per-device-train-batch-size"): "--batch-size",

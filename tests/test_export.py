@@ -176,7 +176,7 @@ def test_a_student_in_onnx(make_student, texts, tmp_path, capsys):
     assert main(["export", str(tmp_path / "student"), "--output", str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
     # What failed leaves nothing, so that the command can be repeated with another tolerance.
-    again = ["export", str(tmp_path / "student"), "--onnx", str(tmp_path / "again"), "--tolerance", "1e-12"]
+    again = ["export", str(tmp_path / "student"), "--output", str(tmp_path / "again"), "--tolerance", "1e-12"]
     assert main(again) == 2 and "is not the student" in capsys.readouterr().err
     assert not list((tmp_path / "again").iterdir())
     wrong = {"last_hidden_state": expected.last_hidden_state * 1.01, "sense_ids": expected.sense_ids}

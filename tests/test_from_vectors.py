@@ -22,7 +22,7 @@ from sensedict_hf import (
     encode_vectors,
 )
 from sensedict_hf.cli import main
-from sensedict_hf.distillation import layer_free, vectors
+from sensedict_hf.distillation import layer_free, teacher_runs, vectors
 from sensedict_hf.distillation.dry_run import estimate_distillation
 from sensedict_hf.distillation.start import StudentStart
 from sensedict_hf.models.layer_free_transfer import PSEUDO_COUNTS, encode_tokens
@@ -183,7 +183,7 @@ def test_a_call_that_was_refused_can_be_corrected(bert, texts, tmp_path):
 
 
 def test_files_that_are_missing_or_changed_are_not_believed(bert, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "PART_TOKENS", 100)
+    monkeypatch.setattr(teacher_runs, "PART_TOKENS", 100)
     rows = len(encode_vectors(bert, texts, tmp_path))
     parts = sorted(tmp_path.glob("part-*"))
     # A file of another run has no rows here.

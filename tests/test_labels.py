@@ -13,7 +13,7 @@ from tiny_models import WORDS, build_once
 from tokenizers.processors import TemplateProcessing
 
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary, encode_senses
-from sensedict_hf.distillation import labels, vectors
+from sensedict_hf.distillation import labels, teacher_runs
 from sensedict_hf.models.fingerprints import tokenizer_fingerprint
 
 
@@ -24,7 +24,7 @@ def senses(bert, texts):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(vectors, "PART_TOKENS", 100)
+    monkeypatch.setattr(teacher_runs, "PART_TOKENS", 100)
 
 
 def test_labels_are_the_teachers_choices(bert, senses, texts):

@@ -29,7 +29,7 @@ from sensedict_hf import (
     encode_senses,
     encode_vectors,
 )
-from sensedict_hf.distillation import vectors
+from sensedict_hf.distillation import teacher_runs, vectors
 from sensedict_hf.distillation.layer_free import collate_ragged, default_epochs, layer_free_loss
 from sensedict_hf.distillation.losses import vector_errors, vector_loss
 from sensedict_hf.distillation.modes import sparse_gradients
@@ -75,7 +75,7 @@ def same_weights(one, other):
 
 def test_vectors_are_the_teachers(bert, texts, tmp_path, monkeypatch):
     """Without special tokens; the vector of a text is pooled over them too."""
-    monkeypatch.setattr(vectors, "PART_TOKENS", 100)
+    monkeypatch.setattr(teacher_runs, "PART_TOKENS", 100)
     texts = ["", *texts, "w1 [SEP] w2"]
     data = encode_vectors(bert, texts, tmp_path, special_token_ids=SPECIAL_IDS)
     assert len(data) == len(texts) - 1 and len(list(tmp_path.glob("part-*"))) > 3
@@ -134,7 +134,7 @@ def test_vectors_in_context_are_spread_over_the_texts(bert, texts, tmp_path, mon
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not tell which files are open")
 def test_no_file_stays_open(bert, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "PART_TOKENS", 1)
+    monkeypatch.setattr(teacher_runs, "PART_TOKENS", 1)
     before = len(os.listdir("/proc/self/fd"))
     data = encode_vectors(bert, texts, tmp_path)
     assert len(list(tmp_path.glob("part-*"))) == len(data) == 60
@@ -143,7 +143,7 @@ def test_no_file_stays_open(bert, texts, tmp_path, monkeypatch):
 
 def test_an_interrupted_pass_goes_on(bert, texts, tmp_path, monkeypatch):
     """Killed after some parts; what was done is not done again, and the bytes are the same."""
-    monkeypatch.setattr(vectors, "PART_TOKENS", 100)
+    monkeypatch.setattr(teacher_runs, "PART_TOKENS", 100)
     straight = encode_vectors(bert, texts, tmp_path / "straight")
     done, encode_part = multiprocessing.Value("i", 0), vectors._encode_part
 

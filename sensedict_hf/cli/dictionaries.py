@@ -31,11 +31,12 @@ from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_causal_lm import SKDStudentForCausalLM
 from ..models.modeling_skd_heads import SKDStudentForSequenceClassification, SKDStudentForTokenClassification
 from ..models.modeling_skd_student import SKDStudentModel
+from ..models.teachers import load_teacher
 from ..models.validation import check_finite
 from ..processes import process_state
 from ..retrieval.index import SenseIndex
 from ..retrieval.index_files import KIND
-from .teacher import TeacherArguments
+from .teacher import is_plain, loading
 
 
 def build(options: argparse.Namespace) -> None:
@@ -50,35 +51,25 @@ def build(options: argparse.Namespace) -> None:
         repository = HfApi().create_repo(options.push_to_hub, exist_ok=True).repo_id
     if not state.is_main_process:
         logging.getLogger("sensedict_hf").setLevel(logging.WARNING)
-    _settings(options)  # a wrong number, or a file that is not there, is found out before the teacher is loaded
+    settings = _settings(options)
+    BuildSettings(**settings)  # a wrong number is found out before texts are read and the teacher is loaded
     # Only the main process reads the texts.
     texts = read_dataset(options.texts, streaming=options.streaming) if state.is_main_process else []
     device = state.device if state.num_processes > 1 else options.device
     senses = build_sense_dictionary(
-        TeacherArguments.of(options).load(options.teacher, device),
+        load_teacher(options.teacher, device=device, **loading(options)),
         texts,
         tokenizer=options.tokenizer,
         output_dir=options.output,
         overwrite=options.overwrite,
         keep_samples=options.keep_samples,
         update=options.update,
-        method=options.method,
-        senses_per_token=options.senses_per_token,
-        budget=options.budget,
-        max_samples_per_token=options.max_samples_per_token,
-        similarity=options.similarity,
-        layer=options.layer,
-        key=options.key,
         max_length=options.max_length,
         truncation=options.truncation,
-        batch_size=options.batch_size,
-        seed=options.seed,
         device=options.device,
         text_column=options.text_column,
-        sample_dtype=options.sample_dtype,
-        senses_dtype=options.dtype,
-        prompt_senses=options.prompt_senses,
         trust_remote_code=options.trust_remote_code,
+        **settings,
     )
     if state.is_main_process:
         config, seen = senses.config, int((senses.offsets.diff() > 0).sum())
@@ -93,11 +84,11 @@ def build(options: argparse.Namespace) -> None:
             print(f"uploaded: {senses.push_to_hub(repository).commit_url}")
 
 
-def _settings(options: argparse.Namespace) -> BuildSettings:
-    """Check the settings of a build, and return them."""
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of :class:`BuildSettings` that the options give."""
     names = "method senses_per_token budget max_samples_per_token batch_size similarity layer key seed sample_dtype"
-    given = {name: getattr(options, name) for name in names.split()}
-    return BuildSettings(**given, senses_dtype=options.dtype, prompt_senses=options.prompt_senses)
+    given = {name: getattr(options, name) for name in (*names.split(), "prompt_senses")}
+    return given | {"senses_dtype": options.dtype}
 
 
 def _estimate(options: argparse.Namespace) -> None:
@@ -108,12 +99,13 @@ def _estimate(options: argparse.Namespace) -> None:
     """
     if options.update:
         raise ValueError("--dry-run does not know the samples of an earlier dictionary: leave out --update")
-    settings, texts = _settings(options), read_dataset(options.texts, streaming=options.streaming)
+    settings = BuildSettings(**_settings(options))
+    texts = read_dataset(options.texts, streaming=options.streaming)
     tokenizer = None
     if options.tokenizer:
         tokenizer = load_tokenizer(check_source(options.tokenizer), "", None, options.trust_remote_code)
     facts = estimate_build(
-        TeacherArguments.of(options).load(options.teacher, options.device),
+        load_teacher(options.teacher, device=options.device, **loading(options)),
         texts,
         Path(options.output),
         settings,
@@ -297,7 +289,7 @@ def inspect(options: argparse.Namespace) -> None:
     if not options.texts:
         if options.plot:
             raise ValueError("--plot draws occurrences: give texts that have them with --texts")
-        if options.teacher or not TeacherArguments.of(options).are_defaults:
+        if options.teacher or not is_plain(options):
             raise ValueError("the teacher reads texts: give them with --texts, or leave out --teacher and its options")
     if options.plot:
         check_image(options.plot)
@@ -313,9 +305,8 @@ def inspect(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"the dictionary was built from {name!r}, which is no name on the Hub: give its folder with --teacher"
             )
-        teacher = TeacherArguments.of(options).load(
-            name, options.device, revision=None if options.teacher else senses.config.base_model_revision
-        )
+        revision = None if options.teacher else senses.config.base_model_revision
+        teacher = load_teacher(name, revision=revision, device=options.device, **loading(options))
         texts, settings = read_dataset(options.texts), {"text_column": options.text_column}
         settings["batch_size"] = options.batch_size
         occurrences = find_occurrences(senses, teacher, options.token, texts, **settings)

@@ -24,7 +24,7 @@ from ..distillation.training_args import SKDTrainingArguments
 from ..models.modeling_skd_student import SKDStudentModel
 from .dictionaries import megabytes, print_facts
 from .evaluate import parameters
-from .teacher import TeacherArguments
+from .teacher import loading
 
 
 def read_argument_file(path: str) -> list[str]:
@@ -77,7 +77,7 @@ def distill(options: argparse.Namespace) -> None:
     names = "text_column num_hidden_layers layers backbone adopt_tokenizer assignment residual head overwrite".split()
     args = SKDTrainingArguments(**{item.name: values[item.name] for item in fields(SKDTrainingArguments) if item.init})
     if options.dry_run:
-        _estimate(values, args, TeacherArguments.of(options).loading())
+        _estimate(values, args, loading(options))
         return
     # Trainer prints its losses to standard output, which is for results.
     with redirect_stdout(StringIO() if options.quiet else sys.stderr):
@@ -87,7 +87,7 @@ def distill(options: argparse.Namespace) -> None:
             read_dataset(options.texts, streaming=options.streaming),
             args=args,
             eval_texts=None if options.eval_texts is None else read_dataset(options.eval_texts, split="validation"),
-            teacher_options=TeacherArguments.of(options).loading(),
+            teacher_options=loading(options),
             # Recorded as typed. A stream is known by its files alone.
             recorded={
                 "template": options.template,

@@ -27,11 +27,11 @@ from ..models.loading import load_senses
 from ..models.matching import check_teacher
 from ..models.modeling_layer_free import Int8Table
 from ..models.modeling_skd_student import SKDStudentModel
-from ..models.teachers import Teacher
+from ..models.teachers import Teacher, load_teacher
 from ..retrieval.encoding import load_encoder
 from ..retrieval.index import SenseIndex
 from .card import read_card, scored_model, write_scores
-from .teacher import TeacherArguments
+from .teacher import is_plain, loading
 
 LANGUAGE_MODELING = "language_modeling"
 
@@ -134,7 +134,7 @@ def evaluate_index(options: argparse.Namespace) -> None:
     unused += [name for name in ("train", "test", "corpus") if getattr(options, name)]
     if options.device is not None and not options.query_model:
         unused.append("device")
-    if options.task != "retrieval" or not options.queries or unused or not TeacherArguments.of(options).are_defaults:
+    if options.task != "retrieval" or not options.queries or unused or not is_plain(options):
         raise ValueError("--index needs --task retrieval and --queries, and takes only --query-model with them")
     queries = read_files(options, {"queries": ("text", "relevant")})["queries"]
     check_relevant(queries["relevant"])
@@ -164,7 +164,7 @@ def evaluate_language(options: argparse.Namespace) -> None:
     """
     if options.query_model or options.train or options.corpus or options.queries or not options.test:
         raise ValueError(f"--task {LANGUAGE_MODELING} needs --test, and no other files or models")
-    if TeacherArguments.of(options) != TeacherArguments():
+    if options.trust_remote_code or not is_plain(options):
         raise ValueError(f"--task {LANGUAGE_MODELING} runs a model as it was trained: leave out how to load it")
     if not options.senses and (options.assignment or options.residual is not None):
         raise ValueError(f"--task {LANGUAGE_MODELING}: --assignment and --residual need --senses")
@@ -247,7 +247,7 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
     check_residual(options.residual or 0.0)
     settings: dict[str, Any] = {"batch_size": options.batch_size}
     if (read_json(options.model, "config.json") or {}).get("model_type") == "skd_student":
-        if options.senses or not TeacherArguments.of(options).are_defaults:
+        if options.senses or not is_plain(options):
             raise ValueError(
                 f"{options.model} is a student and has its own senses, pooling and prompt: "
                 "leave out --senses and the options for loading a model"
@@ -269,7 +269,7 @@ def make_encoder(options: argparse.Namespace) -> Encoder:
         encoders = partial(student.encode, **settings), partial(student.encode_words, **settings)
         return Encoder(student, *encoders, assignment, None if assignment == "none" else residual)
 
-    teacher = TeacherArguments.of(options).load(options.model, options.device)
+    teacher = load_teacher(options.model, device=options.device, **loading(options))
     encoders = partial(teacher.encode, **settings), partial(teacher.encode_words, **settings)
     if options.senses:
         senses = load_senses(options.senses, trust_remote_code=options.trust_remote_code)

@@ -1,7 +1,7 @@
 """Rows of token ids and labels, and the batches made from them."""
 
 import copy
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -159,7 +159,7 @@ def length_groups(
         args: The settings.
         epoch: Returns the number of the epoch.
     """
-    if args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
+    if args.train_sampling_strategy != "group_by_length":
         return None
     return LengthGroups(row_lengths(dataset), size, args.seed if args.data_seed is None else args.data_seed, epoch)
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from pyarrow import compute
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from transformers.utils import logging
 
@@ -58,20 +58,6 @@ def find_student(model: PreTrainedModel) -> SKDStudentModel:
             "task, use Trainer"
         )
     return student
-
-
-def check_processing_class(
-    student: SKDStudentModel, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a student, or the one that was given for it.
-
-    Raises:
-        ValueError: It is another tokenizer than that of the dictionary.
-    """
-    if tokenizer is None:
-        return student.tokenizer
-    student.config.sense_config.check_tokenizer(tokenizer)
-    return tokenizer
 
 
 def check_arguments(text_column: str, senses: SenseEmbeddingModel | None, others: dict[str, Any]) -> None:

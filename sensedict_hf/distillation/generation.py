@@ -130,10 +130,6 @@ class GenerationCounts(NamedTuple):
     known: Tensor
     right: Tensor
 
-    def stack(self) -> Tensor:
-        """Return the sums as one tensor, `[6]`, float32. Tensors of several batches or processes can be added."""
-        return torch.stack([value.detach().float() for value in self])
-
 
 def generation_means(sums: Tensor) -> dict[str, float]:
     """Compute what is logged from the sums of :class:`GenerationCounts`.

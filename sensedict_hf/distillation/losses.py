@@ -53,10 +53,6 @@ class Counts(NamedTuple):
     right: Tensor
     error: Tensor
 
-    def stack(self) -> Tensor:
-        """Return the sums as one tensor, `[7]`, float32. Tensors of several batches or processes can be added."""
-        return torch.stack([value.float() for value in self])
-
 
 def means(sums: Tensor) -> dict[str, float]:
     """Compute what is logged from the sums of :class:`Counts`.
@@ -229,10 +225,6 @@ class Errors(NamedTuple):
     tokens: Tensor
     sentence_error: Tensor
     texts: Tensor
-
-    def stack(self) -> Tensor:
-        """Return the sums as one tensor, `[4]`, float32. Tensors of several batches can be added."""
-        return torch.stack([value.detach().float() for value in self])
 
 
 def vector_errors(

@@ -41,17 +41,8 @@ INDECISIVE = tuple(
 )
 # How a decoder is loaded with its head, which `load_teacher` then leaves as it is.
 WITH_HEAD = ("dtype", "device_map", "quantization_config")
-# What the state tells of how a name or folder was loaded as a teacher, with the defaults.
-LOADING = {
-    "bidirectional": None,
-    "adapters": None,
-    "pooling": None,
-    "instruction": None,
-    "template": None,
-    "dtype": None,
-    "quantization_config": None,
-    "trust_remote_code": False,
-}
+# What the state tells of how a name or folder was loaded as a teacher, beside its dtype.
+LOADING = ("bidirectional", "adapters", "pooling", "instruction", "template", "quantization_config")
 
 
 def distill_student(
@@ -261,9 +252,9 @@ def _check_settings(args: SKDTrainingArguments, texts: Texts, eval_texts: Texts 
 
 def _record_loading(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the state tells of the arguments of :func:`load_teacher`."""
-    record = {name: options.get(name, default) for name, default in LOADING.items()}
-    given = record["adapters"] or []
+    record = {name: options.get(name) for name in LOADING}
+    given, dtype = record["adapters"] or [], options.get("dtype")
     adapters = [given] if isinstance(given, (str, os.PathLike)) else given
     record["adapters"] = [source_name(adapter) for adapter in adapters]
-    dtype = record.pop("dtype")
-    return record | {"teacher_dtype": dtype and str(dtype).removeprefix("torch.")}
+    record["teacher_dtype"] = dtype and str(dtype).removeprefix("torch.")
+    return record | {"trust_remote_code": bool(options.get("trust_remote_code"))}

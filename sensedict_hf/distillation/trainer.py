@@ -110,7 +110,10 @@ class SKDTrainer(Trainer):
         has_head = isinstance(model, SKDStudentPreTrainedModel) and not is_whole
         model = cast(PreTrainedModel, model.student) if has_head else model
         self.student = checks.find_student(model)
-        tokenizer = checks.check_processing_class(self.student, kwargs.pop("processing_class", None))
+        tokenizer = kwargs.pop("processing_class", None)
+        if tokenizer is not None:
+            self.student.config.sense_config.check_tokenizer(tokenizer)
+        tokenizer = self.student.tokenizer if tokenizer is None else tokenizer
         self.senses = self.student.senses if senses is None else senses.to(args.device)  # type: ignore[arg-type]
         self.is_layer_free = is_layer_free(self.student)
         if self.is_layer_free:
@@ -220,26 +223,28 @@ class SKDTrainer(Trainer):
 
         The loss of a student without layers is a mean.
         """
-        args = self.args
         if self.is_layer_free:
-            seed = (args.seed, self.state.global_step) if model.training else None
-            loss, errors = layer_free_loss(
-                self.student.backbone, inputs, cast(Variances, self._variances), args.loss_weights, seed
-            )
-            checks.check_step(self.state.global_step, loss=loss)
-            self._sums += errors.stack()
-            return loss
-        if self.is_generative:
-            return self._generation_loss(model, inputs)
-        student = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], assignment="none"
-        ).student_hidden_state
+            loss, sums = self._layer_free_loss(model, inputs)
+        else:
+            loss, sums = (self._generation_loss if self.is_generative else self._sense_loss)(model, inputs)
+        checks.check_step(self.state.global_step, loss=loss)
+        self._sums += torch.stack([value.detach().float() for value in sums])
+        return loss
+
+    def _layer_free_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        seed = (self.args.seed, self.state.global_step) if model.training else None
+        variances = cast(Variances, self._variances)
+        return layer_free_loss(self.student.backbone, inputs, variances, self.args.loss_weights, seed)
+
+    def _sense_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        args, ids, mask = self.args, inputs["input_ids"], inputs["attention_mask"]
+        student = model(input_ids=ids, attention_mask=mask, assignment="none").student_hidden_state
         teacher = self._teacher_vectors(inputs)
-        checks.check_step(self.state.global_step, inputs["attention_mask"], teacher=teacher, student=student)
+        checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
         labels = None
         if "sense" in args.terms or not model.training:  # evaluation tells the accuracy of any objective
             labels = sense_labels(inputs, self.senses, teacher, args.label_top_k, args.label_temperature)
-        loss, counts = skd_loss(
+        return skd_loss(
             student,
             inputs,
             self.senses,
@@ -250,23 +255,16 @@ class SKDTrainer(Trainer):
             pooling=self.student.config.pooling,
             has_prompt=self._has_prompt,
         )
-        checks.check_step(self.state.global_step, loss=loss)
-        self._sums += counts.stack()
-        return loss
 
-    def _generation_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Compute the loss of a student that generates text, see :meth:`_loss`."""
+    def _generation_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
         teacher = self._teacher_vectors(inputs)
         student, senses = output.hidden_states[-1], self.senses if len(self.senses.table) else None
         checks.check_step(self.state.global_step, mask, teacher=teacher, student=student)
-        loss, sums = generation_loss(
+        return generation_loss(
             output.logits, student, inputs, self.args, teacher=teacher, head=self._language_head, senses=senses
         )
-        checks.check_step(self.state.global_step, loss=loss)
-        self._sums += sums.stack()
-        return loss
 
     def _teacher_vectors(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Run the teacher over a batch, `[batch, positions, hidden]`, or take the vectors that were kept, if any."""
@@ -321,12 +319,9 @@ class SKDTrainer(Trainer):
             eval_dataset: Texts as for the trainer, or a key of its `eval_dataset`. None: its `eval_dataset`.
         """
         data: Any = eval_dataset
-        is_known = (
-            data is None or isinstance(data, str) or any(data is known for known in checks.each(self.eval_dataset))
-        )
-        if not is_known:
-            data = self._encode(data, self.args, "evaluated")
         is_own = data is None or isinstance(data, str)
+        if not is_own and not any(data is known for known in checks.each(self.eval_dataset)):
+            data = self._encode(data, self.args, "evaluated")
         with every_text_once(self.accelerator.dataloader_config, self.args, keeps_workers=is_own):
             return super().get_eval_dataloader(data)
 

@@ -207,7 +207,6 @@ def load_encoder(
         return model
     if not isinstance(model, (str, os.PathLike)):
         return load_teacher(model)
-    check_kind("model", model, (str, os.PathLike), "a teacher, a student, or the name or folder of one")
     if (read_json(os.fspath(model), "config.json") or {}).get("model_type") == "skd_student":
         student: SKDStudentModel = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
