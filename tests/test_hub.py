@@ -1,6 +1,7 @@
 """A round through the Hub: push, load by name in a fresh process with an empty cache, and read the card."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 import torch
 import transformers
 from hub_server import serve
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from test_folder_code import HIDE, ROOT
+from transformers import AutoModel, AutoTokenizer
 
 from sensedict_hf import (
     SKDStudentForSequenceClassification,
@@ -20,6 +22,7 @@ from sensedict_hf import (
     SKDTrainer,
     SKDTrainingArguments,
     build_sense_dictionary,
+    load_teacher,
 )
 from sensedict_hf.cli import main
 
@@ -45,6 +48,8 @@ print("\\n" + json.dumps(found))
 def hub(monkeypatch):
     with serve() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         # Clients that know another address already: those of transformers, now and in earlier versions.
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
@@ -114,6 +119,33 @@ def test_a_training_pushes_through_the_arguments(hub, bert, texts, tmp_path):
     trainer.push_to_hub("Again", tags=["mine"])
     assert [entry["summary"] for entry in hub.messages.values()] == ["End of training", "Again"]
     assert hub.tokens == {"Bearer other"}
+
+
+def test_a_teacher_by_its_name(hub, bert, tokenizer, tmp_path, monkeypatch, caplog):
+    """It says the commit that it was read at. Without a connection it tells what it cannot know."""
+    folder = tmp_path / "teacher"
+    bert.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1", "type": "x.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1").mkdir()
+    (folder / "1" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    commit = HfApi().upload_folder(repo_id=HfApi().create_repo("me/teacher").repo_id, folder_path=folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for loader in (AutoModel, AutoTokenizer):
+        loader.from_pretrained("me/teacher")  # which asks for no file of sentence-transformers
+    monkeypatch.setattr(logging.getLogger("sensedict_hf"), "propagate", True)
+    with monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert load_teacher("me/teacher").pooling == "mean"
+        assert "whether me/teacher has files of sentence-transformers is not known" in caplog.text
+        caplog.clear()
+        assert load_teacher("me/teacher", pooling="cls").pooling == "cls" and not caplog.text
+    teacher = load_teacher("me/teacher")
+    assert (teacher.pooling, teacher.revision) == ("cls", commit.oid) and not caplog.text
+    with monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert load_teacher("me/teacher").pooling == "cls"
 
 
 def test_commands_push_what_is_finished(hub, teacher_folder, texts, tmp_path):

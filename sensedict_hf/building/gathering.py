@@ -211,6 +211,7 @@ def gather_samples(
 def teacher_vectors(
     teacher: Teacher,
     corpus: TokenizedCorpus,
+    positions: np.ndarray,
     first_text: int,
     last_text: int,
     *,
@@ -218,11 +219,13 @@ def teacher_vectors(
     max_length: int,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Run the teacher over texts, long ones in windows, and yield the vectors of all tokens.
+    """Run the teacher over texts, long ones in windows, and yield its vectors of some tokens.
 
     Args:
         teacher: The teacher.
         corpus: The texts.
+        positions: The positions of the tokens, ascending, all of them in these texts. Each of them has a vector, see
+            :meth:`TokenizedCorpus.has_vectors`.
         first_text: Index of the first text.
         last_text: Index after the last text.
         layer: Which hidden states are returned; -1 for the last layer.
@@ -230,14 +233,12 @@ def teacher_vectors(
         batch_size: Number of windows in a batch.
 
     Yields:
-        For each batch, positions, `[n]`, and their vectors, `[n, hidden]`, float32. Each token that has a vector comes
-        exactly once, in no particular order. Tokens that align with nothing or belong to a prompt do not come.
+        For each batch, positions, `[n]`, and their vectors, `[n, hidden]`, float32. Each position comes exactly once,
+        in no particular order.
 
     Raises:
         ValueError: A vector is not finite.
     """
-    begin, end = corpus.offsets[[first_text, last_text]]
-    positions = np.arange(begin, end)[corpus.has_vectors(begin, end)]
     table = _owning_windows(corpus, positions, max_length, first_text, last_text)
     windows = PlannedWindows(*table[np.argsort(table[:, 1] - table[:, 2], kind="stable")].T)
     for first in range(0, len(windows), batch_size):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
 
 from ..data import Texts
 from ..models.arguments import check_integer, check_kind, check_path
@@ -20,8 +20,7 @@ from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.teachers import Teacher, load_teacher
 from .corpus import tokenize_corpus
-from .gathering import gather_samples, plan_windows
-from .sampling import SamplingPlan
+from .gathering import teacher_vectors
 from .windows import TokenizedCorpus
 
 if TYPE_CHECKING:
@@ -137,19 +136,23 @@ def find_occurrences(
             positions = np.sort(np.random.default_rng(0).choice(positions, max_occurrences, replace=False))
 
         # Run the teacher over the texts that hold it.
-        plan = _plan(positions, token_id, senses.config.vocab_size)
-        windows = plan_windows(corpus, plan, window_length(senses, teacher.max_window), folder)
-        gather_samples(
+        found, parts = [], []
+        batches = teacher_vectors(
             teacher,
             corpus,
-            plan,
-            windows,
-            folder,
+            positions,
+            0,
+            len(corpus),
             layer=senses.config.layer,
+            max_length=window_length(senses, teacher.max_window),
             batch_size=batch_size,
-            dtype=torch.float32,
         )
-        vectors = load_file(folder / "samples.safetensors")["samples"].clone()
+        with tqdm(total=len(positions), desc="Encoding occurrences", unit=" occurrences", leave=False) as progress:
+            for places, vectors in batches:
+                found.append(places)
+                parts.append(vectors.cpu())
+                progress.update(len(places))
+        vectors = torch.cat(parts)[np.concatenate(found).argsort()]
         contexts = _contexts(tokenizer, corpus, positions)
 
     # Let the dictionary pick the senses.
@@ -158,14 +161,6 @@ def find_occurrences(
     nearest, sense_ids = senses.look_up(token_ids, sense_ids).cpu(), sense_ids.cpu()
     distances = (vectors - nearest).norm(dim=-1).numpy()
     return Occurrences(token_id, total, vectors, sense_ids.numpy(), distances, contexts)
-
-
-def _plan(positions: np.ndarray, token_id: int, vocab_size: int) -> SamplingPlan:
-    """Return a plan that samples one token at the given positions, `[n]`, in their order."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    counts[token_id] = len(positions)
-    slots = np.arange(len(positions))
-    return SamplingPlan(counts, np.concatenate([[0], np.cumsum(counts)]), positions, slots, slots.astype(np.uint64))
 
 
 def _contexts(tokenizer: PreTrainedTokenizerBase, corpus: TokenizedCorpus, positions: np.ndarray) -> list[str]:

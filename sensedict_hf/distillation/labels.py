@@ -246,7 +246,13 @@ def _encode_part(
             # max_length counts the student's tokens; the teacher reads windows as when the dictionary was built.
             length = window_length(senses, teacher.max_window)
         for positions, vectors in teacher_vectors(
-            teacher, corpus, *part, layer=senses.config.layer, max_length=length, batch_size=settings["batch_size"]
+            teacher,
+            corpus,
+            np.arange(begin, end)[corpus.has_vectors(begin, end)],
+            *part,
+            layer=senses.config.layer,
+            max_length=length,
+            batch_size=settings["batch_size"],
         ):
             tokens = torch.from_numpy(corpus.input_ids[positions].astype(np.int64)).to(senses.device)
             found = senses.posterior(tokens, vectors.to(senses.device), None, settings["temperature"] or 1.0, top_k)

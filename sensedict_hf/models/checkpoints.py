@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
 from .arguments import check_kind, is_text
-from .files import read_json_file
+from .files import find_file, is_unknown, read_json_file
 from .prompts import Prompt
 
 logger = logging.get_logger(__name__)
@@ -134,6 +133,11 @@ def read_checkpoint(
         _apply_llm2vec(found, model_type, Path(name).name, pooling)
     else:
         apply_sentence_transformers(found, lambda name: read_json(source, name, revision), source, pooling)
+        if pooling is None and is_unknown(source, "modules.json", revision):
+            logger.warning(
+                f"whether {source} has files of sentence-transformers is not known without a connection, so it runs "
+                "without its pooling and prompts: load it once with a connection, or pass pooling="
+            )
     return found
 
 
@@ -190,6 +194,10 @@ def apply_sentence_transformers(
         kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
         if kind == "Pooling":
             modes = read(f"{path}/config.json") or {}
+            if not modes and pooling is None:
+                raise ValueError(
+                    f"{source} has no {path}/config.json, which says how it pools: download it again, or pass pooling="
+                )
             found.pooling = read_pooling(modes)
             found.include_prompt = modes.get("include_prompt", True)
         elif kind == "Transformer":
@@ -315,7 +323,7 @@ def read_json(source: str, name: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: The file is broken.
     """
-    path = _find_file(source, name, revision)
+    path = find_file(source, name, revision=revision)
     return read_json_file(path) if path else None
 
 
@@ -326,7 +334,7 @@ def read_card(source: str, revision: str | None = None) -> dict[str, Any]:
         source: Name of the repository, or the folder.
         revision: Revision of the repository.
     """
-    path = _find_file(source, "README.md", revision)
+    path = find_file(source, "README.md", revision=revision)
     if path is None:
         return {}
     try:
@@ -335,10 +343,3 @@ def read_card(source: str, revision: str | None = None) -> dict[str, Any]:
         return {}
     found = {name: data.get(name) for name in CARD_FIELDS}
     return {name: value for name, value in found.items() if value and is_text(value)}
-
-
-def _find_file(source: str, name: str, revision: str | None) -> Path | None:
-    """Return the path of a small file in a repository or folder; None if there is none."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(source, name, revision=revision, **quiet)
-    return Path(path) if path else None

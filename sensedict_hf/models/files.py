@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 # The folder in which the files of a model are written before they replace others.
 SAVING = "_saving"
@@ -72,6 +74,38 @@ def check_source(source: object) -> str:
                 f"there is no folder {name} here, and it is no name on the Hub, OWNER/NAME, either: check the path"
             ) from error
     return name
+
+
+def find_file(source: str, name: str, **where: Any) -> Path | None:
+    """Return the path of a file in a repository or folder; None if there is none, or if the Hub cannot be reached.
+
+    Args:
+        source: Name of the repository, or the folder.
+        name: Path of the file inside it.
+        where: Arguments of `from_pretrained` that say where files are, such as `revision`.
+
+    Raises:
+        OSError: There is no such repository or revision, or the Hub answers with an error.
+    """
+    path = cached_file(source, name, **where, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def find_commit(source: str, revision: str | None) -> str | None:
+    """Return the id of the commit that a model or an adapter is read from; None for a folder outside the Hub's cache.
+
+    Args:
+        source: Name of the repository, or the folder.
+        revision: Revision of the repository.
+    """
+    names = ("config.json", "adapter_config.json")
+    path = next(filter(None, (find_file(source, name, revision=revision) for name in names)), None)
+    return extract_commit_hash(str(path), None)
+
+
+def is_unknown(source: str, name: str, revision: str | None = None) -> bool:
+    """Return whether the cache of the Hub does not tell if a repository has a file, as the Hub was never asked."""
+    return not os.path.isdir(source) and try_to_load_from_cache(source, name, revision=revision) is None
 
 
 def is_panic(error: BaseException) -> bool:

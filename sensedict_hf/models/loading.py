@@ -7,11 +7,10 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from .arguments import check_device, check_device_map, check_flag, check_kind
 from .checkpoints import Checkpoint, read_checkpoint
-from .files import check_source, reading
+from .files import check_source, find_file, reading
 from .modeling_sense_embedding import SenseEmbeddingModel
 from .sentence_head import Dense, make_sentence_head
 from .tokenization import count_embeddings, has_decoder
@@ -157,7 +156,7 @@ def load_sentence_head(
         if not isinstance(module, Dense):
             continue
         name = f"{path}/model.safetensors"
-        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        file = find_file(source, name, revision=revision)
         if file is None:
             raise ValueError(
                 f"{source} has no {name}: save its dense layer with safetensors, by a newer version of "

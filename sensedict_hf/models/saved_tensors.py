@@ -6,15 +6,15 @@ reading or allocating anything of its size.
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
-from .files import read_object
+from .files import find_file, read_object
 
 WEIGHTS = "model.safetensors"
 # Tensors that a checkpoint must hold: random values would be useless.
@@ -55,12 +55,7 @@ def read_headers(source: str, options: Mapping[str, Any]) -> dict[str, StoredTen
         ValueError: There are no safetensors files, or one is damaged.
     """
     where = {name: value for name, value in options.items() if name != "variant"}
-    quiet = {"_raise_exceptions_for_missing_entries": False}
-
-    def find(name: str) -> Path | None:
-        found = cached_file(source, name, **where, **quiet)
-        return Path(found) if found else None
-
+    find = partial(find_file, source, **where)
     variant = f".{options['variant']}" if options.get("variant") else ""
     name = f"model{variant}.safetensors" if variant else WEIGHTS
     whole = find(name)

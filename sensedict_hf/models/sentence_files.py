@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
 from .arguments import check_integer, check_string
 from .checkpoints import read_pooling, read_step
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED
-from .files import read_json_file
+from .files import find_file, read_json_file
 from .prompts import Prompt
 from .sentence_head import make_sentence_head
 from .tokenization import tokenize
@@ -95,11 +95,7 @@ def read_student_head(
         head: The modules that were saved with the student, which get the weights in the files.
     """
     places = {name: value for name, value in options.items() if name != "trust_remote_code"}
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-
-    def find(name: str) -> Path | None:
-        path = cached_file(source, name, **places, **quiet)
-        return Path(path) if path else None
+    find = partial(find_file, source, **places)
 
     def read(name: str) -> Any:
         path = find(name)

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from .checkpoints import Checkpoint, apply_sentence_transformers, read_card, read_json
 from .configuration_layer_free import LayerFreeConfig
+from .files import find_file
 from .modeling_layer_free import LayerFreeModel
 from .sentence_head import make_sentence_head
 
@@ -116,8 +116,7 @@ def _read_static(source: str, revision: str | None) -> Parts | None:
     if not modules or not str(modules[0].get("type")).endswith(STATIC):
         return None
     files = [f"{modules[0]['path']}/{name}".lstrip("/") for name in ("model.safetensors", "tokenizer.json")]
-    quiet = {"_raise_exceptions_for_missing_entries": False}
-    weights, tokenizer = (cached_file(source, name, revision=revision, **quiet) for name in files)
+    weights, tokenizer = (find_file(source, name, revision=revision) for name in files)
     if weights is None or tokenizer is None:
         raise ValueError(f"{source} has no {' or no '.join(files)}: save the static model again")
     tensors = load_file(weights)
@@ -132,7 +131,7 @@ def _read_static(source: str, revision: str | None) -> Parts | None:
     apply_sentence_transformers(found, read, source, None)
     found.pooling = "mean"
     vectors = _fold(table, tensors.get("mapping"), tensors.get("weights"))
-    return _static_parts(vectors, Tokenizer.from_file(tokenizer), found, None, source)
+    return _static_parts(vectors, Tokenizer.from_file(str(tokenizer)), found, None, source)
 
 
 def _static_parts(vectors: Tensor, tokenizer: Any, found: Checkpoint, head: nn.Sequential | None, name: str) -> Parts:

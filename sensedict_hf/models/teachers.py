@@ -17,7 +17,7 @@ from .arguments import check_device, check_dtype, check_flag, check_integer, che
 from .attention import make_attend
 from .checkpoints import read_checkpoint
 from .encoding import BatchEncoder, check_pooling, padding_id
-from .files import check_source
+from .files import check_source, find_commit
 from .fingerprints import describe_model, digest_tensors
 from .loading import (
     check_architecture,
@@ -283,8 +283,10 @@ def load_teacher(
         return teacher
 
     # The model, and what the files next to its weights say.
+    commit = None
     if isinstance(teacher, (str, os.PathLike)):
         teacher = check_source(teacher)
+        commit = revision or find_commit(teacher, None)
     parts = take_apart(teacher, revision, pooling)
     if parts is None:
         check_teacher_kind(teacher)
@@ -340,7 +342,7 @@ def load_teacher(
         model=model,
         tokenizer=tokenizer,
         name=" + ".join(origin_of(name) for name in (source or type(model).__name__, *names)),
-        revision=revision or getattr(model.config, "_commit_hash", None),
+        revision=revision or commit,
         pooling=pooling,
         max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
