@@ -148,8 +148,9 @@ def test_a_dictionary_for_more_tokens_than_a_backbone_has_is_refused(bert, texts
 def test_settings_that_are_none_are_refused(bert, texts):
     senses = build_sense_dictionary(bert, texts, senses_per_token=2)
     for make in (SKDStudentModel.from_teacher, SKDStudentModel.from_backbone):
-        with pytest.raises(ValueError, match="a student has no setting 'num_layers'"):
-            make(bert, senses, num_layers=4)
+        for name, value in {"num_layers": 4, "vocab_size": 99, "text_config": None, "check": 3}.items():
+            with pytest.raises(ValueError, match=f"a student has no setting '{name}'"):
+                make(bert, senses, **{name: value})
     assert SKDStudentModel.from_teacher(bert, senses, learn_senses=True).config.learn_senses
 
 

@@ -1,6 +1,7 @@
 """The first stage of a build: tokenize the texts, draw the occurrences to sample, plan what the teacher reads."""
 
 import shutil
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -305,15 +306,14 @@ def check_room(
         return
 
     # Find the largest number of samples per token that fits.
-    low, high = 0, cap
-    while low < high:
-        middle = (low + high + 1) // 2
-        fewer = replace(settings, max_samples_per_token=middle)
-        middle_disk, middle_memory = room_needed(counts, fewer, width, device, texts)
-        fits = middle_disk <= free_disk and middle_memory <= free_memory
-        low, high = (middle, high) if fits else (low, middle - 1)
+    def is_too_large(samples: int) -> bool:
+        fewer = replace(settings, max_samples_per_token=samples)
+        less_disk, less_memory = room_needed(counts, fewer, width, device, texts)
+        return less_disk > free_disk or less_memory > free_memory
+
+    most = bisect_left(range(1, cap + 1), True, key=is_too_large)
     other = "another disk" if disk > free_disk else "fewer threads (OMP_NUM_THREADS)"
-    way = f"max_samples_per_token={low} fits" if low else f"not even max_samples_per_token=1 fits: choose {other}"
+    way = f"max_samples_per_token={most} fits" if most else f"not even max_samples_per_token=1 fits: choose {other}"
     raise ValueError(
         f"max_samples_per_token={cap} needs {disk / 1e9:,.1f} GB in {folder}, where {free_disk / 1e9:,.1f} GB are "
         f"free, and {memory / 1e9:,.1f} GB of memory, where {free_memory / 1e9:,.1f} GB are free: {way}"

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
@@ -56,12 +55,13 @@ def check_number(
     Raises:
         ValueError: The value is no finite number or out of range.
     """
-    is_real = isinstance(value, Real) and not isinstance(value, bool)
-    is_whole = isinstance(value, Integral)
-    is_number = is_real and (abs(int(value)) <= sys.float_info.max if is_whole else math.isfinite(value))
-    is_high = (above is None or is_number and value > above) and (least is None or is_number and value >= least)
-    if is_number and is_high and (most is None or value <= most):
-        return float(value)
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a huge integer
+        number = math.inf
+    is_high = (above is None or number > above) and (least is None or number >= least)
+    if math.isfinite(number) and is_high and (most is None or number <= most):
+        return number
     limits = [("above", above), ("of at least", least), ("of at most", most)]
     bounds = " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
     raise ValueError(f"{name}={value!r}: give a finite number {bounds}".rstrip())

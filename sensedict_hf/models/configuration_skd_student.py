@@ -170,7 +170,7 @@ class SKDStudentConfig(PreTrainedConfig):
         if self.prompt is not None:
             try:
                 Prompt(**self.prompt)
-            except (TypeError, AttributeError) as error:
+            except TypeError as error:
                 raise ValueError(f"prompt={self.prompt!r:.80}: give the fields of a Prompt, or None") from error
         is_layer_free = self.text_config.model_type == "layer_free"
         if is_layer_free != (self.pooling == LEARNED):
@@ -250,7 +250,7 @@ class SKDStudentConfig(PreTrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
-        self.text_config.vocab_size = value  # transformers sets it when embeddings are resized
+        self.text_config.vocab_size = value  # given to from_pretrained, which then says that the weights do not fit
 
     @property
     def num_hidden_layers(self) -> int:

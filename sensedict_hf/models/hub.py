@@ -167,7 +167,7 @@ class SensePreTrainedModel(PreTrainedModel):
         for part in model._parts():
             part._tokenizer_source = (folder, options)
         with reading(source):
-            model._read_other_files(source, options)
+            model._finish_loading(source, options)
         return loaded if output_loading_info else model
 
     @classmethod
@@ -277,8 +277,8 @@ class SensePreTrainedModel(PreTrainedModel):
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         """Write what other libraries read in the folder of a model."""
 
-    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
-        """Take over what other libraries have changed in these files.
+    def _finish_loading(self, source: str, options: dict[str, Any]) -> None:
+        """Do what is left to do once the weights are loaded.
 
         Args:
             source: The folder or repository.

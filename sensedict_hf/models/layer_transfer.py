@@ -90,11 +90,13 @@ def student_config(
     # precision there are the options `bf16` and `fp16` of Trainer.
     text_config.dtype = torch.float32
     vars(text_config).pop("quantization_config", None)  # a model from a GGUF file keeps it
+    # The two configs and the vocabulary are given. Methods, and what the config computes, can be read but not set.
     known = SKDStudentConfig()
-    # What the config computes from its parts can be read, but is no setting.
     properties = {name: value for name, value in vars(SKDStudentConfig).items() if isinstance(value, property)}
-    computed = [name for name, value in properties.items() if value.fset is None]
-    if unknown := [name for name in settings if name in computed or not hasattr(known, name)]:
+    others = {"text_config", "sense_config", "vocab_size"}
+    others |= {name for name, value in properties.items() if value.fset is None}
+    others |= {name for name in settings if callable(getattr(known, name, None))}
+    if unknown := [name for name in settings if name in others or not hasattr(known, name)]:
         raise ValueError(
             f"a student has no setting {unknown[0]!r}: choose fields of SKDStudentConfig, such as assignment or "
             "pooling"

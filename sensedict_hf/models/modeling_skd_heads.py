@@ -2,11 +2,12 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
@@ -14,7 +15,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_skd_student import SKDStudentConfig
 from .encoding import LEARNED, pool
-from .head_losses import text_loss, token_loss
 from .head_transfer import (
     AutoTaskModel,
     ClassifierHead,
@@ -46,7 +46,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
     # The losses are sums over labels, divided by the number of labels in all accumulated batches of all processes,
     # which Trainer counts.
     accepts_loss_kwargs = True
+    # For the task of the class: how a fine-tuned teacher is loaded, and how its head is found.
     _teacher_class: AutoTaskModel
+    _find_head: Callable[[PreTrainedModel], ClassifierHead]
 
     def __init__(self, config: SKDStudentConfig):
         super().__init__(config)
@@ -143,43 +145,9 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
         model.eval()
         return model
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # the other arguments are in kwargs
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *model_args: Any,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a student with its head, as `PreTrainedModel.from_pretrained` does.
-
-        A student without a head gets one with random weights, for training.
-
-        Args:
-            pretrained_model_name_or_path: A folder or a repository of the Hub.
-            model_args: Arguments of the model class after the config.
-            output_loading_info: Whether to return a report of the weights that were missing or did not fit, too.
-            kwargs: Other arguments of `PreTrainedModel.from_pretrained`, and fields of :class:`SKDStudentConfig`.
-
-        Returns:
-            The model, in evaluation mode. With `output_loading_info=True` the model and a dictionary.
-
-        Raises:
-            ValueError: The checkpoint lacks weights, or has a head from the teacher that is for another task.
-
-        Example:
-            >>> from sensedict_hf import SKDStudentForSequenceClassification
-            >>> student.save_pretrained("skd-minilm")
-            >>> model = SKDStudentForSequenceClassification.from_pretrained("skd-minilm", num_labels=3)
-            >>> model.classifier
-            Linear(in_features=384, out_features=3, bias=True)
-        """
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if loaded[0].config.freeze_head:
-            loaded[0]._freeze_head()  # loading makes all parameters trainable
-        return loaded if output_loading_info else loaded[0]
+    def _finish_loading(self, source: str, options: dict[str, Any]) -> None:
+        if self.config.freeze_head:
+            self._freeze_head()  # loading makes all parameters trainable
 
     @classmethod
     def _has_new_head(cls, config: SKDStudentConfig, source: str) -> bool:
@@ -211,11 +179,6 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             True
         """
         return load_with_head(classifier, cls._teacher_class, trust_remote_code, **loading)
-
-    @classmethod
-    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
-        """Find the head of a fine-tuned model for the task of this class."""
-        raise NotImplementedError
 
     def _freeze_head(self) -> None:
         """Make all parameters outside the student constant."""
@@ -249,6 +212,7 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
     """
 
     _teacher_class = AutoModelForSequenceClassification
+    _find_head = staticmethod(find_text_head)
 
     def __init__(self, config: SKDStudentConfig):
         if config.learn_senses and config.pooling == LEARNED:
@@ -317,10 +281,6 @@ class SKDStudentForSequenceClassification(SKDStudentHeadModel):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    @classmethod
-    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
-        return find_text_head(classifier)
-
 
 class SKDStudentForTokenClassification(SKDStudentHeadModel):
     """A student that classifies tokens, each by its sense.
@@ -341,6 +301,7 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
     """
 
     _teacher_class = AutoModelForTokenClassification
+    _find_head = staticmethod(find_token_head)
 
     def __init__(self, config: SKDStudentConfig):
         super().__init__(config)
@@ -384,11 +345,37 @@ class SKDStudentForTokenClassification(SKDStudentHeadModel):
         """
         outputs = self.student(input_ids, attention_mask, token_type_ids, assignment, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else token_loss(logits.float(), labels, num_items_in_batch)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    @classmethod
-    def _find_head(cls, classifier: PreTrainedModel) -> ClassifierHead:
-        return find_token_head(classifier)
+
+def text_loss(config: SKDStudentConfig, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    """Compute the loss of `config.problem_type`, which the first labels set if it is None.
+
+    transformers divides by `items` for one label of several only.
+
+    Args:
+        config: Config of the student.
+        logits: `[batch, num_labels]`.
+        labels: `[batch]`, or `[batch, num_labels]`.
+        items: Number that the summed loss is divided by. None: the loss is a mean.
+    """
+    if config.problem_type is None:  # a pipeline reads it from the saved config
+        if logits.shape[-1] == 1:
+            config.problem_type = "regression"
+        elif labels.is_floating_point():
+            config.problem_type = "multi_label_classification"
+        else:
+            config.problem_type = "single_label_classification"
+    reduction = "mean" if items is None else "sum"
+    if config.problem_type == "regression":
+        loss = F.mse_loss(logits, labels.to(logits.dtype).view_as(logits), reduction=reduction)
+    elif config.problem_type == "multi_label_classification":
+        loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction=reduction)
+    else:
+        loss = F.cross_entropy(logits, labels.view(-1), reduction=reduction)
+    return loss if items is None else loss / items

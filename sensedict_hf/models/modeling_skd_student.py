@@ -295,7 +295,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
     def _write_other_files(self, folder: str | os.PathLike[str]) -> None:
         write_student_files(folder, self.config, self.sentence_head, self._tokenizer)
 
-    def _read_other_files(self, source: str, options: dict[str, Any]) -> None:
+    def _finish_loading(self, source: str, options: dict[str, Any]) -> None:
         head = read_student_head(source, options, self.config, self.sentence_head)
         self.sentence_head = None if head is None else head.to(self.device)
 

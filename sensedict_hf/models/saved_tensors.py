@@ -6,7 +6,6 @@ reading or allocating anything of its size.
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +54,10 @@ def read_headers(source: str, options: Mapping[str, Any]) -> dict[str, StoredTen
         ValueError: There are no safetensors files, or one is damaged.
     """
     where = {name: value for name, value in options.items() if name != "variant"}
-    find = partial(find_file, source, **where)
+
+    def find(name: str) -> Path | None:
+        return find_file(source, name, **where)
+
     variant = f".{options['variant']}" if options.get("variant") else ""
     name = f"model{variant}.safetensors" if variant else WEIGHTS
     whole = find(name)

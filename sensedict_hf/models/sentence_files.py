@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,9 @@ def read_student_head(
         head: The modules that were saved with the student, which get the weights in the files.
     """
     places = {name: value for name, value in options.items() if name != "trust_remote_code"}
-    find = partial(find_file, source, **places)
+
+    def find(name: str) -> Path | None:
+        return find_file(source, name, **places)
 
     def read(name: str) -> Any:
         path = find(name)

@@ -227,8 +227,8 @@ def check_max_length(max_length: int | None, longest: int) -> int:
     return int(max_length)
 
 
-def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return how many special tokens a tokenizer puts before and after a text.
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens that a tokenizer puts before and after a text.
 
     Args:
         tokenizer: The tokenizer.
@@ -239,25 +239,17 @@ def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     plain, full = (tokenize(tokenizer, "a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for prefix in range(len(full) - len(plain) + 1):
         if full[prefix : prefix + len(plain)] == plain:
-            return prefix, len(full) - len(plain) - prefix
+            return full[:prefix], full[prefix + len(plain) :]
     raise ValueError(
         f"{type(tokenizer).__name__} changes the tokens of a text when it adds special tokens, which is not "
         "supported: use another tokenizer"
     )
 
 
-def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids of the special tokens that a tokenizer puts before and after a text.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Raises:
-        ValueError: As :func:`special_token_counts`.
-    """
-    prefix, suffix = special_token_counts(tokenizer)
-    ids = tokenize(tokenizer, "a")["input_ids"]
-    return ids[:prefix], ids[len(ids) - suffix :]
+def special_token_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return how many special tokens a tokenizer puts before and after a text, see :func:`special_tokens_around`."""
+    before, after = special_tokens_around(tokenizer)
+    return len(before), len(after)
 
 
 def check_offsets(*tokenizers: PreTrainedTokenizerBase) -> None:
