@@ -306,8 +306,13 @@ def test_a_process_that_dies_ends_the_others(texts, teacher_folder, tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*given)
         gathering.window_vectors = die
+        from sensedict_hf import find_occurrences, load_senses
         from sensedict_hf.cli import main
-        raise SystemExit(main())""")
+        status = main()
+        if int(os.environ["RANK"]):  # one process alone reads texts
+            found = find_occurrences(load_senses(sys.argv[-1]), sys.argv[3], "w5", ["w5 w1", "w2"])
+            assert found.total == 1
+        raise SystemExit(status)""")
     build = ["build", "--teacher", teacher_folder, "--texts", tmp_path / "texts.txt", "--output", tmp_path / "out"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -334,12 +339,17 @@ def test_two_processes_make_the_same_bytes(texts, teacher_folder, tmp_path, monk
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     script = tmp_path / "build.py"
     script.write_text(f"""if True:
-        import os, platform
+        import os, platform, sys
         platform.node = lambda: "host" + str(int(os.environ.get("RANK", 0)) % {hosts})
         import sensedict_hf.building.fitting
         sensedict_hf.building.fitting.BLOCK_ELEMENTS = 1000
+        from sensedict_hf import find_occurrences, load_senses
         from sensedict_hf.cli import main
-        raise SystemExit(main())""")
+        status = main()
+        if int(os.environ["RANK"]):  # one process alone reads texts
+            found = find_occurrences(load_senses(sys.argv[-1]), sys.argv[3], "w5", ["w5 w1", "w2"])
+            assert found.total == 1
+        raise SystemExit(status)""")
     build = [
         "build",
         "--teacher",
