@@ -153,7 +153,9 @@ def test_a_cross_encoder_starts_from_a_student(bert, texts, tmp_path):
 
 
 def test_a_dense_layer_needs_its_weights(tmp_path, teacher_folder, texts):
-    folder = teacher_folder / "2_Dense"
+    pooling, folder = teacher_folder / "1_Pooling", teacher_folder / "2_Dense"
+    pooling.mkdir()
+    (pooling / "config.json").write_text('{"pooling_mode": "mean"}')
     folder.mkdir()
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
     content = [
