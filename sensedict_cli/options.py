@@ -215,7 +215,8 @@ def _add_distill(sub: argparse.ArgumentParser) -> None:
     add(training, "--table-learning-rate", "RATE", about, default=2e-2)
     about = "steps until the learning rate is at its highest; below 1: share of all steps"
     add(training, "--warmup-steps", "N", about, default=0.1)
-    add(training, "--max-grad-norm", "N", "longest gradient, 0: any length (default: 1; without layers 0)", type=float)
+    about = "largest norm of the gradient; 0: it is not clipped (default: 1; without layers 0)"
+    add(training, "--max-grad-norm", "N", about, type=float)
     about = "divides the scores of the student's senses; its unit is the distortion of the dictionary"
     add(training, "--temperature", "T", about, default=0.15)
     about = "label a token with its K most probable senses by the teacher; 1: with the best one alone"

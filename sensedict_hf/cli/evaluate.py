@@ -289,7 +289,7 @@ def _load_query_model(options: argparse.Namespace) -> Teacher | SKDStudentModel:
 
 
 def parameters(model: nn.Module) -> int:
-    """Count the weights of a model, trainable or not, those of int8 tables too, but not the senses of a dictionary."""
+    """Count the weights of a model, trainable or not. Tables in int8 count, the senses of a dictionary do not."""
     own = [parameter for name, parameter in model.named_parameters() if not name.endswith("senses")]
     tables = [module.weight for module in model.modules() if isinstance(module, Int8Table)]
     return sum(weight.numel() for weight in [*own, *tables])

@@ -41,7 +41,7 @@ INDECISIVE = tuple(
 )
 # How a decoder is loaded with its head, which `load_teacher` then leaves as it is.
 WITH_HEAD = ("dtype", "device_map", "quantization_config")
-# What the state tells of how a name or folder was loaded as a teacher, beside its dtype.
+# Arguments of `load_teacher` that the state records under their own names.
 LOADING = ("bidirectional", "adapters", "pooling", "instruction", "template", "quantization_config")
 
 

@@ -1,4 +1,4 @@
-"""Run the teacher over texts in batches, and keep what it says in one file for each part of them."""
+"""Run the teacher over texts: rows in batches, and one file for each part of the texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def write_parts(
 def run_teacher(
     teacher: Teacher, rows: Sequence[np.ndarray], layer: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Run the teacher over rows of token ids, those of similar length together, the longest first.
+    """Run the teacher over rows of token ids. Rows of similar length form a batch, and the longest come first.
 
     Args:
         teacher: The teacher.

@@ -223,10 +223,12 @@ class SKDTrainer(Trainer):
 
         The loss of a student without layers is a mean.
         """
+        compute = self._sense_loss
         if self.is_layer_free:
-            loss, sums = self._layer_free_loss(model, inputs)
-        else:
-            loss, sums = (self._generation_loss if self.is_generative else self._sense_loss)(model, inputs)
+            compute = self._layer_free_loss
+        elif self.is_generative:
+            compute = self._generation_loss
+        loss, sums = compute(model, inputs)
         checks.check_step(self.state.global_step, loss=loss)
         self._sums += torch.stack([value.detach().float() for value in sums])
         return loss

@@ -128,7 +128,7 @@ class SKDTrainingArguments(TrainingArguments):
     table_learning_rate: float = 2e-2
     cache_vectors: bool = False
     max_length: int | None = None
-    # Other defaults than those of `TrainingArguments`.
+    # Settings of `TrainingArguments` that have defaults of their own here.
     learning_rate: float = None  # type: ignore[assignment]
     per_device_train_batch_size: int = None  # type: ignore[assignment]
     per_device_eval_batch_size: int = 32

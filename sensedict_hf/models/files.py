@@ -91,15 +91,13 @@ def find_file(source: str, name: str, **where: Any) -> Path | None:
     return Path(path) if path else None
 
 
-def find_commit(source: str, revision: str | None) -> str | None:
+def find_commit(source: str) -> str | None:
     """Return the id of the commit that a model or an adapter is read from; None for a folder outside the Hub's cache.
 
     Args:
         source: Name of the repository, or the folder.
-        revision: Revision of the repository.
     """
-    names = ("config.json", "adapter_config.json")
-    path = next(filter(None, (find_file(source, name, revision=revision) for name in names)), None)
+    path = find_file(source, "config.json") or find_file(source, "adapter_config.json")
     return extract_commit_hash(str(path), None)
 
 

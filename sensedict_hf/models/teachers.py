@@ -283,10 +283,10 @@ def load_teacher(
         return teacher
 
     # The model, and what the files next to its weights say.
-    commit = None
+    commit = revision
     if isinstance(teacher, (str, os.PathLike)):
         teacher = check_source(teacher)
-        commit = revision or find_commit(teacher, None)
+        commit = revision or find_commit(teacher)
     parts = take_apart(teacher, revision, pooling)
     if parts is None:
         check_teacher_kind(teacher)
@@ -342,7 +342,7 @@ def load_teacher(
         model=model,
         tokenizer=tokenizer,
         name=" + ".join(origin_of(name) for name in (source or type(model).__name__, *names)),
-        revision=revision or commit,
+        revision=commit,
         pooling=pooling,
         max_seq_length=min(checkpoint.max_seq_length or longest, longest),
         max_window=longest,
