@@ -1,14 +1,12 @@
 """Dictionaries for another tokenizer than the teacher's."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+from launching import launch, needs_fork
 from test_resuming import build, contents
 from tiny_models import WORDS, make_tokenizer
 from tokenizers import Regex, Tokenizer
@@ -276,7 +274,7 @@ def test_another_tokenizer_is_refused_by_name(bert, texts, characters, tmp_path,
         build_sense_dictionary(bert, texts, tokenizer=characters, **settings)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 @pytest.mark.slow
 def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, characters, tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
@@ -292,36 +290,16 @@ def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(bert, texts, chara
         assert contents(folder) == expected, f"killed at line {kill_at} of {lines}"
 
 
-@pytest.mark.slow
+@needs_fork
 def test_two_processes_make_the_same_bytes(texts, characters, teacher_folder, tmp_path):
     """On the command line."""
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     characters.save_pretrained(tmp_path / "tokenizer")
     build = ["build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl")]
-    build += [
-        "--tokenizer",
-        str(tmp_path / "tokenizer"),
-        "--budget",
-        "40",
-        "--max-samples-per-token",
-        "15",
-        "--batch-size",
-        "8",
-    ]
-    assert main([*build, "--output", str(tmp_path / "one")]) == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "sensedict_hf",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, *build, "--output", str(tmp_path / "two")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    build += ["--tokenizer", str(tmp_path / "tokenizer"), "--budget", "40", "--max-samples-per-token", "15"]
+    build += ["--batch-size", "8", "--output"]
+    assert main([*build, str(tmp_path / "one")]) == 0
+    ended = launch(lambda _: main([*build, str(tmp_path / "two")]), tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert "40 senses of 13 tokens, from 60 texts" in run.stdout
+    assert "40 senses of 13 tokens, from 60 texts" in ended[0].output

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -609,7 +610,8 @@ def test_bash_completes(capsys, tmp_path):
     assert run.stdout.split() == ["l2", "cosine", "dot"], run.stderr
 
 
-@pytest.mark.slow
-def test_runs_as_a_module():
-    command = [sys.executable, "-m", "sensedict_hf", "--version"]
-    assert re.fullmatch(r"sensedict \d+\.\d+\.\d+\n", subprocess.run(command, capture_output=True, text=True).stdout)
+def test_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sensedict_hf", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("sensedict_hf", run_name="__main__")
+    assert not end.value.code and re.fullmatch(r"sensedict \d+\.\d+\.\d+\n", capsys.readouterr().out)

@@ -20,6 +20,7 @@ from crashing import (
     run_until,
     save_router,
 )
+from launching import needs_fork
 
 from sensedict_hf.building import planning
 
@@ -33,7 +34,7 @@ def inputs(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize(
     "command",
     [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in COMMANDS],

@@ -178,7 +178,7 @@ def test_a_model_without_named_prompts(encoder):
 
 HIDDEN = """
 import sys
-for name in ("accelerate", "datasets", "peft", "scipy", "sklearn"):
+for name in ("accelerate", "datasets", "peft", "pyarrow", "scipy", "sklearn"):
     sys.modules[name] = None  # importing it fails
 import torch
 from sensedict_hf import SKDStudentModel, load_teacher

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import multiprocessing
-import os
 
 import numpy as np
 import pytest
 import torch
+from launching import needs_fork
 from tiny_models import make_model
 
 from sensedict_hf import Prompt, SenseCollection, SenseIndex, build_sense_dictionary, load_teacher
@@ -48,7 +48,7 @@ def test_a_lost_dictionary_is_written_again(bert, index, tmp_path):
     assert len(SenseIndex.load(tmp_path, model=bert)) == 60
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 def test_processes_that_save_one_index_leave_it_whole(bert, index, tmp_path):
     index.save(tmp_path)
     fork = multiprocessing.get_context("fork")

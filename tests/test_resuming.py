@@ -4,10 +4,9 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from launching import launch, needs_fork
 from safetensors.torch import load_file
 from tiny_models import make_model, make_tokenizer
 
-from sensedict_hf import Prompt, Teacher, build_sense_dictionary
+from sensedict_hf import Prompt, Teacher, build_sense_dictionary, find_occurrences, load_senses
 from sensedict_hf.building import corpus as corpus_module
 from sensedict_hf.building import corpus_files, fitting, gathering
 from sensedict_hf.building.gathering import PlannedWindows, _join
@@ -74,7 +74,7 @@ def no_threads_of_the_tokenizer(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize(
     "settings", [{}, {"budget": None, "senses_per_token": 3, "keep_samples": True}], ids=["budget", "senses_per_token"]
 )
@@ -168,20 +168,10 @@ def test_a_model_of_other_origin_is_not_overwritten(bert, texts, tmp_path):
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
 
 
-@pytest.mark.slow
 def test_two_builds_in_one_folder_exclude_each_other(bert, texts, tmp_path):
-    with FileLock(tmp_path / "building-0.lock"):
-        script = f"""if True:
-            from pathlib import Path
-            from sensedict_hf.processes import locked
-            with locked(Path({str(tmp_path)!r})):
-                pass"""
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert f"another process is working in {tmp_path}" in result.stderr
-    with FileLock(tmp_path / "building-1.lock"), pytest.raises(ValueError, match="another process is working"):
-        build_sense_dictionary(
-            bert, texts, output_dir=tmp_path, **SETTINGS
-        )  # a process that has outlived the first one
+    for process in (0, 1):  # the second one has outlived the first one of its build
+        with FileLock(tmp_path / f"building-{process}.lock"), pytest.raises(ValueError, match="another process is"):
+            build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     (tmp_path / "building-1.lock").touch()  # one that has not
     build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
     assert not list(tmp_path.glob("*.lock"))
@@ -292,87 +282,43 @@ def test_another_config_of_the_teacher_is_another_teacher(bert, texts, tmp_path)
         build_sense_dictionary(bert, texts, output_dir=tmp_path, **SETTINGS)
 
 
-@pytest.mark.slow
+@needs_fork
 def test_a_process_that_dies_ends_the_others(texts, teacher_folder, tmp_path):
     """Without a launcher, which would end them too."""
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    script = tmp_path / "build.py"
-    script.write_text("""if True:
-        import os, signal
-        from sensedict_hf.building import gathering
-        real = gathering.window_vectors
-        def die(*given):
-            if os.environ["RANK"] == "1":
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*given)
-        gathering.window_vectors = die
-        from sensedict_hf import find_occurrences, load_senses
-        from sensedict_hf.cli import main
-        status = main()
-        if int(os.environ["RANK"]):  # one process alone reads texts
-            found = find_occurrences(load_senses(sys.argv[-1]), sys.argv[3], "w5", ["w5 w1", "w2"])
-            assert found.total == 1
-        raise SystemExit(status)""")
     build = ["build", "--teacher", teacher_folder, "--texts", tmp_path / "texts.txt", "--output", tmp_path / "out"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *build],
-            env={**os.environ, **place, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("1", "0")
-    ]
-    assert processes[0].wait(100) == -signal.SIGKILL
-    _, error = processes[1].communicate(timeout=60)
-    assert processes[1].returncode == 2 and "another process of this launch has ended" in error
+
+    def run(number):
+        if number == 1:
+            gathering.window_vectors = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        return main([str(part) for part in build])
+
+    first, second = launch(run, tmp_path)
+    assert second.code == -signal.SIGKILL
+    assert first.code == 2 and "another process of this launch has ended" in first.errors
 
 
+@needs_fork
 @pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.slow
 def test_two_processes_make_the_same_bytes(texts, teacher_folder, tmp_path, monkeypatch, hosts):
     """On one machine, and with the files of two."""
+    monkeypatch.setattr(fitting, "BLOCK_ELEMENTS", 1000)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    script = tmp_path / "build.py"
-    script.write_text(f"""if True:
-        import os, platform, sys
-        platform.node = lambda: "host" + str(int(os.environ.get("RANK", 0)) % {hosts})
-        import sensedict_hf.building.fitting
-        sensedict_hf.building.fitting.BLOCK_ELEMENTS = 1000
-        from sensedict_hf import find_occurrences, load_senses
-        from sensedict_hf.cli import main
-        status = main()
-        if int(os.environ["RANK"]):  # one process alone reads texts
-            found = find_occurrences(load_senses(sys.argv[-1]), sys.argv[3], "w5", ["w5 w1", "w2"])
-            assert found.total == 1
-        raise SystemExit(status)""")
-    build = [
-        "build",
-        "--teacher",
-        str(teacher_folder),
-        "--texts",
-        str(tmp_path / "texts.jsonl"),
-        "--keep-samples",
-    ]
+    build = ["build", "--teacher", str(teacher_folder), "--texts", str(tmp_path / "texts.jsonl"), "--keep-samples"]
     build += ["--budget", "90", "--max-samples-per-token", "15", "--batch-size", "8"]
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "BLOCK_ELEMENTS", 1000)
-        assert main([*build, "--output", str(tmp_path / "one")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    run = subprocess.run(
-        [*launcher, *build, "--output", str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
+    assert main([*build, "--output", str(tmp_path / "one")]) == 0
+
+    def run(number):
+        platform.node = lambda: f"host{number % hosts}"
+        status = main([*build, "--output", str(tmp_path / "two")])
+        if number:  # one process alone reads texts
+            assert find_occurrences(load_senses(tmp_path / "two"), teacher_folder, "w5", ["w5 w1", "w2"]).total == 1
+        return status
+
+    ended = launch(run, tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert run.stdout.count("90 senses of 30 tokens") == 1
+    assert sum(process.output.count("90 senses of 30 tokens") for process in ended) == 1
 
 
 def test_what_a_lost_machine_has_half_written_is_not_joined(tmp_path):

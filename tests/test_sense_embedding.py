@@ -44,19 +44,6 @@ def test_the_table_is_saved_as_senses(senses):
     assert torch.equal(ragged.take(slice(None), torch.device("cpu")), senses.to_dtype("int8").dequantized())
 
 
-@pytest.mark.slow
-def test_round_trip_in_a_fresh_process(senses, tmp_path):
-    senses.save_pretrained(tmp_path)
-    code = (
-        "import sys, sensedict_hf; from transformers import AutoModel; m = AutoModel.from_pretrained(sys.argv[1]); "
-        "print(type(m).__name__, m.table.double().sum().item())"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    ).stdout
-    assert output.split() == ["SenseEmbeddingModel", str(senses.table.double().sum().item())]
-
-
 def test_sharded_saving(senses, tmp_path):
     senses.save_pretrained(tmp_path, max_shard_size="2KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

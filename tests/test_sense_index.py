@@ -4,8 +4,6 @@ import copy
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +11,7 @@ import pymilvus
 import pytest
 import torch
 from datasets import Dataset
+from launching import launch, needs_fork
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -645,23 +644,16 @@ def test_a_collection_of_milvus(bert, senses, texts, tmp_path, monkeypatch):
         SenseCollection(index, client, "empty").fill()
 
 
-@pytest.mark.slow
+@needs_fork
 def test_two_processes_build_the_same_index(capsys, senses, teacher_folder, texts, tmp_path, monkeypatch):
     senses.save_pretrained(tmp_path / "senses")
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    script = tmp_path / "build.py"
-    script.write_text("""if True:
-        import sensedict_hf.retrieval.encoding as encoding
-        encoding.CHUNK = 8  # texts of a part
-        from sensedict_hf.cli import main
-        raise SystemExit(main())""")
     build = ["index", "build", "--model", str(teacher_folder), "--senses", str(tmp_path / "senses")]
     build += ["--texts", str(tmp_path / "texts.txt"), "--output"]
-    monkeypatch.setattr("sensedict_hf.retrieval.encoding.CHUNK", 8)
+    monkeypatch.setattr("sensedict_hf.retrieval.encoding.CHUNK", 8)  # texts of a part
     assert main([*build, str(tmp_path / "one")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    run = subprocess.run([*launcher, *build, str(tmp_path / "two")], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert capsys.readouterr().out.replace("one", "two") == run.stdout
+    ended = launch(lambda _: main([*build, str(tmp_path / "two")]), tmp_path)
+    assert [process.code for process in ended] == [0, 0], ended
+    assert capsys.readouterr().out.replace("one", "two") == "".join(process.output for process in ended)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.*")} for name in ("one", "two"))
     assert one == two and len(one) == 2

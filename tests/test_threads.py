@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import needs_fork
 from soaking import MEGABYTES, soak
 from tiny_models import WORDS
 
@@ -63,7 +64,7 @@ def test_a_tokenizer_that_is_changed(bert):
     assert not torch.equal(bert.encode(["w1 w2 new"]), before[:1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 def test_a_process_that_is_forked_while_a_thread_tokenizes(bert):
     from sensedict_hf.models.tokenization import private_copy
 
