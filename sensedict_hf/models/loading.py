@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,13 +17,32 @@ from .sentence_head import Dense, make_sentence_head
 from .tokenization import count_embeddings, has_decoder
 
 
+@dataclass
+class TeacherParts:
+    """What a teacher is made from.
+
+    Attributes:
+        model: The model, without a head.
+        checkpoint: What its files say.
+        name: Its name, or the path of its folder. Empty: not known.
+        tokenizer: Its tokenizer. None: it is still to be loaded.
+        head: The modules after the pooling. None: there are none, or they are still to be loaded.
+    """
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    name: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    head: torch.nn.Sequential | None = None
+
+
 def take_model(
     teacher: PreTrainedModel,
     adapters: list[str],
     revision: str | None,
     pooling: str | None,
     device: torch.device | str | None,
-) -> tuple[PreTrainedModel, Checkpoint]:
+) -> TeacherParts:
     """Take a model that is loaded already, and read the files that it was loaded from.
 
     Args:
@@ -38,7 +58,7 @@ def take_model(
     Raises:
         ValueError: There are adapters to merge, and the model has some already.
     """
-    model, source = cast(PreTrainedModel, teacher.base_model), teacher.name_or_path
+    model, source = cast(PreTrainedModel, teacher.base_model), str(teacher.name_or_path or "")
     if adapters and _has_adapters(model):
         raise ValueError(
             f"{type(model).__name__} has adapters in it already: merge them (merge_and_unload) before you add others"
@@ -47,7 +67,7 @@ def take_model(
     checkpoint.adapters = adapters  # those that the files name are in the model already
     if device is not None:
         move_model(model, device)
-    return model, checkpoint
+    return TeacherParts(model, checkpoint, source)
 
 
 def load_model(

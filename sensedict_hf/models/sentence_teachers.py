@@ -2,43 +2,26 @@
 
 import copy
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from .checkpoints import Checkpoint, apply_sentence_transformers, read_card, read_json
 from .configuration_layer_free import LayerFreeConfig
 from .files import find_file
+from .loading import TeacherParts
 from .modeling_layer_free import LayerFreeModel
 from .sentence_head import make_sentence_head
 
 STATIC = "StaticEmbedding"
 
 
-class Parts(NamedTuple):
-    """What a teacher is made from.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer.
-        checkpoint: How it encodes texts.
-        head: The modules after the pooling. None: there are none, or they are still to be read.
-        name: Its name, or the path of its folder.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    checkpoint: Checkpoint
-    head: nn.Sequential | None
-    name: str
-
-
-def take_apart(teacher: object, revision: str | None = None, pooling: str | None = None) -> Parts | None:
+def take_apart(teacher: object, revision: str | None = None, pooling: str | None = None) -> TeacherParts | None:
     """Take apart a `SentenceTransformer`, or a static model of sentence-transformers or model2vec.
 
     Neither library is imported. A static model becomes a :class:`LayerFreeModel` whose tokens have no context, and is
@@ -72,7 +55,7 @@ def _is_a(value: object, library: str, name: str) -> bool:
     return any(kind.__module__.split(".")[0] == library and kind.__name__ == name for kind in type(value).__mro__)
 
 
-def _take_modules(teacher: Any, pooling: str | None) -> Parts:
+def _take_modules(teacher: Any, pooling: str | None) -> TeacherParts:
     """Take apart a `SentenceTransformer`. Its settings are read as from the files that it would save."""
     first, *others = teacher
     is_static = type(first).__name__ == STATIC
@@ -107,10 +90,10 @@ def _take_modules(teacher: Any, pooling: str | None) -> Parts:
     saved = (read_json(name, "config.json") if name else None) or {}
     if hasattr(config, "use_cache"):
         config.use_cache = saved.get("use_cache", type(config)().use_cache)
-    return Parts(first.auto_model.base_model, copy.deepcopy(first.tokenizer), found, head, name)
+    return TeacherParts(first.auto_model.base_model, found, name, copy.deepcopy(first.tokenizer), head)
 
 
-def _read_static(source: str, revision: str | None) -> Parts | None:
+def _read_static(source: str, revision: str | None) -> TeacherParts | None:
     """Read a static model that sentence-transformers or model2vec has saved; None if it is none."""
     modules = read_json(source, "modules.json", revision) or []
     if not modules or not str(modules[0].get("type")).endswith(STATIC):
@@ -134,7 +117,9 @@ def _read_static(source: str, revision: str | None) -> Parts | None:
     return _static_parts(vectors, Tokenizer.from_file(str(tokenizer)), found, None, source)
 
 
-def _static_parts(vectors: Tensor, tokenizer: Any, found: Checkpoint, head: nn.Sequential | None, name: str) -> Parts:
+def _static_parts(
+    vectors: Tensor, tokenizer: Any, found: Checkpoint, head: nn.Sequential | None, name: str
+) -> TeacherParts:
     """Make a model of the vectors of tokens, `[vocab, hidden]`."""
     rows, width = vectors.shape
     model = LayerFreeModel(LayerFreeConfig(rows, width, context_size=0, text_hidden_size=0))
@@ -148,7 +133,7 @@ def _static_parts(vectors: Tensor, tokenizer: Any, found: Checkpoint, head: nn.S
     backend.no_truncation()
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     known = {name: token for name, token in special.items() if backend.token_to_id(token) is not None}
-    return Parts(model.eval(), PreTrainedTokenizerFast(tokenizer_object=backend, **known), found, head, name)
+    return TeacherParts(model.eval(), found, name, PreTrainedTokenizerFast(tokenizer_object=backend, **known), head)
 
 
 def _fold(table: Any, mapping: Any, weights: Any) -> Tensor:

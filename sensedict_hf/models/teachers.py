@@ -20,6 +20,7 @@ from .encoding import BatchEncoder, check_pooling, padding_id
 from .files import check_source, find_commit
 from .fingerprints import describe_model, digest_tensors
 from .loading import (
+    TeacherParts,
     check_architecture,
     check_teacher_kind,
     load_model,
@@ -287,31 +288,10 @@ def load_teacher(
     if isinstance(teacher, (str, os.PathLike)):
         teacher = check_source(teacher)
         commit = revision or find_commit(teacher)
-    parts = take_apart(teacher, revision, pooling)
-    if parts is None:
-        check_teacher_kind(teacher)
     given = () if adapters is None else adapters if isinstance(adapters, (list, tuple)) else [adapters]
     names = [check_source(name) for name in given]
-    if parts is not None:
-        refuse(
-            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers",
-            adapters=adapters,
-            tokenizer=tokenizer,
-            **loading,
-        )
-        model, tokenizer, checkpoint, source = parts.model, parts.tokenizer, parts.checkpoint, parts.name
-        if device is not None:
-            move_model(model, device)
-    elif isinstance(teacher, PreTrainedModel):
-        refuse("a loaded model: load the model with it, or pass the model's name", **loading)
-        source = str(teacher.name_or_path or "")
-        model, checkpoint = take_model(teacher, names, revision, pooling, device)
-    else:
-        source = str(teacher)
-        checkpoint = read_checkpoint(source, names, revision, pooling)
-        base_revision = revision if checkpoint.base == source else None
-        model = load_model(checkpoint.base, base_revision, trust_remote_code, **loading)
-        move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = _load_parts(teacher, names, tokenizer, revision, pooling, device, trust_remote_code, loading)
+    model, checkpoint, source = parts.model, parts.checkpoint, parts.name
     check_architecture(model, source, checkpoint.adapters)
 
     # Adapters, and only then attention, which is probed on the final weights.
@@ -325,22 +305,19 @@ def load_teacher(
         raise ValueError("bidirectional= with a static model: its tokens attend to nothing; leave it out")
 
     # How it encodes texts.
-    is_given = not isinstance(tokenizer, (str, os.PathLike, type(None))) and parts is None
-    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-        name = checkpoint.tokenizer if tokenizer is None else check_source(tokenizer)
-        tokenizer = load_tokenizer(name, source, revision, trust_remote_code)
-    check_tokenizer(tokenizer)
-    if checkpoint.lower_case and not is_given:
-        lower_case(tokenizer)
-    head = None if parts is None else parts.head
-    if head is None:
-        head = load_sentence_head(checkpoint, source, revision, model.device)
+    found = tokenizer if parts.tokenizer is None else parts.tokenizer
+    if found is None or isinstance(found, (str, os.PathLike)):
+        name = checkpoint.tokenizer if found is None else check_source(found)
+        found = load_tokenizer(name, source, revision, trust_remote_code)
+    check_tokenizer(found)
+    if checkpoint.lower_case and found is not tokenizer:
+        lower_case(found)
     pooling = pooling or checkpoint.pooling or "mean"
     check_pooling(pooling)  # the one that the files name
-    longest = model_max_length(tokenizer, model.config)
+    longest = model_max_length(found, model.config)
     return Teacher(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=found,
         name=" + ".join(origin_of(name) for name in (source or type(model).__name__, *names)),
         revision=commit,
         pooling=pooling,
@@ -351,10 +328,46 @@ def load_teacher(
         prompts=checkpoint.prompts,
         include_prompt=checkpoint.include_prompt,
         sentence_head_steps=checkpoint.sentence_head,
-        sentence_head=head,
+        sentence_head=parts.head or load_sentence_head(checkpoint, source, revision, model.device),
         similarity_fn_name=checkpoint.similarity_fn_name,
         card_data=checkpoint.card_data,
     )
+
+
+def _load_parts(
+    teacher: object,
+    adapters: list[str],
+    tokenizer: object,
+    revision: str | None,
+    pooling: str | None,
+    device: torch.device | str | None,
+    trust_remote_code: bool,
+    loading: dict[str, Any],
+) -> TeacherParts:
+    """Load the model of a teacher, without its adapters, and read its files. Arguments as :func:`load_teacher`.
+
+    Args:
+        loading: Arguments of `from_pretrained`, None where they are not given.
+    """
+    parts = take_apart(teacher, revision, pooling)
+    if parts is not None:
+        text = (
+            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers"
+        )
+        refuse(text, adapters=adapters or None, tokenizer=tokenizer, **loading)
+        if device is not None:
+            move_model(parts.model, device)
+        return parts
+    check_teacher_kind(teacher)
+    if isinstance(teacher, PreTrainedModel):
+        refuse("a loaded model: load the model with it, or pass the model's name", **loading)
+        return take_model(teacher, adapters, revision, pooling, device)
+    source = str(teacher)
+    checkpoint = read_checkpoint(source, adapters, revision, pooling)
+    base_revision = revision if checkpoint.base == source else None
+    model = load_model(checkpoint.base, base_revision, trust_remote_code, **loading)
+    move_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TeacherParts(model, checkpoint, source)
 
 
 def origin_of(name: str) -> str:
