@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 
 from ..data import Texts, iterate_texts
 from ..models.encoding import pad_batch
-from ..models.loading import load_senses
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
-from ..models.teachers import Teacher, load_teacher
+from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length, special_token_counts, tokenize
 from ..models.windows import cut_windows, window_width
 from .layer_free import check_layer_free_args, default_epochs, refuse_stream
@@ -69,17 +68,15 @@ def estimate_distillation(
     sample = list(islice(iterate_texts(texts, text_column), SAMPLE))
     if not sample:
         raise ValueError("there are no texts: give some")
-    loaded = load_teacher(teacher, device=args.device, **options)
+    models = start.load(teacher, senses, options, args.device)
+    loaded = models.teacher
     whole = tokenize(loaded.tokenizer, sample, add_special_tokens=False, verbose=False)["input_ids"]
-    if senses is None:
+    if models.senses is None:
         few = [text for text, ids in zip(sample, whole) if ids][:FEW]
         with TemporaryDirectory(prefix="sensedict-") as folder:
-            vectors = encode_vectors(loaded, few, f"{folder}/vectors")
-            student = start.make(loaded, None, None, None, vectors)
+            student = start.make(models, encode_vectors(loaded, few, f"{folder}/vectors"))
     else:
-        dictionary = load_senses(senses, trust_remote_code=bool(options.get("trust_remote_code")))
-        backbone = start.load_backbone(dictionary, options)
-        student = start.make(loaded, dictionary, backbone, None)
+        student = start.make(models)
     is_layer_free = isinstance(cast(SKDStudentModel, student).backbone, LayerFreeModel)
     if is_layer_free:
         args = args.for_layer_free()

@@ -12,23 +12,22 @@ from typing import Any, cast
 from accelerate import PartialState
 from datasets import IterableDataset
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..building.corpus import corpus_digest
 from ..data import Texts, dataset_names, with_datasets
 from ..models.arguments import check_flags, check_folder, check_kind, check_string
-from ..models.head_transfer import load_with_head
-from ..models.loading import check_dictionary, load_senses, move_model
+from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_base import SKDStudentPreTrainedModel
-from ..models.teachers import Teacher, load_teacher
+from ..models.teachers import Teacher
 from ..processes import broadcast, locked
 from .checks import check_datasets, each
 from .layer_free import encode_training_vectors
 from .run_folder import RunFolder
-from .start import CAUSAL_LM, HEADS, StudentStart, source_name
+from .start import CAUSAL_LM, HEADS, Models, StudentStart, source_name
 from .trainer import SKDTrainer
 from .training_args import SKDTrainingArguments
 from .uploading import create_repository
@@ -39,8 +38,6 @@ INDECISIVE = tuple(
     "output_dir eval_ per_device_eval do_ log save_ report_to run_name disable_tqdm hub_ push_to_hub project trackio "
     "dataloader_num_workers dataloader_p ddp_ use_cpu debug".split()
 )
-# How a decoder is loaded with its head, which `load_teacher` then leaves as it is.
-WITH_HEAD = ("dtype", "device_map", "quantization_config")
 # Arguments of `load_teacher` that the state records under their own names.
 LOADING = ("bidirectional", "adapters", "pooling", "instruction", "template", "quantization_config")
 
@@ -134,7 +131,6 @@ def distill_student(
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     options = dict(teacher_options or {})
-    trust = bool(options.get("trust_remote_code"))
     start = StudentStart(num_hidden_layers, layers, backbone, adopt_tokenizer, head, assignment, residual)
     start.check(options, has_senses=senses is not None)
     _check_settings(args, texts, eval_texts)
@@ -142,39 +138,27 @@ def distill_student(
     repository = create_repository(args) if args.push_to_hub and state.is_main_process else None
     args.push_to_hub = False  # the trainer would upload before the student is safe in its folder
     with locked(folder.path):
-        # Load the models.
-        classifier: PreTrainedModel | None = None
-        source: Any = teacher
-        loading = {name: options[name] for name in WITH_HEAD if options.get(name) is not None}
-        revision = options.get("revision")
+        # Load the models, which decide what the settings are.
+        models = start.load(teacher, senses, options, args.device)
+        is_layer_free = start.is_layer_free(models.backbone)
         if head == CAUSAL_LM:
-            source = classifier = load_with_head(source, AutoModelForCausalLM, trust, revision=revision, **loading)
-            move_model(classifier, args.device)
-            args = args.for_generation(has_senses=senses is not None)
-        elif head:
-            classifier = HEADS[head].load_classifier(source, trust, revision=revision)
-        others = {name: value for name, value in options.items() if head != CAUSAL_LM or name not in loading}
-        loaded = load_teacher(source, device=args.device, **others)
-        if isinstance(senses, (str, os.PathLike)):
-            dictionary: SenseEmbeddingModel | None = load_senses(senses, trust_remote_code=trust)
-        else:
-            dictionary = senses
-        other = start.load_backbone(dictionary, options)
-        if start.is_layer_free(other):
+            args = args.for_generation(has_senses=models.senses is not None)
+        if is_layer_free:
             args = args.for_layer_free()
 
         # Begin, or find what an earlier call has done; the first process decides for all.
-        def begin(loaded: Teacher, other: Teacher | None) -> bool:
+        def begin(models: Models) -> bool:
             names = {"teacher": source_name(teacher), "senses": source_name(senses), "texts": None}
             settings = {**names, **start.record(), **_record_loading(options), **args.to_dict()}
             settings |= {"text_column": text_column, "streaming": isinstance(texts, IterableDataset)}
             settings = {name: value for name, value in settings.items() if not name.startswith(INDECISIVE)}
             settings |= {"processes": state.num_processes, **(recorded or {})}
-            settings |= {"prompt": loaded.prompt and asdict(loaded.prompt), "teacher_pooling": loaded.pooling}
-            settings |= {"teacher_fingerprint": loaded.fingerprint()}
-            settings |= {"senses_fingerprint": dictionary and dictionary.fingerprint()}
-            settings |= {"least_steps": args.least_steps} if start.is_layer_free(other) else {}
-            settings["backbone_fingerprint"] = other and other.fingerprint()
+            prompt = models.teacher.prompt
+            settings |= {"prompt": prompt and asdict(prompt), "teacher_pooling": models.teacher.pooling}
+            settings |= {"teacher_fingerprint": models.teacher.fingerprint()}
+            settings |= {"senses_fingerprint": models.senses and models.senses.fingerprint()}
+            settings |= {"backbone_fingerprint": models.backbone and models.backbone.fingerprint()}
+            settings |= {"least_steps": args.least_steps} if is_layer_free else {}
             if args.load_best_model_at_end:  # what is evaluated then decides the weights
                 settings["eval_corpus"] = _digests(eval_texts, text_column)
                 when = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")
@@ -182,8 +166,9 @@ def distill_student(
             settings["corpus"] = None if settings["streaming"] else corpus_digest(texts, text_column)
             return folder.begin(json.loads(json.dumps(settings, default=str)), overwrite)
 
-        if broadcast(partial(begin, loaded, other)):
+        if broadcast(partial(begin, models)):
             logger.info(f"{folder.path} holds this student already")
+            trust = bool(options.get("trust_remote_code"))
             student = (HEADS[head] if head else AutoModel).from_pretrained(folder.path, trust_remote_code=trust)
             _upload(student, repository, args)
             return student
@@ -193,21 +178,23 @@ def distill_student(
         try:
             data: dict[str, Any] = {"train_dataset": texts, "eval_dataset": eval_texts, "text_column": text_column}
             vectors = None
-            if dictionary is None and head != CAUSAL_LM:
+            if models.senses is None and head != CAUSAL_LM:
                 check_datasets(args, texts, eval_texts)  # before the teacher runs
-                vectors = encode_training_vectors(loaded, texts, args, text_column)
+                vectors = encode_training_vectors(models.teacher, texts, args, text_column)
                 data["train_dataset"] = vectors
-            student = start.make(loaded, dictionary, other, classifier, vectors)
+            student = start.make(models, vectors)
             if vectors is not None:
                 own = student.config.sense_config
                 own.card_data = with_datasets(own.card_data, dataset_names(texts))
-            guides: dict[str, Any] = {"teacher": classifier, "senses": dictionary} if head == CAUSAL_LM else {}
-            trainer = SKDTrainer(student, args, **{"teacher": loaded} | guides, **data)
+            taught: dict[str, Any] = {"teacher": models.teacher}
+            if head == CAUSAL_LM:
+                taught = {"teacher": models.with_head, "senses": models.senses}
+            trainer = SKDTrainer(student, args, **taught, **data)
         except ValueError:
             if state.is_main_process:
                 folder.forget()
             raise
-        del loaded, other, classifier, source, guides  # the trainer frees the teacher if it is not needed any more
+        del models, taught  # the trainer frees the teacher if it is not needed any more
 
         # Train.
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder.path)))

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..models.arguments import check_choice, check_integer, check_kind
+from ..models.head_transfer import load_with_head
 from ..models.layer_free_transfer import StoredVectors
 from ..models.layer_transfer import encoding_settings
+from ..models.loading import load_senses, move_model
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.modeling_skd_base import SKDStudentPreTrainedModel
@@ -26,11 +29,30 @@ HEADS: dict[str, Any] = {
     "sequence_classification": SKDStudentForSequenceClassification,
     "token_classification": SKDStudentForTokenClassification,
 }
+# How a decoder is loaded with its head, which `load_teacher` then leaves as it is.
+WITH_HEAD = ("dtype", "device_map", "quantization_config")
 
 
 def source_name(source: Any) -> str | None:
     """Return the last part of a name or folder; its place on this machine is nobody's business. None for objects."""
     return Path(source).name if isinstance(source, (str, os.PathLike)) else None
+
+
+@dataclass
+class Models:
+    """The models of a run.
+
+    Attributes:
+        teacher: The teacher.
+        senses: Its dictionary. None: the run does without.
+        backbone: The model that the student starts from. None: it starts from the teacher.
+        with_head: The teacher with its head. None: the student gets no head.
+    """
+
+    teacher: Teacher
+    senses: SenseEmbeddingModel | None
+    backbone: Teacher | None = None
+    with_head: PreTrainedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -127,13 +149,39 @@ class StudentStart:
             return isinstance(backbone.model, LayerFreeModel)
         return self.layers is None and self.number == 0
 
-    def load_backbone(self, senses: SenseEmbeddingModel | None, options: Mapping[str, Any]) -> Teacher | None:
-        """Load the backbone if there is one.
+    def load(
+        self,
+        teacher: Any,
+        senses: str | os.PathLike[str] | SenseEmbeddingModel | None,
+        options: Mapping[str, Any],
+        device: torch.device,
+    ) -> Models:
+        """Load the models of a run.
 
         Args:
-            senses: The dictionary, whose tokenizer is taken for a model that has none.
-            options: Those of the teacher.
+            teacher: The teacher, as in :func:`distill_student`.
+            senses: Its dictionary.
+            options: Arguments of :func:`load_teacher`.
+            device: Device of the teacher.
         """
+        with_head: PreTrainedModel | None = None
+        trust, rest = bool(options.get("trust_remote_code")), dict(options)
+        if self.head is not None:
+            revision = options.get("revision")
+            if self.head == CAUSAL_LM:
+                loading = {name: rest.pop(name) for name in WITH_HEAD if rest.get(name) is not None}
+                with_head = load_with_head(teacher, AutoModelForCausalLM, trust, revision=revision, **loading)
+                move_model(with_head, device)
+                teacher = with_head
+            else:
+                with_head = HEADS[self.head].load_classifier(teacher, trust, revision=revision)
+        loaded = load_teacher(teacher, device=device, **rest)
+        if isinstance(senses, (str, os.PathLike)):
+            senses = load_senses(senses, trust_remote_code=trust)
+        return Models(loaded, senses, self._load_backbone(senses, options), with_head)
+
+    def _load_backbone(self, senses: SenseEmbeddingModel | None, options: Mapping[str, Any]) -> Teacher | None:
+        """Load the backbone if there is one. It can have the tokenizer of the dictionary, and some of the options."""
         if self.backbone is None or senses is None:
             return None
         if isinstance(self.backbone, PreTrainedModel) and not self.backbone.name_or_path:
@@ -143,23 +191,17 @@ class StudentStart:
         loaded = load_teacher(self.backbone, **shared)
         return adopt_tokenizer(loaded, senses.tokenizer) if self.adopt_tokenizer else loaded
 
-    def make(
-        self,
-        teacher: Teacher,
-        senses: SenseEmbeddingModel | None,
-        backbone: Teacher | None,
-        classifier: PreTrainedModel | None,
-        vectors: StoredVectors | None = None,
-    ) -> SKDStudentPreTrainedModel:
+    def make(self, models: Models, vectors: StoredVectors | None = None) -> SKDStudentPreTrainedModel:
         """Make the student from the loaded models, or from the vectors of texts if there is no dictionary."""
+        teacher, backbone = models.teacher, models.backbone
         layers = self.number if self.layers is None else self.layers
         if self.head == CAUSAL_LM:
-            model = cast(PreTrainedModel, classifier)
+            model = cast(PreTrainedModel, models.with_head)
             decoder = SKDStudentForCausalLM.from_teacher(model, layers, tokenizer=teacher.tokenizer)
             decoder.config.sense_config.base_model_revision = teacher.revision
             return decoder
         output = {"assignment": self.assignment, "residual": self.residual}
-        dictionary = cast(SenseEmbeddingModel, senses)  # without it there are vectors
+        senses = cast(SenseEmbeddingModel, models.senses)  # without it there are vectors
         if vectors is not None:
             student = SKDStudentModel.from_vectors(teacher, vectors, **output)
         elif backbone is not None:
@@ -167,11 +209,11 @@ class StudentStart:
             like = encoding_settings(teacher) | {"max_seq_length": longest}
             if self.is_layer_free(backbone):
                 like.pop("pooling")
-            student = SKDStudentModel.from_backbone(backbone, dictionary, **like, **output)
+            student = SKDStudentModel.from_backbone(backbone, senses, **like, **output)
             if student.sentence_head is not None and teacher.sentence_head is not None:
                 student.sentence_head.load_state_dict(teacher.sentence_head.state_dict())
         else:
-            student = SKDStudentModel.from_teacher(teacher, dictionary, layers, **output)
-        if self.head is None or classifier is None:
+            student = SKDStudentModel.from_teacher(teacher, senses, layers, **output)
+        if self.head is None:
             return student
-        return cast(SKDStudentPreTrainedModel, HEADS[self.head].from_student(student, classifier))
+        return cast(SKDStudentPreTrainedModel, HEADS[self.head].from_student(student, models.with_head))
