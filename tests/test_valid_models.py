@@ -16,7 +16,10 @@ from transformers import (
 )
 
 from sensedict_hf import (
+    LayerFreeConfig,
+    SenseEmbeddingConfig,
     SenseEmbeddingModel,
+    SKDStudentConfig,
     SKDStudentForSequenceClassification,
     SKDStudentModel,
     build_sense_dictionary,
@@ -268,6 +271,19 @@ def test_fields_are_set_on_a_config_that_is_given(student, texts, tmp_path):
         AutoModel.from_pretrained(tmp_path, config=config, assignment="best")
     with pytest.raises(ValueError, match=r"prompts\['query'\]=5: give the string"):
         AutoModel.from_pretrained(tmp_path, prompts={"query": 5})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        (SenseEmbeddingConfig, {"num_senses": 5}),
+        (SKDStudentConfig, {"residual": 0.5}),
+        (SKDStudentConfig, {"sense_config": {"num_senses": 5}}),
+        (LayerFreeConfig, {"context_size": 8}),
+    ],
+)
+def test_configs_are_equal_if_their_fields_are(kind, changed):
+    assert kind() == kind() and kind(**changed) == kind(**changed) and kind() != kind(**changed)
 
 
 def test_a_student_without_a_language_model_head_is_none(student, tmp_path):

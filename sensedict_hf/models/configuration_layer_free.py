@@ -1,5 +1,6 @@
 """The configuration of a backbone without transformer layers."""
 
+from dataclasses import field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -40,41 +41,23 @@ class LayerFreeConfig(PreTrainedConfig):
 
     model_type = "layer_free"
 
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        hidden_size: int = 384,
-        context_size: int = 64,
-        context_window: int = 3,
-        context_embedding_size: int = 32,
-        context_hidden_size: int = 96,
-        text_hidden_size: int = 1024,
-        special_token_ids: list[int] | None = None,
-        table_dtype: str = "float32",
-        vector_scale: float = 1.0,
-        **kwargs: Any,
-    ):
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.context_size = context_size
-        self.context_window = context_window
-        self.context_embedding_size = context_embedding_size
-        self.context_hidden_size = context_hidden_size
-        self.text_hidden_size = text_hidden_size
-        self.special_token_ids = special_token_ids or []
-        self.table_dtype = table_dtype
-        self.vector_scale = check_number("vector_scale", vector_scale, above=0)
-        self.num_hidden_layers = 0
-        kwargs.pop("num_hidden_layers", None)  # config.json has it
-        for name, least in (
-            ("vocab_size", 1),
-            ("hidden_size", 1),
-            ("context_size", 0),
-            ("context_window", 0),
-            ("context_embedding_size", 1),
-            ("context_hidden_size", 1),
-            ("text_hidden_size", 0),
-        ):
-            setattr(self, name, check_integer(name, getattr(self, name), least))
-        check_choice("table_dtype", table_dtype, TABLE_DTYPES)
-        super().__init__(**kwargs)
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    context_size: int = 64
+    context_window: int = 3
+    context_embedding_size: int = 32
+    context_hidden_size: int = 96
+    text_hidden_size: int = 1024
+    special_token_ids: list[int] = field(default_factory=list)
+    table_dtype: str = "float32"
+    vector_scale: float = 1.0
+    num_hidden_layers: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("vocab_size", "hidden_size", "context_embedding_size", "context_hidden_size"):
+            setattr(self, name, check_integer(name, getattr(self, name), 1))
+        for name in ("context_size", "context_window", "text_hidden_size"):
+            setattr(self, name, check_integer(name, getattr(self, name), 0))
+        self.vector_scale = check_number("vector_scale", self.vector_scale, above=0)
+        check_choice("table_dtype", self.table_dtype, TABLE_DTYPES)
+        super().__post_init__(**kwargs)

@@ -93,72 +93,40 @@ class SenseEmbeddingConfig(PreTrainedConfig):
 
     model_type = "sense_embedding"
 
-    def __init__(
-        self,
-        vocab_size: int = 0,
-        hidden_size: int = 1,
-        num_senses: int = 0,
-        senses_dtype: str = "float32",
-        learn_senses: bool = False,
-        sense_device: str | None = None,
-        similarity: str = "l2",
-        assignment: str = "soft",
-        assignment_temperature: float = 0.3,
-        residual: float = 0.0,
-        distortion: float = 0.0,
-        base_model_name_or_path: str | None = None,
-        base_model_revision: str | None = None,
-        base_model_fingerprint: str | None = None,
-        layer: int = -1,
-        key: str = "input",
-        tokenizer_fingerprint: str | None = None,
-        teacher_tokenizer_fingerprint: str | None = None,
-        method: str | None = None,
-        method_value: int | None = None,
-        max_samples_per_token: int | None = None,
-        window_length: int | None = None,
-        prompt: dict[str, Any] | None = None,
-        attention: str | None = None,
-        seed: int | None = None,
-        num_texts: int | None = None,
-        num_tokens: int | None = None,
-        card_data: dict[str, Any] | None = None,
-        sensedict_version: str | None = None,
-        format_version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_senses = num_senses
-        self.senses_dtype = senses_dtype
-        self.learn_senses = learn_senses
-        self.sense_device = sense_device
-        self.similarity = similarity
-        self.assignment = assignment
-        self.assignment_temperature = assignment_temperature
-        self.residual = residual
-        self.distortion = distortion
-        self.base_model_name_or_path = base_model_name_or_path
-        self.base_model_revision = base_model_revision
-        self.base_model_fingerprint = base_model_fingerprint
-        self.layer = layer
-        self.key = key
-        self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.teacher_tokenizer_fingerprint = teacher_tokenizer_fingerprint
-        self.method = method
-        self.method_value = method_value
-        self.max_samples_per_token = max_samples_per_token
-        self.window_length = window_length
-        self.prompt = prompt
-        self.attention = attention
-        self.seed = seed
-        self.num_texts = num_texts
-        self.num_tokens = num_tokens
-        self.card_data = card_data
-        self.sensedict_version = sensedict_version
-        self.format_version = format_version
+    vocab_size: int = 0
+    hidden_size: int = 1
+    num_senses: int = 0
+    senses_dtype: str = "float32"
+    learn_senses: bool = False
+    sense_device: str | None = None
+    similarity: str = "l2"
+    assignment: str = "soft"
+    assignment_temperature: float = 0.3
+    residual: float = 0.0
+    distortion: float = 0.0
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    base_model_fingerprint: str | None = None
+    layer: int = -1
+    key: str = "input"
+    tokenizer_fingerprint: str | None = None
+    teacher_tokenizer_fingerprint: str | None = None
+    method: str | None = None
+    method_value: int | None = None
+    max_samples_per_token: int | None = None
+    window_length: int | None = None
+    prompt: dict[str, Any] | None = None
+    attention: str | None = None
+    seed: int | None = None
+    num_texts: int | None = None
+    num_tokens: int | None = None
+    card_data: dict[str, Any] | None = None
+    sensedict_version: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
         self.check()
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

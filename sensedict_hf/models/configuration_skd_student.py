@@ -62,78 +62,60 @@ class SKDStudentConfig(PreTrainedConfig):
     model_type = "skd_student"
     sub_configs = {"text_config": AutoConfig, "sense_config": SenseEmbeddingConfig}
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        sense_config: SenseEmbeddingConfig | dict[str, Any] | None = None,
-        assignment: str | None = None,
-        residual: float | None = None,
-        pooling: str = "mean",
-        max_seq_length: int = 512,
-        prompt: dict[str, Any] | None = None,
-        prompts: dict[str, str] | None = None,
-        include_prompt: bool = True,
-        sentence_head: list[dict[str, Any]] | None = None,
-        similarity_fn_name: str | None = None,
-        teacher_layers: list[int] | None = None,
-        objective: str | None = None,
-        distillation: dict[str, Any] | None = None,
-        classifier_activation: str | None = None,
-        classifier_dropout: float = 0.1,
-        freeze_head: bool = False,
-        attention_implementation: str | None = None,
-        **kwargs: Any,
-    ):
+    # Dictionaries, as in config.json, become configs; so does None.
+    text_config: PreTrainedConfig = None  # type: ignore[assignment]
+    sense_config: SenseEmbeddingConfig = None  # type: ignore[assignment]
+    assignment: str | None = None
+    residual: float | None = None
+    pooling: str = "mean"
+    max_seq_length: int = 512
+    prompt: dict[str, Any] | None = None
+    prompts: dict[str, str] | None = None
+    include_prompt: bool = True
+    sentence_head: list[dict[str, Any]] | None = None
+    similarity_fn_name: str | None = None
+    teacher_layers: list[int] | None = None
+    objective: str | None = None
+    distillation: dict[str, Any] | None = None
+    classifier_activation: str | None = None
+    classifier_dropout: float = 0.1
+    freeze_head: bool = False
+    attention_implementation: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
         # transformers reads its own field for this, but does not save it.
-        if attention_implementation is not None:
-            given = kwargs.setdefault("attn_implementation", attention_implementation)
-            if given not in (None, attention_implementation):
+        if self.attention_implementation is not None:
+            given = kwargs.setdefault("attn_implementation", self.attention_implementation)
+            if given not in (None, self.attention_implementation):
                 raise ValueError(
                     f"attn_implementation={given!r}: the backbone attends as its teacher only with "
-                    f"{attention_implementation!r}; leave it out"
+                    f"{self.attention_implementation!r}; leave it out"
                 )
-        # Configs inside config.json are dicts.
-        if text_config is None:
-            text_config = CONFIG_MAPPING["bert"]()
-        if isinstance(text_config, dict):
-            kind = str(text_config.get("model_type"))
+        backbone: Any = self.text_config
+        if backbone is None:
+            backbone = CONFIG_MAPPING["bert"]()
+        if isinstance(backbone, dict):
+            kind = str(backbone.get("model_type"))
             if kind not in CONFIG_MAPPING and kind != LayerFreeConfig.model_type:
                 raise ValueError(f"unknown model_type {kind!r} of the backbone: upgrade transformers")
             # Where the code of a saved folder runs, only the classes of transformers are registered.
             config_class = LayerFreeConfig if kind == LayerFreeConfig.model_type else CONFIG_MAPPING[kind]
-            text_config = config_class(**text_config)
-        check_kind("text_config", text_config, PreTrainedConfig, "a config of transformers")
-        if sense_config is None:
-            sense_config = SenseEmbeddingConfig(vocab_size=text_config.vocab_size, hidden_size=text_config.hidden_size)
-        if isinstance(sense_config, dict):
-            sense_config = SenseEmbeddingConfig(**sense_config)
-        check_kind("sense_config", sense_config, SenseEmbeddingConfig, "a SenseEmbeddingConfig")
-        # config.json would show paths of this machine. The caller's config stays as it is.
-        text_config = copy.deepcopy(text_config)
-        text_config.name_or_path = sense_config.name_or_path = ""
-        if getattr(text_config, "use_cache", False):
-            text_config.use_cache = False  # a student encodes whole texts
-        self.text_config = text_config
-        self.sense_config = sense_config
-        self.assignment = assignment
-        self.residual = residual
-        self.pooling = pooling
-        self.max_seq_length = max_seq_length
-        self.prompt = prompt
-        self.prompts = prompts
-        self.include_prompt = include_prompt
-        self.sentence_head = sentence_head
-        self.similarity_fn_name = similarity_fn_name
-        self.teacher_layers = teacher_layers
-        self.objective = objective
-        self.distillation = distillation
-        self.classifier_activation = classifier_activation
-        self.classifier_dropout = classifier_dropout
-        self.freeze_head = freeze_head
-        self.attention_implementation = attention_implementation
+            backbone = config_class(**backbone)
+        check_kind("text_config", backbone, PreTrainedConfig, "a config of transformers")
+        senses: Any = self.sense_config
+        if senses is None:
+            senses = {name: getattr(backbone, name) for name in ("vocab_size", "hidden_size")}
+        if isinstance(senses, dict):
+            senses = SenseEmbeddingConfig(**senses)
+        check_kind("sense_config", senses, SenseEmbeddingConfig, "a SenseEmbeddingConfig")
+        # config.json would show paths of this machine. The caller's config of the backbone stays as it is.
+        self.text_config, self.sense_config = copy.deepcopy(backbone), senses
+        self.text_config.name_or_path = self.sense_config.name_or_path = ""
+        if getattr(self.text_config, "use_cache", False):
+            self.text_config.use_cache = False  # a student encodes whole texts
         self.check()
-        check_dtype("dtype", kwargs.get("dtype"))
-        super().__init__(**kwargs)
+        check_dtype("dtype", self.dtype)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

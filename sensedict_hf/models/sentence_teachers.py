@@ -122,7 +122,7 @@ def _static_parts(
 ) -> TeacherParts:
     """Make a model of the vectors of tokens, `[vocab, hidden]`."""
     rows, width = vectors.shape
-    model = LayerFreeModel(LayerFreeConfig(rows, width, context_size=0, text_hidden_size=0))
+    model = LayerFreeModel(LayerFreeConfig(vocab_size=rows, hidden_size=width, context_size=0, text_hidden_size=0))
     with torch.no_grad():
         model.token_embeddings.weight.copy_(vectors)
         model.token_weights.weight.zero_()
