@@ -79,7 +79,7 @@ def fit_senses(
         store: The samples: `samples`, `[n, hidden]`; `offsets`, `[vocab + 1]`, where the samples of each token begin;
             `counts`, `[vocab]`, its occurrences in the corpus; optionally `weights`, `[n]`, how many occurrences each
             sample stands for.
-        directory: Folder of the files, which :func:`read_senses` and :func:`write_senses` read.
+        directory: Folder of the files, which :func:`write_senses` reads.
         senses_per_token: Number of senses of each token.
         budget: Number of senses in all, at least one for each token with samples.
         similarity: `l2`, `cosine` or `dot`. `dot` clusters by squared distance, as the paper does.
@@ -136,23 +136,6 @@ def fit_senses(
     blocks.work("senses", "Refining", fit)
 
 
-def read_senses(directory: str | Path, store: Tensors) -> FittedSenses:
-    """Read the files of :func:`fit_senses` into memory.
-
-    Args:
-        directory: Where the files are.
-        store: The samples that the senses were fitted to.
-
-    Returns:
-        The senses.
-    """
-    offsets, distortion = _layout(Path(directory), store)
-    senses, usage = (
-        [load_file(path)[name].clone() for path in _results(Path(directory))] for name in ("senses", "usage")
-    )
-    return FittedSenses(torch.cat(senses), offsets, torch.cat(usage), distortion)
-
-
 def write_senses(directory: str | Path, store: Tensors, path: str | Path, dtype: torch.dtype) -> tuple[int, float]:
     """Write the files of :func:`fit_senses` as the weights of a dictionary, with memory for one block.
 
@@ -191,8 +174,9 @@ def write_senses(directory: str | Path, store: Tensors, path: str | Path, dtype:
 
 def cluster_samples(
     samples: np.ndarray | Tensor,
-    offsets: np.ndarray,
-    counts: np.ndarray,
+    offsets: np.ndarray | Tensor,
+    counts: np.ndarray | Tensor,
+    weights: Tensor | None = None,
     *,
     senses_per_token: int | None = None,
     budget: int | None = None,
@@ -205,6 +189,7 @@ def cluster_samples(
         samples: The samples of all tokens, `[n, hidden]`.
         offsets: Where the samples of each token begin, `[vocab + 1]`.
         counts: How often each token occurs in the corpus, `[vocab]`.
+        weights: How many occurrences each sample stands for, `[n]`. Default: the same for all samples of a token.
         senses_per_token: Number of senses of each token.
         budget: Number of senses in all.
         similarity: `l2`, `cosine` or `dot`.
@@ -213,11 +198,8 @@ def cluster_samples(
     Returns:
         The senses.
     """
-    store = {
-        "samples": torch.as_tensor(samples),
-        "offsets": torch.as_tensor(offsets),
-        "counts": torch.as_tensor(counts),
-    }
+    given = {"samples": samples, "offsets": offsets, "counts": counts, "weights": weights}
+    store = {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
     with TemporaryDirectory(prefix="sensedict-") as directory:
         fit_senses(
             store,
@@ -228,7 +210,10 @@ def cluster_samples(
             device=device,
             alone=True,
         )
-        return read_senses(directory, store)
+        layout, distortion = _layout(Path(directory), store)
+        files = [load_file(path) for path in _results(Path(directory))]
+        senses, usage = (torch.cat([file[name] for file in files]) for name in ("senses", "usage"))
+        return FittedSenses(senses, layout, usage, distortion)
 
 
 class _Blocks:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -17,7 +16,7 @@ from ..models.configuration_sense_embedding import (
 from ..models.loading import check_dictionary
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
 from ..models.sense_lookup import store_senses
-from .fitting import fit_senses, read_senses
+from .fitting import cluster_samples
 from .planning import check_budget
 
 # What a merged dictionary keeps where all of them agree.
@@ -87,15 +86,14 @@ def merge_sense_dictionaries(
     check_budget(budget, num_seen)
 
     # Cluster them like samples.
-    store = {
-        "samples": torch.cat(rows)[order],
-        "offsets": torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
-        "counts": torch.bincount(token, weight.double(), minlength=first.vocab_size).long(),
-        "weights": weight,
-    }
-    with TemporaryDirectory(prefix="sensedict-") as folder:
-        fit_senses(store, folder, budget=budget, similarity=first.similarity, alone=True)
-        found = read_senses(folder, store)
+    found = cluster_samples(
+        torch.cat(rows)[order],
+        torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+        torch.bincount(token, weight.double(), minlength=first.vocab_size).long(),
+        weight,
+        budget=budget,
+        similarity=first.similarity,
+    )
 
     # Make a dictionary from the result.
     num_tokens = [int(dictionary.usage.sum()) for dictionary in dictionaries]
