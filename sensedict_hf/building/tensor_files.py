@@ -18,19 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-}
+from ..models.saved_tensors import STORED_DTYPES
+
+DTYPES = {name: dtype for dtype, name in STORED_DTYPES.items()}
 Tensors = Mapping[str, Tensor]
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -92,7 +83,7 @@ def create_tensor_file(
     end = 0
     for name, (dtype, shape) in ordered:
         begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": STORED_DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:

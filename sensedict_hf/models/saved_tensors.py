@@ -18,13 +18,17 @@ from .files import find_file, read_object
 WEIGHTS = "model.safetensors"
 # Tensors that a checkpoint must hold: random values would be useless.
 DICTIONARY_TENSORS = ("senses", "offsets", "usage", "scales")
-# The names that safetensors gives to the dtypes of these tensors.
+# The names that safetensors gives to dtypes.
 STORED_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.int8: "I8",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
 }
 
 
