@@ -23,10 +23,9 @@ What it cannot show: what full training would give. LLM2Vec reads 16 million tok
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from torch import Tensor
 from sensedict_hf import SenseEmbeddingModel, Teacher, build_sense_dictionary, load_teacher, merge_sense_dictionaries
 
 from .distillation.tables import MAIN_SCORES, header, print_row
-from .distillation.tasks import NAMES, load_task, read_columns
+from .distillation.tasks import NAMES, load_task, read_columns, sentences
 from .stored_states import StoredStates
 from .studies import ROOT, Study, results_file, study_parser
 
@@ -54,8 +53,6 @@ SENSES = {
 }
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]  # states, token ids and mask to vectors whose mean is scored
 BATCH_SIZE = 32
-# A sentence has so many characters.
-SHORTEST, LONGEST = 40, 300
 
 
 def pooling_factors(mask: Tensor, pooling: str) -> Tensor:
@@ -81,13 +78,6 @@ def pooled(pooling: str) -> Output:
 def of_words(output: str) -> str:
     """Return the output that scores words in the place of another one: the vectors of words are not pooled."""
     return output.removesuffix(", weighted_mean") if output not in POOLINGS else "mean"
-
-
-def sentences(articles: Sequence[str]) -> list[str]:
-    """Cut articles into sentences, roughly: at a full stop, a question mark or an exclamation mark before a space."""
-    lines = [line for article in articles for line in article.split("\n")]
-    parts = [part for line in lines for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", line)]
-    return [part for part in dict.fromkeys(parts) if SHORTEST <= len(part) <= LONGEST]
 
 
 class Benchmark:

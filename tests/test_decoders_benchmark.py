@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.decoders import POOLINGS, SENSES, of_words, pooling_factors, sentences
+from benchmarks.decoders import POOLINGS, SENSES, of_words, pooling_factors
+from benchmarks.distillation.tasks import sentences
 from benchmarks.stored_states import StoredStates
 from sensedict_hf import Teacher, build_sense_dictionary
 from sensedict_hf.models.encoding import pool

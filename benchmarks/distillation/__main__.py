@@ -11,6 +11,7 @@ What is equal:
   steps. Methods with a student for each task see the same texts as often, in other batches.
 - The teacher runs once over all texts. All methods read its vectors from disk, as the comparison is of what a student
   learns, not of what the teacher costs.
+- With `--wikipedia` they learn from texts of another kind than those of the tasks.
 - Each method has the best of the same learning rates, and of further ones if the first or the last is the best. The
   rates are compared by students that train for the short budget on a part of the training texts. They are scored on
   held-out texts, with the output that the method is made for.
@@ -20,8 +21,8 @@ probabilities (`soft`), and the mean of `raw` and `soft` (`half`, `residual=0.5`
 
 Where results are:
 
-- Scores are in `benchmarks/results/distillation-cpu.json`, or `-gpu` with a GPU. A student with scores there is
-  neither trained nor scored again. `--results FILE` begins anew in another file.
+- Scores are in `benchmarks/results/distillation-cpu.json`, `-gpu` with a GPU or `-wikipedia`. A student with scores
+  there is neither trained nor scored again. `--results FILE` begins anew in another file.
 - Students and checkpoints are in the output folder, so that an interrupted run continues. The folder is for one set of
   data and one kind of device.
 
@@ -90,6 +91,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", default=["2"], metavar="LAYERS", help=text + "; see --backbone")
     text = "a smaller model that students start from where --layers has the word `backbone`"
     parser.add_argument("--backbone", metavar="MODEL", help=text)
+    text = "learn from sentences of Wikipedia, as many as the tasks have texts, instead of the texts of the tasks"
+    parser.add_argument("--wikipedia", action="store_true", help=text)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts instead")
     parser.add_argument("--jobs", type=int, default=1, help="students that are trained at once")
@@ -101,11 +104,15 @@ def read_options() -> argparse.Namespace:
         options.learning_rates, options.budgets, options.output = [1e-3], ["short"], options.output / "smoke"
         if options.settings:
             parser.error("--settings needs texts that --smoke leaves out: give one of them")
+    if options.wikipedia:
+        options.output = options.output / "wikipedia"
+        if options.settings or len(options.learning_rates) > 1:
+            parser.error("--wikipedia needs a single one of --learning-rates: a search is on texts of the tasks")
     for name in ("methods", "budgets", "layers", "seeds"):
         setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     same = options.teacher == parser.get_default("teacher") and options.dtype == "float32"
     recorded = same and not options.smoke
-    name = f"distillation-{'gpu' if options.device == 'cuda' else 'cpu'}"
+    name = "distillation-" + ("wikipedia" if options.wikipedia else "gpu" if options.device == "cuda" else "cpu")
     options.results = results_file(options.results, name, recorded=recorded, folder=options.output)
     options.end = time.monotonic() + 3600 * options.hours
     return options

@@ -36,7 +36,16 @@ from ..studies import Study
 from .jobs import run_jobs
 from .methods import METHODS, SETTINGS, CachedTrainer, OutputTrainer
 from .tables import MAIN_SCORES, OUTPUTS
-from .tasks import NAMES, DistillationTask, best_learning_rate, distill_model2vec, load_task, model2vec_encoders
+from .tasks import (
+    NAMES,
+    DistillationTask,
+    best_learning_rate,
+    distill_model2vec,
+    load_task,
+    model2vec_encoders,
+    read_columns,
+    sentences,
+)
 
 MAX_LENGTH = 128  # tokens of a window
 SEARCHED = ("banking77", "go_emotions", "stsb")  # learning rates are chosen on these
@@ -98,7 +107,9 @@ class Comparison:
         return self.load_task(name, self.options.data, dev=dev)
 
     def texts(self, names: Sequence[str], dev: bool = False) -> list[str]:
-        """Return the texts that students of some tasks learn from, each text once."""
+        """Return the texts that students of some tasks learn from, each text once; with `--wikipedia` others."""
+        if self.options.wikipedia:
+            return sentences(read_columns(self.options.data / "wikipedia_en_sample" / "train.jsonl")["text"])
         step = 16 if self.options.smoke else 1
         return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts[::step]))
 

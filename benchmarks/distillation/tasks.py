@@ -5,6 +5,7 @@ data folder.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 CLASSIFICATION = ("banking77", "hwu64", "go_emotions", "snips", "uci_sentiment", "poem_sentiment")
 # Whole articles would be more text than all other tasks have together, so the first paragraph or so is used.
 ARTICLE_CHARACTERS = 600
+# A sentence has so many characters.
+SHORTEST, LONGEST = 40, 300
 NAMES = (*CLASSIFICATION, "stsb", "xquad_retrieval", "wnut17")
 DEV_NAMES = tuple(name for name in NAMES if name != "xquad_retrieval")
 
@@ -115,6 +118,13 @@ def read_columns(path: Path) -> Columns:
     """Read a file of JSON Lines: the values of each column."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def sentences(articles: Sequence[str]) -> list[str]:
+    """Cut articles into sentences, roughly: at a full stop, a question mark or an exclamation mark before a space."""
+    lines = [line for article in articles for line in article.split("\n")]
+    parts = [part for line in lines for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", line)]
+    return [part for part in dict.fromkeys(parts) if SHORTEST <= len(part) <= LONGEST]
 
 
 def hold_out_fifth(columns: Columns) -> tuple[Columns, Columns]:
