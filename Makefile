@@ -45,7 +45,7 @@ soak: $(VENV)/.installed
 # The quick tests with the oldest versions that setup.cfg allows, and with the newest of everything.
 oldest:
 	mkdir -p .venv-oldest
-	sed -n '/^install_requires/,/^$$/s/^ *\([a-z_-]*\)>=\(.*\)/\1==\2/p' setup.cfg > .venv-oldest/floors.txt
+	sed -n '/^install_requires/,/^$$/s/^ *\([a-z0-9_-]*\)>=\(.*\)/\1==\2/p' setup.cfg > .venv-oldest/floors.txt
 	$(MAKE) quick VENV=.venv-oldest CONSTRAINTS=.venv-oldest/floors.txt
 
 newest:
