@@ -55,11 +55,6 @@ EPOCHS = {"short": 2, "long": 6}
 BATCH = 32
 
 
-def scope(names: Sequence[str]) -> str:
-    """Return a short name for some tasks."""
-    return names[0] if len(names) == 1 else {SEARCHED: "searched", NAMES: "all", SMALL: "small"}[tuple(names)]
-
-
 def layer_indices(layers: str) -> list[int]:
     """Return the teacher's layers that a student starts from: `2` means the first two, `0+5` means these two."""
     return [int(layer) for layer in layers.split("+")] if "+" in layers else list(range(int(layers)))
@@ -101,6 +96,12 @@ class Comparison:
     def scopes(self, key: str) -> list[tuple[str, ...]]:
         """Return the tasks of each student of a method."""
         return [(name,) for name in self.names] if METHODS[key].separate else [self.names]
+
+    def scope(self, names: Sequence[str]) -> str:
+        """Return a short name for the texts of some tasks."""
+        if self.options.wikipedia:
+            return "wikipedia"
+        return names[0] if len(names) == 1 else {SEARCHED: "searched", NAMES: "all", SMALL: "small"}[tuple(names)]
 
     def task(self, name: str, dev: bool) -> DistillationTask:
         """Load a task."""
@@ -155,7 +156,7 @@ class Comparison:
 
     def senses(self, names: Sequence[str], dev: bool, similarity: str, learn: bool = False) -> SenseEmbeddingModel:
         """Build the dictionary of the texts of some tasks."""
-        folder = self.output / f"senses-{scope(names)}{'-dev' * dev}"
+        folder = self.output / f"senses-{self.scope(names)}{'-dev' * dev}"
         if (folder / "config.json").is_file():
             senses = AutoModel.from_pretrained(folder, learn_senses=learn)
         else:
@@ -198,7 +199,7 @@ class Comparison:
             changed: Changed settings of :class:`SKDTrainingArguments`.
         """
         method = METHODS[key]
-        title = f"{key}-{scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
+        title = f"{key}-{self.scope(names)}{'-dev' * dev}-{layers}-{budget}-{learning_rate:g}-{seed}"
         folder = self.output / "students" / "-".join([title, *(f"{name}-{value}" for name, value in changed.items())])
         self.check_time()
         if (folder / "config.json").is_file():
