@@ -1,6 +1,7 @@
 """The comparison of methods: vectors from disk, the cosine, the search of learning rates, and jobs."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModel
 from benchmarks.distillation.comparison import Comparison
 from benchmarks.distillation.jobs import run_jobs
 from benchmarks.distillation.methods import CachedTrainer, OutputTrainer
+from benchmarks.distillation.tasks import load_task
 from sensedict_hf import SKDStudentModel, SKDTrainer, SKDTrainingArguments, build_sense_dictionary
 
 
@@ -108,6 +110,25 @@ class Notes:
         if name == "wrong":
             raise ValueError("not to be lost")
 """
+
+
+def test_texts_of_another_kind_are_kept_apart(tmp_path):
+    sentence = "The tower was built of grey stone in 1891."
+    for folder, texts in [
+        ("wikipedia_en_sample", [f"{sentence} It fell."]),
+        ("snips", ["play music", "book a table"]),
+    ]:
+        (tmp_path / folder).mkdir()
+        rows = [json.dumps({"text": text, "label": str(number)}) for number, text in enumerate(texts)]
+        for part in ("train", "test"):
+            (tmp_path / folder / f"{part}.jsonl").write_text("\n".join(rows))
+    comparison = Comparison.__new__(Comparison)
+    comparison.load_task = load_task
+    found = []
+    for wikipedia in (True, False):
+        comparison.options = argparse.Namespace(data=tmp_path, wikipedia=wikipedia, smoke=False)
+        found.append((comparison.scope(["snips"]), comparison.texts(["snips"])))
+    assert found == [("wikipedia", [sentence]), ("snips", ["play music", "book a table"])]
 
 
 def test_jobs_share_the_steps(tmp_path, monkeypatch):
