@@ -373,6 +373,9 @@ def test_objectives_that_do_not_fit_are_refused(tokenizer, texts, tmp_path):
         train(model=encoder, senses=None, objective="sense+lm")
     with pytest.raises(ValueError, match="a dictionary of its own"):
         train(model=encoder)
+    student.generation_config.temperature = 0.3  # without do_sample, so that no checkpoint could be saved
+    with pytest.raises(ValueError, match="(?s)could not be saved.*You should set `do_sample=True`"):
+        train(senses=None, objective="lm+kl")
 
 
 def test_how_a_named_teacher_is_loaded(tokenizer, texts, tmp_path, monkeypatch):

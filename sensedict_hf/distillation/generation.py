@@ -7,7 +7,7 @@ loss is a sum over positions.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def is_generative(model: nn.Module) -> bool:
 
 
 def check_generative(model: PreTrainedModel, senses: SenseEmbeddingModel | None, args: SKDTrainingArguments) -> None:
-    """Raise a ValueError if objective and dictionary do not fit the student.
+    """Raise a ValueError if objective and dictionary do not fit the student, or if it could not be saved.
 
     Args:
         model: The student.
@@ -63,6 +63,14 @@ def check_generative(model: PreTrainedModel, senses: SenseEmbeddingModel | None,
         raise ValueError(
             f"the senses are of layer {senses.config.layer}, the head reads the last: build a dictionary with layer=-1"
         )
+    # Trainer gives the generation config the tokenizer's special tokens. A config that has been changed is saved only
+    # if it is valid, so a checkpoint would fail.
+    try:
+        cast(Any, model).generation_config.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"the student could not be saved, as its generation_config (from its teacher) is not valid: {error}"
+        ) from error
 
 
 def teacher_tokenizer(teacher: Any, student: SKDStudentForCausalLM) -> PreTrainedTokenizerBase | None:
