@@ -20,6 +20,7 @@ from sensedict_hf import (
     SKDTrainingArguments,
     build_sense_dictionary,
 )
+from sensedict_hf.cli import main
 from sensedict_hf.cli.evaluate import parameters
 from sensedict_hf.models.layer_free_transfer import encode_tokens
 
@@ -304,11 +305,16 @@ def test_texts_have_no_senses(bert, senses, texts, kept):
         student.encode(texts[:2], assignment="hard")
 
 
-def test_half_precision_tables_in_int8(student, texts):
+def test_half_precision_tables_in_int8(student, texts, tmp_path):
     student = student.to(torch.bfloat16)
     before = student.encode(texts[:5])
     student.backbone.convert_tables("int8")
-    torch.testing.assert_close(student.encode(texts[:5]), before, atol=0.1, rtol=0.1)
+    close = student.encode(texts[:5])
+    torch.testing.assert_close(close, before, atol=0.1, rtol=0.1)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts[:5]), close)
+    assert AutoModel.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+    assert main(["verify", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
