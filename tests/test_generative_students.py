@@ -276,6 +276,25 @@ def test_settings_of_generation_are_those_of_the_teacher(tokenizer, tmp_path):
         assert (found.eos_token_id, found.do_sample, found.temperature) == ([3, 5, 7], True, 0.6)
 
 
+def test_settings_of_sampling_without_sampling_are_left_out(tokenizer, texts, tmp_path):
+    teacher = make_decoder()
+    teacher.generation_config.update(temperature=0.6, top_p=0.9, max_new_tokens=5)
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    SKDTrainer(student, settings_of(tmp_path / "run"), teacher=teacher, train_dataset=texts).train()
+    student.save_pretrained(tmp_path / "student")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "student").generation_config
+    assert (found.temperature, found.top_p, found.max_new_tokens) == (None, None, 5)
+    assert (teacher.generation_config.temperature, teacher.generation_config.top_p) == (0.6, 0.9)
+
+
+def test_lists_that_are_as_long_as_the_model_is_deep(tokenizer):
+    teacher = make_decoder()
+    eos = [*range(3, 3 + teacher.config.num_hidden_layers)]
+    teacher.config.eos_token_id = eos
+    student = SKDStudentForCausalLM.from_teacher(teacher, 2, tokenizer=tokenizer)
+    assert student.config.text_config.eos_token_id == eos
+
+
 @pytest.mark.parametrize("objective", ["lm+kl", "lm+mse", "lm+kl+sense"])
 def test_states_on_the_disk_train_as_the_teacher_does(objective, tokenizer, texts, tmp_path):
     teacher = make_decoder()

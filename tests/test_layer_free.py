@@ -315,6 +315,13 @@ def test_half_precision_tables_in_int8(student, texts, tmp_path):
     assert torch.equal(AutoModel.from_pretrained(tmp_path).encode(texts[:5]), close)
     assert AutoModel.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
     assert main(["verify", str(tmp_path)]) == 0
+    # Floats in the place of the table would be cut to integers, and integers are no scales.
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name, dtype in [("weight", torch.float32), ("scales", torch.int64)]:
+        name = f"backbone.token_embeddings.{name}"
+        save_file(tensors | {name: tensors[name].to(dtype)}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=f"do not agree on {name}"):
+            AutoModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -75,7 +75,7 @@ def test_senses_are_no_parameters(bert, texts):
 
 
 def test_a_dictionary_of_another_model_is_told(tokenizer, texts, tmp_path, caplog, monkeypatch):
-    """The name of the teacher is compared, and its weights where it runs over all texts.
+    """The name of the teacher is compared, and, but for a head alone, its weights.
 
     The names of two checkpoints may be equal: two runs may both have saved a `checkpoint-500`.
     """
@@ -89,22 +89,23 @@ def test_a_dictionary_of_another_model_is_told(tokenizer, texts, tmp_path, caplo
     relabelled.config.problem_type = "single_label_classification"  # as its first training step does
 
     def warnings_of(model):
-        logging.get_logger("transformers").warning_once.cache_clear()
         found = []
         for use in (
             lambda: SKDStudentForSequenceClassification.from_student(student, model),
+            lambda: SKDStudentModel.from_teacher(load_teacher(model, tokenizer=tokenizer), senses),
             lambda: encode_senses(load_teacher(model, tokenizer=tokenizer), senses, texts),
         ):
+            logging.get_logger("transformers").warning_once.cache_clear()
             caplog.clear()
             use()
             found.append(re.findall("the teacher is checkpoint-[0-9]*|with other weights", caplog.text))
         return found
 
-    assert warnings_of(relabelled) == [[], []]
+    assert warnings_of(relabelled) == [[], [], []]
     for name, expected in [
-        ("one/checkpoint-500", [[], []]),
-        ("two/checkpoint-500", [[], ["with other weights"]]),
-        ("two/checkpoint-900", [["the teacher is checkpoint-900"], ["with other weights"]]),
+        ("one/checkpoint-500", [[], [], []]),
+        ("two/checkpoint-500", [[], ["with other weights"], ["with other weights"]]),
+        ("two/checkpoint-900", [["the teacher is checkpoint-900"]] * 3),
     ]:
         assert warnings_of(AutoModelForSequenceClassification.from_pretrained(tmp_path / name)) == expected
 

@@ -37,7 +37,6 @@ from ..building.windows import TokenizedCorpus
 from ..building.workspace import BuildFolder
 from ..data import Texts
 from ..models.arguments import check_flags, check_folder, check_integer, check_number, check_string
-from ..models.configuration_sense_embedding import SenseEmbeddingConfig
 from ..models.loading import check_dictionary
 from ..models.matching import check_teacher, window_length
 from ..models.modeling_sense_embedding import SenseEmbeddingModel
@@ -138,38 +137,14 @@ def encode_senses(
     with TemporaryDirectory(prefix="sensedict-") if output_dir is None else nullcontext(output_dir) as path:
         folder = BuildFolder(Path(path), "dataset", settings, overwrite)
 
-        def begin() -> bool:
-            _check_weights(senses, settings["teacher_fingerprint"])
-            return read_corpus(folder, source, texts, text_column) is not None
-
         with folder.locked():
-            if broadcast(begin):
+            if broadcast(lambda: read_corpus(folder, source, texts, text_column) is not None):
                 _encode(folder, teacher, senses, tokenizer, settings)
             state.wait_for_everyone()
         dataset = load_from_disk(path, keep_in_memory=output_dir is None)
     if keep_vectors:
         dataset = dataset.with_format("numpy", columns=["vectors"], output_all_columns=True)  # lists would be slow
     return dataset
-
-
-def has_other_weights(senses: SenseEmbeddingConfig, fingerprint: str) -> bool:
-    """Return whether a dictionary is known to be of other weights than a teacher has.
-
-    Args:
-        senses: Config of the dictionary.
-        fingerprint: That of the teacher. Its last part is of the weights.
-    """
-    own = senses.base_model_fingerprint
-    return own is not None and own.rpartition("-")[2] != fingerprint.rpartition("-")[2]
-
-
-def _check_weights(senses: SenseEmbeddingModel, fingerprint: str) -> None:
-    """Warn if the dictionary was built from other weights, as of another checkpoint with the same name."""
-    if has_other_weights(senses.config, fingerprint):
-        logger.warning_once(
-            f"the dictionary was built from {senses.config.base_model_name_or_path} with other weights or in another "
-            "dtype: if the teacher is not the same model, its senses mean nothing: build a dictionary from it"
-        )
 
 
 def _encode(

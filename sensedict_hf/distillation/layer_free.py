@@ -18,12 +18,13 @@ from transformers.utils import logging
 
 from ..data import Texts
 from ..models.layer_free_transfer import check_vectors, surrounding_ids
+from ..models.matching import has_other_weights
 from ..models.modeling_layer_free import LayerFreeModel
 from ..models.modeling_skd_student import SKDStudentModel
 from ..models.teachers import Teacher
 from ..models.tokenization import check_max_length
 from .checks import check_prompt
-from .labels import has_other_weights, label_settings
+from .labels import label_settings
 from .losses import Errors, vector_errors, vector_loss
 from .training_args import SKDTrainingArguments
 from .vectors import TeacherVectors, Variances, encode_vectors

@@ -164,8 +164,9 @@ def keep_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedCo
         )
     config, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
-        if name == "pos_att_type":
-            continue  # DeBERTa's kinds of relative attention: a list that may be as long as the model is deep
+        # Lists of other things, which may be as long as the model is deep: DeBERTa's kinds of relative attention, ids.
+        if name in ("pos_att_type", "architectures") or name.endswith("_token_id"):
+            continue
         if isinstance(value, list) and len(value) == total and not name.startswith("_"):
             setattr(config, name, [value[layer] for layer in layers])
     config.num_hidden_layers = len(layers)

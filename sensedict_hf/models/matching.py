@@ -30,7 +30,7 @@ def check_name(senses: SenseEmbeddingConfig, name: str) -> None:
 
 
 def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
-    """Check that a dictionary may have been built from a teacher. For another name or prompt there is only a warning.
+    """Check that a dictionary may have been built from a teacher. Other weights and prompts give only a warning.
 
     Args:
         senses: The dictionary.
@@ -55,10 +55,16 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             f"the senses are of layer {senses.config.layer}, {teacher.name} has only {depth} layers: build a "
             "dictionary from this teacher"
         )
-    # A copy of the teacher may have another name. Its weights are read only then.
-    has_other_name = senses.config.base_model_name_or_path != teacher.name
-    if has_other_name and senses.config.base_model_fingerprint != teacher.fingerprint():
+    # A copy of the teacher may have another name. Another model may have the same one, as of a folder only the last
+    # part of its path counts.
+    fingerprint, has_other_name = teacher.fingerprint(), senses.config.base_model_name_or_path != teacher.name
+    if has_other_name and senses.config.base_model_fingerprint != fingerprint:
         check_name(senses.config, teacher.name)
+    elif not has_other_name and has_other_weights(senses.config, fingerprint):
+        logger.warning_once(
+            f"the dictionary was built from {teacher.name} with other weights or in another dtype: if the teacher is "
+            "not the same model, its senses mean nothing: build a dictionary from it"
+        )
     senses.config.check_attention(teacher.name, teacher.attention)
     before, now = senses.config.prompt, teacher.prompt and asdict(teacher.prompt)
     if before != now:
@@ -67,6 +73,17 @@ def check_teacher(senses: SenseEmbeddingModel, teacher: Teacher) -> None:
             "vectors less well"
         )
     senses.config.check_teacher_tokenizer(teacher.tokenizer)
+
+
+def has_other_weights(senses: SenseEmbeddingConfig, fingerprint: str) -> bool:
+    """Return whether a dictionary is known to be of other weights than a teacher has.
+
+    Args:
+        senses: Config of the dictionary.
+        fingerprint: That of the teacher. Its last part is of the weights.
+    """
+    own = senses.base_model_fingerprint
+    return own is not None and own.rpartition("-")[2] != fingerprint.rpartition("-")[2]
 
 
 def window_length(senses: SenseEmbeddingModel, longest: int) -> int:

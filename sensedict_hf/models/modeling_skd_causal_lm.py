@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .attention import evaluating
@@ -37,8 +38,11 @@ from .modeling_skd_base import SKDStudentPreTrainedModel
 from .modeling_skd_student import SKDStudentModel
 from .teachers import Teacher, load_teacher
 
+logger = logging.get_logger(__name__)
 # Fields of configs of models that scale or clip their logits.
 LOGIT_SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Settings of sampling, which a generation config may have without `do_sample`.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # With label smoothing `Trainer` computes the loss itself, and shifts the labels only for classes in this table.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["skd_student"] = "SKDStudentForCausalLM"
 
@@ -139,7 +143,7 @@ class SKDStudentForCausalLM(SKDStudentPreTrainedModel, GenerationMixin):
         student.tie_weights()
         student.tokenizer = source.tokenizer
         if generation is not None:
-            student.generation_config = copy.deepcopy(generation)
+            student.generation_config = _saveable(generation)
         student.to(source.device)  # type: ignore[arg-type]  # transformers' annotation takes `self` for an argument
         student.eval()
         return student
@@ -286,3 +290,20 @@ def load_language_model(
                 "do not support: choose another architecture, such as Llama, Mistral or Qwen"
             )
     return teacher, head, getattr(loaded, "generation_config", None)
+
+
+def _saveable(generation: GenerationConfig) -> GenerationConfig:
+    """Return a copy without settings of sampling if there is none, as some published models have them.
+
+    Generation ignores them. But `Trainer` gives the config the tokenizer's special tokens, and then transformers saves
+    it only if it is valid.
+    """
+    own = copy.deepcopy(generation)
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        if not own.do_sample:
+            logger.warning(f"the teacher's generation config has no do_sample: left out are {', '.join(SAMPLING)}")
+            for name in SAMPLING:
+                setattr(own, name, None)
+    return own
