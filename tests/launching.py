@@ -1,4 +1,4 @@
-"""Processes of one launch, forked: a process that `torchrun` starts imports everything again, for ten seconds."""
+"""Processes of one launch, forked: those that `torchrun` starts import everything again, which takes ten seconds."""
 
 import multiprocessing
 import os

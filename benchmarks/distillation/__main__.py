@@ -91,7 +91,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", default=["2"], metavar="LAYERS", help=text + "; see --backbone")
     text = "a smaller model that students start from where --layers has the word `backbone`"
     parser.add_argument("--backbone", metavar="MODEL", help=text)
-    text = "learn from sentences of Wikipedia, as many as the tasks have texts, instead of the texts of the tasks"
+    text = "learn from the sentences of wikipedia_en_sample instead of the texts of the tasks"
     parser.add_argument("--wikipedia", action="store_true", help=text)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--settings", action="store_true", help="compare settings of SKD on held-out texts instead")

@@ -73,7 +73,8 @@ class Comparison:
     def __init__(self, options: argparse.Namespace):
         self.options, self.output = options, options.output
         options.output.mkdir(parents=True, exist_ok=True)
-        self.study = Study(options.results, options.device, "python -m benchmarks.distillation --data FOLDER")
+        command = "python -m benchmarks.distillation --data FOLDER" + " --wikipedia" * options.wikipedia
+        self.study = Study(options.results, options.device, command)
         self.names = SMALL if options.smoke else NAMES
         # A job shows no progress: the process that started it does.
         self.is_job = multiprocessing.parent_process() is not None
@@ -109,9 +110,9 @@ class Comparison:
 
     def texts(self, names: Sequence[str], dev: bool = False) -> list[str]:
         """Return the texts that students of some tasks learn from, each text once; with `--wikipedia` others."""
-        if self.options.wikipedia:
-            return sentences(read_columns(self.options.data / "wikipedia_en_sample" / "train.jsonl")["text"])
         step = 16 if self.options.smoke else 1
+        if self.options.wikipedia:
+            return sentences(read_columns(self.options.data / "wikipedia_en_sample" / "train.jsonl")["text"])[::step]
         return list(dict.fromkeys(text for name in names for text in self.task(name, dev).train_texts[::step]))
 
     def stored(self) -> StoredStates:

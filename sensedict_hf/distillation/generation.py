@@ -69,7 +69,7 @@ def check_generative(model: PreTrainedModel, senses: SenseEmbeddingModel | None,
         cast(Any, model).generation_config.validate(strict=True)
     except ValueError as error:
         raise ValueError(
-            f"the student could not be saved, as its generation_config (from its teacher) is not valid: {error}"
+            f"the student could not be saved: correct its generation_config, which is not valid: {error}"
         ) from error
 
 

@@ -302,8 +302,9 @@ def _saveable(generation: GenerationConfig) -> GenerationConfig:
     try:
         own.validate(strict=True)
     except ValueError:
-        if not own.do_sample:
-            logger.warning(f"the teacher's generation config has no do_sample: left out are {', '.join(SAMPLING)}")
-            for name in SAMPLING:
-                setattr(own, name, None)
+        given = [name for name in SAMPLING if not own.do_sample and getattr(own, name) is not None]
+        if given:
+            logger.warning(f"{', '.join(given)} without do_sample in the teacher's generation config: left out")
+        for name in given:
+            setattr(own, name, None)
     return own

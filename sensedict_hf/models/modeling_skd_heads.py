@@ -79,7 +79,7 @@ class SKDStudentHeadModel(SKDStudentPreTrainedModel):
             A student in float32, on the device of the teacher.
 
         Raises:
-            ValueError: The dictionary was not built from this teacher, the teacher has no such layers, or its head
+            ValueError: The dictionary does not fit this teacher, the teacher has no such layers, or its head
                 cannot be copied.
 
         Example:

@@ -115,7 +115,7 @@ class SKDStudentModel(SKDStudentPreTrainedModel, TextEncoder):
             A student in float32, on the device of the teacher, ready to encode (`eval()`).
 
         Raises:
-            ValueError: The dictionary was not built from this teacher, the teacher has no such layers, its weights
+            ValueError: The dictionary does not fit this teacher, the teacher has no such layers, its weights
                 cannot be copied, or `config` names an unknown field.
 
         Example:

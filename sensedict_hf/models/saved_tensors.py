@@ -111,8 +111,8 @@ def find_misfits(
         ignore_head: Whether tensors of the head may have other sizes.
 
     Returns:
-        Names of tensors that have another size, and of those of the dictionary that are missing, not expected, or of
-        another dtype.
+        Names of tensors that have another size. Those of the dictionary and of int8 tables also if they are missing,
+        not expected, or of another dtype.
     """
     prefix = f"{model.base_model_prefix}."
     expected = model.state_dict()
@@ -135,9 +135,7 @@ def find_misfits(
         is_float = name.endswith(TABLE_SCALES) or (kind == "senses" and learn_senses)
         if name not in expected or name not in stored:
             wrong.append(name)
-        elif is_float and stored[name].dtype in FLOATS:
-            continue
-        elif STORED_DTYPES[expected[name].dtype] != stored[name].dtype:
+        elif stored[name].dtype not in (FLOATS if is_float else (STORED_DTYPES[expected[name].dtype],)):
             wrong.append(name)
     return sorted(set(wrong))
 

@@ -351,10 +351,12 @@ def _load_parts(
     """
     parts = take_apart(teacher, revision, pooling)
     if parts is not None:
-        text = (
-            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers"
+        refuse(
+            "a static model, or an object of sentence-transformers or model2vec: pass the name of a model with layers",
+            adapters=adapters or None,
+            tokenizer=tokenizer,
+            **loading,
         )
-        refuse(text, adapters=adapters or None, tokenizer=tokenizer, **loading)
         if device is not None:
             move_model(parts.model, device)
         return parts

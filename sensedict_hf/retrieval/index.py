@@ -122,9 +122,9 @@ class SenseIndex:
             batch_size: Windows in a forward pass.
 
         Raises:
-            ValueError: The dictionary has no senses or is of another model, a document is no string or has no tokens,
-                the ids are not unique, of two kinds, or not as many as the documents, or `output_dir` holds something
-                else.
+            ValueError: The dictionary has no senses or does not fit the model, a document is no string or has no
+                tokens, the ids are not unique, of two kinds, or not as many as the documents, or `output_dir` holds
+                something else.
 
         Example:
             >>> from sensedict_hf import SenseIndex

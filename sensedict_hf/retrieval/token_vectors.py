@@ -50,7 +50,7 @@ class TokenEncoder:
         prompt_name: Name of the prompt of the model to read before each text. None: its own prompt, if it has one.
 
     Raises:
-        ValueError: The dictionary is of another model or tokenizer, or the model has no such prompt.
+        ValueError: The dictionary does not fit the model or its tokenizer, or the model has no such prompt.
     """
 
     def __init__(
